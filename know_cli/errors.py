@@ -1,0 +1,38 @@
+"""The errors that a user can cause, each with the exit code that the command ends with.
+
+A message is one line that says what is wrong, in which file and tensor, and what to do.
+Anything that is not a :class:`KnowError` is a bug in this program and ends with exit code 1.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_BUG = 1
+EXIT_USAGE = 2
+EXIT_CHECKPOINT = 3
+EXIT_OUTPUT = 4
+EXIT_INTERRUPTED = 130
+
+
+class KnowError(Exception):
+    """Base of all errors that are reported to the user as one line."""
+
+    exit_code = EXIT_BUG
+
+
+class UsageError(KnowError):
+    """The command line, or a call of the library, asks for something that cannot be done."""
+
+    exit_code = EXIT_USAGE
+
+
+class CheckpointError(KnowError):
+    """An input checkpoint or bundle is missing, corrupt, mismatched or not finite."""
+
+    exit_code = EXIT_CHECKPOINT
+
+
+class OutputError(KnowError):
+    """The output exists already, or cannot be written."""
+
+    exit_code = EXIT_OUTPUT
