@@ -1,0 +1,15 @@
+"""Safetensors checkpoints: lazy reading, the aligned trajectory, atomic streamed output."""
+
+from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from know_cli.checkpoints.output import CheckpointWriter, save_checkpoint
+from know_cli.checkpoints.trajectory import Trajectory, open_trajectory
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointWriter",
+    "TensorEntry",
+    "Trajectory",
+    "open_checkpoint",
+    "open_trajectory",
+    "save_checkpoint",
+]

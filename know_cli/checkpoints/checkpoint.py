@@ -1,0 +1,201 @@
+"""One checkpoint, a file or a folder of shards, read by offset."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+
+from know_cli.checkpoints.header import Header, TensorInfo, read_header, unreadable
+from know_cli.errors import CheckpointError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# Open descriptors a checkpoint keeps; hundreds of shards must not meet the usual limit of 1024.
+_MAX_OPEN_FILES = 32
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor of a checkpoint, and the file that holds it."""
+
+    info: TensorInfo
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name in the state dict."""
+        return self.info.name
+
+    @property
+    def dtype(self) -> str:
+        """Safetensors name of the element type."""
+        return self.info.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape; empty for a scalar."""
+        return self.info.shape
+
+
+@dataclass
+class Checkpoint:
+    """An open checkpoint: headers in memory, data on disk.
+
+    Attributes:
+        path: what the user named, a file or a folder.
+        is_folder: whether ``path`` is a folder in the layout of Hugging Face.
+        headers: each safetensors file of the checkpoint with its header, in shard order.
+        tensors: every tensor by name, in the order of the files and of their data.
+        index_path: the folder's ``model.safetensors.index.json``, if it has one.
+    """
+
+    path: Path
+    is_folder: bool
+    headers: dict[Path, Header]
+    tensors: dict[str, TensorEntry]
+    index_path: Path | None = None
+    _files: OrderedDict[Path, int] = field(default_factory=OrderedDict, repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Metadata of the first file; the shards of one checkpoint carry the same."""
+        return next(iter(self.headers.values())).metadata
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all its safetensors files."""
+        return sum(header.file_bytes for header in self.headers.values())
+
+    def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the bytes of a tensor from byte ``offset`` of its data on.
+
+        Safe to call from several threads.
+
+        Raises:
+            CheckpointError: the file can no longer be read, or has become shorter.
+        """
+        position, view = entry.info.begin + offset, buffer
+        while len(view):
+            # The lock keeps a descriptor from being evicted, and its number reused, in use.
+            with self._lock:
+                descriptor = self._descriptor(entry.path)
+                try:
+                    count = os.preadv(descriptor, [view], position)
+                except OSError as error:
+                    raise unreadable(entry.path, error) from error
+            if count == 0:
+                raise CheckpointError(
+                    f"{entry.path}: tensor {entry.name!r}: the file has become shorter while "
+                    "it was read; do not write to inputs during a run"
+                )
+            position, view = position + count, view[count:]
+
+    def _descriptor(self, path: Path) -> int:
+        descriptor = self._files.pop(path, None)
+        if descriptor is None:
+            if len(self._files) >= _MAX_OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            try:
+                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except OSError as error:
+                raise unreadable(path, error) from error
+        self._files[path] = descriptor
+        return descriptor
+
+    def close(self) -> None:
+        """Close its files; reading again opens them anew."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a ``.safetensors`` file, or a folder with one file or a shard index; headers only.
+
+    Raises:
+        CheckpointError: nothing usable is there; the message says what was looked for.
+    """
+    if not path.is_dir():
+        return _collect(path, False, [path], None)
+    index = path / INDEX_FILE
+    if index.exists():
+        shards = _read_index(index)
+        checkpoint = _collect(path, True, [path / shard for shard in shards], index)
+        _check_index(checkpoint, shards)
+        return checkpoint
+    single = path / SINGLE_FILE
+    if not single.exists():
+        raise CheckpointError(
+            f"{path}: the folder has neither {SINGLE_FILE} nor {INDEX_FILE}; name the "
+            "checkpoint's folder or file itself"
+        )
+    return _collect(path, True, [single], None)
+
+
+def _collect(path: Path, is_folder: bool, files: list[Path], index: Path | None) -> Checkpoint:
+    headers = {file: read_header(file) for file in files}
+    tensors: dict[str, TensorEntry] = {}
+    for file, header in headers.items():
+        for name, info in header.tensors.items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{file}: tensor {name!r} is in {tensors[name].path.name} as well; "
+                    "save the checkpoint again"
+                )
+            tensors[name] = TensorEntry(info, file)
+    if not tensors:
+        raise CheckpointError(f"{path}: has no tensors")
+    return Checkpoint(path, is_folder, headers, tensors, index)
+
+
+def _read_index(index: Path) -> dict[str, list[str]]:
+    """Shard file name → names of its tensors, sorted by shard; bare names only."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise unreadable(index, error) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{index}: is not valid JSON ({error}); download it again") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map; download it again")
+    shards: dict[str, list[str]] = {}
+    for name, shard in weight_map.items():
+        # A shard name that is a path could make us read, or mirror to, any place on this disk.
+        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+            raise CheckpointError(
+                f"{index}: tensor {name!r}: {shard!r} is not the bare name of a file in the "
+                "folder; refused"
+            )
+        shards.setdefault(shard, []).append(name)
+    return dict(sorted(shards.items()))
+
+
+def _check_index(checkpoint: Checkpoint, shards: dict[str, list[str]]) -> None:
+    for shard, names in shards.items():
+        held = checkpoint.headers[checkpoint.path / shard].tensors
+        for problem, wrong in (
+            ("does not have", set(names) - held.keys()),
+            ("has, against the index,", held.keys() - set(names)),
+        ):
+            if wrong:
+                raise CheckpointError(
+                    f"{checkpoint.path / shard}: {problem} tensor {min(wrong)!r} "
+                    f"({len(wrong)} such); index and shards are not of one checkpoint"
+                )

@@ -1,0 +1,104 @@
+"""The keys that this program keeps in the metadata of safetensors files.
+
+All values are strings, as the format wants. ``know forget`` writes a :class:`Session`;
+``know-predict`` reads it from its inputs and adds provenance to its output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SESSION = "know.session"
+FRACTION = "know.fraction"
+RATE = "know.rate"
+TRAJECTORY = "know.trajectory"
+CONTINUATION = "know.continuation"
+
+VERSION = "know.version"
+METHOD = "know.method"
+STEPS = "know.steps"
+CHECKPOINTS = "know.checkpoints"
+BUNDLE = "know.bundle"
+TARGET = "know.target"
+NORM = "know.norm"
+
+
+@dataclass(frozen=True)
+class Session:
+    """Which session of a structured forgetting a checkpoint was recorded in.
+
+    Attributes:
+        index: 0 for the full data, then 1, 2, …; a prediction has −1, −2, …
+        fraction: its share of session 0's data, ``rate ** index``.
+        rate: sampling rate from one session to the next.
+        trajectory: names the run, the same in all its checkpoints.
+    """
+
+    index: int
+    fraction: float
+    rate: float
+    trajectory: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """The metadata entries that :meth:`from_metadata` reads back."""
+        return {
+            SESSION: str(self.index),
+            FRACTION: repr(self.fraction),
+            RATE: repr(self.rate),
+            TRAJECTORY: self.trajectory,
+        }
+
+    @staticmethod
+    def from_metadata(metadata: Mapping[str, str]) -> Session | None:
+        """The session that a checkpoint's metadata tells of, or None where it tells of none."""
+        try:
+            return Session(
+                int(metadata[SESSION]),
+                float(metadata[FRACTION]),
+                float(metadata[RATE]),
+                metadata[TRAJECTORY],
+            )
+        except (KeyError, ValueError):
+            return None
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Marks Θ0 trained further on more data than session 0 had; it is no session of the chain.
+
+    Its metadata has no session index, so that :meth:`Session.from_metadata` finds none.
+
+    Attributes:
+        step: 1 for D(−1), the next larger data set, 2 for D(−2), …
+        fraction: its share of session 0's data, ``rate ** -step``, more than 1.
+        rate: sampling rate from one data set to the next.
+        trajectory: names the run, the same in all its checkpoints.
+    """
+
+    step: int
+    fraction: float
+    rate: float
+    trajectory: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """The metadata entries that :meth:`from_metadata` reads back."""
+        return {
+            CONTINUATION: str(self.step),
+            FRACTION: repr(self.fraction),
+            RATE: repr(self.rate),
+            TRAJECTORY: self.trajectory,
+        }
+
+    @staticmethod
+    def from_metadata(metadata: Mapping[str, str]) -> Continuation | None:
+        """The continuation that a checkpoint's metadata tells of, or None."""
+        try:
+            return Continuation(
+                int(metadata[CONTINUATION]),
+                float(metadata[FRACTION]),
+                float(metadata[RATE]),
+                metadata[TRAJECTORY],
+            )
+        except (KeyError, ValueError):
+            return None

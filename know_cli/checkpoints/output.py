@@ -1,0 +1,300 @@
+"""Writing a checkpoint: header first, tensors to their final offsets, renamed at the end.
+
+Until :meth:`CheckpointWriter.commit` nothing is visible under the output's name, and leaving
+the ``with`` block without it, for whatever reason, removes every temporary.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from know_cli.checkpoints.dtypes import safetensors_dtype
+from know_cli.checkpoints.header import TensorInfo, encode_header
+from know_cli.errors import OutputError
+
+if TYPE_CHECKING:
+    import torch
+
+# Weights in other formats and training state would contradict the predicted weights beside them.
+_LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+
+
+def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, force: bool) -> None:
+    """Refuse an output that must not or cannot be written, before any work is done.
+
+    Args:
+        output: the path as the user gave it.
+        inputs: checkpoints that must never be overwritten.
+        is_folder: whether a folder is going to be written.
+        force: whether an existing output may be replaced.
+
+    Raises:
+        OutputError: the reason, and what to do.
+    """
+    parent = output.parent
+    if not parent.is_dir():
+        raise OutputError(f"{parent}: no such folder; make it first: mkdir -p {parent}")
+    for checkpoint in inputs:
+        _refuse_input(output, checkpoint, is_folder)
+    if output.exists() or output.is_symlink():
+        if output.is_dir() != is_folder:
+            wanted, found = ("folder", "file") if is_folder else ("file", "folder")
+            raise OutputError(
+                f"{output}: is a {found}, but the output is a {wanted} as the first checkpoint "
+                "is; name another"
+            )
+        if not force and not (is_folder and not any(output.iterdir())):
+            raise OutputError(f"{output}: exists already; --force replaces it")
+    folder = output if output.is_dir() else parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{output}: no permission to write in {folder}")
+
+
+def _refuse_input(output: Path, checkpoint: Checkpoint, is_folder: bool) -> None:
+    inputs = [checkpoint.path, *checkpoint.headers]
+    outputs = [output]
+    if is_folder:
+        outputs += [output / path.name for path in checkpoint.headers]
+    for one in inputs:
+        for other in outputs:
+            if other.exists() and one.samefile(other):
+                raise OutputError(
+                    f"{output}: is the input {checkpoint.path}; an input is never overwritten, "
+                    "name another output"
+                )
+
+
+class CheckpointWriter:
+    """Streams a checkpoint that has the tensors of another, each at its final offset.
+
+    Use as a context manager: :meth:`write` any part of any tensor in any order, then
+    :meth:`commit`. For a folder, shards and index keep their names, and the files beside them
+    that are not weights are copied.
+
+    Args:
+        output: file or folder to write, checked before with :func:`check_output`.
+        like: the checkpoint whose tensors, dtypes and layout the output has.
+        metadata: of every safetensors file written.
+
+    Attributes:
+        left_out: after the commit of a folder, files that were not copied along because they
+            hold other weights or training state.
+    """
+
+    def __init__(self, output: Path, like: Checkpoint, metadata: Mapping[str, str]) -> None:
+        self.output = output
+        self.left_out: list[Path] = []
+        self._like = like
+        self._metadata = dict(metadata)
+        self._place: dict[str, tuple[int, TensorInfo]] = {}
+        self._descriptors: list[int] = []
+        self._temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+
+    def __enter__(self) -> CheckpointWriter:
+        with _output_errors(self.output):
+            try:
+                if self._like.is_folder:
+                    self._temporary.mkdir()
+                for path, header in self._like.headers.items():
+                    self._start_file(path, list(header.tensors.values()))
+            except BaseException:
+                self._discard()
+                raise
+        return self
+
+    def _start_file(self, path: Path, tensors: list[TensorInfo]) -> None:
+        start, infos = encode_header(
+            [(info.name, info.dtype, info.shape) for info in tensors], self._metadata
+        )
+        target = self._temporary / path.name if self._like.is_folder else self._temporary
+        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._descriptors.append(descriptor)
+        _write_at(descriptor, memoryview(start), 0)
+        size = max((info.end for info in infos.values()), default=len(start))
+        # Asking for all space now turns a full disk into an error before hours of work.
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.truncate(descriptor, size)
+        for name, info in infos.items():
+            self._place[name] = (descriptor, info)
+
+    def write(self, name: str, offset: int, data: memoryview) -> None:
+        """Write bytes of one tensor, ``offset`` counted from the start of its data.
+
+        Raises:
+            OutputError: the disk is full, or refuses.
+        """
+        descriptor, info = self._place[name]
+        with _output_errors(self.output):
+            _write_at(descriptor, data, info.begin + offset)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the safetensors files that are written."""
+        ends: dict[int, int] = {}
+        for descriptor, info in self._place.values():
+            ends[descriptor] = max(ends.get(descriptor, 0), info.end)
+        return sum(ends.values())
+
+    def commit(self) -> None:
+        """Flush everything to disk and give it the output's name, a folder's index last.
+
+        Raises:
+            OutputError: the disk refuses; an output that existed is untouched, except that an
+                existing folder may have lost its index file if the failure comes between the
+                renames of its shards, so that old and new shards are never taken for one model.
+        """
+        with _output_errors(self.output):
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+            self._close()
+            if not self._like.is_folder:
+                self._temporary.replace(self.output)
+            else:
+                self.left_out = copy_other_files(self._like, self._temporary)
+                _move_folder(self._temporary, self.output)
+            _sync_folder(self.output.parent)
+
+    def _close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+    def _discard(self) -> None:
+        self._close()
+        if self._temporary.is_dir():
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._discard()
+
+
+def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
+    """Copy what lies beside a folder's weights (config, tokenizer, shard index) into ``target``.
+
+    Links are followed, hidden files and weights in other formats are left out.
+
+    Returns:
+        The files left out because they hold other weights or training state.
+    """
+    left_out = []
+    for path in sorted(source.path.rglob("*")):
+        relative = path.relative_to(source.path)
+        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+            continue
+        of_other_weights = path.name.endswith(".index.json") and path.name != INDEX_FILE
+        if path.suffix in _LEFT_OUT or of_other_weights:
+            if path not in source.headers:
+                left_out.append(path)
+            continue
+        copy = target / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        with copy.open("rb+") as file:
+            os.fsync(file.fileno())
+    return left_out
+
+
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a state dict as one safetensors file, whole or not at all, the same bytes each time.
+
+    Tensors that share memory (tied weights) are each written in full, so that
+    ``load_state_dict`` finds every name.
+
+    Args:
+        path: the file; replaced if it exists.
+        tensors: by name, on any device, any layout in memory.
+        metadata: string to string.
+
+    Raises:
+        OutputError: the file cannot be written, or a tensor's dtype has no place in the format.
+    """
+    import torch
+
+    kept = {name: tensor.detach() for name, tensor in tensors.items()}
+    try:
+        layout = [(n, safetensors_dtype(t.dtype), tuple(t.shape)) for n, t in kept.items()]
+    except KeyError as error:
+        raise OutputError(f"{path}: safetensors has no dtype {error}") from error
+    start, infos = encode_header(layout, metadata)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with _output_errors(path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(start)
+                for name in infos:
+                    file.write(
+                        kept[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+                    )
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def _move_folder(temporary: Path, output: Path) -> None:
+    _sync_folder(temporary)
+    if not output.exists():
+        temporary.rename(output)
+        return
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    if [path.name for path in weights] != [SINGLE_FILE]:
+        # While shards are exchanged no index may lead a reader to a mixture of two models.
+        (output / INDEX_FILE).unlink(missing_ok=True)
+    index = [path for path in files if path.name == INDEX_FILE]
+    others = [path for path in files if path not in weights and path not in index]
+    for path in [*others, *weights, *index]:
+        target = output / path.relative_to(temporary)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    if not index:
+        # A folder with an index is read by it: one left from before would hide the new file.
+        (output / INDEX_FILE).unlink(missing_ok=True)
+    _sync_folder(output)
+
+
+def _write_at(descriptor: int, data: memoryview, position: int) -> None:
+    if not data.nbytes:
+        return  # an empty view cannot be cast
+    view = data.cast("B")
+    while len(view):
+        count = os.pwrite(descriptor, view, position)
+        position, view = position + count, view[count:]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _output_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{output}: cannot be written: {error.strerror or error}; nothing was kept"
+        ) from error

@@ -1,0 +1,181 @@
+"""S checkpoints of one model, checked against each other and put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from know_cli.checkpoints.dtypes import is_float
+from know_cli.checkpoints.metadata import Session
+from know_cli.errors import CheckpointError, UsageError
+
+MIN_CHECKPOINTS = 2
+MAX_CHECKPOINTS = 16
+_MAX_DIFFERENCES = 10
+
+
+@dataclass
+class Trajectory:
+    """Open checkpoints Θ0 (full data) first, most-forgotten last; names and shapes agree.
+
+    Attributes:
+        checkpoints: the S checkpoints in order.
+        rate: the sampling rate that their metadata agree on, or None.
+        notices: what was put right, or looks odd, in words for the user.
+    """
+
+    checkpoints: list[Checkpoint]
+    rate: float | None
+    notices: list[str]
+
+    def __len__(self) -> int:
+        return len(self.checkpoints)
+
+    @property
+    def first(self) -> Checkpoint:
+        """Θ0, whose names, dtypes, metadata and layout the output takes."""
+        return self.checkpoints[0]
+
+    def entries(self, name: str) -> list[TensorEntry]:
+        """One tensor in all S checkpoints, Θ0 first."""
+        return [checkpoint.tensors[name] for checkpoint in self.checkpoints]
+
+    def close(self) -> None:
+        """Close all files."""
+        for checkpoint in self.checkpoints:
+            checkpoint.close()
+
+    def __enter__(self) -> Trajectory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_trajectory(paths: Sequence[Path]) -> Trajectory:
+    """Open 2 to 16 checkpoints of one model; only their headers are read.
+
+    Checkpoints that carry a session index are put in its order.
+
+    Raises:
+        UsageError: too few or too many paths, or one given twice.
+        CheckpointError: one cannot be used, they differ in names or shapes, or their recorded
+            sessions contradict each other.
+    """
+    if not MIN_CHECKPOINTS <= len(paths) <= MAX_CHECKPOINTS:
+        raise UsageError(
+            f"got {len(paths)} checkpoint{'s' * (len(paths) != 1)}: give "
+            f"{MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}, full data first, most-forgotten last"
+        )
+    _refuse_same_path(paths)
+    with ExitStack() as stack:
+        checkpoints = [stack.enter_context(open_checkpoint(path)) for path in paths]
+        checkpoints, rate, notices = _put_in_order(checkpoints)
+        _compare(checkpoints)
+        stack.pop_all()
+    return Trajectory(checkpoints, rate, notices)
+
+
+def _refuse_same_path(paths: Sequence[Path]) -> None:
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        same = seen.setdefault(path.resolve(), path)
+        if same is not path:
+            raise UsageError(f"{path}: given twice; each session has a checkpoint of its own")
+
+
+def _put_in_order(
+    checkpoints: list[Checkpoint],
+) -> tuple[list[Checkpoint], float | None, list[str]]:
+    """Order by recorded session; (ordered, common rate or None, notices)."""
+    sessions = [Session.from_metadata(checkpoint.metadata) for checkpoint in checkpoints]
+    recorded = [
+        (session, checkpoint)
+        for session, checkpoint in zip(sessions, checkpoints, strict=True)
+        if session is not None
+    ]
+    notices: list[str] = []
+    if not recorded:
+        return checkpoints, None, notices
+    if len({session.trajectory for session, _ in recorded}) > 1:
+        (first, one), (second, other) = _two_different(recorded)
+        raise CheckpointError(
+            f"{other.path}: is of another trajectory ({second.trajectory}) than {one.path} "
+            f"({first.trajectory}); give checkpoints of one trajectory"
+        )
+    indices = [session.index for session, _ in recorded]
+    in_order = sorted(indices)
+    if len(set(indices)) < len(indices):
+        twice = next(index for index in in_order if indices.count(index) > 1)
+        names = ", ".join(str(c.path) for s, c in recorded if s.index == twice)
+        raise CheckpointError(
+            f"{names}: recorded as the same session {twice}; give one checkpoint a session"
+        )
+    if indices != in_order:
+        if len(recorded) < len(checkpoints):
+            missing = next(c for s, c in zip(sessions, checkpoints, strict=True) if s is None)
+            raise CheckpointError(
+                f"{missing.path}: has no recorded session, and those of the others are out of "
+                f"order ({_listing(indices)}); give them in order, full data first"
+            )
+        checkpoints = [c for _, c in sorted(recorded, key=lambda pair: pair[0].index)]
+        notices.append(
+            f"checkpoints were given in session order {_listing(indices)}; "
+            f"put right to {_listing(in_order)}"
+        )
+    if in_order != list(range(in_order[0], in_order[0] + len(in_order))):
+        notices.append(f"sessions {_listing(in_order)} are not consecutive")
+    rates = {session.rate for session, _ in recorded}
+    return checkpoints, rates.pop() if len(rates) == 1 else None, notices
+
+
+def _two_different(
+    recorded: list[tuple[Session, Checkpoint]],
+) -> tuple[tuple[Session, Checkpoint], tuple[Session, Checkpoint]]:
+    first = recorded[0]
+    return first, next(pair for pair in recorded if pair[0].trajectory != first[0].trajectory)
+
+
+def _listing(indices: Sequence[int]) -> str:
+    return ", ".join(str(index) for index in indices)
+
+
+def _compare(checkpoints: list[Checkpoint]) -> None:
+    """Names, shapes and computability must agree; up to ten differences are listed."""
+    first, differences = checkpoints[0], []
+    for other in checkpoints[1:]:
+        for name in first.tensors.keys() - other.tensors.keys():
+            differences.append((name, f"{name!r} is missing in {other.path}"))
+        for name in other.tensors.keys() - first.tensors.keys():
+            differences.append((name, f"{name!r} is only in {other.path}"))
+        for name in first.tensors.keys() & other.tensors.keys():
+            one, two = first.tensors[name], other.tensors[name]
+            if one.shape != two.shape:
+                differences.append(
+                    (name, f"{name!r} is {_shape(one)} but {_shape(two)} in {other.path}")
+                )
+            elif one.dtype != two.dtype and not (is_float(one.dtype) and is_float(two.dtype)):
+                differences.append(
+                    (name, f"{name!r} is {one.dtype} but {two.dtype} in {other.path}")
+                )
+    if differences:
+        differences.sort()
+        shown = "; ".join(text for _, text in differences[:_MAX_DIFFERENCES])
+        more = len(differences) - _MAX_DIFFERENCES
+        raise CheckpointError(
+            f"{first.path}: the checkpoints are not of one model: {shown}"
+            + (f"; and {more} more" if more > 0 else "")
+        )
+
+
+def _shape(entry: TensorEntry) -> str:
+    return "x".join(str(size) for size in entry.shape) or "a scalar"

@@ -1,0 +1,233 @@
+"""Writing checkpoints: bytes, atomicity, what is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from know_cli.checkpoints import CheckpointWriter, open_checkpoint, save_checkpoint
+from know_cli.checkpoints import output as module
+from know_cli.checkpoints.output import check_output
+from know_cli.errors import OutputError
+from tests.conftest import network
+from tests.test_checkpoint import shards
+
+
+def copy(source: Path, target: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write ``target`` with the data of ``source``, in odd pieces, out of order."""
+    with open_checkpoint(source) as like, CheckpointWriter(target, like, metadata or {}) as writer:
+        for entry in reversed(like.tensors.values()):
+            data = bytearray(entry.info.nbytes)
+            like.read_into(entry, 0, memoryview(data))
+            for begin in reversed(range(0, len(data), 7)):
+                writer.write(entry.name, begin, memoryview(data)[begin : begin + 7])
+        writer.commit()
+
+
+def test_streamed_file_equals_save_file(tmp_path: Path) -> None:
+    save_file(network(), tmp_path / "a.safetensors", {"format": "pt"})
+    copy(tmp_path / "a.safetensors", tmp_path / "b.safetensors", {"format": "pt"})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_save_checkpoint_equals_save_file(tmp_path: Path) -> None:
+    save_file(network(), tmp_path / "a.safetensors", {"format": "pt"})
+    save_checkpoint(tmp_path / "b.safetensors", network(), {"format": "pt"})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_save_checkpoint_takes_any_memory_layout(tmp_path: Path) -> None:
+    tied = torch.arange(6.0).reshape(2, 3)
+    save_checkpoint(
+        tmp_path / "a.safetensors", {"x": tied, "y": tied, "t": tied.T, "p": tied[:, 1]}, {}
+    )
+    loaded = load_file(tmp_path / "a.safetensors")
+    assert torch.equal(loaded["x"], tied)
+    assert torch.equal(loaded["y"], tied)
+    assert torch.equal(loaded["t"], tied.T)
+    assert torch.equal(loaded["p"], tied[:, 1])
+
+
+def test_save_checkpoint_refuses_what_the_format_lacks(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="complex128"):
+        save_checkpoint(tmp_path / "a", {"x": torch.ones(1, dtype=torch.complex128)}, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_mirrors_shards_index_and_other_files(tmp_path: Path) -> None:
+    source = shards(tmp_path / "in")
+    (source / "config.json").write_text("{}")
+    (source / "tokenizer").mkdir()
+    (source / "tokenizer" / "vocab.txt").write_text("a b")
+    (source / ".cache").mkdir()
+    (source / ".cache" / "x").write_text("x")
+    for name in (
+        "optimizer.pt",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "other.safetensors",
+    ):
+        (source / name).write_text("stale")
+    with (
+        open_checkpoint(source) as like,
+        CheckpointWriter(tmp_path / "out", like, {"k": "v"}) as writer,
+    ):
+        for entry in like.tensors.values():
+            writer.write(entry.name, 0, memoryview(torch.full((3,), 9.0).numpy()))
+        assert not (tmp_path / "out").exists()
+        writer.commit()
+    out = tmp_path / "out"
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
+        "config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json", "tokenizer/vocab.txt",
+    ]  # fmt: skip
+    assert sorted(path.name for path in writer.left_out) == [
+        "optimizer.pt", "other.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    ]  # fmt: skip
+    with open_checkpoint(out) as written:
+        assert written.metadata == {"k": "v"}
+    assert load_file(out / "model-00002-of-00002.safetensors")["layer1.weight"].tolist() == [9] * 3
+    with safe_open(out / "model-00002-of-00002.safetensors", "pt") as file:
+        assert file.metadata() == {"k": "v"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_existing_folder_keeps_its_other_files(tmp_path: Path) -> None:
+    source = shards(tmp_path / "in")
+    out = shards(tmp_path / "out", 3)
+    (out / "notes.txt").write_text("mine")
+    copy(source, out)
+    assert (out / "notes.txt").read_text() == "mine"
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == {"layer0.weight", "layer1.weight"}
+    with open_checkpoint(out) as written:
+        assert set(written.tensors) == {"layer0.weight", "layer1.weight"}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_single_file_replaces_a_sharded_folder(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    save_file({"w": torch.ones(2)}, source / "model.safetensors")
+    copy(source, shards(tmp_path / "out"))
+    with open_checkpoint(tmp_path / "out") as written:
+        assert set(written.tensors) == {"w"}
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_leaving_without_commit_leaves_nothing(tmp_path: Path, folder: bool) -> None:
+    source = shards(tmp_path / "in") if folder else tmp_path / "in.safetensors"
+    if not folder:
+        save_file({"w": torch.ones(2)}, source)
+    before = sorted(tmp_path.rglob("*"))
+    with (
+        open_checkpoint(source) as like,
+        pytest.raises(KeyboardInterrupt),
+        CheckpointWriter(tmp_path / "out", like, {}) as writer,
+    ):
+        writer.write(next(iter(like.tensors)), 0, memoryview(bytes(4)))
+        raise KeyboardInterrupt
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_full_disk_is_an_error_that_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file({"w": torch.ones(2)}, source)
+    out.write_text("precious")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for function in ("posix_fallocate", "pwrite", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module.os, function, full)
+            with pytest.raises(OutputError, match="No space left"):
+                copy(source, out)
+        assert out.read_text() == "precious"
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["in.safetensors", "out.safetensors"]
+
+
+def check(output: Path, *inputs: Path, force: bool = False, is_folder: bool = False) -> None:
+    checkpoints = [open_checkpoint(path) for path in inputs]
+    check_output(output, checkpoints, is_folder=is_folder, force=force)
+
+
+def test_outputs_that_are_refused(tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    save_file({"w": torch.ones(2)}, source)
+    check(tmp_path / "new.safetensors", source)
+    with pytest.raises(OutputError, match="mkdir -p"):
+        check(tmp_path / "no" / "new.safetensors", source)
+    (tmp_path / "old").write_text("x")
+    with pytest.raises(OutputError, match="exists already; --force"):
+        check(tmp_path / "old", source)
+    check(tmp_path / "old", source, force=True)
+    with pytest.raises(OutputError, match="is a file, but the output is a folder"):
+        check(tmp_path / "old", source, force=True, is_folder=True)
+    with pytest.raises(OutputError, match="is a folder, but the output is a file"):
+        check(tmp_path, source, force=True)
+
+
+@pytest.mark.parametrize("make", ["same", "symbolic", "hard"])
+def test_an_input_is_never_overwritten(tmp_path: Path, make: str) -> None:
+    source, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file({"w": torch.ones(2)}, source)
+    if make == "same":
+        out = source
+    elif make == "symbolic":
+        out.symlink_to(source)
+    else:
+        out.hardlink_to(source)
+    with pytest.raises(OutputError, match="an input is never overwritten"):
+        check(out, source, force=True)
+
+
+def test_a_folder_s_shards_are_never_overwritten(tmp_path: Path) -> None:
+    source = shards(tmp_path / "in")
+    with pytest.raises(OutputError, match="an input is never overwritten"):
+        check(source, source, force=True, is_folder=True)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model-00001-of-00002.safetensors").hardlink_to(
+        source / "model-00001-of-00002.safetensors"
+    )
+    with pytest.raises(OutputError, match="an input is never overwritten"):
+        check(out, source, force=True, is_folder=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_without_permission(tmp_path: Path) -> None:
+    source = tmp_path / "in.safetensors"
+    save_file({"w": torch.ones(2)}, source)
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    with pytest.raises(OutputError, match="no permission"):
+        check(locked / "out.safetensors", source)
+
+
+def test_permission_error_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "in.safetensors"
+    save_file({"w": torch.ones(2)}, source)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(module.os, "open", refuse)
+    with pytest.raises(OutputError, match="Permission denied"):
+        copy_only_writer(source, tmp_path / "out.safetensors")
+
+
+def copy_only_writer(source: Path, target: Path) -> None:
+    like = open_checkpoint(source)
+    with CheckpointWriter(target, like, {}):
+        pass
