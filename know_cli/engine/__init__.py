@@ -1,0 +1,1 @@
+"""Plan → read → compute → write, streamed: the way of the data through ``know-predict``."""

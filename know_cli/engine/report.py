@@ -1,0 +1,103 @@
+"""What a prediction did, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from know_cli.kinds import Kind
+
+
+@dataclass
+class KindReport:
+    """Sums over the tensors of one kind, for the last step.
+
+    Attributes:
+        tensors: number of tensors of the kind.
+        parameters: their parameters.
+        predicted: of these, how many were predicted.
+        absolute_change: Σ |Θ̂ − Θ0| over predicted parameters.
+        squared_change: Σ (Θ̂ − Θ0)².
+        squared_norm: Σ Θ0² over predicted parameters.
+    """
+
+    tensors: int = 0
+    parameters: int = 0
+    predicted: int = 0
+    absolute_change: float = 0.0
+    squared_change: float = 0.0
+    squared_norm: float = 0.0
+
+    @property
+    def mean_change(self) -> float | None:
+        """Mean |Θ̂ − Θ0| of the predicted parameters."""
+        return self.absolute_change / self.predicted if self.predicted else None
+
+    @property
+    def relative_change(self) -> float | None:
+        """‖Θ̂ − Θ0‖ / ‖Θ0‖ over the predicted parameters."""
+        if not self.predicted or self.squared_norm == 0:
+            return None
+        return float((self.squared_change / self.squared_norm) ** 0.5)
+
+    @property
+    def share_copied(self) -> float:
+        """Share of the parameters that was not predicted."""
+        return 1 - self.predicted / self.parameters if self.parameters else 0.0
+
+
+@dataclass
+class Report:
+    """The whole run.
+
+    Attributes:
+        outputs: each checkpoint written, with its step.
+        kinds: sums a kind.
+        reasons: for what was not predicted, reason → number of tensors.
+        replaced: predictions that were not finite, or not in the output's dtype, and were
+            replaced by Θ0's value (over all steps written).
+        nonfinite: input values that were not finite and were copied from Θ0.
+        seconds: time in reading, computing and writing, which overlap, and in total.
+        notices: what the user should know.
+    """
+
+    outputs: list[tuple[Path, int]] = field(default_factory=list)
+    kinds: dict[Kind, KindReport] = field(
+        default_factory=lambda: {kind: KindReport() for kind in Kind}
+    )
+    reasons: dict[str, int] = field(default_factory=dict)
+    replaced: int = 0
+    nonfinite: int = 0
+    bytes_written: int = 0
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"reading": 0.0, "computing": 0.0, "writing": 0.0, "total": 0.0}
+    )
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def predicted(self) -> int:
+        """Parameters predicted, all kinds together."""
+        return sum(kind.predicted for kind in self.kinds.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types for a JSON file."""
+        return {
+            "outputs": [{"path": str(path), "step": step} for path, step in self.outputs],
+            "bytes_written": self.bytes_written,
+            "kinds": {
+                kind.value: {
+                    **asdict(numbers),
+                    "mean_change": numbers.mean_change,
+                    "relative_change": numbers.relative_change,
+                    "share_copied": numbers.share_copied,
+                }
+                for kind, numbers in self.kinds.items()
+                if numbers.tensors
+            },
+            "not_predicted": self.reasons,
+            "replaced": self.replaced,
+            "nonfinite": self.nonfinite,
+            "seconds": self.seconds,
+            "notices": self.notices,
+        }

@@ -1,0 +1,409 @@
+"""Executes a plan: reads ahead, computes in worker threads, writes as it goes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from know_cli.checkpoints import CheckpointWriter, Trajectory
+from know_cli.checkpoints.dtypes import is_float, torch_dtype
+from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Plan, PlannedTensor, Segment, Settings
+from know_cli.engine.predictor import Predictor
+from know_cli.engine.progress import Progress
+from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float32
+from know_cli.engine.report import Report
+from know_cli.engine.rescale import ChannelSums
+from know_cli.errors import CheckpointError
+from know_cli.normalisation import NormLayer
+
+_COPY_BYTES = 8 << 20
+# Blocks are handed to workers in groups: small enough that all finish together, large enough
+# that handing them out costs nothing.
+_GROUPS_PER_THREAD = 4
+
+
+@dataclass(frozen=True)
+class OutputStep:
+    """A checkpoint to write: after which step, where, and with which metadata."""
+
+    step: int
+    path: Path
+    metadata: Mapping[str, str]
+
+
+@dataclass
+class _Buffer:
+    """A batch in memory.
+
+    Attributes:
+        history: ``[S + steps, rows]`` float32: the window, most-forgotten first, then the steps.
+        copied: ``[rows]`` bool, where an input is not finite and Θ0's value is taken.
+        replaced: ``[steps, rows]`` bool, where a prediction is not finite and Θ0's value is.
+    """
+
+    history: Tensor
+    copied: Tensor
+    replaced: Tensor
+
+    @staticmethod
+    def new(checkpoints: int, steps: int, rows: int) -> _Buffer:
+        return _Buffer(
+            torch.empty(checkpoints + steps, rows),
+            torch.zeros(rows, dtype=torch.bool),
+            torch.zeros(steps, rows, dtype=torch.bool),
+        )
+
+
+def execute(
+    trajectory: Trajectory,
+    plan: Plan,
+    settings: Settings,
+    predictor: Predictor,
+    outputs: Sequence[OutputStep],
+    progress: Progress,
+) -> Report:
+    """Predict, and write every output whole or none at all.
+
+    Args:
+        trajectory: the inputs.
+        plan: made for these inputs and settings.
+        settings: what the user wants.
+        predictor: the method.
+        outputs: in ascending order of step; the last is the one that the report is about.
+        progress: is told of phases and parameters.
+
+    Returns:
+        The numbers of the run.
+
+    Raises:
+        CheckpointError: an input cannot be read, or has values that are not finite.
+        OutputError: an output cannot be written.
+    """
+    began = time.perf_counter()
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(CheckpointWriter(output.path, trajectory.first, output.metadata))
+            for output in outputs
+        ]
+        run = _Run(trajectory, plan, settings, predictor, outputs, writers, progress)
+        predicted = sum(tensor.elements for tensor in plan.with_action(Action.PREDICT))
+        progress.phase("predicting", predicted)
+        run.predict(stack)
+        progress.phase("copying")
+        run.copy()
+        run.reset()
+        run.rescale()
+        progress.phase("flushing to disk")
+        with run.timed("writing"):
+            for writer in writers:
+                writer.commit()
+        report = run.report
+        report.outputs = [(output.path, output.step) for output in outputs]
+        report.bytes_written = sum(writer.nbytes for writer in writers)
+        report.notices += [
+            f"{path}: left out, it is not part of the predicted weights"
+            for path in writers[0].left_out
+        ]
+    report.seconds["total"] = time.perf_counter() - began
+    return report
+
+
+class _Run:
+    """The state of one execution."""
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        plan: Plan,
+        settings: Settings,
+        predictor: Predictor,
+        outputs: Sequence[OutputStep],
+        writers: Sequence[CheckpointWriter],
+        progress: Progress,
+    ) -> None:
+        self.trajectory = trajectory
+        self.plan = plan
+        self.settings = settings
+        self.predictor = predictor
+        self.outputs = list(zip((output.step for output in outputs), writers, strict=True))
+        self.progress = progress
+        self.report = Report()
+        grid = math.gcd(CHUNK_ROWS, predictor.block_rows)
+        self.layers = list(
+            {t.layer.prefix: t.layer for t in plan.with_action(Action.RESCALE) if t.layer}.values()
+        )
+        shapes = {tensor.name: tensor.shape for tensor in plan.tensors}
+        # What rescaling needs to know of the weights and biases that stream by, a step.
+        self.sums: dict[tuple[int, str], ChannelSums] = {}
+        self.biases: dict[tuple[int, str], np.ndarray] = {}
+        for layer in self.layers:
+            weight, bias = layer.source_weight, layer.source_bias
+            for step, _ in self.outputs:
+                if weight is not None:
+                    channels, *rest = shapes[weight]
+                    self.sums[step, weight] = ChannelSums(channels, math.prod(rest), grid)
+                if bias is not None:
+                    self.biases[step, bias] = self._values(bias)
+        self._count_kinds()
+
+    def _count_kinds(self) -> None:
+        for tensor in self.plan.tensors:
+            numbers = self.report.kinds[tensor.kind]
+            numbers.tensors += 1
+            numbers.parameters += tensor.elements
+            if tensor.action is Action.PREDICT:
+                numbers.predicted += tensor.elements
+            else:
+                key = f"{tensor.action.value}: {tensor.reason}"
+                self.report.reasons[key] = self.report.reasons.get(key, 0) + 1
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.report.seconds[what] += time.perf_counter() - began
+
+    # ------------------------------------------------------------------ predicting
+
+    def predict(self, stack: ExitStack) -> None:
+        """All batches; while one is computed, the next is read."""
+        reader = stack.enter_context(ThreadPoolExecutor(1, "read"))
+        workers = stack.enter_context(
+            ThreadPoolExecutor(
+                self.settings.threads,
+                "predict",
+                # One thread a block: the pool is the parallelism, and a result must not
+                # depend on how many threads share a matrix product.
+                initializer=torch.set_num_threads,
+                initargs=(1,),
+            )
+        )
+        free = [
+            _Buffer.new(len(self.trajectory), self.settings.steps, self.plan.batch_rows)
+            for _ in range(2)
+        ]
+        batches = iter(self.plan.batches())
+        pending = self._start_reading(reader, batches, free[0])
+        turn = 0
+        while pending is not None:
+            batch = pending.result()
+            buffer, turn = free[turn], 1 - turn
+            pending = self._start_reading(reader, batches, free[turn])
+            with self.timed("computing"):
+                self._compute(batch, buffer, workers)
+            for segment in batch.segments:
+                self._write_segment(segment, buffer)
+            self.progress.advance(batch.rows)
+
+    def _start_reading(
+        self, reader: ThreadPoolExecutor, batches: Iterator[Batch], buffer: _Buffer
+    ) -> Future[Batch] | None:
+        batch = next(batches, None)
+        return None if batch is None else reader.submit(self._read, batch, buffer)
+
+    def _read(self, batch: Batch, buffer: _Buffer) -> Batch:
+        with self.timed("reading"):
+            size = len(self.trajectory)
+            buffer.copied.zero_()
+            buffer.replaced.zero_()
+            for segment in batch.segments:
+                rows = slice(segment.row, segment.row + segment.count)
+                entries = self.trajectory.entries(segment.tensor.name)
+                for k, checkpoint in enumerate(self.trajectory.checkpoints):
+                    out = buffer.history[size - 1 - k, rows]
+                    read_float32(checkpoint, entries[k], segment.start, out)
+                finite = torch.isfinite(buffer.history[:size, rows])
+                if not finite.all():
+                    self._refuse_nonfinite(segment, finite)
+                    buffer.copied[rows] = ~finite.all(dim=0)
+                    buffer.history[:size, rows] = torch.where(
+                        buffer.copied[rows], 0.0, buffer.history[:size, rows]
+                    )
+        return batch
+
+    def _refuse_nonfinite(self, segment: Segment, finite: Tensor) -> None:
+        if self.settings.allow_nonfinite:
+            return
+        k = len(self.trajectory) - 1 - int(torch.nonzero(~finite.all(dim=1))[-1])
+        entry = self.trajectory.entries(segment.tensor.name)[k]
+        raise CheckpointError(
+            f"{entry.path}: tensor {entry.name!r}: has values that are not finite in float32; "
+            "--allow-nonfinite copies those from the first checkpoint"
+        )
+
+    def _compute(self, batch: Batch, buffer: _Buffer, workers: ThreadPoolExecutor) -> None:
+        block = self.predictor.block_rows
+        starts = range(0, batch.rows, block)
+        group = max(1, -(-len(starts) // (self.settings.threads * _GROUPS_PER_THREAD)))
+        jobs = [
+            workers.submit(self._compute_blocks, batch, buffer, starts[i : i + group])
+            for i in range(0, len(starts), group)
+        ]
+        for job in jobs:
+            job.result()
+
+    def _compute_blocks(self, batch: Batch, buffer: _Buffer, starts: Iterable[int]) -> None:
+        size = len(self.trajectory)
+        for start in starts:
+            stop = min(start + self.predictor.block_rows, batch.rows)
+            history = buffer.history[:, start:stop]
+            newest = history[size - 1]
+            for step in range(self.settings.steps):
+                out = history[size + step]
+                self.predictor.predict(batch.kind, history[step : size + step], out)
+                # NaN would spread through the later steps, so these go on from θ0; the rows
+                # are marked, and counted when they are written.
+                finite = torch.isfinite(out)
+                if not finite.all():
+                    history[size + step] = torch.where(finite, out, newest)
+                    buffer.replaced[step, start:stop] = ~finite
+
+    def _write_segment(self, segment: Segment, buffer: _Buffer) -> None:
+        size = len(self.trajectory)
+        tensor = segment.tensor
+        for row, count in chunks(segment.row, segment.count):
+            rows = slice(row, row + count)
+            start = segment.start + row - segment.row
+            before = buffer.history[size - 1, rows]
+            for step, writer in self.outputs:
+                last = writer is self.outputs[-1][1]
+                values = self._cast(
+                    tensor,
+                    start,
+                    buffer.history[size + step - 1, rows],
+                    buffer.copied[rows],
+                    buffer.replaced[step - 1, rows],
+                )
+                with self.timed("writing"):
+                    writer.write(tensor.name, start * values.element_size(), as_bytes(values))
+                self._observe(step, tensor, start, row, before, values, last=last)
+            self.report.nonfinite += int(buffer.copied[rows].sum())
+
+    def _cast(
+        self, tensor: PlannedTensor, start: int, values: Tensor, copied: Tensor, replaced: Tensor
+    ) -> Tensor:
+        """To the output's dtype, with Θ0's own values where there is no finite prediction."""
+        cast = values.to(torch_dtype(tensor.dtype))
+        replaced = (replaced | ~torch.isfinite(cast)) & ~copied
+        taken = replaced | copied
+        if not taken.any():
+            return cast
+        self.report.replaced += int(replaced.sum())
+        entry = self.trajectory.first.tensors[tensor.name]
+        original = read_elements(self.trajectory.first, entry, start, len(cast))
+        return torch.where(taken, original, cast)
+
+    def _observe(
+        self,
+        step: int,
+        tensor: PlannedTensor,
+        start: int,
+        row: int,
+        before: Tensor,
+        values: Tensor,
+        *,
+        last: bool,
+    ) -> None:
+        """Take from what was written whatever rescaling and the report need."""
+        sums = self.sums.get((step, tensor.name))
+        bias = self.biases.get((step, tensor.name))
+        if last or sums is not None or bias is not None:
+            old, new = before.double(), values.double()
+            if sums is not None:
+                sums.add(start, row, old.numpy(), new.numpy())
+            if bias is not None:
+                bias[start : start + len(values)] = new.numpy()
+            if last:
+                change = new - old
+                numbers = self.report.kinds[tensor.kind]
+                numbers.absolute_change += float(torch.nansum(change.abs()))
+                numbers.squared_change += float(torch.nansum(change.square()))
+                numbers.squared_norm += float(torch.nansum(old.square()))
+
+    # ------------------------------------------------------------------ the other tensors
+
+    def copy(self) -> None:
+        """Copy tensors byte by byte from Θ0."""
+        for tensor in self.plan.with_action(Action.COPY):
+            self._copy(tensor, [writer for _, writer in self.outputs])
+
+    def _copy(self, tensor: PlannedTensor, writers: Iterable[CheckpointWriter]) -> None:
+        entry = self.trajectory.first.tensors[tensor.name]
+        nonfinite = 0
+        for start, count in chunks(0, tensor.nbytes, _COPY_BYTES):
+            data = torch.empty(count, dtype=torch.uint8)
+            with self.timed("reading"):
+                self.trajectory.first.read_into(entry, start, as_bytes(data))
+            with self.timed("writing"):
+                for writer in writers:
+                    writer.write(tensor.name, start, as_bytes(data))
+            if is_float(tensor.dtype):
+                nonfinite += int((~torch.isfinite(data.view(torch_dtype(tensor.dtype)))).sum())
+        if nonfinite:
+            self.report.notices.append(
+                f"{entry.path}: tensor {tensor.name!r} is copied with {nonfinite} values that "
+                "are not finite"
+            )
+
+    def reset(self) -> None:
+        """Write fresh values: weight and variance 1, everything else 0."""
+        for tensor in self.plan.with_action(Action.RESET):
+            assert tensor.layer is not None
+            ones = tensor.name in (tensor.layer.weight, tensor.layer.running_var)
+            if not is_float(tensor.dtype):
+                values = torch.zeros(tensor.nbytes, dtype=torch.uint8)
+            else:
+                values = torch.full(
+                    (tensor.elements,), float(ones), dtype=torch_dtype(tensor.dtype)
+                )
+            for _, writer in self.outputs:
+                writer.write(tensor.name, 0, as_bytes(values))
+
+    def rescale(self) -> None:
+        """Adjust running statistics to the weights that were predicted before them."""
+        for layer in self.layers:
+            for step, writer in self.outputs:
+                self._rescale(layer, step, writer)
+
+    def _rescale(self, layer: NormLayer, step: int, writer: CheckpointWriter) -> None:
+        names = layer.running_mean, layer.running_var
+        assert layer.source_weight is not None
+        before = {name: self._values(name) for name in names if name is not None}
+        mean, variance = before.values()
+        bias = np.zeros_like(mean)
+        if layer.source_bias is not None:
+            bias = self._values(layer.source_bias)
+        bias_after = self.biases.get((step, layer.source_bias or ""), bias)
+        after = self.sums[step, layer.source_weight].mean_and_variance(
+            mean, variance, bias, bias_after
+        )
+        for (name, old), new in zip(before.items(), after, strict=True):
+            entry = self.trajectory.first.tensors[name]
+            if not np.isfinite(old).all() and not self.settings.allow_nonfinite:
+                raise CheckpointError(
+                    f"{entry.path}: tensor {name!r}: has values that are not finite; "
+                    "--allow-nonfinite copies those from the first checkpoint"
+                )
+            values = torch.from_numpy(new).to(torch_dtype(entry.dtype))
+            original = read_elements(self.trajectory.first, entry, 0, len(values))
+            finite = torch.isfinite(values)
+            self.report.nonfinite += int((~np.isfinite(old)).sum())
+            self.report.replaced += int((~finite.numpy() & np.isfinite(old)).sum())
+            writer.write(name, 0, as_bytes(torch.where(finite, values, original)))
+
+    def _values(self, name: str) -> np.ndarray:
+        """A whole small tensor of Θ0, float64."""
+        entry = self.trajectory.first.tensors[name]
+        values = read_elements(self.trajectory.first, entry, 0, entry.info.elements)
+        return values.double().numpy()

@@ -1,0 +1,76 @@
+"""One quick look at the data before the plan: what is frozen, and does the order make sense.
+
+Each predictable tensor is compared across the checkpoints until its first difference, which for
+a trained tensor is in the first chunk; only frozen tensors are read to their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from know_cli.checkpoints import Trajectory
+from know_cli.engine.reading import as_bytes, chunks, read_elements
+
+# With ever less data, each session moves the weights less; on recorded trajectories the last
+# step was always shorter than the first. A reversed order shows the opposite.
+_REVERSAL_RATIO = 1.2
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the look found.
+
+    Attributes:
+        frozen: names of tensors that are bit-identical in all checkpoints.
+        step_lengths: ‖Θk − Θk+1‖ over the first chunk of every tensor, for k = 0 … S − 2.
+    """
+
+    frozen: frozenset[str]
+    step_lengths: tuple[float, ...]
+
+    @property
+    def looks_reversed(self) -> bool:
+        """Whether each step is longer than the one before, the last much longer than the first."""
+        return looks_reversed(self.step_lengths)
+
+
+def looks_reversed(step_lengths: Iterable[float]) -> bool:
+    """Whether ‖Θ0 − Θ1‖, ‖Θ1 − Θ2‖, … grow, as they would with the checkpoints in reverse.
+
+    Two steps are needed to tell; fewer never look reversed.
+    """
+    lengths = list(step_lengths)
+    growing = all(after > before for before, after in pairwise(lengths))
+    return len(lengths) > 1 and growing and lengths[-1] > _REVERSAL_RATIO * lengths[0]
+
+
+def scan(trajectory: Trajectory, names: Iterable[str]) -> Scan:
+    """Look at the named (float) tensors of a trajectory.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    frozen = set()
+    squared = [0.0] * (len(trajectory) - 1)
+    for name in names:
+        entries = trajectory.entries(name)
+        same = len({entry.dtype for entry in entries}) == 1
+        for position, (start, count) in enumerate(chunks(0, entries[0].info.elements)):
+            values = [
+                read_elements(checkpoint, entry, start, count)
+                for checkpoint, entry in zip(trajectory.checkpoints, entries, strict=True)
+            ]
+            if position == 0:
+                for k, (before, after) in enumerate(pairwise(values)):
+                    distance = torch.linalg.vector_norm(before.double() - after.double())
+                    squared[k] += float(distance) ** 2
+            same = same and all(as_bytes(other) == as_bytes(values[0]) for other in values[1:])
+            if not same:
+                break
+        if same:
+            frozen.add(name)
+    return Scan(frozenset(frozen), tuple(total**0.5 for total in squared))

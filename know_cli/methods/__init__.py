@@ -1,0 +1,1 @@
+"""Predictors behind one signature: windows in, predicted values out."""

@@ -1,0 +1,48 @@
+"""KNOWN as a method of the engine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from know_cli.engine.kernel import Kernel
+from know_cli.errors import CheckpointError
+from know_cli.hypermodel import Bundle
+from know_cli.kinds import Kind
+
+
+class KnownPredictor:
+    """Predicts with the three KNOWN of a bundle.
+
+    Args:
+        bundle: the weights.
+        device: where it runs.
+    """
+
+    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        self._kernels = {
+            kind: Kernel(state, bundle.checkpoints, bundle.preparation, device)
+            for kind, state in bundle.states.items()
+        }
+
+    @property
+    def block_rows(self) -> int:
+        """The most rows it takes at a time."""
+        return self._kernels[Kind.CONV].block_rows
+
+    def predict(self, kind: Kind, history: Tensor, out: Tensor) -> None:
+        """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        self._kernels[kind].predict(history, out)
+
+
+def check_length(bundle: Bundle, checkpoints: int) -> None:
+    """Refuse a bundle that reads windows of another length than the trajectory has.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    if bundle.checkpoints != checkpoints:
+        raise CheckpointError(
+            f"{bundle.source}: this KNOWN reads {bundle.checkpoints} checkpoints, "
+            f"{checkpoints} were given"
+        )

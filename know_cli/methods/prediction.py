@@ -1,0 +1,268 @@
+"""From paths and wishes to a written checkpoint: what ``know predict`` does, as a library.
+
+>>> from pathlib import Path
+>>> from know_cli.methods.prediction import Request, open_prediction
+>>> request = Request([Path(f"ckpt{k}.safetensors") for k in range(5)], Path("out.safetensors"))
+>>> with open_prediction(request) as prediction:  # doctest: +SKIP
+...     report = prediction.execute()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from know_cli import __version__
+from know_cli.checkpoints import Trajectory, open_trajectory
+from know_cli.checkpoints import metadata as keys
+from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.output import check_output
+from know_cli.checkpoints.paths import factor_name, step_path
+from know_cli.engine.plan import Action, Plan, Settings, classify_trajectory, make_plan
+from know_cli.engine.progress import Progress, Silent
+from know_cli.engine.report import Report
+from know_cli.engine.run import OutputStep, execute
+from know_cli.engine.scan import scan
+from know_cli.errors import UsageError
+from know_cli.hypermodel import Bundle, find_bundle, load_bundle
+from know_cli.kinds import Kind
+from know_cli.methods.known import KnownPredictor, check_length
+
+DEFAULT_RATE = 0.5
+DEFAULT_WEIGHTS = "continuation"
+METHOD = "known"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for.
+
+    Attributes:
+        checkpoints: Θ0 (full data) first, most-forgotten last.
+        output: file or folder to write, as Θ0 is one or the other.
+        weights: name of a shipped family, or a path; see
+            :func:`~know_cli.hypermodel.find_bundle`.
+        settings: steps, normalisation and so on.
+        rate: sampling rate of the forgetting; None takes the checkpoints' own, else 0.5.
+        every_step: also write each intermediate step.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        force: replace existing outputs.
+    """
+
+    checkpoints: Sequence[Path]
+    output: Path
+    weights: str = DEFAULT_WEIGHTS
+    settings: Settings = field(default_factory=Settings)
+    rate: float | None = None
+    every_step: bool = False
+    device: str = "auto"
+    force: bool = False
+
+
+@dataclass
+class Prediction:
+    """A request with everything checked and planned; nothing is written yet.
+
+    Attributes:
+        request: what was asked for.
+        trajectory: the open inputs, in order.
+        bundle: the KNOWN.
+        device: where it runs.
+        rate: sampling rate that names the factor.
+        plan: what happens to each tensor.
+        outputs: what is written.
+        notices: what the user should know before it starts.
+    """
+
+    request: Request
+    trajectory: Trajectory
+    bundle: Bundle
+    device: torch.device
+    rate: float
+    plan: Plan
+    outputs: list[OutputStep]
+    notices: list[str]
+    _predictor: KnownPredictor
+
+    @property
+    def factor(self) -> str:
+        """Factor of training data that the output stands for, such as ``x2``."""
+        return factor_name(self.rate, self.request.settings.steps)
+
+    def execute(self, progress: Progress | None = None) -> Report:
+        """Predict and write; see :func:`know_cli.engine.run.execute`."""
+        report = execute(
+            self.trajectory,
+            self.plan,
+            self.request.settings,
+            self._predictor,
+            self.outputs,
+            progress or Silent(),
+        )
+        report.notices = [*self.notices, *report.notices]
+        return report
+
+    def describe(self) -> dict[str, Any]:
+        """The request as plain types, for a JSON report."""
+        settings = self.request.settings
+        return {
+            "version": __version__,
+            "method": METHOD,
+            "checkpoints": [str(checkpoint.path) for checkpoint in self.trajectory.checkpoints],
+            "steps": settings.steps,
+            "rate": self.rate,
+            "factor": self.factor,
+            "bundle": self.bundle.digest,
+            "target": self.bundle.target,
+            "norm": settings.norm.value,
+            "frozen": settings.frozen.value,
+            "device": str(self.device),
+            "threads": settings.threads,
+            "max_memory": settings.max_memory,
+        }
+
+    def close(self) -> None:
+        """Close the inputs."""
+        self.trajectory.close()
+
+    def __enter__(self) -> Prediction:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_prediction(request: Request) -> Prediction:
+    """Check a request against the files and plan it; reads headers and little else.
+
+    Raises:
+        UsageError: wishes that cannot be followed.
+        CheckpointError: inputs or a bundle that cannot be used.
+        OutputError: an output that must not or cannot be written.
+    """
+    device = choose_device(request.device)
+    trajectory = open_trajectory(request.checkpoints)
+    try:
+        bundle = load_bundle(find_bundle(request.weights, len(trajectory)))
+        check_length(bundle, len(trajectory))
+        predictor = KnownPredictor(bundle, device)
+        notices = list(trajectory.notices)
+        rate = _rate(request, trajectory, notices)
+        outputs = _outputs(request, trajectory, bundle, rate)
+        for output in outputs:
+            check_output(
+                output.path,
+                trajectory.checkpoints,
+                is_folder=trajectory.first.is_folder,
+                force=request.force,
+            )
+        classes = classify_trajectory(trajectory, request.settings.overrides)
+        found = scan(trajectory, [name for name, of in classes.items() if of.kind is not Kind.COPY])
+        unordered = Session.from_metadata(trajectory.first.metadata) is None
+        if found.looks_reversed and unordered:
+            notices.append(
+                "warning: the steps between checkpoints grow, as if they were given in reverse; "
+                "the order is full data first, most-forgotten last"
+            )
+        plan = make_plan(
+            trajectory,
+            request.settings,
+            found.frozen,
+            block_rows=predictor.block_rows,
+            outputs=len(outputs),
+        )
+        if not plan.with_action(Action.PREDICT):
+            notices.append(
+                "warning: no tensor is predicted; the output has the first checkpoint's weights"
+            )
+    except BaseException:
+        trajectory.close()
+        raise
+    return Prediction(request, trajectory, bundle, device, rate, plan, outputs, notices, predictor)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """``auto`` is a CUDA device if there is one.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise UsageError(f"--device {wanted}: is none of auto, cpu, cuda, cuda:0 …") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {wanted}: is none of auto, cpu, cuda, cuda:0 …")
+    count = torch.cuda.device_count() if device.type == "cuda" else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UsageError(f"--device {wanted}: torch sees {count} CUDA devices here; use cpu")
+    return device
+
+
+def _rate(request: Request, trajectory: Trajectory, notices: list[str]) -> float:
+    recorded = trajectory.rate
+    if request.rate is None:
+        return DEFAULT_RATE if recorded is None else recorded
+    if not 0 < request.rate < 1:
+        raise UsageError(f"--rate {request.rate}: must be between 0 and 1, such as 0.5 or 1/3")
+    if recorded is not None and abs(recorded - request.rate) > 1e-6:
+        notices.append(
+            f"warning: --rate {request.rate:g}, but the checkpoints were recorded at {recorded:g}"
+        )
+    return request.rate
+
+
+def _outputs(
+    request: Request, trajectory: Trajectory, bundle: Bundle, rate: float
+) -> list[OutputStep]:
+    steps, first = request.settings.steps, trajectory.first
+    paths = {steps: request.output}
+    if request.every_step:
+        for step in range(1, steps):
+            paths[step] = step_path(request.output, rate, step, first.is_folder)
+    if len(set(paths.values())) < len(paths):
+        raise UsageError(
+            f"--every-step: at a rate of {rate:g} the steps have the same names; leave it out"
+        )
+    return [
+        OutputStep(step, path, _metadata(request, trajectory, bundle, rate, step))
+        for step, path in sorted(paths.items())
+    ]
+
+
+def _metadata(
+    request: Request, trajectory: Trajectory, bundle: Bundle, rate: float, step: int
+) -> dict[str, str]:
+    """Θ0's metadata and what made this output; no times or paths, so that bytes repeat."""
+    metadata = dict(trajectory.first.metadata)
+    session = Session.from_metadata(metadata)
+    if session is not None:
+        # A prediction takes its place in the trajectory: the session before the first.
+        metadata |= Session(
+            session.index - step,
+            session.fraction / rate**step,
+            session.rate,
+            session.trajectory,
+        ).to_metadata()
+    return metadata | {
+        keys.VERSION: __version__,
+        keys.METHOD: METHOD,
+        keys.STEPS: str(step),
+        keys.RATE: repr(rate),
+        keys.CHECKPOINTS: str(len(trajectory)),
+        keys.BUNDLE: bundle.digest,
+        keys.TARGET: bundle.target,
+        keys.NORM: request.settings.norm.value,
+    }
