@@ -1,0 +1,323 @@
+"""Records the sessions of a structured forgetting from any training loop, resumably."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from know_cli.checkpoints import open_checkpoint, save_checkpoint
+from know_cli.checkpoints.metadata import TRAJECTORY, Continuation, Session
+from know_cli.errors import OutputError, UsageError
+from know_cli.forgetting.subsets import Indices
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+RECORD = "trajectory.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainingSession:
+    """One session to train: what a training function gets.
+
+    Attributes:
+        index: k of the session, 0 for the full data; −1, −2, … for a continuation of Θ0 on
+            the larger data sets D(−1), D(−2), …
+        fraction: share of session 0's data, ``rate ** index``.
+        indices: sorted int64 indices of the samples to train on.
+        start: state dict to continue from (float and integer tensors on the CPU), None for
+            session 0, which starts afresh.
+        seed: for this session's random numbers; differs from session to session.
+        trajectory_seed: the same for all sessions of the trajectory.
+        options: ``key=value`` pairs of the caller, as text.
+    """
+
+    index: int
+    fraction: float
+    indices: Indices = field(repr=False)
+    start: Mapping[str, Tensor] | None = field(repr=False)
+    seed: int
+    trajectory_seed: int
+    options: Mapping[str, str]
+
+    @property
+    def is_continuation(self) -> bool:
+        """Whether this continues Θ0 on more data, instead of forgetting."""
+        return self.index < 0
+
+    @property
+    def name(self) -> str:
+        """``session 2``, ``continuation 1``: for messages."""
+        return f"continuation {-self.index}" if self.index < 0 else f"session {self.index}"
+
+
+def checkpoint_name(index: int) -> str:
+    """File name of a session's checkpoint (0, 1, …) or of a continuation's (−1, −2, …)."""
+    return f"continued{-index}.safetensors" if index < 0 else f"ckpt{index}.safetensors"
+
+
+class Recorder:
+    """Leads a training loop through the sessions and keeps each one's checkpoint.
+
+    Iterating yields the sessions that are not on disk yet, so that a run that crashed goes on
+    where it was; every yielded session must be given to :meth:`save` before the next.
+    Continuations of Θ0 come after the sessions.
+
+    Args:
+        folder: where ``ckpt0.safetensors``, … and ``trajectory.json`` go; made if missing.
+        subsets: nested sets of indices, the largest first
+            (:func:`~know_cli.forgetting.subsets.nested_subsets`).
+        rate: sampling rate from one subset to the next.
+        seed: the trajectory's seed; not negative.
+        before: the first ``before`` subsets are D(−before) … D(−1), held back from the
+            sessions; session 0 trains on the one after them.
+        options: handed to every session, and part of what identifies the trajectory.
+        function: name of the training function, for the record; part of the identity, too.
+
+    Raises:
+        UsageError: the folder holds another trajectory.
+
+    Example:
+        >>> subsets = nested_subsets(len(data), 0.5, sessions=5, seed=0)  # doctest: +SKIP
+        >>> recorder = Recorder(Path("run"), subsets, rate=0.5, seed=0)  # doctest: +SKIP
+        >>> for session in recorder:  # doctest: +SKIP
+        ...     model = build()
+        ...     if session.start is not None:
+        ...         model.load_state_dict(session.start)
+        ...     train(model, data[session.indices], seed=session.seed)
+        ...     recorder.save(session, model)
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        subsets: Sequence[Indices],
+        *,
+        rate: float,
+        seed: int = 0,
+        before: int = 0,
+        options: Mapping[str, str] | None = None,
+        function: str = "",
+    ) -> None:
+        if not 0 <= before < len(subsets):
+            raise UsageError(
+                f"{before} larger data sets held back of {len(subsets)} subsets: at least one "
+                "must be left for session 0"
+            )
+        if seed < 0:
+            raise UsageError(f"seed {seed}: must not be negative")
+        self.folder = Path(folder)
+        self.rate = rate
+        self.seed = seed
+        self.options = dict(options or {})
+        self._subsets = {
+            number - before: np.asarray(subset, dtype=np.int64)
+            for number, subset in enumerate(subsets)
+        }
+        self.indices = [*range(len(subsets) - before), *range(-1, -before - 1, -1)]
+        self.trajectory = self._identity(function)
+        self._open: TrainingSession | None = None
+        self._record: dict[str, Any] = {
+            "format": FORMAT,
+            "trajectory": self.trajectory,
+            "function": function,
+            "options": self.options,
+            "seed": seed,
+            "rate": rate,
+            "sessions": len(subsets) - before,
+            "continuations": before,
+            "recorded": {},
+        }
+        self._resume()
+
+    def _identity(self, function: str) -> str:
+        digest = hashlib.sha256()
+        facts = [function, self.rate, self.seed, sorted(self.options.items()), self.indices]
+        digest.update(json.dumps(facts).encode())
+        for index in self.indices:
+            digest.update(self._subsets[index].tobytes())
+        return digest.hexdigest()[:12]
+
+    def _resume(self) -> None:
+        record = self.folder / RECORD
+        if record.exists():
+            found = read_record(self.folder)
+            if found["trajectory"] != self.trajectory:
+                raise self._other(record, found["trajectory"])
+            self._record["recorded"] = found["recorded"]
+        for index in self.done:
+            path = self.folder / checkpoint_name(index)
+            with open_checkpoint(path) as checkpoint:
+                trajectory = checkpoint.metadata.get(TRAJECTORY, "none recorded")
+            if trajectory != self.trajectory:
+                raise self._other(path, trajectory)
+
+    def _other(self, path: Path, trajectory: str) -> UsageError:
+        return UsageError(
+            f"{path}: is of another trajectory ({trajectory}, this one is {self.trajectory}); "
+            "its data, seed, rate, options or function differ; record into another folder"
+        )
+
+    @property
+    def done(self) -> list[int]:
+        """Indices of the sessions and continuations that are on disk."""
+        return [i for i in self.indices if (self.folder / checkpoint_name(i)).exists()]
+
+    @property
+    def missing(self) -> list[int]:
+        """Indices of the sessions and continuations that are still to be trained."""
+        done = set(self.done)
+        return [index for index in self.indices if index not in done]
+
+    def measurements(self, index: int) -> dict[str, float]:
+        """What was given to :meth:`save` for a session; empty if it is not recorded."""
+        entry = self._record["recorded"].get(str(index), {})
+        return dict(entry.get("measurements", {}))
+
+    def __iter__(self) -> Iterator[TrainingSession]:
+        for index in self.missing:
+            if self._open is not None:
+                raise UsageError(f"{self.folder}: {self._open.name} was not saved; call save()")
+            self._open = TrainingSession(
+                index=index,
+                fraction=self.rate**index,
+                indices=self._subsets[index].copy(),
+                start=self._start(index),
+                seed=derived_seed(self.seed, *(([0, index]) if index >= 0 else ([1, -index]))),
+                trajectory_seed=self.seed,
+                options=dict(self.options),
+            )
+            yield self._open
+
+    def _start(self, index: int) -> dict[str, Tensor] | None:
+        if index == 0:
+            return None
+        path = self.folder / checkpoint_name(max(index - 1, 0))
+        return read_state(path)
+
+    def save(
+        self,
+        session: TrainingSession,
+        model: nn.Module | Mapping[str, Tensor],
+        measurements: Mapping[str, float | str | bool] | None = None,
+    ) -> None:
+        """Write a session's checkpoint and measurements, each whole or not at all.
+
+        Args:
+            session: as it was yielded.
+            model: the trained model, or its state dict.
+            measurements: for ``trajectory.json``, such as accuracies.
+
+        Raises:
+            UsageError: the session is not the one in training, or the state is no state dict.
+            OutputError: the folder cannot be written.
+        """
+        if self._open is None or session.index != self._open.index:
+            raise UsageError(f"{self.folder}: {session.name} is not the session in training")
+        state = state_of(model, f"{self.folder}: {session.name}")
+        kept = (session.fraction, self.rate, self.trajectory)
+        metadata = (
+            Continuation(-session.index, *kept).to_metadata()
+            if session.is_continuation
+            else Session(session.index, *kept).to_metadata()
+        )
+        self._record["recorded"][str(session.index)] = {
+            "fraction": session.fraction,
+            "samples": len(session.indices),
+            "seed": session.seed,
+            "measurements": dict(measurements or {}),
+        }
+        # The checkpoint goes last: it is what marks a session as done, and after a crash
+        # between the two the session is trained again and its entry replaced.
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_atomically(self.folder / RECORD, json.dumps(self._record, indent=1) + "\n")
+        except (OSError, TypeError) as error:
+            raise OutputError(f"{self.folder / RECORD}: cannot be written: {error}") from error
+        save_checkpoint(
+            self.folder / checkpoint_name(session.index), state, {"format": "pt", **metadata}
+        )
+        self._open = None
+
+
+def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str, Tensor]:
+    """The state dict of a model, or of what is one already.
+
+    Raises:
+        UsageError: it is neither; ``where`` begins the message.
+    """
+    import torch
+
+    if isinstance(model, torch.nn.Module):
+        model = model.state_dict()
+    if not isinstance(model, Mapping) or not model:
+        raise UsageError(
+            f"{where}: got {type(model).__name__}; return the model, its state dict, or a pair "
+            "of that and a dictionary of measurements"
+        )
+    for name, tensor in model.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise UsageError(
+                f"{where}: entry {name!r} of the state dict is a {type(tensor).__name__}, not a "
+                "tensor"
+            )
+    return model
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a whole checkpoint into tensors on the CPU.
+
+    Raises:
+        CheckpointError: it is missing or corrupt.
+    """
+    from safetensors.torch import load_file
+
+    with open_checkpoint(path):
+        pass  # our checks name the file and what is wrong with it
+    return dict(load_file(path))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read the ``trajectory.json`` of a recorded trajectory.
+
+    Returns:
+        ``trajectory`` (identity), ``function``, ``options``, ``seed``, ``rate``, ``sessions``
+        and ``continuations`` (how many are meant to be), and ``recorded``: for each session's
+        index, as text, its fraction, samples, seed and measurements.
+
+    Raises:
+        UsageError: it is missing, or not such a record.
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != FORMAT or not isinstance(record["recorded"], dict):
+            raise ValueError(f"format {record['format']!r}")
+        for key in ("trajectory", "rate", "sessions", "continuations"):
+            record[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: is not the record of a trajectory ({error!r})") from error
+    return dict(record)
+
+
+def derived_seed(seed: int, *numbers: int) -> int:
+    """A seed in [0, 2⁶³) that depends on all arguments, for an independent random stream."""
+    sequence = np.random.SeedSequence(seed, spawn_key=numbers)
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,258 @@
+"""Runs a user's training function over the sessions of one or many trajectories."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from know_cli.errors import KnowError, UsageError
+from know_cli.forgetting.recorder import Recorder, TrainingSession, derived_seed, state_of
+from know_cli.forgetting.subsets import nested_subsets
+
+#: Companions of a training function, as its attribute or beside it in its module.
+_SIZE, _LABELS = "size", "labels"
+_RATE_DIGITS = 3
+
+Measurements = Mapping[str, "float | str | bool"]
+
+
+@dataclass(frozen=True)
+class TrainingFunction:
+    """A user's function, and what it says of its data.
+
+    Attributes:
+        name: as the user wrote it.
+        function: session → model or state dict, or a pair of that and measurements.
+        size: number of samples, if it tells.
+        labels: classes of the samples, or a function of (seed, options) that returns them.
+    """
+
+    name: str
+    function: Callable[[TrainingSession], Any]
+    size: int | None = None
+    labels: Any = None
+
+    def data_labels(self, seed: int, options: Mapping[str, str]) -> NDArray[Any] | None:
+        """Classes ``[n]`` of one trajectory's samples, or None where the function has none."""
+        found = self.labels
+        if callable(found):
+            with _user_code(self.name, _LABELS):
+                found = found(seed, dict(options))
+        return None if found is None else np.asarray(found)
+
+    def train(
+        self, session: TrainingSession, folder: Path
+    ) -> tuple[Mapping[str, Any], dict[str, float | str | bool]]:
+        """Train one session: its state dict and measurements.
+
+        Raises:
+            UsageError: the function fails, or returns something else.
+        """
+        where = f"{self.name}: {folder.name}, {session.name}"
+        with _user_code(self.name, f"{folder.name}, {session.name}"):
+            result = self.function(session)
+        measurements: Any = {}
+        if isinstance(result, tuple) and len(result) == 2:
+            result, measurements = result
+        if not isinstance(measurements, Mapping):
+            raise UsageError(
+                f"{where}: measurements are a {type(measurements).__name__}, not a dictionary"
+            )
+        return state_of(result, where), dict(measurements)
+
+
+class _user_code:  # noqa: N801  used like a function
+    """Turns whatever a user's code raises into one line that says where."""
+
+    def __init__(self, name: str, where: str) -> None:
+        self.text = f"{name}: {where}"
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, KnowError):
+            raise UsageError(
+                f"{self.text}: {type(error).__name__}: {error}; KNOW_DEBUG=1 shows the traceback"
+            ) from error
+
+
+def load_function(name: str) -> TrainingFunction:
+    """Import a training function.
+
+    Args:
+        name: ``module:function`` (importable from the current folder too), or
+            ``file.py:function``. An attribute ``size`` or ``labels`` of the function, else of
+            its module, tells of its data.
+
+    Raises:
+        UsageError: there is no such function, or importing fails.
+    """
+    module, function = _load(name)
+    if not callable(function):
+        raise UsageError(f"{name}: is a {type(function).__name__}, not a function")
+    size = getattr(function, _SIZE, getattr(module, _SIZE, None))
+    labels = getattr(function, _LABELS, getattr(module, _LABELS, None))
+    if size is not None and not isinstance(size, int):
+        raise UsageError(f"{name}: its size is a {type(size).__name__}, not an integer")
+    return TrainingFunction(name, function, size, labels)
+
+
+def load_object(name: str) -> Any:
+    """Import any object by ``module:name`` or ``file.py:name``.
+
+    Raises:
+        UsageError: there is none of that name, or importing fails.
+    """
+    return _load(name)[1]
+
+
+def _load(name: str) -> tuple[ModuleType, Any]:
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place or not attribute:
+        raise UsageError(f"{name}: write it as module:name or file.py:name")
+    module = _load_module(name, place)
+    if not hasattr(module, attribute):
+        raise UsageError(f"{name}: {place} has no {attribute!r}; check the name")
+    return module, getattr(module, attribute)
+
+
+def _load_module(name: str, place: str) -> ModuleType:
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise UsageError(f"{name}: {place}: no such file; check the path")
+        _search_first(path.resolve().parent)
+        specification = importlib.util.spec_from_file_location(path.stem, path)
+        if specification is None or specification.loader is None:
+            raise UsageError(f"{name}: {place}: cannot be imported")
+        module = importlib.util.module_from_spec(specification)
+        # Data loader processes and pickle look modules up by name.
+        sys.modules[path.stem] = module
+        with _user_code(name, "import"):
+            specification.loader.exec_module(module)
+        return module
+    _search_first(Path.cwd())
+    try:
+        found = importlib.util.find_spec(place)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise UsageError(
+            f"{name}: there is no module {place!r} here or installed; check the name, or write "
+            "the path of its file: file.py:function"
+        )
+    with _user_code(name, "import"):
+        return importlib.import_module(place)
+
+
+def _search_first(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How trajectories are recorded.
+
+    Attributes:
+        sessions: number of sessions, session 0 included.
+        rates: lowest and highest sampling rate; each trajectory draws its own.
+        seed: of a single trajectory; each of several has its own, derived from it.
+        before: number of larger data sets held back, on which Θ0 is continued.
+        options: handed to the training function.
+        size: number of samples, unless there are labels.
+        labels: classes of the samples; None asks the training function.
+    """
+
+    sessions: int = 5
+    rates: tuple[float, float] = (0.5, 0.5)
+    seed: int = 0
+    before: int = 0
+    options: Mapping[str, str] = field(default_factory=dict)
+    size: int | None = None
+    labels: NDArray[Any] | None = None
+
+
+def open_recorder(
+    function: TrainingFunction, folder: Path, protocol: Protocol, number: int | None = None
+) -> Recorder:
+    """The recorder of one trajectory, which may have been begun before.
+
+    Args:
+        function: trains the sessions.
+        folder: of the trajectory, or with ``number`` of all trajectories.
+        protocol: how to record.
+        number: of one trajectory among several, from 0; it goes into ``folder/0000`` and so on.
+
+    Raises:
+        UsageError: the size of the data is not known, the subsets cannot be drawn, or the
+            folder holds another trajectory.
+    """
+    seed = protocol.seed
+    if number is not None:
+        seed, folder = derived_seed(protocol.seed, number), folder / f"{number:04d}"
+    lowest, highest = protocol.rates
+    rate = lowest
+    if highest > lowest:
+        drawn = np.random.default_rng([seed, 0]).uniform(lowest, highest)
+        rate = round(float(drawn), _RATE_DIGITS)
+    labels = protocol.labels
+    if labels is None and protocol.size is None:
+        labels = function.data_labels(seed, protocol.options)
+    size = protocol.size or function.size
+    if labels is not None:
+        if size is not None and size != len(labels):
+            raise UsageError(f"{function.name}: {size} samples, but {len(labels)} labels")
+        size = len(labels)
+    if size is None:
+        raise UsageError(
+            f"{function.name}: does not tell how many samples it has; give --size or --labels"
+        )
+    subsets = nested_subsets(size, rate, protocol.before + protocol.sessions, seed, labels)
+    return Recorder(
+        folder,
+        subsets,
+        rate=rate,
+        seed=seed,
+        before=protocol.before,
+        options=protocol.options,
+        function=function.name,
+    )
+
+
+def record(
+    function: TrainingFunction,
+    recorder: Recorder,
+    report: Callable[[TrainingSession, Measurements], None] = lambda session, measurements: None,
+) -> int:
+    """Train and save all sessions that are not on disk yet.
+
+    Args:
+        function: trains the sessions.
+        recorder: of the trajectory.
+        report: is called after each session.
+
+    Returns:
+        How many sessions and continuations were trained.
+
+    Raises:
+        UsageError: the function fails, or returns something that is no model.
+        OutputError: the folder cannot be written.
+    """
+    count = 0
+    for session in recorder:
+        state, measurements = function.train(session, recorder.folder)
+        recorder.save(session, state, measurements)
+        report(session, measurements)
+        count += 1
+    return count

@@ -1,0 +1,107 @@
+"""Nested subsets D0 ⊃ D1 ⊃ … of a data set (the paper's section on structured forgetting)."""
+
+from __future__ import annotations
+
+import heapq
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from know_cli.errors import UsageError
+
+Indices = NDArray[np.int64]
+
+
+def subset_sizes(n: int, rate: float, sessions: int) -> list[int]:
+    """Sizes of D0, D1, …: ``round(rate ** k * n)``.
+
+    Raises:
+        UsageError: the rate is not between 0 and 1, or a subset would be empty.
+    """
+    if not 0 < rate < 1:
+        raise UsageError(f"sampling rate {rate:g}: must lie between 0 and 1, for example 0.5")
+    if sessions < 1:
+        raise UsageError(f"{sessions} sessions: at least 1 is needed")
+    sizes = [round(rate**k * n) for k in range(sessions)]
+    if sizes[-1] < 1:
+        raise UsageError(
+            f"{n} samples are too few for {sessions} sessions at sampling rate {rate:g}: the "
+            f"sizes would be {', '.join(map(str, sizes))}; use fewer sessions or a higher rate"
+        )
+    return sizes
+
+
+def nested_subsets(
+    n: int, rate: float, sessions: int, seed: int, labels: ArrayLike | None = None
+) -> list[Indices]:
+    """Draw the nested subsets of a data set that the sessions train on.
+
+    With labels, the number of samples a class has in a subset differs from its exact share by
+    less than one, in every subset.
+
+    Args:
+        n: number of samples.
+        rate: share of samples that is kept from one session to the next, in (0, 1).
+        sessions: number of subsets, the full set included.
+        seed: the same seed gives the same subsets; not negative.
+        labels: ``[n]`` class of each sample, of any type that can be compared.
+
+    Returns:
+        For each session its sorted int64 indices into the data set; the first is all of them.
+
+    Raises:
+        UsageError: the rate is not between 0 and 1, a subset would be empty, or there are not
+            ``n`` labels.
+
+    Example:
+        >>> [len(subset) for subset in nested_subsets(100, 0.5, 3, seed=0)]
+        [100, 50, 25]
+    """
+    sizes = subset_sizes(n, rate, sessions)
+    if seed < 0:
+        raise UsageError(f"seed {seed}: must not be negative")
+    generator = np.random.default_rng(seed)
+    largest = sizes[1] if sessions > 1 else 0
+    if labels is None:
+        order = generator.permutation(n)
+    else:
+        order = _stratified_order(n, np.asarray(labels), largest, generator)
+    return [np.arange(n, dtype=np.int64), *(np.sort(order[:size]) for size in sizes[1:])]
+
+
+def _stratified_order(
+    n: int, labels: NDArray[Any], count: int, generator: np.random.Generator
+) -> Indices:
+    """The first ``count`` samples of an order whose every beginning has all classes' shares.
+
+    Rounding each subset's shares by itself would not give nested subsets. Instead one sample
+    after the other is added: the j-th sample of a class with m of n samples may come at
+    position ⌊(j−1)·n/m⌋ at the earliest and must have come by position ⌈j·n/m⌉. Serving the
+    earliest deadline first always succeeds (proportionate fair scheduling), and keeps each
+    class within one sample of its share everywhere.
+    """
+    if labels.shape != (n,):
+        raise UsageError(f"labels have shape {labels.shape}; {n} samples need ({n},)")
+    _, classes = np.unique(labels, return_inverse=True)
+    members = [
+        generator.permutation(np.flatnonzero(classes == c)) for c in range(classes.max() + 1)
+    ]
+    # Classes of equal deadlines take turns in an order that the seed draws.
+    rank = generator.permutation(len(members))
+    waiting = [(0, int(rank[c]), c) for c in range(len(members))]
+    heapq.heapify(waiting)
+    ready: list[tuple[int, int, int]] = []
+    taken = [0] * len(members)
+    order = np.empty(count, dtype=np.int64)
+    for position in range(count):
+        while waiting and waiting[0][0] <= position:
+            _, turn, c = heapq.heappop(waiting)
+            deadline = -(-(taken[c] + 1) * n // len(members[c]))
+            heapq.heappush(ready, (deadline, turn, c))
+        _, turn, c = heapq.heappop(ready)
+        order[position] = members[c][taken[c]]
+        taken[c] += 1
+        if taken[c] < len(members[c]):
+            heapq.heappush(waiting, (taken[c] * n // len(members[c]), turn, c))
+    return order
