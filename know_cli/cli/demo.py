@@ -1,0 +1,141 @@
+"""``know demo``."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from know_cli.cli.output import Output
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from know_cli.evaluation.demo import Row, SessionRow
+
+_PREDICTED = "predicted.safetensors"
+_PLOT = "demo.png"
+
+
+def demo(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="[DIR]",
+            help="Folder for checkpoints, predictions and plot; made if it is missing.",
+        ),
+    ] = Path("know-demo"),
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=2**31, help="Seed of everything random.")
+    ] = 0,
+    fine_tunings: Annotated[
+        int,
+        typer.Option(metavar="N", min=2, max=1000, help="Fine-tunings from each start."),
+    ] = 20,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", show_default="the shipped default", help="As for 'know predict'."
+        ),
+    ] = None,
+) -> None:
+    """Train, forget, predict and fine-tune a small network on real images, and compare.
+
+    Takes about a minute on two cores, needs scikit-learn, and prints what it measures, also
+    when the prediction loses. KNOWN has not seen the images that it uses.
+    """
+    import torch
+
+    from know_cli.checkpoints.paths import factor_name, step_path
+    from know_cli.errors import KnowError, OutputError
+    from know_cli.evaluation import demo as work
+
+    # Networks this small are slower on several threads than on one.
+    torch.set_num_threads(1)
+    talk = Output()
+    if not folder.parent.is_dir():
+        raise OutputError(
+            f"{folder.parent}: no such folder; make it first: mkdir -p {folder.parent}"
+        )
+    sessions = work.record(folder, seed, talk.notice)
+    talk.show("forgetting: a small network on ever fewer digits", "", _sessions_table(sessions), "")
+
+    output = folder / _PREDICTED
+    arguments = [f"{folder}/ckpt0..ckpt{work.SESSIONS - 1}", "-o", str(output)]
+    arguments += ["--steps", str(work.STEPS), "--every-step"]
+    arguments += [] if weights is None else ["--weights", weights]
+    arguments += ["--force"] if output.exists() else []
+    talk.show(f"$ know-predict {shlex.join(arguments)}")
+    sys.stdout.flush()
+    done = subprocess.run([sys.executable, "-m", "know_cli", "predict", *arguments], check=False)
+    if done.returncode:
+        failure = KnowError("the prediction failed; see the message above")
+        failure.exit_code = done.returncode
+        raise failure
+
+    predictions = {
+        factor_name(work.RATE, step): step_path(output, work.RATE, step, is_folder=False)
+        for step in range(1, work.STEPS)
+    }
+    predictions[factor_name(work.RATE, work.STEPS)] = output
+    rows = work.fine_tune(work.starts(folder, predictions), seed, fine_tunings, talk.notice)
+    talk.show(
+        "",
+        f"fine-tuned on {work.FINE_TUNING_IMAGES} other digits in noise, "
+        f"{fine_tunings} times, accuracy on the rest:",
+        "",
+        _results_table(rows),
+        "",
+        _reading(rows),
+    )
+    try:
+        work.plot(rows, folder / _PLOT)
+    except ImportError:
+        talk.notice("no plot: it needs matplotlib, pip install 'know-predict[plot]'")
+    else:
+        talk.show(f"wrote {folder / _PLOT}")
+
+
+def _sessions_table(sessions: Sequence[SessionRow]) -> Table:
+    from know_cli.cli.tables import new_table
+
+    table = new_table("session", "images", "accuracy on them", "accuracy on digits in noise")
+    for row in sessions:
+        table.add_row(
+            str(row.index),
+            str(row.images),
+            f"{row.train_accuracy:.1%}",
+            f"{row.test_accuracy:.1%}",
+        )
+    return table
+
+
+def _results_table(rows: Sequence[Row]) -> Table:
+    from know_cli.cli.tables import new_table
+
+    table = new_table("start", "accuracy", "difference in points (95 %)")
+    for row in rows:
+        difference = "-"
+        if row.difference is not None and row.interval is not None:
+            difference = f"{100 * row.difference:+.2f} ± {100 * row.interval:.2f}"
+        table.add_row(row.start, f"{row.accuracy:.2%}", difference)
+    return table
+
+
+def _reading(rows: Sequence[Row]) -> str:
+    """The result in words, whatever it is."""
+    words = []
+    for row in rows:
+        if row.difference is None or row.interval is None or "predicted" not in row.start:
+            continue
+        if abs(row.difference) <= row.interval:
+            verdict = "made no difference that these fine-tunings can show"
+        else:
+            verdict = "helped" if row.difference > 0 else "did harm"
+        words.append(f"{row.start} {verdict}")
+    return "; ".join(words) + ". One pre-training and one task: a demonstration, no evaluation."

@@ -1,0 +1,185 @@
+"""``know forget``: record a structured forgetting with your own training function."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from know_cli.cli.output import Output
+from know_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from know_cli.forgetting.recorder import TrainingSession
+    from know_cli.forgetting.runner import Measurements
+
+EPILOG = """Example: know forget train.py:session run --size 50000 --sessions 5 --rate 0.5, then
+know-predict run/ckpt0..ckpt4 -o predicted.safetensors"""
+
+
+def forget(
+    function: Annotated[
+        str,
+        typer.Argument(
+            metavar="FUNCTION",
+            help="Your training function, module:function or file.py:function. It gets a session "
+            "(index, fraction, indices, start, seed, options) and returns the trained model or "
+            "its state dict, or a pair of that and a dictionary of measurements.",
+        ),
+    ],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where ckpt0.safetensors and so on go.")
+    ],
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of training samples, if the function does not tell."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.npy|MODULE:NAME",
+            help="Class of each sample: subsets keep the classes' shares.",
+        ),
+    ] = None,
+    sessions: Annotated[
+        int, typer.Option(min=1, help="Number of sessions, the one on the full data included.")
+    ] = 5,
+    rate: Annotated[
+        str,
+        typer.Option(
+            metavar="RATE",
+            help="Share of the samples that a session keeps of those before, in (0, 1); with "
+            "--trajectories also a range to draw from, such as 0.3..0.9.",
+        ),
+    ] = "0.5",
+    seed: Annotated[int, typer.Option(min=0, help="Of the subsets and of the training.")] = 0,
+    before: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Hold back this many larger data sets from the sessions, and continue the full "
+            "data's model on each: what 'know train --target continuation' learns from.",
+        ),
+    ] = 0,
+    trajectories: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Record several, into FOLDER/0000 and so on, each with its own seed."
+        ),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="For your function, as text; repeatable."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch; default: torch's own.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Record how a model forgets: train it on ever smaller nested subsets of its data.
+
+    Sessions that are in FOLDER already are not trained again, so a run that was interrupted
+    goes on where it was.
+    """
+    output = Output(quiet)
+    rates, options = parse_rates(rate), parse_options(option or [])
+    if trajectories is None and rates[0] != rates[1]:
+        raise UsageError(f"--rate {rate}: a range needs --trajectories")
+    import torch
+
+    from know_cli.forgetting.runner import Protocol, load_function, open_recorder, record
+
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load_function(function)
+    protocol = Protocol(
+        sessions=sessions,
+        rates=rates,
+        seed=seed,
+        before=before,
+        options=options,
+        size=size,
+        labels=None if labels is None else load_labels(labels),
+    )
+    numbers: list[int | None] = [None] if trajectories is None else list(range(trajectories))
+    began, trained, kept = time.perf_counter(), 0, 0
+    for number in numbers:
+        recorder = open_recorder(loaded, folder, protocol, number)
+        done = len(recorder.done)
+        if done and number is None:
+            output.notice(f"{recorder.folder}: {done} sessions are there already, going on")
+        kept += done
+
+        def report(
+            session: TrainingSession, measurements: Measurements, folder: Path = recorder.folder
+        ) -> None:
+            numbers = "".join(
+                f"  {name} {value:.4g}"
+                for name, value in measurements.items()
+                if isinstance(value, float) and (trajectories is None or "accuracy" in name)
+            )
+            output.notice(
+                f"{folder}: {session.name:14} {len(session.indices):7} samples "
+                f"{session.fraction:8.4g} of the data{numbers}"
+            )
+
+        trained += record(loaded, recorder, report)
+    seconds = time.perf_counter() - began
+    what = "" if trajectories is None else f"{trajectories} trajectories, "
+    output.show(f"{folder}: {what}{trained} sessions trained in {seconds:.1f} s, {kept} kept")
+
+
+def parse_rates(text: str) -> tuple[float, float]:
+    """``0.5`` → (0.5, 0.5); ``0.3..0.9`` → (0.3, 0.9).
+
+    Raises:
+        UsageError: these are not numbers in (0, 1), or not in ascending order.
+    """
+    parts = text.split("..")
+    try:
+        lowest, highest = (float(parts[0]), float(parts[-1]))
+    except ValueError:
+        lowest, highest = 0.0, 0.0
+    if len(parts) > 2 or not 0 < lowest <= highest < 1:
+        raise UsageError(f"--rate {text}: give a number between 0 and 1, or a range: 0.3..0.9")
+    return lowest, highest
+
+
+def parse_options(pairs: list[str]) -> dict[str, str]:
+    """``["key=value", …]`` as a dictionary.
+
+    Raises:
+        UsageError: there is no ``=``, or a key comes twice.
+    """
+    options: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key or key in options:
+            raise UsageError(f"--option {pair}: write KEY=VALUE, each key once")
+        options[key] = value
+    return options
+
+
+def load_labels(source: str) -> NDArray[Any]:
+    """Read labels from ``FILE.npy``, or take ``MODULE:NAME`` from a module.
+
+    Raises:
+        UsageError: they cannot be read, or are not one row of values.
+    """
+    import numpy as np
+
+    from know_cli.forgetting.runner import load_object
+
+    try:
+        found = np.load(source, allow_pickle=False) if source.endswith(".npy") else None
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"--labels {source}: cannot be read: {error}") from error
+    if found is None:
+        found = np.asarray(load_object(source))
+    if found.ndim != 1 or found.dtype == object:
+        raise UsageError(f"--labels {source}: has shape {found.shape}; give one class a sample")
+    return found

@@ -1,0 +1,136 @@
+"""The entry points, the list of commands, and how every run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from inspect import cleandoc
+from typing import Annotated, Any
+
+import typer
+
+from know_cli import __version__
+from know_cli.cli.convert_weights import convert_weights
+from know_cli.cli.demo import demo
+from know_cli.cli.forget import forget
+from know_cli.cli.inspect import inspect
+from know_cli.cli.predict import EPILOG, predict
+from know_cli.cli.train import train
+from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, KnowError
+
+# What a shell reports for a program that SIGPIPE ended.
+_EXIT_BROKEN_PIPE = 141
+_DEBUG = "KNOW_DEBUG"
+
+# A new command is a new file in this folder and one line here.
+_COMMANDS: tuple[tuple[str, Callable[..., None], str | None], ...] = (
+    ("predict", predict, EPILOG),
+    ("inspect", inspect, None),
+    ("demo", demo, None),
+    ("forget", forget, None),
+    ("train", train, None),
+    ("convert-weights", convert_weights, None),
+)
+_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"know-predict {__version__}")
+        raise typer.Exit
+
+
+_Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+]
+
+
+def family_app() -> typer.Typer:
+    """The command ``know`` with all its sub-commands."""
+    app = typer.Typer(
+        help="Predict the weights your model would have had with more data.",
+        context_settings=_SETTINGS,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        no_args_is_help=True,
+    )
+
+    @app.callback()
+    def _family(version: _Version = False) -> None:
+        pass
+
+    for name, function, epilog in _COMMANDS:
+        app.command(name, help=_reflow(function.__doc__), epilog=epilog)(function)
+    return app
+
+
+def predict_app() -> typer.Typer:
+    """The command ``know-predict``: exactly ``know predict``."""
+    app = typer.Typer(
+        context_settings=_SETTINGS, pretty_exceptions_enable=False, add_completion=False
+    )
+    app.command("predict", help=_reflow(predict.__doc__), epilog=EPILOG)(predict)
+    return app
+
+
+def _reflow(docstring: str | None) -> str:
+    """Paragraphs of one line each, so that the terminal's width decides where lines break."""
+    paragraphs = cleandoc(docstring or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+
+
+def know() -> None:
+    """Entry point of ``know`` and ``python -m know_cli``."""
+    sys.exit(run(family_app(), "know", sys.argv[1:]))
+
+
+def know_predict() -> None:
+    """Entry point of ``know-predict``."""
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(f"know-predict {__version__}")
+        sys.exit(EXIT_DONE)
+    sys.exit(run(predict_app(), "know-predict", arguments))
+
+
+def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
+    """Run a command line; every error becomes one line on stderr.
+
+    Returns:
+        The exit code, as the README documents it.
+    """
+    try:
+        # A request to end is like Ctrl-C: what was begun is taken back, then we go.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        code = app(arguments, prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        problem = error.format_message().rstrip(".")
+        return _fail(name, f"{problem}; see '{name} --help'", error.exit_code)
+    except KnowError as error:
+        if os.environ.get(_DEBUG):
+            traceback.print_exc()
+        return _fail(name, str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our stdout went away; the interpreter's own flush must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_BROKEN_PIPE
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            traceback.print_exc()
+        text = f"{type(error).__name__}: {error}"
+        return _fail(name, f"bug: {text}; please report it with the output of {_DEBUG}=1", EXIT_BUG)
+    if code == EXIT_INTERRUPTED:  # Typer turns most interruptions into this number itself
+        return _fail(name, "interrupted; the output was not written", EXIT_INTERRUPTED)
+    return code if isinstance(code, int) else EXIT_DONE
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,48 @@
+"""Parsers of option values that several commands share; messages quote what the user wrote."""
+
+from __future__ import annotations
+
+import os
+import re
+from fractions import Fraction
+
+import typer
+
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
+_SMALLEST_RATE = 0.01
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from ``512M``, ``1G``, ``1.5GiB`` or a plain number; powers of 1024.
+
+    Raises:
+        typer.BadParameter: anything else.
+    """
+    # A default goes through an option's parser, too.
+    match = _SIZE.match(str(text).strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a size; write 512M, 1G, 1.5GiB or bytes")
+    power = " kmgt".index(match[2].lower() or " ")
+    return int(float(match[1]) * 1024**power)
+
+
+def parse_rate(text: str) -> float:
+    """A sampling rate from ``0.5`` or ``1/3``.
+
+    Raises:
+        typer.BadParameter: not a number between 0.01 and 1.
+    """
+    try:
+        rate = float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"{text!r} is not a rate; write 0.5 or 1/3") from None
+    if not _SMALLEST_RATE <= rate < 1:
+        raise typer.BadParameter(f"{text!r}: a rate is at least {_SMALLEST_RATE} and below 1")
+    return rate
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

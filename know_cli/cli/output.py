@@ -1,0 +1,45 @@
+"""Where text goes: results to stdout; notices, warnings and progress to stderr."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+
+@dataclass(frozen=True)
+class Output:
+    """The one sink of a command.
+
+    Attributes:
+        quiet: nothing but errors is printed.
+    """
+
+    quiet: bool = False
+
+    def notice(self, text: str) -> None:
+        """A line for the user about what happens, on stderr."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+    def warning(self, text: str) -> None:
+        """A line about what may be wrong, on stderr."""
+        self.notice(f"warning: {text}")
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Print results (text, rich tables) on stdout."""
+        if not self.quiet:
+            console = self.console()
+            for renderable in renderables:
+                # Plain lines are never broken: paths in them are there to be copied.
+                console.print(renderable, soft_wrap=isinstance(renderable, str))
+
+    def console(self, *, stderr: bool = False) -> Console:
+        """A rich console as wide as the terminal; 100 columns where there is none."""
+        from rich.console import Console
+
+        width = None if (sys.stderr if stderr else sys.stdout).isatty() else 100
+        return Console(stderr=stderr, highlight=False, width=width, markup=False)

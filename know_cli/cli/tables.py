@@ -1,0 +1,123 @@
+"""Plans and reports as text for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from know_cli.engine.report import Report
+    from know_cli.methods.prediction import Prediction
+
+
+def count_text(count: float) -> str:
+    """A number of parameters: ``950``, ``12.3 k``, ``4.56 M``."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes in powers of 1024: ``950 B``, ``12.3 KiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1000 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+
+
+def new_table(*columns: str) -> Table:
+    """A table whose first column is words and the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+    return table
+
+
+def heading(prediction: Prediction) -> str:
+    """One line on what is predicted from what."""
+    steps = prediction.request.settings.steps
+    return (
+        f"{prediction.factor} the data: {steps} step{'s' * (steps > 1)} from "
+        f"{len(prediction.trajectory)} checkpoints at rate {prediction.rate:.3g}, "
+        f"KNOWN {prediction.bundle.target} {prediction.bundle.digest[:8]}"
+    )
+
+
+def plan_tables(prediction: Prediction) -> list[RenderableType]:
+    """What a run would do."""
+    from know_cli.engine.plan import Action
+    from know_cli.kinds import Kind
+
+    plan = prediction.plan
+    table = new_table("kind", "tensors", "parameters", "predicted")
+    for kind in Kind:
+        of_kind = [tensor for tensor in plan.tensors if tensor.kind is kind]
+        predicted = [tensor for tensor in of_kind if tensor.action is Action.PREDICT]
+        if of_kind:
+            table.add_row(
+                kind.value,
+                str(len(of_kind)),
+                count_text(sum(tensor.elements for tensor in of_kind)),
+                count_text(sum(tensor.elements for tensor in predicted)),
+            )
+    reasons = Counter(
+        f"{tensor.action.value}: {tensor.reason}"
+        for tensor in plan.tensors
+        if tensor.action is not Action.PREDICT
+    )
+    lines: list[RenderableType] = [
+        f"plan, nothing is written · {heading(prediction)}",
+        "",
+        table,
+        "",
+    ]
+    lines += [_not_predicted(reason, count) for reason, count in sorted(reasons.items())]
+    lines.append(
+        f"reads {bytes_text(plan.bytes_to_read)}, writes {bytes_text(plan.bytes_to_write)}, "
+        f"works in {bytes_text(plan.memory)} of memory"
+    )
+    lines += [f"would write {output.path}" for output in prediction.outputs]
+    return lines
+
+
+def report_tables(prediction: Prediction, report: Report) -> list[RenderableType]:
+    """What a run did."""
+    table = new_table("kind", "tensors", "parameters", "mean |change|", "relative change", "copied")
+    for kind, numbers in report.kinds.items():
+        if numbers.tensors:
+            mean, relative = numbers.mean_change, numbers.relative_change
+            table.add_row(
+                kind.value,
+                str(numbers.tensors),
+                count_text(numbers.parameters),
+                "-" if mean is None else f"{mean:.3g}",
+                "-" if relative is None else f"{relative:.2%}",
+                f"{numbers.share_copied:.0%}",
+            )
+    lines: list[RenderableType] = [heading(prediction), "", table, ""]
+    lines += [_not_predicted(reason, count) for reason, count in sorted(report.reasons.items())]
+    if report.replaced:
+        lines.append(f"{report.replaced} predictions were not finite: the first checkpoint's value")
+    if report.nonfinite:
+        lines.append(f"{report.nonfinite} inputs were not finite: the first checkpoint's value")
+    seconds = report.seconds
+    speed = report.predicted * prediction.request.settings.steps / max(seconds["total"], 1e-9)
+    lines.append(
+        f"read {seconds['reading']:.2f} s, computed {seconds['computing']:.2f} s, wrote "
+        f"{seconds['writing']:.2f} s, in all {seconds['total']:.2f} s: "
+        f"{count_text(speed)} parameters a second and step"
+    )
+    sizes = report.bytes_written // max(len(report.outputs), 1)
+    lines += [f"wrote {path} ({bytes_text(sizes)})" for path, _ in report.outputs]
+    return lines
+
+
+def _not_predicted(reason: str, count: int) -> str:
+    return f"{reason} ({count} tensor{'s' * (count != 1)})"

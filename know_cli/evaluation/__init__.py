@@ -1,0 +1,1 @@
+"""Downstream tasks, and what a predicted start is worth on them."""

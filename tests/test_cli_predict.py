@@ -1,0 +1,405 @@
+"""``know predict`` as users run it: a process of its own, its exit code, its streams, its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from know_cli.errors import (
+    EXIT_CHECKPOINT,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_OUTPUT,
+    EXIT_USAGE,
+)
+from know_cli.hypermodel import save_bundle
+from tests.conftest import Command, network, one_line, random_bundle, states, write_trajectory
+from tests.test_bundle import write_keras
+from tests.test_checkpoint import shards
+from tests.test_known import by_hand
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder with a trajectory, ckpt0 … ckpt4."""
+    write_trajectory(tmp_path)
+    return tmp_path
+
+
+def test_the_main_job(run: Path, know: Command, bundle_path: Path) -> None:
+    done = know("predict", "ckpt0..ckpt4", "-o", "out.safetensors", "--weights", bundle_path,
+                "--report", "report.json", cwd=run)  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "x2 the data: 1 step from 5 checkpoints at rate 0.5" in done.stdout
+    for word in (
+        "conv",
+        "fc",
+        "bias",
+        "mean |change|",
+        "relative change",
+        "copied",
+        "parameters a second",
+    ):
+        assert word in done.stdout
+    assert "wrote out.safetensors" in done.stdout
+    assert done.stderr.splitlines() == [
+        "predicting 1.25 k parameters",
+        "copying",
+        "flushing to disk",
+    ]
+    assert load_file(run / "out.safetensors").keys() == network().keys()
+    report = json.loads((run / "report.json").read_text())
+    assert report["checkpoints"] == [f"ckpt{k}.safetensors" for k in range(5)]
+    assert (report["factor"], report["steps"], report["rate"]) == ("x2", 1, 0.5)
+    assert report["kinds"]["fc"]["predicted"] == 20 * 33 + 160 + 160 + 30
+    assert report["bytes_written"] == (run / "out.safetensors").stat().st_size
+    assert set(report["seconds"]) == {"reading", "computing", "writing", "total"}
+    (run / "again").mkdir()
+    know(
+        "predict", "ckpt0..ckpt4", "-o", "again/out.safetensors", "--weights", bundle_path, cwd=run
+    )
+    assert (run / "again" / "out.safetensors").read_bytes() == (
+        run / "out.safetensors"
+    ).read_bytes()
+
+
+def test_know_predict_is_know_predict(run: Path, bundle_path: Path, know: Command) -> None:
+    """The script of the name; its entry point is called where it is not installed."""
+    code = "import sys; sys.argv[0] = 'know-predict'; from know_cli.cli.main import know_predict; know_predict()"
+    arguments = ["ckpt0..ckpt4", "-o", "a", "--weights", str(bundle_path)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=run,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    other = know("predict", "ckpt0..ckpt4", "-o", "b", "--weights", bundle_path, cwd=run)
+    assert (run / "a").read_bytes() == (run / "b").read_bytes()
+    timing = re.compile(r"^read .*$", re.MULTILINE)
+    assert timing.sub("", done.stdout).replace("wrote a", "wrote b") == timing.sub("", other.stdout)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_keras_files_through_the_command_line(tmp_path: Path, know: Command, steps: int) -> None:
+    """Golden values from float64 numpy, for all kinds, with the window shifted each step."""
+    from know_cli.hypermodel import Preparation
+
+    bundle = random_bundle(seed=7)
+    write_keras(bundle, tmp_path / "keras")
+    window = torch.randn(300, 5, generator=torch.Generator().manual_seed(5)) * 0.1
+    columns = [window[:, 4 - k] for k in range(5)]  # Θ0 is the last column
+    write_trajectory(tmp_path, [
+        {"conv": column.reshape(10, 3, 5, 2).clone(), "fc": column.reshape(15, 20).clone(), "bias": column.clone()}
+        for column in columns
+    ])  # fmt: skip
+    done = know(
+        "predict", "ckpt0..ckpt4", "-o", "out", "--weights", "keras", "--steps", steps, cwd=tmp_path
+    )
+    assert done.returncode == EXIT_DONE, done.stderr
+    out = load_file(tmp_path / "out")
+    for kind, state in bundle.states.items():
+        values = window.double().numpy()
+        for _ in range(steps):
+            predicted = by_hand(state, values, Preparation.RAW)
+            values = torch.cat(
+                [torch.from_numpy(values)[:, 1:], torch.from_numpy(predicted)[:, None]], 1
+            ).numpy()
+        difference = out[kind.value].reshape(-1).double() - torch.from_numpy(predicted)
+        assert difference.abs().max() < 1e-6
+
+
+def test_folders_in_folder_out(tmp_path: Path, know: Command, bundle_path: Path) -> None:
+    for k in range(5):
+        folder = shards(tmp_path / f"session{k}")
+        for number in range(2):
+            save_file(
+                {f"layer{number}.weight": torch.linspace(0, 1 - 0.1 * k, 12).reshape(3, 4)},
+                folder / f"model-{number + 1:05d}-of-00002.safetensors",
+                {"format": "pt"},
+            )
+        (folder / "config.json").write_text('{"a": 1}')
+    (tmp_path / "session0" / "optimizer.pt").write_text("state")
+    done = know("predict", "session0..session4", "-o", "out", "--weights", bundle_path, "--steps", 2,
+                "--every-step", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "optimizer.pt: left out" in done.stderr
+    for name in ("out", "out.x2"):
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [
+            "config.json", "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors", "model.safetensors.index.json",
+        ]  # fmt: skip
+        source = (tmp_path / "session0" / "model.safetensors.index.json").read_bytes()
+        assert (tmp_path / name / "model.safetensors.index.json").read_bytes() == source
+
+
+def test_transformers_loads_the_output(tmp_path: Path, know: Command, bundle_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.BertForMaskedLM(config)
+    for k in range(5):
+        model.save_pretrained(tmp_path / f"s{k}", max_shard_size="3KB")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.01 * 0.5**k)
+    done = know("predict", "s0..s4", "-o", "out", "--weights", bundle_path, cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    loaded = transformers.BertForMaskedLM.from_pretrained(tmp_path / "out", local_files_only=True)
+    name = "bert.encoder.layer.0.output.dense.weight"
+    shard = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())[
+        "weight_map"
+    ][name]
+    written = load_file(tmp_path / "out" / shard)[name]
+    assert torch.equal(loaded.state_dict()[name], written)
+
+
+def test_dry_run_tells_everything_and_writes_nothing(
+    run: Path, know: Command, bundle_path: Path
+) -> None:
+    before = sorted(run.iterdir())
+    done = know(
+        "predict",
+        "ckpt0..ckpt4",
+        "-o",
+        "out",
+        "--weights",
+        bundle_path,
+        "--dry-run",
+        "--steps",
+        3,
+        cwd=run,
+    )
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert sorted(run.iterdir()) == before
+    for words in ("plan, nothing is written", "x8 the data: 3 steps", "reads ", "writes ", "of memory",
+                  "would write out", "copy: normalisation layer (2 tensors)",
+                  "copy: frozen: the same in all checkpoints", "rescaled to the change of conv1.weight (2 tensors)",
+                  "copy: integer, boolean, complex or quantised (2 tensors)"):  # fmt: skip
+        assert words in done.stdout
+    done = know(
+        "predict",
+        "ckpt0..ckpt4",
+        "-o",
+        "out",
+        "--weights",
+        bundle_path,
+        "--dry-run",
+        "--report",
+        "plan.json",
+        cwd=run,
+    )
+    plan = json.loads((run / "plan.json").read_text())
+    assert {tensor["name"] for tensor in plan["tensors"]} == network().keys()
+    assert plan["bytes_to_write"] == (run / "ckpt0.safetensors").stat().st_size
+
+
+def test_quiet_says_nothing(run: Path, know: Command, bundle_path: Path) -> None:
+    done = know(
+        "predict", "ckpt0..ckpt4", "-o", "out", "--weights", bundle_path, "--quiet", cwd=run
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (EXIT_DONE, "", "")
+    done = know(
+        "predict", "ckpt0..ckpt4", "-o", "out", "--weights", bundle_path, "--quiet", cwd=run
+    )
+    assert done.returncode == EXIT_OUTPUT
+    assert done.stdout == ""
+    one_line(done.stderr)
+
+
+def test_wrong_order_is_put_right_with_a_notice(
+    tmp_path: Path, know: Command, bundle_path: Path
+) -> None:
+    recorded = [
+        {"know.session": str(k), "know.fraction": str(0.5**k), "know.rate": "0.5", "know.trajectory": "t"}
+        for k in range(5)
+    ]  # fmt: skip
+    write_trajectory(tmp_path, metadata=recorded)
+    forward = know("predict", "ckpt0..ckpt4", "-o", "a", "--weights", bundle_path, cwd=tmp_path)
+    backward = know("predict", "ckpt4..ckpt0", "-o", "b", "--weights", bundle_path, cwd=tmp_path)
+    assert "put right to 0, 1, 2, 3, 4" in backward.stderr
+    assert "put right" not in forward.stderr
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_suspected_reversal_is_a_warning(run: Path, know: Command, bundle_path: Path) -> None:
+    done = know("predict", "ckpt4..ckpt0", "-o", "out", "--weights", bundle_path, cwd=run)
+    assert done.returncode == EXIT_DONE
+    assert "warning: the steps between checkpoints grow" in done.stderr
+
+
+def test_options_reach_the_engine(run: Path, know: Command, bundle_path: Path) -> None:
+    done = know("predict", "ckpt0..ckpt4", "-o", "out.safetensors", "--weights", bundle_path, "--kind", "fc.*=copy",
+                "--kind", "scale=fc", "--norm", "reset", "--frozen", "predict", "--rate", "1/3", "--steps", 2,
+                "--every-step", "--device", "cpu", "--threads", 1, "--max-memory", "2M", "--no-progress", cwd=run)  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    out = load_file(run / "out.safetensors")
+    first = network()
+    assert torch.equal(out["fc.weight"], first["fc.weight"])
+    assert not torch.equal(out["frozen.weight"], first["frozen.weight"])
+    assert out["bn1.weight"].tolist() == [1.0] * 8
+    with safe_open(run / "out.x3.safetensors", "pt") as file:
+        assert file.metadata()["know.steps"] == "1"
+        assert float(file.metadata()["know.rate"]) == 1 / 3
+    assert "x9 the data" in done.stdout
+
+
+def test_nonfinite_inputs(tmp_path: Path, know: Command, bundle_path: Path) -> None:
+    trajectory = states()
+    trajectory[2]["fc.weight"][0, 0] = float("nan")
+    write_trajectory(tmp_path, trajectory)
+    done = know("predict", "ckpt0..ckpt4", "-o", "out", "--weights", bundle_path, cwd=tmp_path)
+    assert done.returncode == EXIT_CHECKPOINT
+    assert "ckpt2.safetensors: tensor 'fc.weight'" in one_line(done.stderr)
+    assert not (tmp_path / "out").exists()
+    done = know(
+        "predict",
+        "ckpt0..ckpt4",
+        "-o",
+        "out",
+        "--weights",
+        bundle_path,
+        "--allow-nonfinite",
+        cwd=tmp_path,
+    )
+    assert done.returncode == EXIT_DONE
+    assert "1 inputs were not finite" in done.stdout
+
+
+# arguments after "predict" → exit code and words of the one line on stderr
+ERRORS: dict[str, tuple[str, int, str]] = {
+    "no arguments": ("", EXIT_USAGE, "Missing argument 'CKPT...'"),
+    "no output": ("ckpt0..ckpt4", EXIT_USAGE, "Missing option '-o' / '--output'"),
+    "no such option": ("ckpt0..ckpt4 -o out --speed 11", EXIT_USAGE, "No such option: --speed"),
+    "steps": ("ckpt0..ckpt4 -o out --steps 9", EXIT_USAGE, "--steps"),
+    "rate": ("ckpt0..ckpt4 -o out --rate 2", EXIT_USAGE, "'2': a rate is at least 0.01 and below 1"),
+    "rate is no number": ("ckpt0..ckpt4 -o out --rate half", EXIT_USAGE, "'half' is not a rate"),
+    "size": ("ckpt0..ckpt4 -o out --max-memory much", EXIT_USAGE, "'much' is not a size"),
+    "too little memory": ("ckpt0..ckpt4 -o out --max-memory 1k", EXIT_USAGE, "is too small: one block needs"),
+    "norm": ("ckpt0..ckpt4 -o out --norm drop", EXIT_USAGE, "--norm"),
+    "device": ("ckpt0..ckpt4 -o out --device tpu", EXIT_USAGE, "--device tpu: is none of"),
+    "absent device": ("ckpt0..ckpt4 -o out --device cuda:99", EXIT_USAGE, "cuda:99: torch sees"),
+    "kind": ("ckpt0..ckpt4 -o out --kind fc=dense", EXIT_USAGE, "--kind fc=dense: write PATTERN=KIND"),
+    "kind matches nothing": ("ckpt0..ckpt4 -o out --kind x.*=fc", EXIT_USAGE, "--kind x.*=fc: matches no tensor"),
+    "weights": ("ckpt0..ckpt4 -o out --weights nothing", EXIT_USAGE, "--weights nothing: neither"),
+    "one checkpoint": ("ckpt0 -o out", EXIT_USAGE, "got 1 checkpoint: give 2 to 16"),
+    "one checkpoint twice": ("ckpt0 ckpt0 -o out", EXIT_USAGE, "given twice"),
+    "no such checkpoint": ("ckpt0 ckpt9 -o out", EXIT_CHECKPOINT, "ckpt9: no such file"),
+    "corrupt": ("ckpt0 corrupt -o out", EXIT_CHECKPOINT, "corrupt: is only 3 bytes long"),
+    "other model": ("ckpt0 other.safetensors -o out", EXIT_CHECKPOINT, "not of one model"),
+    "no KNOWN for four": ("ckpt0..ckpt3 -o out", EXIT_CHECKPOINT, "this KNOWN reads 5 checkpoints, 4 were given"),
+    "family without four": ("ckpt0..ckpt3 -o out --weights FAMILY", EXIT_CHECKPOINT, "only for 5"),
+    "output is an input": ("ckpt0..ckpt4 -o ckpt3.safetensors --force", EXIT_OUTPUT, "an input is never overwritten"),
+    "output exists": ("ckpt0..ckpt4 -o corrupt", EXIT_OUTPUT, "exists already; --force replaces it"),
+    "no parent": ("ckpt0..ckpt4 -o no/out", EXIT_OUTPUT, "no: no such folder; make it first: mkdir -p no"),
+    "output is a folder": ("ckpt0..ckpt4 -o folder --force", EXIT_OUTPUT, "is a folder, but the output is a file"),
+    "report has no folder": ("ckpt0..ckpt4 -o out --report no/r.json", EXIT_OUTPUT, "mkdir -p no"),
+    "report is an input": ("ckpt0..ckpt4 -o out --report ckpt0.safetensors", EXIT_OUTPUT, "is a checkpoint of this run"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_line_with_the_documented_code(
+    case: str, run: Path, know: Command, bundle_path: Path
+) -> None:
+    text, code, message = ERRORS[case]
+    (run / "corrupt").write_text("abc")
+    (run / "folder").mkdir()
+    save_file({"x": torch.ones(1)}, run / "other.safetensors")
+    save_bundle(random_bundle(), run / "family" / "checkpoints-5")
+    arguments = [str(run / "family") if word == "FAMILY" else word for word in text.split()]
+    if "--weights" not in arguments:
+        arguments += ["--weights", str(bundle_path)]
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    done = know("predict", *(arguments if text else []), cwd=run)
+    assert done.returncode == code, done.stderr
+    assert message in one_line(done.stderr)
+    assert done.stdout == ""
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_bug_is_one_line_unless_asked_for_more(tmp_path: Path) -> None:
+    code = (
+        "import sys, know_cli.cli.main as m, know_cli.checkpoints.paths as p\n"
+        "def broken(*a): raise RuntimeError('boom')\n"
+        "p.expand_arguments = broken\n"
+        "sys.argv = ['know-predict', 'a', '-o', 'b']\n"
+        "m.know_predict()"
+    )
+    for debug in ("", "1"):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                              env={**os.environ, "KNOW_DEBUG": debug}, check=False)  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith(
+            "know-predict: error: bug: RuntimeError: boom; please report"
+        )
+        assert ("Traceback" in done.stderr) == bool(debug)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind(
+    tmp_path: Path, bundle_path: Path, signal_number: signal.Signals
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    write_trajectory(
+        tmp_path, [{"w": torch.randn(3000, 2000, generator=generator)} for _ in range(5)]
+    )
+    (tmp_path / "out").write_text("precious")
+    before = sorted(tmp_path.iterdir())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "know_cli", "predict", "ckpt0..ckpt4", "-o", "out", "--force", "--steps", "8",
+         "--weights", str(bundle_path)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert "predicting" in process.stderr.readline()
+    time.sleep(0.3)
+    process.send_signal(signal_number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == EXIT_INTERRUPTED, stderr
+    assert "interrupted" in one_line(stderr)
+    assert stdout == ""
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_a_closed_pipe_is_no_error_message(run: Path, bundle_path: Path) -> None:
+    command = f"{sys.executable} -m know_cli predict ckpt0..ckpt4 -o out --dry-run --weights {bundle_path} | true"
+    done = subprocess.run(command, shell=True, cwd=run, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_a_terminal_gets_a_progress_bar(run: Path, bundle_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    main, other = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "know_cli", "predict", "ckpt0..ckpt4", "-o", "out", "--weights", str(bundle_path)],
+        cwd=run, stdout=subprocess.DEVNULL, stderr=other, env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(other)
+    text = b""
+    while True:
+        try:
+            data = os.read(main, 4096)
+        except OSError:
+            break
+        if not data:
+            break
+        text += data
+    assert process.wait() == EXIT_DONE
+    assert b"predicting 1.25 k parameters" in text
+    assert "━".encode() in text
+    assert b"\x1b[2K" in text  # the bar is taken away at the end

@@ -1,0 +1,81 @@
+"""``know demo`` on real data, and the library behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
+from know_cli.evaluation import demo
+from know_cli.forgetting.digits import load_digits
+from tests.conftest import Command, one_line
+
+
+def test_demo(tmp_path: Path, know: Command) -> None:
+    done = know("demo", "run", "--fine-tunings", 3, cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    lines = done.stdout.splitlines()
+    command = next(line for line in lines if line.startswith("$ "))
+    assert (
+        command
+        == "$ know-predict run/ckpt0..ckpt4 -o run/predicted.safetensors --steps 3 --every-step"
+    )
+    for words in ("x8 the data: 3 steps from 5 checkpoints at rate 0.5", "first checkpoint", "predicted x2",
+                  "predicted x4", "predicted x8", "trained on x2, really", "fresh weights"):  # fmt: skip
+        assert words in done.stdout
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        *(f"ckpt{k}.safetensors" for k in range(5)), "continued1.safetensors", "trajectory.json",
+        "predicted.safetensors", "predicted.x2.safetensors", "predicted.x4.safetensors", "demo.png",
+    }  # fmt: skip
+    assert (tmp_path / "run" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    again = know("demo", "run", "--fine-tunings", 3, cwd=tmp_path)
+    assert again.returncode == EXIT_DONE, again.stderr
+    assert "training" not in again.stderr
+    table = [line for line in lines if "%" in line]
+    assert [line for line in again.stdout.splitlines() if "%" in line] == table
+    other = know("demo", "run", "--seed", 5, cwd=tmp_path)
+    assert other.returncode == EXIT_USAGE
+    assert "another trajectory" in one_line(other.stderr)
+
+
+def test_demo_needs_a_parent_folder(tmp_path: Path, know: Command) -> None:
+    done = know("demo", "no/run", cwd=tmp_path)
+    assert done.returncode == EXIT_OUTPUT
+    assert "mkdir -p no" in one_line(done.stderr)
+
+
+def test_a_failing_prediction_ends_the_demo_with_its_code(tmp_path: Path, know: Command) -> None:
+    done = know("demo", "run", "--weights", "nothing", cwd=tmp_path)
+    assert done.returncode == EXIT_USAGE
+    assert "neither a folder with a KNOWN" in done.stderr
+
+
+def test_the_tasks_share_no_image() -> None:
+    first, _ = demo._images(downstream=False)
+    second, labels = demo._images(downstream=True)
+    assert len(first) + len(second) == len(load_digits("demo")[0])
+    assert labels.unique().tolist() == list(range(10))
+    flat = {tuple(image.reshape(-1).tolist()) for image in first}
+    assert not any(tuple(image.reshape(-1).tolist()) in flat for image in second)
+
+
+def test_intervals_are_student_s() -> None:
+    # Of 1, 2, 3, 4: standard error 0.6455, 3 degrees of freedom, t = 3.182.
+    assert demo._interval([1.0, 2.0, 3.0, 4.0]) == pytest.approx(3.1824 * 0.645497, rel=1e-3)
+    assert demo._interval([0.5] * 20) == 0.0
+
+
+def test_same_start_same_accuracy(tmp_path: Path) -> None:
+    from know_cli.checkpoints import save_checkpoint
+    from know_cli.forgetting.digits import build_model
+
+    state = dict(build_model("cnn", 10, seed=3).state_dict())
+    for name in ("a", "b"):
+        save_checkpoint(tmp_path / name, state, {})
+    torch.manual_seed(99)
+    rows = demo.fine_tune({"a": tmp_path / "a", "b": tmp_path / "b"}, 0, 2, lambda text: None)
+    assert rows[0].accuracy == rows[1].accuracy
+    assert (rows[1].difference, rows[1].interval) == (0.0, 0.0)
