@@ -1,6 +1,6 @@
 """Builds the inventories in ``tests/fixtures``: names, shapes and kinds of real architectures.
 
-Run by hand, needs the extra ``dev``: ``python -m tests.make_inventories``. Models are built on
+Run by hand, needs the extra ``test``: ``python -m tests.make_inventories``. Models are built on
 the meta device from their configurations, small, but with the real names; nothing is
 downloaded. Review what changes by eye before it is committed: the tests take the inventories
 for what is right.

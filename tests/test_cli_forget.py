@@ -94,6 +94,7 @@ def test_several_trajectories(folder: Path) -> None:
 def test_arguments(tmp_path: Path) -> None:
     assert parse_rates("0.5") == (0.5, 0.5)
     assert parse_rates("0.3..0.9") == (0.3, 0.9)
+    assert parse_rates("1/3") == (1 / 3, 1 / 3)
     for wrong in ("", "0", "1", "0.9..0.3", "0.1..0.2..0.3", "half", "nan"):
         with pytest.raises(UsageError, match="--rate"):
             parse_rates(wrong)

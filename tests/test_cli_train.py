@@ -13,7 +13,7 @@ import torch
 
 from know_cli.forgetting import Recorder, nested_subsets
 from know_cli.hypermodel import load_bundle
-from know_cli.hypermodel.bundle import shipped
+from know_cli.hypermodel.bundle import shipped, weights_folder
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -92,3 +92,15 @@ def test_the_shipped_bundles_are_what_their_manifests_say(target: str) -> None:
     assert sum(tensor.numel() for tensor in next(iter(bundle.states.values())).values()) == 9425
     assert bundle.manifest["command"].startswith("know train ")
     assert set(bundle.manifest["figures"]) == {"conv", "fc", "bias"}
+
+
+def test_the_model_card_has_the_figures_of_the_manifests() -> None:
+    card = (weights_folder() / "README.md").read_text(encoding="utf-8")
+    for target, sizes in shipped().items():
+        for checkpoints, folder in sizes.items():
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            assert checkpoints == 5
+            for kind, found in manifest["figures"].items():
+                assert (
+                    f"| {target} | {kind} | {found['rows']:,} | **{found['known']:.3f}** |" in card
+                )

@@ -23,7 +23,7 @@ def test_demo(tmp_path: Path, know: Command) -> None:
         == "$ know-predict run/ckpt0..ckpt4 -o run/predicted.safetensors --steps 3 --every-step"
     )
     for words in ("x8 the data: 3 steps from 5 checkpoints at rate 0.5", "first checkpoint", "predicted x2",
-                  "predicted x4", "predicted x8", "trained on x2, really", "fresh weights"):  # fmt: skip
+                  "predicted x4", "predicted x8", "really continued on x2", "fresh weights"):  # fmt: skip
         assert words in done.stdout
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {

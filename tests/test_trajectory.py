@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from know_cli.checkpoints import open_trajectory
-from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.metadata import Continuation, Session
 from know_cli.errors import CheckpointError, UsageError
 
 
@@ -137,6 +137,13 @@ def test_float_dtypes_may_differ(tmp_path: Path) -> None:
     save_file({"x": torch.ones(2).bfloat16()}, two)
     with open_trajectory([one, two]) as trajectory:
         assert [entry.dtype for entry in trajectory.entries("x")] == ["F32", "BF16"]
+
+
+def test_a_continuation_is_no_session(tmp_path: Path) -> None:
+    continued = Continuation(1, 2.0, 0.5, "t").to_metadata()
+    paths = write(tmp_path, session(0), continued)
+    with pytest.raises(CheckpointError, match="file1.*no session of the forgetting"):
+        open_trajectory(paths)
 
 
 def test_files_are_closed_when_opening_fails(tmp_path: Path) -> None:

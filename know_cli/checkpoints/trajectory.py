@@ -10,7 +10,7 @@ from types import TracebackType
 
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.metadata import Continuation, Session
 from know_cli.errors import CheckpointError, UsageError
 
 MIN_CHECKPOINTS = 2
@@ -97,6 +97,12 @@ def _put_in_order(
     checkpoints: list[Checkpoint],
 ) -> tuple[list[Checkpoint], float | None, list[str]]:
     """Order by recorded session; (ordered, common rate or None, notices)."""
+    for checkpoint in checkpoints:
+        if Continuation.from_metadata(checkpoint.metadata) is not None:
+            raise CheckpointError(
+                f"{checkpoint.path}: is the first checkpoint trained further on more data, no "
+                "session of the forgetting; leave it out"
+            )
     sessions = [Session.from_metadata(checkpoint.metadata) for checkpoint in checkpoints]
     recorded = [
         (session, checkpoint)

@@ -129,13 +129,14 @@ def _results_table(rows: Sequence[Row]) -> Table:
 
 def _reading(rows: Sequence[Row]) -> str:
     """The result in words, whatever it is."""
-    words = []
+    verdicts: dict[str, list[str]] = {}
     for row in rows:
-        if row.difference is None or row.interval is None or "predicted" not in row.start:
+        if row.difference is None or row.interval is None:
             continue
         if abs(row.difference) <= row.interval:
-            verdict = "made no difference that these fine-tunings can show"
+            verdict = "no difference that these fine-tunings can show"
         else:
-            verdict = "helped" if row.difference > 0 else "did harm"
-        words.append(f"{row.start} {verdict}")
-    return "; ".join(words) + ". One pre-training and one task: a demonstration, no evaluation."
+            verdict = "better" if row.difference > 0 else "worse"
+        verdicts.setdefault(verdict, []).append(row.start)
+    lines = [f"{verdict}: {', '.join(starts)}" for verdict, starts in verdicts.items()]
+    return "\n".join([*lines, "one pre-training and one task: a demonstration, no evaluation"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from know_cli.cli.options import parse_rate
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 
@@ -17,8 +18,13 @@ if TYPE_CHECKING:
     from know_cli.forgetting.recorder import TrainingSession
     from know_cli.forgetting.runner import Measurements
 
-EPILOG = """Example: know forget train.py:session run --size 50000 --sessions 5 --rate 0.5, then
-know-predict run/ckpt0..ckpt4 -o predicted.safetensors"""
+EPILOG = "\n\n".join(
+    (
+        "Example:",
+        "know forget train.py:session run --size 50000 --sessions 5 --rate 0.5",
+        "know-predict run/ckpt0..ckpt4 -o predicted.safetensors",
+    )
+)
 
 
 def forget(
@@ -134,18 +140,21 @@ def forget(
 
 
 def parse_rates(text: str) -> tuple[float, float]:
-    """``0.5`` → (0.5, 0.5); ``0.3..0.9`` → (0.3, 0.9).
+    """``0.5`` → (0.5, 0.5); ``1/3..0.9`` → (0.333…, 0.9).
 
     Raises:
-        UsageError: these are not numbers in (0, 1), or not in ascending order.
+        UsageError: these are not sampling rates, or not in ascending order.
     """
     parts = text.split("..")
     try:
-        lowest, highest = (float(parts[0]), float(parts[-1]))
-    except ValueError:
-        lowest, highest = 0.0, 0.0
-    if len(parts) > 2 or not 0 < lowest <= highest < 1:
-        raise UsageError(f"--rate {text}: give a number between 0 and 1, or a range: 0.3..0.9")
+        lowest, highest = parse_rate(parts[0]), parse_rate(parts[-1])
+    except typer.BadParameter:
+        lowest = highest = 0.0
+    if len(parts) > 2 or not 0 < lowest <= highest:
+        raise UsageError(
+            f"--rate {text}: write a number from 0.01 to below 1, such as 0.5 or 1/3, or a "
+            "range: 0.3..0.9"
+        )
     return lowest, highest
 
 

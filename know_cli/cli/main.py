@@ -15,9 +15,11 @@ import typer
 from know_cli import __version__
 from know_cli.cli.convert_weights import convert_weights
 from know_cli.cli.demo import demo
+from know_cli.cli.forget import EPILOG as FORGET_EPILOG
 from know_cli.cli.forget import forget
 from know_cli.cli.inspect import inspect
 from know_cli.cli.predict import EPILOG, predict
+from know_cli.cli.train import EPILOG as TRAIN_EPILOG
 from know_cli.cli.train import train
 from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, KnowError
 
@@ -30,8 +32,8 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str | None], ...] = (
     ("predict", predict, EPILOG),
     ("inspect", inspect, None),
     ("demo", demo, None),
-    ("forget", forget, None),
-    ("train", train, None),
+    ("forget", forget, FORGET_EPILOG),
+    ("train", train, TRAIN_EPILOG),
     ("convert-weights", convert_weights, None),
 )
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -276,6 +276,7 @@ def _plan_json(prediction: Prediction) -> dict[str, Any]:
                 "reason": tensor.reason,
                 "dtype": tensor.dtype,
                 "shape": list(tensor.shape),
+                "layer_before": tensor.layer.source_weight if tensor.layer else None,
             }
             for tensor in plan.tensors
         ],

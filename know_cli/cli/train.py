@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from know_cli.kinds import Kind
     from know_cli.meta.figures import Figures
 
-EPILOG = """Example: know forget train.py:session runs --trajectories 50 --sessions 7 --before 1
---rate 0.5..0.9, then know train runs -o my-known --target continuation"""
+EPILOG = "\n\n".join(
+    (
+        "Example:",
+        "know forget train.py:session runs --trajectories 50 --sessions 7 --before 1 "
+        "--rate 0.5..0.9",
+        "know train runs -o my-known --target continuation",
+        "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights my-known",
+    )
+)
 
 
 # The same values as the enums of meta and hypermodel, which live beside torch.

@@ -266,8 +266,8 @@ def _decide_norm(
         return Action.COPY, "running statistics; names do not tell the layer before"
     sources = [source for source in (layer.source_weight, layer.source_bias) if source]
     if all(decisions[source][0] is not Action.PREDICT for source in sources):
-        return Action.COPY, f"running statistics; {layer.source_weight} is not predicted"
-    return Action.RESCALE, f"running statistics, rescaled to the change of {layer.source_weight}"
+        return Action.COPY, "running statistics; the layer before is not predicted"
+    return Action.RESCALE, "running statistics, rescaled to the change of the layer before"
 
 
 # Two batches are in memory, one computed while the next is read; each holds the window and the
