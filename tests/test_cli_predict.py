@@ -418,6 +418,8 @@ def test_an_interrupted_run_leaves_nothing_behind(
         [sys.executable, "-m", "know_cli", "predict", "ckpt0..ckpt4", "-o", "out", "--force", "--steps", "8",
          "--weights", str(bundle_path)],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell in the background ignores SIGINT, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr is not None
     assert "predicting" in process.stderr.readline()
