@@ -109,3 +109,20 @@ def test_arguments(tmp_path: Path) -> None:
     for name in ("square.npy", "text.npy", "missing.npy"):
         with pytest.raises(UsageError, match=name):
             load_labels(str(tmp_path / name))
+
+
+def test_starts_every_session_from_a_given_checkpoint(folder: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    save_file({"w": torch.full((3,), 1000.0)}, folder / "start.safetensors")
+    done = run(
+        "mine.py:session", "run", "--labels", "mine:names", "--sessions", "3", "--start", "start.safetensors",
+        folder=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values = [load_file(folder / "run" / f"ckpt{k}.safetensors")["w"][0].item() for k in range(3)]
+    assert values == [1040, 1020, 1010]
+    done = run("mine.py:session", "x", "--size", "9", "--start", "no.safetensors", folder=folder)
+    assert done.returncode == 3
+    assert "no.safetensors: no such file" in done.stderr

@@ -162,6 +162,33 @@ class TestRecorder:
             assert start is not None
             assert torch.equal(start["w"], states[before])
 
+    def test_from_a_common_start_no_session_goes_on_from_another(self, tmp_path: Path) -> None:
+        start = {"w": torch.arange(4.0)}
+        subsets = nested_subsets(40, 0.5, 4, 3)
+
+        def made(folder: str, start: dict[str, torch.Tensor] | None) -> Recorder:
+            return Recorder(tmp_path / folder, subsets, rate=0.5, before=1, start=start)
+
+        common = made("common", start)
+        for session in common:
+            assert session.start is not None
+            if not session.is_continuation:
+                assert torch.equal(session.start["w"], start["w"])
+            session.start["w"] += 1  # a training function may train in place
+            common.save(session, {"w": session.start["w"] * 2})
+        assert torch.equal(start["w"], torch.arange(4.0))
+        continued = read_state(tmp_path / "common" / "continued1.safetensors")["w"]
+        assert torch.equal(continued, ((start["w"] + 1) * 2 + 1) * 2)
+        assert (
+            metadata_of(tmp_path / "common" / "ckpt1.safetensors")["know.regime"] == "common-start"
+        )
+        assert read_record(tmp_path / "common")["regime"] == "common-start"
+        run(made("chain", None))
+        assert metadata_of(tmp_path / "chain" / "ckpt1.safetensors")["know.regime"] == "chain"
+        other = made("other", {"w": torch.arange(4.0) + 1})
+        identities = {common.trajectory, made("chain", None).trajectory, other.trajectory}
+        assert len(identities) == 3
+
     def test_continuations_are_no_sessions(self, tmp_path: Path) -> None:
         made = recorder(tmp_path, before=2)
         assert run(made) == [0, 1, 2, -1, -2]

@@ -13,6 +13,7 @@ SESSION = "know.session"
 FRACTION = "know.fraction"
 RATE = "know.rate"
 TRAJECTORY = "know.trajectory"
+REGIME = "know.regime"
 CONTINUATION = "know.continuation"
 
 VERSION = "know.version"

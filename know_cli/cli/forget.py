@@ -71,6 +71,14 @@ def forget(
             "data's model on each: what 'know train --target continuation' learns from.",
         ),
     ] = 0,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CKPT",
+            help="Start every session from this .safetensors file, instead of from the session "
+            "before.",
+        ),
+    ] = None,
     trajectories: Annotated[
         int | None,
         typer.Option(
@@ -110,6 +118,7 @@ def forget(
         options=options,
         size=size,
         labels=None if labels is None else load_labels(labels),
+        start=start,
     )
     numbers: list[int | None] = [None] if trajectories is None else list(range(trajectories))
     began, trained, kept = time.perf_counter(), 0, 0

@@ -7,13 +7,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
-from know_cli.checkpoints.metadata import TRAJECTORY, Continuation, Session
+from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Session
+from know_cli.engine.reading import as_bytes
 from know_cli.errors import OutputError, UsageError
 from know_cli.forgetting.subsets import Indices
 
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
 
 RECORD = "trajectory.json"
 FORMAT = 1
+
+
+class Regime(str, Enum):
+    """What a session starts from.
+
+    ``CHAIN``: the session before (the paper's text). ``COMMON_START``: the same weights for all
+    sessions (the authors' sample script).
+    """
+
+    CHAIN = "chain"
+    COMMON_START = "common-start"
 
 
 @dataclass(frozen=True)
@@ -33,8 +46,8 @@ class TrainingSession:
             the larger data sets D(−1), D(−2), …
         fraction: share of session 0's data, ``rate ** index``.
         indices: sorted int64 indices of the samples to train on.
-        start: state dict to continue from (float and integer tensors on the CPU), None for
-            session 0, which starts afresh.
+        start: state dict to continue from (float and integer tensors on the CPU); None for
+            session 0 of a chain, which starts afresh.
         seed: for this session's random numbers; differs from session to session.
         trajectory_seed: the same for all sessions of the trajectory.
         options: ``key=value`` pairs of the caller, as text.
@@ -81,6 +94,8 @@ class Recorder:
             sessions; session 0 trains on the one after them.
         options: handed to every session, and part of what identifies the trajectory.
         function: name of the training function, for the record; part of the identity, too.
+        start: state dict that every session starts from (the regime of the authors' sample
+            script); without it each session goes on from the one before (the paper's text).
 
     Raises:
         UsageError: the folder holds another trajectory.
@@ -106,6 +121,7 @@ class Recorder:
         before: int = 0,
         options: Mapping[str, str] | None = None,
         function: str = "",
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not 0 <= before < len(subsets):
             raise UsageError(
@@ -123,6 +139,8 @@ class Recorder:
             for number, subset in enumerate(subsets)
         }
         self.indices = [*range(len(subsets) - before), *range(-1, -before - 1, -1)]
+        self._common_start = None if start is None else dict(start)
+        self.regime = Regime.CHAIN if start is None else Regime.COMMON_START
         self.trajectory = self._identity(function)
         self._open: TrainingSession | None = None
         self._record: dict[str, Any] = {
@@ -134,6 +152,7 @@ class Recorder:
             "rate": rate,
             "sessions": len(subsets) - before,
             "continuations": before,
+            "regime": self.regime.value,
             "recorded": {},
         }
         self._resume()
@@ -144,6 +163,9 @@ class Recorder:
         digest.update(json.dumps(facts).encode())
         for index in self.indices:
             digest.update(self._subsets[index].tobytes())
+        for name, tensor in sorted((self._common_start or {}).items()):
+            digest.update(name.encode())
+            digest.update(as_bytes(tensor.detach().cpu()))
         return digest.hexdigest()[:12]
 
     def _resume(self) -> None:
@@ -198,6 +220,8 @@ class Recorder:
             yield self._open
 
     def _start(self, index: int) -> dict[str, Tensor] | None:
+        if index >= 0 and self._common_start is not None:
+            return {name: tensor.clone() for name, tensor in self._common_start.items()}
         if index == 0:
             return None
         path = self.folder / checkpoint_name(max(index - 1, 0))
@@ -243,7 +267,9 @@ class Recorder:
         except (OSError, TypeError) as error:
             raise OutputError(f"{self.folder / RECORD}: cannot be written: {error}") from error
         save_checkpoint(
-            self.folder / checkpoint_name(session.index), state, {"format": "pt", **metadata}
+            self.folder / checkpoint_name(session.index),
+            state,
+            {"format": "pt", REGIME: self.regime.value, **metadata},
         )
         self._open = None
 

@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from know_cli.errors import KnowError, UsageError
-from know_cli.forgetting.recorder import Recorder, TrainingSession, derived_seed, state_of
+from know_cli.forgetting.recorder import (
+    Recorder,
+    TrainingSession,
+    derived_seed,
+    read_state,
+    state_of,
+)
 from know_cli.forgetting.subsets import nested_subsets
 
 #: Companions of a training function, as its attribute or beside it in its module.
@@ -172,6 +178,7 @@ class Protocol:
         options: handed to the training function.
         size: number of samples, unless there are labels.
         labels: classes of the samples; None asks the training function.
+        start: checkpoint that every session starts from; None for a chain.
     """
 
     sessions: int = 5
@@ -181,6 +188,7 @@ class Protocol:
     options: Mapping[str, str] = field(default_factory=dict)
     size: int | None = None
     labels: NDArray[Any] | None = None
+    start: Path | None = None
 
 
 def open_recorder(
@@ -227,6 +235,7 @@ def open_recorder(
         before=protocol.before,
         options=protocol.options,
         function=function.name,
+        start=None if protocol.start is None else read_state(protocol.start),
     )
 
 
