@@ -46,6 +46,13 @@ def test_save_checkpoint_equals_save_file(tmp_path: Path) -> None:
 
 def test_save_checkpoint_takes_any_memory_layout(tmp_path: Path) -> None:
     tied = torch.arange(6.0).reshape(2, 3)
+    lone = {
+        "one": torch.ones(1, 1).expand(1, 1).as_strided((1,), (0,)),
+        "none": torch.empty(0, 3).T,
+    }
+    save_checkpoint(tmp_path / "lone.safetensors", lone, {})
+    assert load_file(tmp_path / "lone.safetensors")["one"].tolist() == [1.0]
+    assert load_file(tmp_path / "lone.safetensors")["none"].shape == (3, 0)
     save_checkpoint(
         tmp_path / "a.safetensors", {"x": tied, "y": tied, "t": tied.T, "p": tied[:, 1]}, {}
     )

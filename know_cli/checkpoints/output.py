@@ -240,9 +240,11 @@ def save_checkpoint(
             with temporary.open("xb") as file:
                 file.write(start)
                 for name in infos:
-                    file.write(
-                        kept[name].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-                    )
+                    tensor = kept[name]
+                    # A copy of its own, since one element may come with any stride.
+                    flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
+                    flat.copy_(tensor.reshape(-1))
+                    file.write(flat.view(torch.uint8).numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

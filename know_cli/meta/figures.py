@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from know_cli.meta.windows import Floats, Windows
+from know_cli.meta.series import Floats
+from know_cli.meta.windows import Windows
 
 
 @dataclass(frozen=True)

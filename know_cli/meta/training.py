@@ -21,7 +21,8 @@ from know_cli.hypermodel import Bundle, Known, Preparation
 from know_cli.hypermodel.known import initialise, penalty
 from know_cli.kinds import Kind
 from know_cli.meta.figures import Figures, measure
-from know_cli.meta.windows import KINDS, Collection, Floats, Target, Windows
+from know_cli.meta.series import KINDS, Floats
+from know_cli.meta.windows import Collection, Target, Windows
 
 #: Rows that one forward pass without gradients takes at a time.
 _CHUNK = 1 << 16

@@ -9,19 +9,22 @@ from enum import Enum
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from know_cli.checkpoints import Checkpoint, open_checkpoint
-from know_cli.engine.reading import read_float32
-from know_cli.errors import CheckpointError, UsageError
+from know_cli.checkpoints import open_checkpoint
+from know_cli.errors import UsageError
 from know_cli.forgetting.recorder import RECORD, checkpoint_name, read_record
 from know_cli.kinds import Kind, classify
+from know_cli.meta.series import (
+    KINDS,
+    Floats,
+    NotUsableError,
+    Series,
+    is_series,
+    load_series,
+    read_tensor,
+)
 from know_cli.normalisation import find_norm_layers
-
-Floats = NDArray[np.float32]
-#: The kinds that have a KNOWN of their own.
-KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
 
 
 class Target(str, Enum):
@@ -84,23 +87,27 @@ class Collection:
     skipped: list[str]
 
 
-class _NotUsableError(Exception):
-    """A trajectory that has no window for the target; the text says why."""
-
-
 def find_trajectories(paths: Sequence[Path]) -> list[Path]:
-    """The folders with a recorded trajectory, at or below the given ones, sorted.
+    """Recorded trajectories (folders) and collected ones (files), at or below the given paths.
+
+    Returns:
+        Without repetition; below each path the folders, then the files, each sorted.
 
     Raises:
         UsageError: there is none below one of the paths.
     """
-    folders: list[Path] = []
+    found: list[Path] = []
     for path in paths:
-        found = sorted(record.parent for record in path.rglob(RECORD)) if path.is_dir() else []
-        if not found:
-            raise UsageError(f"{path}: holds no {RECORD}; record trajectories with 'know forget'")
-        folders += found
-    return list(dict.fromkeys(folders))
+        folders = sorted(record.parent for record in path.rglob(RECORD)) if path.is_dir() else []
+        candidates = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        files = [file for file in candidates if is_series(file)]
+        if not folders and not files:
+            raise UsageError(
+                f"{path}: holds no {RECORD} and no collected trajectory; record some with "
+                "'know forget'"
+            )
+        found += [*folders, *files]
+    return list(dict.fromkeys(found))
 
 
 def collect_windows(
@@ -121,7 +128,8 @@ def collect_windows(
     running statistics; a normalisation layer's weight and bias are of the kind bias.
 
     Args:
-        folders: with a ``trajectory.json`` each.
+        folders: with a ``trajectory.json`` each; or files of collected trajectories, which are
+            samples already, of which all rows are taken.
         target: what is to be predicted.
         checkpoints: S, the length of a window.
         rows_per_tensor: the most elements of one tensor that are taken for one window position,
@@ -136,15 +144,18 @@ def collect_windows(
     used: list[RecordedTrajectory] = []
     skipped: list[str] = []
     for folder in folders:
-        record = read_record(folder)
+        series = load_series(folder) if folder.is_file() else None
+        record = read_record(folder) if series is None else series.facts
         try:
             positions = _positions(record["sessions"], record["continuations"], target, checkpoints)
             generator = np.random.default_rng([seed, int(record["trajectory"], 16)])
             found = [
-                _take(folder, names, before, rows_per_tensor, generator, len(used))
-                for names, before in positions
+                _take(folder, window, before, rows_per_tensor, generator, len(used))
+                if series is None
+                else _take_columns(series, window, before, len(used))
+                for window, before in positions
             ]
-        except _NotUsableError as error:
+        except NotUsableError as error:
             skipped.append(f"{folder}: {error}")
             continue
         for tensors in found:
@@ -160,42 +171,58 @@ def collect_windows(
 
 def _positions(
     sessions: int, continuations: int, target: Target, checkpoints: int
-) -> list[tuple[list[str], str]]:
-    """For each window of a trajectory its file names, oldest-forgotten first, and its target's."""
+) -> list[tuple[list[int], int]]:
+    """For each window of a trajectory its sessions, oldest-forgotten first, and its target.
+
+    Continuations are −1, −2, …
+    """
     if target is Target.CONTINUATION:
         if not continuations or sessions < checkpoints:
-            raise _NotUsableError(
+            raise NotUsableError(
                 f"has {sessions} sessions and {continuations} continuations, {checkpoints} and 1 "
                 "are needed; record with --sessions and --before"
             )
-        names = [checkpoint_name(index) for index in range(checkpoints)]
-        return [(names[::-1], checkpoint_name(-1))]
+        return [(list(range(checkpoints - 1, -1, -1)), -1)]
     if sessions <= checkpoints:
-        raise _NotUsableError(
+        raise NotUsableError(
             f"has {sessions} sessions, {checkpoints + 1} are needed; record with --sessions"
         )
     return [
-        (
-            [checkpoint_name(index) for index in range(j + checkpoints - 1, j - 1, -1)],
-            checkpoint_name(j - 1),
-        )
+        (list(range(j + checkpoints - 1, j - 1, -1)), j - 1)
         for j in range(1, sessions - checkpoints + 1)
     ]
 
 
+def _take_columns(
+    series: Series, window: list[int], target: int, number: int
+) -> list[tuple[Kind, Windows]]:
+    """The windows of all tensors at one position of a collected trajectory."""
+    columns, (last,) = series.columns(window), series.columns([target])
+    tables = []
+    for kind in KINDS:
+        values, tensors = series.values[kind], series.tensors[kind]
+        moved = (values[:, columns] != values[:, columns[:1]]).any(axis=1)
+        # Tensors that stay the same throughout the window are left out whole.
+        kept = np.isin(tensors, np.unique(tensors[moved]))
+        windows = np.ascontiguousarray(values[kept][:, columns])
+        numbers = np.full(len(windows), number, dtype=np.int64)
+        tables.append((kind, Windows(windows, values[kept, last], numbers)))
+    return tables
+
+
 def _take(
     folder: Path,
-    names: list[str],
-    target: str,
+    window: list[int],
+    target: int,
     rows_per_tensor: int,
     generator: np.random.Generator,
     number: int,
 ) -> list[tuple[Kind, Windows]]:
     """The windows of all tensors at one position of one trajectory."""
-    paths = [folder / name for name in [*names, target]]
+    paths = [folder / checkpoint_name(index) for index in [*window, target]]
     for path in paths:
         if not path.exists():
-            raise _NotUsableError(f"{path.name} is not recorded yet; run 'know forget' to its end")
+            raise NotUsableError(f"{path.name} is not recorded yet; run 'know forget' to its end")
     tables = []
     with ExitStack() as stack:
         opened = [stack.enter_context(open_checkpoint(path)) for path in paths]
@@ -207,12 +234,9 @@ def _take(
             kind = classify(name, entry.shape, entry.dtype).kind
             if kind not in KINDS or name in statistics:
                 continue
-            values = torch.empty(len(opened), entry.info.elements)
-            for row, checkpoint in zip(values, opened, strict=True):
-                _read(checkpoint, name, entry.shape, row)
-            if not torch.isfinite(values).all():
-                raise _NotUsableError(f"tensor {name!r} is not finite; its training diverged")
-            table = values.numpy()
+            table = read_tensor(opened, name, entry.shape)
+            if not np.isfinite(table).all():
+                raise NotUsableError(f"tensor {name!r} is not finite; its training diverged")
             if (table[:-1] == table[0]).all():
                 continue
             count = table.shape[1]
@@ -223,17 +247,6 @@ def _take(
             numbers = np.full(len(windows), number, dtype=np.int64)
             tables.append((kind, Windows(windows, table[-1].copy(), numbers)))
     return tables
-
-
-def _read(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], out: torch.Tensor) -> None:
-    entry = checkpoint.tensors.get(name)
-    if entry is None or entry.shape != shape:
-        found = "missing" if entry is None else f"of shape {entry.shape}"
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {name!r} is {found}, elsewhere in the trajectory of shape "
-            f"{shape}; record the trajectory anew"
-        )
-    read_float32(checkpoint, entry, 0, out)
 
 
 def _join(tables: list[Windows], checkpoints: int) -> Windows:

@@ -1,0 +1,222 @@
+"""A trajectory in one compact file: what some of its parameters were in every checkpoint.
+
+A recorded trajectory is a folder of whole checkpoints. For meta-training a sample of each
+tensor is enough, and all that any window length or target needs of it: one row a parameter, one
+column a checkpoint. The file is a safetensors file of its own, with its facts as JSON in the
+metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from know_cli.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
+from know_cli.engine.reading import as_bytes, read_float32
+from know_cli.errors import CheckpointError
+from know_cli.forgetting.recorder import checkpoint_name, read_record
+from know_cli.kinds import Kind, classify
+from know_cli.normalisation import find_norm_layers
+
+Floats = NDArray[np.float32]
+#: The kinds that have a KNOWN of their own.
+KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
+SERIES = "know.series"
+FORMAT = 1
+_TENSOR = ".tensor"
+
+
+class NotUsableError(Exception):
+    """A trajectory that cannot be used; the text says why."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Parameters of one trajectory over all its checkpoints.
+
+    Attributes:
+        indices: what each column is: session 0, 1, 2, … or −1, −2, … for Θ0 continued on more
+            data.
+        values: for each kind ``[rows, columns]`` float32, the rows of one tensor together.
+        tensors: for each kind ``[rows]`` int32, the number of the tensor in :attr:`names`.
+        names: of the tensors.
+        facts: of the trajectory, as JSON takes them: its record (identity, function, rate,
+            regime, options, measurements of each session) and what its recorder adds.
+    """
+
+    indices: tuple[int, ...]
+    values: dict[Kind, Floats]
+    tensors: dict[Kind, NDArray[np.int32]]
+    names: tuple[str, ...]
+    facts: dict[str, Any]
+
+    @property
+    def identity(self) -> str:
+        """Hexadecimal digits that name the trajectory."""
+        return str(self.facts["trajectory"])
+
+    def columns(self, indices: list[int]) -> list[int]:
+        """Positions of sessions or continuations.
+
+        Raises:
+            NotUsableError: one is not there.
+        """
+        missing = [index for index in indices if index not in self.indices]
+        if missing:
+            raise NotUsableError(f"{checkpoint_name(missing[0])} is not recorded")
+        return [self.indices.index(index) for index in indices]
+
+
+def read_trajectory(folder: Path, *, rows_per_tensor: int, seed: int) -> Series:
+    """Sample a recorded trajectory.
+
+    Running statistics and tensors that never change are left out; a normalisation layer's
+    weight and bias are of the kind bias.
+
+    Args:
+        folder: with ``trajectory.json`` and all the checkpoints that it promises.
+        rows_per_tensor: the most elements of one tensor, drawn without replacement; the same
+            elements in every checkpoint.
+        seed: of the drawing, together with the trajectory's identity.
+
+    Raises:
+        NotUsableError: a checkpoint is not recorded yet, or has values that are not finite.
+        CheckpointError: a checkpoint is corrupt, or they do not fit together.
+        UsageError: the folder has no record.
+    """
+    record = read_record(folder)
+    indices = (*range(record["sessions"]), *range(-1, -record["continuations"] - 1, -1))
+    for index in indices:
+        if not (folder / checkpoint_name(index)).exists():
+            raise NotUsableError(f"{checkpoint_name(index)} is not recorded yet")
+    generator = np.random.default_rng([seed, int(record["trajectory"], 16)])
+    tables: dict[Kind, list[Floats]] = {kind: [] for kind in KINDS}
+    numbers: dict[Kind, list[NDArray[np.int32]]] = {kind: [] for kind in KINDS}
+    names: list[str] = []
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(open_checkpoint(folder / checkpoint_name(index)))
+            for index in indices
+        ]
+        shapes = {name: entry.shape for name, entry in opened[0].tensors.items()}
+        statistics = {name for layer in find_norm_layers(shapes) for name in layer.statistics}
+        for name in sorted(shapes.keys() - statistics):
+            entry = opened[0].tensors[name]
+            kind = classify(name, entry.shape, entry.dtype).kind
+            if kind is Kind.COPY:
+                continue
+            table = read_tensor(opened, name, shapes[name])
+            if not np.isfinite(table).all():
+                raise NotUsableError(f"tensor {name!r} is not finite; its training diverged")
+            if (table == table[0]).all():
+                continue
+            count = table.shape[1]
+            if count > rows_per_tensor:
+                table = table[:, np.sort(generator.choice(count, rows_per_tensor, replace=False))]
+            tables[kind].append(np.ascontiguousarray(table.T))
+            numbers[kind].append(np.full(table.shape[1], len(names), dtype=np.int32))
+            names.append(name)
+    empty = np.empty((0, len(indices)), dtype=np.float32)
+    return Series(
+        indices,
+        {kind: np.concatenate([empty, *tables[kind]]) for kind in KINDS},
+        {kind: np.concatenate([np.empty(0, np.int32), *numbers[kind]]) for kind in KINDS},
+        tuple(names),
+        {key: value for key, value in record.items() if key != "format"},
+    )
+
+
+def read_tensor(opened: Sequence[Checkpoint], name: str, shape: tuple[int, ...]) -> Floats:
+    """One tensor of several checkpoints, ``[checkpoints, elements]`` float32.
+
+    Raises:
+        CheckpointError: one does not have it, or in another shape.
+    """
+    values = torch.empty(len(opened), math.prod(shape))
+    for row, checkpoint in zip(values, opened, strict=True):
+        entry = checkpoint.tensors.get(name)
+        if entry is None or entry.shape != shape:
+            found = "missing" if entry is None else f"of shape {entry.shape}"
+            raise CheckpointError(
+                f"{checkpoint.path}: tensor {name!r} is {found}, elsewhere in the trajectory of "
+                f"shape {shape}; record the trajectory anew"
+            )
+        read_float32(checkpoint, entry, 0, row)
+    table: Floats = values.numpy()
+    return table
+
+
+def save_series(series: Series, path: Path) -> None:
+    """Write a series as one file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    tensors = {}
+    for kind in KINDS:
+        tensors[kind.value] = torch.from_numpy(series.values[kind])
+        tensors[kind.value + _TENSOR] = torch.from_numpy(series.tensors[kind])
+    facts = {
+        **series.facts,
+        "format": FORMAT,
+        "indices": series.indices,
+        "names": series.names,
+    }
+    save_checkpoint(path, tensors, {SERIES: json.dumps(facts)})
+
+
+def is_series(path: Path) -> bool:
+    """Whether a file is one that :func:`save_series` wrote, by its header."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            return SERIES in checkpoint.metadata
+    except CheckpointError:
+        return False
+
+
+def load_series(path: Path) -> Series:
+    """Read what :func:`save_series` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, corrupt, or no series.
+    """
+    with open_checkpoint(path) as checkpoint:
+        try:
+            facts = json.loads(checkpoint.metadata[SERIES])
+            if facts.pop("format") != FORMAT:
+                raise ValueError("another format")
+            indices, names = tuple(facts.pop("indices")), tuple(facts.pop("names"))
+            values = {kind: _read(checkpoint, kind.value, torch.float32) for kind in KINDS}
+            tensors = {kind: _read(checkpoint, kind.value + _TENSOR, torch.int32) for kind in KINDS}
+            fits = all(
+                values[kind].ndim == 2
+                and values[kind].shape == (*tensors[kind].shape, len(indices))
+                for kind in KINDS
+            )
+            if not fits:
+                raise ValueError("its tables do not fit together")
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: is not a collected trajectory ({error}); collect it again"
+            ) from error
+    return Series(indices, values, tensors, names, facts)
+
+
+def _read(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> NDArray[Any]:
+    entry = checkpoint.tensors[name]
+    values = torch.empty(entry.shape, dtype=dtype)
+    if values.nbytes != entry.info.nbytes:
+        raise ValueError(f"tensor {name!r} is {entry.dtype}")
+    if values.numel():
+        checkpoint.read_into(entry, 0, as_bytes(values))
+    table: NDArray[Any] = values.numpy()
+    return table
