@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +18,9 @@ from know_cli.hypermodel import Bundle, Known, Preparation, save_bundle
 from know_cli.hypermodel.bundle import KINDS
 
 torch.set_num_threads(2)
+# Speed is not tested: on a busy machine any example may take long.
+settings.register_profile("project", parent=settings(), deadline=None)
+settings.load_profile("project")
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

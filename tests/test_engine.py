@@ -147,9 +147,7 @@ def digest(path: Path) -> str:
     st.integers(1, 3),
     st.integers(0, 3),
 )
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_bytes_depend_on_nothing_but_the_inputs(
     big_paths: list[Path], bundle_path: Path, threads: int, memory: int, steps: int, run: int
 ) -> None:
@@ -258,7 +256,7 @@ def test_a_channel_of_zeros_keeps_its_variance() -> None:
 
 
 @given(st.integers(1, 7), st.integers(1, 50), st.lists(st.integers(1, 40), min_size=1, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_channel_sums_do_not_depend_on_the_cuts(
     channels: int, channel_size: int, cuts: list[int]
 ) -> None:

@@ -36,7 +36,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 class TestNestedSubsets:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         n=st.integers(30, 400),
         rate=st.floats(0.3, 0.95),

@@ -33,7 +33,7 @@ TENSORS = st.dictionaries(
 
 
 @given(TENSORS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_layout_is_the_library_s_byte_for_byte(
     tensors: dict[str, tuple[torch.dtype, list[int]]],
 ) -> None:

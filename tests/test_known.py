@@ -76,14 +76,16 @@ def test_nothing_moves_nothing_changes_when_prepared_by_spread() -> None:
 
 
 @given(st.floats(1e-3, 1e3), st.integers(0, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_spread_makes_the_prediction_follow_the_scale_of_the_weights(
     scale: float, seed: int
 ) -> None:
     known = random_bundle(5, preparation=Preparation.SPREAD).module(Kind.CONV)
     window = torch.randn(50, 5, generator=torch.Generator().manual_seed(seed)) * 0.1
     with torch.no_grad():
-        torch.testing.assert_close(known(window * scale), known(window) * scale, rtol=1e-4, atol=0)
+        scaled = known(window * scale) / scale
+        # The scaled values are rounded differently before they are subtracted from one another.
+        torch.testing.assert_close(scaled, known(window), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("checkpoints", [2, 5, 16])
@@ -123,7 +125,7 @@ def test_penalty_is_the_paper_s() -> None:
 
 
 @given(st.integers(1, 9000), st.integers(0, 8999))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_row_does_not_depend_on_its_neighbours(rows: int, position: int) -> None:
     bundle = random_bundle(5)
     kernel = Kernel(bundle.states[Kind.FC], 5, Preparation.RAW, torch.device("cpu"))

@@ -67,7 +67,7 @@ def test_windows_are_those_of_the_folder(tmp_path: Path, target: Target, checkpo
 
 
 @given(st.integers(1, 400), st.integers(0, 50))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_same_rows_are_drawn_in_every_checkpoint(rows: int, seed: int) -> None:
     import tempfile
 
