@@ -17,6 +17,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Words of a module's name that say it is a normalisation layer; any that ends in "norm" does,
 # too ("layernorm", and CLIP's "layrnorm").
 _WORDS = frozenset({"norms", "normalization", "normalisation", "ln", "bn", "gn"})
+_TRANSPOSED = ("transpos", "convtrans", "deconv", "upconv", "upsampl")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # What the normalisation of a convolution or linear layer is called → what that layer is.
 _PAIRS = (
@@ -149,7 +150,8 @@ def _find_sources(shapes: Shapes, layers: Mapping[str, tuple[int, ...]]) -> dict
     candidates: dict[str, dict[str, str]] = {}
     for prefix in layers:
         for rule, source in _candidates(prefix):
-            if len(shapes.get(_join(source, "weight"), ())) >= 2:
+            shape = shapes.get(_join(source, "weight"), ())
+            if len(shape) >= 2 and not _may_be_transposed(source, shape):
                 candidates.setdefault(rule, {})[prefix] = source
     found: dict[str, str] = {}
     for rule in (*(f"{norm} {layer}" for norm, layer in _PAIRS), _SEQUENTIAL):
@@ -158,6 +160,17 @@ def _find_sources(shapes: Shapes, layers: Mapping[str, tuple[int, ...]]) -> dict
             for prefix, source in pairs.items():
                 found.setdefault(prefix, source)
     return found
+
+
+def _may_be_transposed(prefix: str, shape: tuple[int, ...]) -> bool:
+    """Whether a layer may be a transposed convolution, whose outputs come second, by its name.
+
+    Only where inputs and outputs differ does the shape tell.
+    """
+    words = {word.lower() for part in prefix.split(".") for word in _WORD.findall(part)}
+    return shape[0] == shape[1] and any(
+        word in ("up", "ups") or word.startswith(_TRANSPOSED) for word in words
+    )
 
 
 def _candidates(prefix: str) -> Iterator[tuple[str, str]]:

@@ -125,12 +125,13 @@ def know() -> Command:
     def run(
         *arguments: object, cwd: Path | None = None, **env: str
     ) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if name != "KNOW_DEBUG"}
         return subprocess.run(
             [sys.executable, "-m", "know_cli", *map(str, arguments)],
             capture_output=True,
             text=True,
             cwd=cwd,
-            env={**os.environ, "COLUMNS": "100", **env},
+            env={**clean, "COLUMNS": "100", **env},
             timeout=120,
             check=False,
         )

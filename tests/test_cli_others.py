@@ -18,7 +18,7 @@ from know_cli.hypermodel import load_bundle
 from tests.conftest import Command, one_line, random_bundle, states, write_trajectory
 from tests.test_bundle import same, write_keras
 
-COMMANDS = ["predict", "inspect", "demo", "forget", "train", "convert-weights"]
+COMMANDS = ["predict", "inspect", "demo", "forget", "collect", "train", "convert-weights"]
 
 
 def test_inspect_measures_steps_and_cosines(tmp_path: Path, know: Command) -> None:
@@ -52,6 +52,45 @@ def test_inspect_warns_in_words(tmp_path: Path, know: Command) -> None:
     assert "fc.weight in ckpt1.safetensors (1)" in done.stdout
     done = know("inspect", "ckpt3..ckpt0", cwd=tmp_path)
     assert "as if the checkpoints were given in reverse" in done.stdout
+
+
+def test_inspect_counts_conv_fc_and_bias_together(tmp_path: Path, know: Command) -> None:
+    trajectory = states()
+    write_trajectory(tmp_path, trajectory)
+    done = know(
+        "inspect", "ckpt0..ckpt4", "--json", "i.json", "--kind", "fc.weight=copy", cwd=tmp_path
+    )
+    assert done.returncode == EXIT_DONE, done.stderr
+    found = json.loads((tmp_path / "i.json").read_text())
+    parts = [found["kinds"][kind] for kind in ("conv", "fc", "bias")]
+    assert found["total"]["parameters"] == sum(part["parameters"] for part in parts)
+    squares = [sum(p["step_lengths"][k] ** 2 for p in parts) for k in range(4)]
+    assert found["total"]["step_lengths"] == pytest.approx([square**0.5 for square in squares])
+    # Overridden, the matrix is among the copied.
+    assert found["kinds"]["copy"]["parameters"] >= 20 * 33
+
+
+def test_inspect_says_when_there_is_nothing_to_predict(tmp_path: Path, know: Command) -> None:
+    still = {"a.weight": torch.ones(3, 3), "inv_freq": torch.ones(4), "b.inv_freq": torch.ones(4)}
+    write_trajectory(tmp_path, [still] * 2)
+    done = know("inspect", "ckpt0..ckpt1", cwd=tmp_path)
+    assert "no tensor changes over the checkpoints" in done.stdout
+    moving = [{**still, "a.weight": torch.ones(3, 3) * (1 + k)} for k in range(2)]
+    write_trajectory(tmp_path, moving)
+    done = know("inspect", "ckpt0..ckpt1", cwd=tmp_path)
+    assert "warning" not in done.stdout
+    assert "frozen: none" in done.stdout
+    barely = [{"a.weight": torch.tensor([[1.0, 1.0 + 2e-7 * k]])} for k in range(2)]
+    write_trajectory(tmp_path, barely)
+    done = know("inspect", "ckpt0..ckpt1", cwd=tmp_path)
+    assert "of their norm: nothing was forgotten" in done.stdout
+
+
+def test_any_terminal_can_show_it(tmp_path: Path, know: Command) -> None:
+    write_trajectory(tmp_path)
+    for arguments in (["predict", "--help"], ["inspect", "ckpt0..ckpt4"]):
+        done = know(*arguments, cwd=tmp_path, PYTHONIOENCODING="ascii")
+        assert done.returncode == EXIT_DONE, done.stderr
 
 
 def test_inspect_shows_recorded_sessions(tmp_path: Path, know: Command) -> None:

@@ -215,7 +215,7 @@ def test_working_memory_is_bounded(tmp_path: Path, bundle_path: Path) -> None:
         write_trajectory(tmp_path, [{"w": weight * (1 - 0.1 * k)} for k in range(5)])
         done = subprocess.run(
             [sys.executable, "-c", code, "ckpt0..ckpt4", "-o", "out", "--force", "--quiet", "--threads", "1",
-             "--max-memory", "4M", "--weights", str(bundle_path)],
+             "--max-memory", "64M", "--weights", str(bundle_path)],
             cwd=tmp_path, capture_output=True, text=True, check=True,
         )  # fmt: skip
         peaks[rows] = int(done.stdout) / 1024  # MiB
@@ -299,7 +299,7 @@ def test_a_suspected_reversal_is_a_warning(run: Path, know: Command, bundle_path
 def test_options_reach_the_engine(run: Path, know: Command, bundle_path: Path) -> None:
     done = know("predict", "ckpt0..ckpt4", "-o", "out.safetensors", "--weights", bundle_path, "--kind", "fc.*=copy",
                 "--kind", "scale=fc", "--norm", "reset", "--frozen", "predict", "--rate", "1/3", "--steps", 2,
-                "--every-step", "--device", "cpu", "--threads", 1, "--max-memory", "2M", "--no-progress", cwd=run)  # fmt: skip
+                "--every-step", "--device", "cpu", "--threads", 1, "--max-memory", "32M", "--no-progress", cwd=run)  # fmt: skip
     assert done.returncode == EXIT_DONE, done.stderr
     out = load_file(run / "out.safetensors")
     first = network()
@@ -361,6 +361,10 @@ ERRORS: dict[str, tuple[str, int, str]] = {
     "output exists": ("ckpt0..ckpt4 -o corrupt", EXIT_OUTPUT, "exists already; --force replaces it"),
     "no parent": ("ckpt0..ckpt4 -o no/out", EXIT_OUTPUT, "no: no such folder; make it first: mkdir -p no"),
     "output is a folder": ("ckpt0..ckpt4 -o folder --force", EXIT_OUTPUT, "is a folder, but the output is a file"),
+    "output is this folder": ("ckpt0..ckpt4 -o .", EXIT_OUTPUT, "is a folder, but the output is a file"),
+    "output's name is too long": (f"ckpt0..ckpt4 -o {'o' * 300}", EXIT_OUTPUT, "name too long"),
+    "input's name is too long": (f"{'i' * 300} ckpt0 -o out", EXIT_CHECKPOINT, "name too long"),
+    "report's name is too long": (f"ckpt0..ckpt4 -o out --report {'r' * 300}", EXIT_OUTPUT, "name too long"),
     "report has no folder": ("ckpt0..ckpt4 -o out --report no/r.json", EXIT_OUTPUT, "mkdir -p no"),
     "report is an input": ("ckpt0..ckpt4 -o out --report ckpt0.safetensors", EXIT_OUTPUT, "is a checkpoint of this run"),
 }  # fmt: skip

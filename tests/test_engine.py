@@ -30,6 +30,8 @@ from know_cli.engine.scan import looks_reversed
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.hypermodel import load_bundle
 from know_cli.kinds import Kind, Override
+from know_cli.methods import prediction
+from know_cli.methods.known import KnownPredictor
 from know_cli.methods.prediction import Request, open_prediction
 from tests.conftest import network, states, write_trajectory
 
@@ -53,8 +55,8 @@ def predict(
 ) -> tuple[dict[str, Tensor], Report]:
     own = {key: wishes.pop(key) for key in ("rate", "every_step", "force") if key in wishes}
     request = Request(paths, output, str(bundle), Settings(**wishes), device="cpu", **own)
-    with open_prediction(request) as prediction:
-        report = prediction.execute()
+    with open_prediction(request) as opened:
+        report = opened.execute()
     return load_file(output), report
 
 
@@ -132,9 +134,39 @@ def test_a_prediction_takes_its_place_in_the_trajectory(bundle_path: Path, tmp_p
     assert (metadata["know.session"], metadata["know.fraction"]) == ("-2", "4.0")
     again = [tmp_path / "out", *paths[:4]]
     request = Request(again, tmp_path / "next", str(bundle_path), device="cpu")
-    with open_prediction(request) as prediction:
-        notices = prediction.trajectory.notices
-    assert notices == ["sessions -2, 0, 1, 2, 3 are not consecutive"]
+    with open_prediction(request) as opened:
+        notices = opened.trajectory.notices
+    assert notices == ["sessions -2, 0, 1, 2, 3 are not equally far apart"]
+
+
+def test_sessions_that_are_left_out_make_larger_steps(bundle_path: Path, tmp_path: Path) -> None:
+    recorded = [
+        {"know.session": str(k), "know.fraction": str(0.5**k), "know.rate": "0.5", "know.trajectory": "t"}
+        for k in (0, 2, 4, 6, 8)
+    ]  # fmt: skip
+    paths = write_trajectory(tmp_path, metadata=recorded)
+    with open_prediction(Request(paths, tmp_path / "o", str(bundle_path), device="cpu")) as p:
+        assert (p.rate, p.factor) == (0.25, "x4")
+        assert p.notices == [
+            "the checkpoints are 2 sessions apart: the sampling rate from one to the next is 0.25"
+        ]
+        p.execute()
+    with safe_open(tmp_path / "o", "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["know.session"], metadata["know.fraction"]) == ("-2", "4.0")
+
+
+@pytest.mark.parametrize("rate", ["0.0", "1.0", "1.5", "-0.5", "nan", "inf", "half"])
+def test_a_recorded_rate_that_cannot_be_tells_nothing(
+    rate: str, bundle_path: Path, tmp_path: Path
+) -> None:
+    recorded = [
+        {"know.session": str(k), "know.fraction": "1.0", "know.rate": rate, "know.trajectory": "t"}
+        for k in range(5)
+    ]
+    paths = write_trajectory(tmp_path, metadata=recorded)
+    with open_prediction(Request(paths, tmp_path / "o", str(bundle_path), device="cpu")) as p:
+        assert p.rate == 0.5
 
 
 def digest(path: Path) -> str:
@@ -156,7 +188,7 @@ def test_bytes_depend_on_nothing_but_the_inputs(
     reference_path = folder / f"reference{steps}"
     if not reference_path.exists():
         predict(big_paths, bundle_path, reference_path, **wishes)
-    least = 2 * 4 * (5 + steps) * 4096
+    least = threads * 6_000_000 + 2 * (4 * (5 + steps) + 1 + steps) * 4096
     predict(
         big_paths, bundle_path, folder / "out", threads=threads, max_memory=max(memory, least), **wishes
     )  # fmt: skip
@@ -432,7 +464,7 @@ def test_copied_tensors_may_be_infinite_but_it_is_said(bundle_path: Path, tmp_pa
 
 
 def test_predictions_beyond_the_output_s_dtype_are_replaced_and_counted(
-    bundle_path: Path, tmp_path: Path
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     largest = 65504.0
     trajectory = []
@@ -440,11 +472,18 @@ def test_predictions_beyond_the_output_s_dtype_are_replaced_and_counted(
         values = torch.full((3, 4), 0.1).half()
         values[0, 0] = largest - 32 * k
         trajectory.append({"w": values})
+
+    class Doubling(KnownPredictor):
+        """Predicts twice the newest value, beyond float16 for the largest."""
+
+        def predict(self, kind: Kind, history: Tensor, out: Tensor) -> None:
+            torch.mul(history[-1], 2, out=out)
+
+    monkeypatch.setattr(prediction, "KnownPredictor", Doubling)
     out, report = predict(write_trajectory(tmp_path, trajectory), bundle_path, tmp_path / "out")
-    assert torch.isfinite(out["w"]).all()
-    # A change of at most 1 rounds back; an exponential of 65,504 overflows float32 before.
     assert out["w"][0, 0] == largest
-    assert report.replaced in (0, 1)
+    assert (out["w"].view(-1)[1:] == 2 * trajectory[0]["w"].view(-1)[1:]).all()
+    assert report.replaced == 1
 
 
 def test_a_prediction_that_is_not_finite_is_replaced(tmp_path: Path, bundle_path: Path) -> None:
@@ -492,13 +531,13 @@ def test_memory_that_is_too_small_is_refused(
 def test_memory_bounds_the_batches(
     big_paths: list[Path], bundle_path: Path, tmp_path: Path
 ) -> None:
-    for memory in (1 << 19, 1 << 21, 1 << 30):
+    for memory in (6 << 20, 9 << 20, 1 << 30):
         request = Request(
             big_paths, tmp_path / "out", str(bundle_path), Settings(max_memory=memory), device="cpu"
         )
-        with open_prediction(request) as prediction:
-            assert prediction.plan.memory <= memory
-            assert all(b.rows <= prediction.plan.batch_rows for b in prediction.plan.batches())
+        with open_prediction(request) as opened:
+            assert opened.plan.memory <= memory
+            assert all(b.rows <= opened.plan.batch_rows for b in opened.plan.batches())
 
 
 def test_a_reversed_order_is_suspected() -> None:
@@ -514,12 +553,21 @@ def test_a_reversed_trajectory_is_warned_about_but_followed(
 ) -> None:
     paths = write_trajectory(tmp_path)
     request = Request(paths[::-1], tmp_path / "out", str(bundle_path), device="cpu")
-    with open_prediction(request) as prediction:
-        assert any("given in reverse" in notice for notice in prediction.notices)
-        assert prediction.trajectory.first.path == paths[-1]
+    with open_prediction(request) as opened:
+        assert any("given in reverse" in notice for notice in opened.notices)
+        assert opened.trajectory.first.path == paths[-1]
     request = Request(paths, tmp_path / "out", str(bundle_path), device="cpu")
-    with open_prediction(request) as prediction:
-        assert prediction.notices == []
+    with open_prediction(request) as opened:
+        assert opened.notices == []
+    # Where sessions are recorded the order is known, whatever the distances are.
+    recorded = [
+        {"know.session": str(k), "know.fraction": str(0.5**k), "know.rate": "0.5", "know.trajectory": "t"}
+        for k in range(5)
+    ]  # fmt: skip
+    paths = write_trajectory(tmp_path, states()[::-1], metadata=recorded)
+    request = Request(paths, tmp_path / "out", str(bundle_path), device="cpu")
+    with open_prediction(request) as opened:
+        assert opened.notices == []
 
 
 def test_checkpoints_that_are_all_the_same(bundle_path: Path, tmp_path: Path) -> None:
@@ -559,3 +607,77 @@ def test_rate_of_the_metadata_is_the_default(bundle_path: Path, tmp_path: Path) 
     ) as p:
         assert p.factor == "x2"
         assert any("recorded at 0.333" in notice for notice in p.notices)
+
+
+# ---------------------------------------------------------------------- the report
+
+
+def test_the_report_s_figures_are_those_of_the_output(
+    trajectory_paths: list[Path], bundle_path: Path, tmp_path: Path
+) -> None:
+    out, report = predict(trajectory_paths, bundle_path, tmp_path / "out", steps=2)
+    before = network()
+    for kind, names in (
+        (Kind.CONV, ["conv1.weight"]),
+        (Kind.FC, ["fc.weight", "half.weight", "brain.weight", "double.weight"]),
+    ):
+        changes = torch.cat([(out[n].double() - before[n].double()).flatten() for n in names])
+        norm = torch.cat([before[n].double().flatten() for n in names]).norm()
+        numbers = report.kinds[kind]
+        assert numbers.mean_change == pytest.approx(float(changes.abs().mean()))
+        assert numbers.relative_change == pytest.approx(float(changes.norm() / norm))
+    fc = report.kinds[Kind.FC]
+    # frozen.weight (25) and empty.weight (0) are of the kind fc, too.
+    assert (fc.tensors, fc.parameters) == (6, 20 * 33 + 2 * 160 + 30 + 25)
+    assert fc.share_copied == pytest.approx(25 / fc.parameters)
+    assert report.kinds[Kind.CONV].share_copied == 0
+    seconds = report.seconds
+    assert all(seconds[what] > 0 for what in ("reading", "computing", "writing"))
+    assert seconds["total"] >= seconds["writing"]
+
+
+def test_values_that_are_copied_have_not_changed(bundle_path: Path, tmp_path: Path) -> None:
+    trajectory = states()
+    trajectory[0]["fc.weight"][2, 3] = 100.0
+    trajectory[3]["fc.weight"][2, 3] = math.nan
+    paths = write_trajectory(tmp_path, trajectory)
+    out, report = predict(paths, bundle_path, tmp_path / "out", allow_nonfinite=True)
+    assert out["fc.weight"][2, 3] == 100
+    names = ["fc.weight", "half.weight", "brain.weight", "double.weight"]
+    changes = [(out[n].double() - trajectory[0][n].double()).abs().sum() for n in names]
+    assert report.kinds[Kind.FC].absolute_change == pytest.approx(float(sum(changes)))
+    assert report.nonfinite == 1
+
+
+def test_a_copied_weight_does_not_disturb_the_rescaling(bundle_path: Path, tmp_path: Path) -> None:
+    """A NaN in an old checkpoint means: this weight stays, and counts as it is."""
+    trajectory = states()
+    trajectory[3]["conv1.weight"][0, 1, 1, 1] = math.nan
+    paths = write_trajectory(tmp_path, trajectory)
+    out, _ = predict(paths, bundle_path, tmp_path / "out", allow_nonfinite=True)
+    first = trajectory[0]
+    old, new = first["conv1.weight"].double(), out["conv1.weight"].double()
+    growth = new.flatten(1).square().sum(1) / old.flatten(1).square().sum(1)
+    expected = first["bn1.running_var"].double() * growth
+    torch.testing.assert_close(out["bn1.running_var"].double(), expected, rtol=1e-5, atol=0)
+
+
+def test_reset_is_for_layers_with_statistics_only(bundle_path: Path, tmp_path: Path) -> None:
+    trajectory = [
+        {**state, "ln.weight": torch.full((4,), 3.0 + k), "ln.bias": torch.full((4,), 2.0)}
+        for k, state in enumerate(states())
+    ]
+    paths = write_trajectory(tmp_path, trajectory)
+    out, _ = predict(paths, bundle_path, tmp_path / "out", norm=NormMode.RESET)
+    assert out["ln.weight"].tolist() == [3.0] * 4
+    assert out["bn1.weight"].tolist() == [1.0] * 8
+
+
+def test_integer_statistics_are_copied(bundle_path: Path, tmp_path: Path) -> None:
+    trajectory = [
+        {**state, "bn1.running_mean": torch.arange(8, dtype=torch.int32)} for state in states()
+    ]
+    paths = write_trajectory(tmp_path, trajectory)
+    out, report = predict(paths, bundle_path, tmp_path / "out")
+    assert torch.equal(out["bn1.running_var"], trajectory[0]["bn1.running_var"])
+    assert any("not of floats" in reason for reason in report.reasons)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -395,3 +396,25 @@ class TestDigits:
         function = load_function("know_cli.forgetting.digits:train")
         with pytest.raises(UsageError, match=message):
             record(function, open_recorder(function, tmp_path, Protocol(options=option)))
+
+
+def test_measurements_of_any_library_are_kept(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, nested_subsets(8, 0.5, 2, 0), rate=0.5)
+    (session, *_) = list(itertools.islice(recorder, 1))
+    measured = {
+        "one": np.float32(0.5), "two": torch.tensor(3), "three": np.array([2.0]), "four": math.nan,
+        "five": True, "six": "sgd",
+    }  # fmt: skip
+    recorder.save(session, {"w": torch.ones(1)}, measured)
+    kept = {"one": 0.5, "two": 3, "three": 2.0, "four": "nan", "five": True, "six": "sgd"}
+    assert recorder.measurements(0) == kept
+    assert json.loads((tmp_path / "trajectory.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_session_is_kept_when_its_measurements_cannot_be(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, nested_subsets(8, 0.5, 2, 0), rate=0.5)
+    (session, *_) = list(itertools.islice(recorder, 1))
+    with pytest.raises(UsageError, match="session 0 is kept, but not its measurements curve"):
+        recorder.save(session, {"w": torch.ones(1)}, {"curve": [1, 2], "loss": 0.5})
+    assert recorder.done == [0]
+    assert recorder.measurements(0) == {"loss": 0.5}

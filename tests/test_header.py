@@ -97,6 +97,9 @@ WRONG: dict[str, tuple[object, bytes, str]] = {
     "hole at the start": ({"a": entry(offsets=[4, 8])}, bytes(8), "leaves a hole"),
     "hole": ({"a": entry(), "b": entry(offsets=[8, 12])}, bytes(12), "leaves a hole"),
     "overlap": ({"a": entry(), "b": entry(offsets=[2, 6])}, bytes(6), "overlaps"),
+    "half a character": ({"a\ud800": entry()}, bytes(4), r"'a\\ud800' is not valid Unicode"),
+    "half a character in metadata": (
+        {"a": entry(), "__metadata__": {"k": "\udfff"}}, bytes(4), "is not valid Unicode"),
     "cut short": ({"a": entry()}, bytes(3), "cut short: .* 3. bytes by its header|cut short"),
     "too long": ({"a": entry()}, bytes(5), "too long"),
     "metadata is a list": ({"__metadata__": []}, b"", "strings to strings"),
@@ -106,8 +109,8 @@ WRONG: dict[str, tuple[object, bytes, str]] = {
         b'{"a":%b,"a":%b}' % ((json.dumps(entry()).encode(),) * 2), bytes(4), "'a' twice",
     ),
     "duplicate metadata": (b'{"__metadata__":{"a":"1","a":"2"}}', b"", "'a' twice"),
-    "no JSON": (b'{"a":', b"", "not a safetensors file|cut short"),
-    "not UTF-8": (b'{"\xff":1}', b"", "not a safetensors file|cut short"),
+    "no JSON": (b'{"a":', b"", "header is not valid JSON"),
+    "not UTF-8": (b'{"\xff":1}', b"", "header is not valid JSON"),
     "deep": (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"", "error|not|counts|needs"),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +105,16 @@ def test_residual_network() -> None:
         "layer2.0.bn2": "layer2.0.conv2.weight",
         "layer2.0.downsample.1": "layer2.0.downsample.0.weight",
     }
+
+
+@pytest.mark.parametrize("name", ["up", "decoder.upconv", "net.deconv1", "conv_transpose"])
+def test_square_layers_that_may_be_transposed_are_no_sources(name: str) -> None:
+    """Their outputs come second, which a square shape does not show."""
+    layers = {
+        "down.0.weight": (8, 3, 3, 3), **batchnorm("down.1", 8),
+        f"{name}.0.weight": (8, 8, 2, 2), **batchnorm(f"{name}.1", 8),
+    }  # fmt: skip
+    assert sources(layers) == {"down.1": "down.0.weight", f"{name}.1": None}
 
 
 def test_preactivation_network_has_no_sources() -> None:

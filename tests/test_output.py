@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -238,3 +239,97 @@ def copy_only_writer(source: Path, target: Path) -> None:
     like = open_checkpoint(source)
     with CheckpointWriter(target, like, {}):
         pass
+
+
+def single(folder: Path) -> Path:
+    folder.mkdir()
+    save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    return folder
+
+
+def test_nothing_of_the_model_before_is_left_to_be_read(tmp_path: Path) -> None:
+    """Some readers prefer a single file to an index: both must be of one model."""
+    source, out = shards(tmp_path / "in"), single(tmp_path / "out")
+    copy(source, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(p.name for p in source.iterdir())
+    out = shards(tmp_path / "three", 3)
+    (out / "adapter.safetensors").write_text("mine")
+    copy(source, out)
+    names = {path.name for path in out.iterdir()}
+    assert names == {path.name for path in source.iterdir()} | {"adapter.safetensors"}
+    copy(single(tmp_path / "one"), out)
+    assert {path.name for path in out.iterdir()} == {"model.safetensors", "adapter.safetensors"}
+
+
+def test_an_index_is_there_only_with_all_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = shards(tmp_path / "in"), shards(tmp_path / "out")
+    seen: list[tuple[str, bool]] = []
+    replace = Path.replace
+
+    def watched(path: Path, target: Path) -> Path:
+        seen.append((path.name, (out / "model.safetensors.index.json").exists()))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    copy(source, out)
+    assert seen[-1][0] == "model.safetensors.index.json"
+    assert len(seen) == 3
+    assert not any(has_index for _, has_index in seen)
+
+
+def test_an_existing_folder_may_be_another_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = shards(tmp_path / "in"), tmp_path / "out"
+    out.mkdir()
+
+    def refuse(path: Path, target: Path) -> Path:
+        assert path.is_relative_to(out), "would cross into another file system"
+        assert target.is_relative_to(out)
+        return replace(path, target)
+
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
+    copy(source, out)
+    assert sorted(path.name for path in out.iterdir()) == sorted(p.name for p in source.iterdir())
+
+
+def test_sub_folders_with_weights_are_left_out(tmp_path: Path) -> None:
+    source = shards(tmp_path / "in")
+    for name in (
+        "checkpoint-500/model.safetensors",
+        "checkpoint-500/scheduler.pkl",
+        "1_Pool/c.json",
+    ):
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("x")
+    with open_checkpoint(source) as like, CheckpointWriter(tmp_path / "out", like, {}) as writer:
+        writer.commit()
+    assert [path.name for path in writer.left_out] == ["checkpoint-500"]
+    assert (tmp_path / "out" / "1_Pool" / "c.json").exists()
+    assert not (tmp_path / "out" / "checkpoint-500").exists()
+
+
+def test_everything_is_on_disk_before_it_has_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in.safetensors"
+    save_file({"w": torch.ones(2)}, source)
+    calls: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def watched_sync(descriptor: int) -> None:
+        calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    def watched_replace(path: Path, target: Path) -> Path:
+        calls.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(module.os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    copy(source, tmp_path / "out.safetensors")
+    assert calls == ["file", "rename", "folder"]

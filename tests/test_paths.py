@@ -78,10 +78,16 @@ def test_what_is_not_there(
 @pytest.mark.parametrize(
     ("rate", "steps", "name"),
     [(0.5, 1, "x2"), (0.5, 3, "x8"), (0.5, 8, "x256"), (1 / 3, 2, "x9"), (1 / 3, 3, "x27"),
-     (0.33, 1, "x3.03"), (0.7, 2, "x2.04"), (0.1, 4, "x10000")],
+     (0.33, 1, "x3.03"), (0.7, 2, "x2.04"), (0.1, 4, "x10000"), (0.1, 3, "x1000"),
+     (0.01, 8, "x10000000000000000"), (0.999, 1, "x1.001")],
 )  # fmt: skip
 def test_factor_names(rate: float, steps: int, name: str) -> None:
     assert factor_name(rate, steps) == name
+
+
+def test_a_name_too_long_is_an_error() -> None:
+    with pytest.raises(CheckpointError, match="name too long"):
+        expand_arguments(["x" * 300])
 
 
 def test_step_paths() -> None:

@@ -58,7 +58,7 @@ def test_predicted_sessions_come_before_the_first(tmp_path: Path) -> None:
 
 def test_gap_is_noticed(tmp_path: Path) -> None:
     paths = write(tmp_path, session(0), session(1), session(3))
-    assert order(paths)[1] == ["sessions 0, 1, 3 are not consecutive"]
+    assert order(paths)[1] == ["sessions 0, 1, 3 are not equally far apart"]
 
 
 def test_one_session_twice_is_refused(tmp_path: Path) -> None:
@@ -103,6 +103,9 @@ def test_number_of_checkpoints(tmp_path: Path, count: int) -> None:
 def test_same_path_twice(tmp_path: Path) -> None:
     (path,) = write(tmp_path, {})
     (tmp_path / "link").symlink_to(path)
+    (tmp_path / "hard").hardlink_to(path)
+    with pytest.raises(UsageError, match="hard: given twice"):
+        open_trajectory([path, tmp_path / "hard"])
     with pytest.raises(UsageError, match="given twice"):
         open_trajectory([path, tmp_path / "link"])
 

@@ -147,6 +147,8 @@ def _what_it_is(start: bytes, length: int, file_bytes: int) -> str:
         return "is an HDF5 file, not a safetensors file"
     if start[8:9] == b"{" and length <= MAX_HEADER_BYTES:
         needed = _LENGTH.size + length
+        if needed <= file_bytes:
+            return "its header is not valid JSON; download or copy it again"
         return (
             f"is cut short: its header alone needs {needed} bytes and the file has "
             f"{file_bytes}; download or copy it again"
@@ -179,6 +181,9 @@ def _parse(path: Path, raw: bytes, file_bytes: int) -> Header:
     metadata = content.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _fail(path, f"header: {METADATA_KEY} must map strings to strings")
+    for text in (*content, *metadata, *metadata.values()):
+        if not _is_unicode(text):
+            _fail(path, f"header: {text!a} is not valid Unicode; save the checkpoint again")
     data_start = _LENGTH.size + len(raw)
     tensors = [_tensor(path, name, entry, data_start) for name, entry in content.items()]
     tensors.sort(key=lambda info: (info.begin, info.end))
@@ -214,6 +219,15 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
             f"tensor {name!r}: {dtype} of shape {shape} does not fill data_offsets {offsets}",
         )
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can escape halves of characters, which no file can hold as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_counts(value: Any) -> bool:

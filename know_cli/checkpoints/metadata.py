@@ -6,6 +6,7 @@ All values are strings, as the format wants. ``know forget`` writes a :class:`Se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,9 +53,12 @@ class Session:
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, str]) -> Session | None:
-        """The session that a checkpoint's metadata tells of, or None where it tells of none."""
+        """The session that a checkpoint's metadata tells of, or None where it tells of none.
+
+        Metadata that cannot be, such as a rate that is not between 0 and 1, tells of none.
+        """
         try:
-            return Session(
+            session = Session(
                 int(metadata[SESSION]),
                 float(metadata[FRACTION]),
                 float(metadata[RATE]),
@@ -62,6 +66,7 @@ class Session:
             )
         except (KeyError, ValueError):
             return None
+        return session if 0 < session.rate < 1 and 0 < session.fraction < math.inf else None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the ``with`` block without it, for whatever reason, removes every temporary.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -40,7 +41,12 @@ def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, for
         OutputError: the reason, and what to do.
     """
     parent = output.parent
-    if not parent.is_dir():
+    try:
+        has_parent = parent.is_dir()
+        output.exists()
+    except OSError as error:  # a name too long, for one
+        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+    if not has_parent:
         raise OutputError(f"{parent}: no such folder; make it first: mkdir -p {parent}")
     for checkpoint in inputs:
         _refuse_input(output, checkpoint, is_folder)
@@ -76,8 +82,8 @@ class CheckpointWriter:
     """Streams a checkpoint that has the tensors of another, each at its final offset.
 
     Use as a context manager: :meth:`write` any part of any tensor in any order, then
-    :meth:`commit`. For a folder, shards and index keep their names, and the files beside them
-    that are not weights are copied.
+    :meth:`commit`. For a folder, shards and index keep their names, and the
+    files beside them that are not weights are copied.
 
     Args:
         output: file or folder to write, checked before with :func:`check_output`.
@@ -85,8 +91,8 @@ class CheckpointWriter:
         metadata: of every safetensors file written.
 
     Attributes:
-        left_out: after the commit of a folder, files that were not copied along because they
-            hold other weights or training state.
+        left_out: after the flush of a folder, files and sub-folders that were not copied along
+            because they hold other weights or training state.
     """
 
     def __init__(self, output: Path, like: Checkpoint, metadata: Mapping[str, str]) -> None:
@@ -96,7 +102,10 @@ class CheckpointWriter:
         self._metadata = dict(metadata)
         self._place: dict[str, tuple[int, TensorInfo]] = {}
         self._descriptors: list[int] = []
-        self._temporary = output.with_name(f".{output.name}.{secrets.token_hex(4)}.tmp")
+        self._flushed = False
+        name = f".{output.name}.{secrets.token_hex(4)}.tmp"
+        # A folder that exists may be a file system of its own, into which nothing can be renamed.
+        self._temporary = output / name if output.is_dir() else output.with_name(name)
 
     def __enter__(self) -> CheckpointWriter:
         with _output_errors(self.output):
@@ -145,24 +154,36 @@ class CheckpointWriter:
             ends[descriptor] = max(ends.get(descriptor, 0), info.end)
         return sum(ends.values())
 
+    def flush(self) -> None:
+        """Have everything on disk, still under the temporary name; after it only renames are left.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        with _output_errors(self.output):
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+            self._close()
+            if self._like.is_folder:
+                self.left_out = copy_other_files(self._like, self._temporary)
+        self._flushed = True
+
     def commit(self) -> None:
-        """Flush everything to disk and give it the output's name, a folder's index last.
+        """Flush what is not flushed yet, and give it the output's name, a folder's index last.
 
         Raises:
             OutputError: the disk refuses; an output that existed is untouched, except that an
                 existing folder may have lost its index file if the failure comes between the
                 renames of its shards, so that old and new shards are never taken for one model.
         """
+        if not self._flushed:
+            self.flush()
         with _output_errors(self.output):
-            for descriptor in self._descriptors:
-                os.fsync(descriptor)
-            self._close()
-            if not self._like.is_folder:
-                self._temporary.replace(self.output)
-            else:
-                self.left_out = copy_other_files(self._like, self._temporary)
+            if self._like.is_folder:
                 _move_folder(self._temporary, self.output)
-            _sync_folder(self.output.parent)
+            else:
+                self._temporary.replace(self.output)
+            _sync_folder(self.output.absolute().parent)
 
     def _close(self) -> None:
         while self._descriptors:
@@ -184,17 +205,25 @@ class CheckpointWriter:
         self._discard()
 
 
+def _holds_weights(folder: Path) -> bool:
+    return any(path.suffix in _LEFT_OUT for path in folder.rglob("*"))
+
+
 def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
     """Copy what lies beside a folder's weights (config, tokenizer, shard index) into ``target``.
 
-    Links are followed, hidden files and weights in other formats are left out.
+    Links are followed. Hidden files and weights in other formats are left out, and so are whole
+    sub-folders that hold weights, such as those that a trainer saves with its state.
 
     Returns:
         The files left out because they hold other weights or training state.
     """
-    left_out = []
+    states = [path for path in source.path.iterdir() if path.is_dir() and _holds_weights(path)]
+    left_out = sorted(path for path in states if not path.name.startswith("."))
     for path in sorted(source.path.rglob("*")):
         relative = path.relative_to(source.path)
+        if source.path / relative.parts[0] in states:
+            continue
         if any(part.startswith(".") for part in relative.parts) or not path.is_file():
             continue
         of_other_weights = path.name.endswith(".index.json") and path.name != INDEX_FILE
@@ -258,6 +287,7 @@ def _move_folder(temporary: Path, output: Path) -> None:
     if not output.exists():
         temporary.rename(output)
         return
+    old = _weights_of(output)
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
     if [path.name for path in weights] != [SINGLE_FILE]:
@@ -272,7 +302,21 @@ def _move_folder(temporary: Path, output: Path) -> None:
     if not index:
         # A folder with an index is read by it: one left from before would hide the new file.
         (output / INDEX_FILE).unlink(missing_ok=True)
+    # What is left of the model before would be taken for this one's weights by some readers.
+    for name in old - {path.name for path in weights}:
+        (output / name).unlink(missing_ok=True)
     _sync_folder(output)
+
+
+def _weights_of(folder: Path) -> set[str]:
+    """Names of the files that a model in a folder consists of."""
+    names = {SINGLE_FILE}
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        names |= {Path(name).name for name in index["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # no index, or none that says what there is
+    return names
 
 
 def _write_at(descriptor: int, data: memoryview, position: int) -> None:
@@ -298,5 +342,5 @@ def _output_errors(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{output}: cannot be written: {error.strerror or error}; nothing was kept"
+            f"{output}: cannot be written: {error.strerror or error}; nothing of it was kept"
         ) from error

@@ -38,8 +38,11 @@ def expand_arguments(arguments: list[str]) -> list[Path]:
 
 def _existing(argument: str) -> Path | None:
     for candidate in (Path(argument), Path(argument + SUFFIX)):
-        if candidate.exists():
-            return candidate
+        try:
+            if candidate.exists():
+                return candidate
+        except OSError as error:  # a name too long, for one
+            raise CheckpointError(f"{argument}: {error.strerror or error}") from error
     return None
 
 
@@ -72,12 +75,18 @@ def factor_name(rate: float, steps: int) -> str:
     'x1.43'
     """
     factor = rate**-steps
-    return f"x{factor:.3g}" if factor < 1000 else f"x{factor:.0f}"
+    # Three digits that count; more where fewer would say that nothing is gained.
+    rounded = float(f"{factor:.3g}")
+    if rounded == 1:
+        return f"x{factor:.6g}"
+    return f"x{rounded:.0f}" if rounded >= 100 else f"x{rounded:.3g}"
 
 
 def step_path(output: Path, rate: float, step: int, is_folder: bool) -> Path:
     """Where ``--every-step`` writes an intermediate step: ``out.x2.safetensors``, ``out.x2/``."""
     name = factor_name(rate, step)
+    if not output.name:  # "." and the like
+        output = output.resolve()
     if is_folder or not output.suffix:
         return output.with_name(f"{output.name}.{name}")
     return output.with_name(f"{output.stem}.{name}{output.suffix}")

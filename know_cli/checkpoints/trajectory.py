@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,13 +25,15 @@ class Trajectory:
 
     Attributes:
         checkpoints: the S checkpoints in order.
-        rate: the sampling rate that their metadata agree on, or None.
+        rate: the sampling rate from one to the next that their metadata agree on, or None.
+        stride: how many sessions one is from the next, 1 unless their metadata say otherwise.
         notices: what was put right, or looks odd, in words for the user.
     """
 
     checkpoints: list[Checkpoint]
     rate: float | None
     notices: list[str]
+    stride: int = 1
 
     def __len__(self) -> int:
         return len(self.checkpoints)
@@ -80,17 +83,33 @@ def open_trajectory(paths: Sequence[Path]) -> Trajectory:
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(open_checkpoint(path)) for path in paths]
         checkpoints, rate, notices = _put_in_order(checkpoints)
+        stride = _stride(checkpoints)
+        if rate is not None and stride > 1:
+            rate **= stride
+            notices.append(
+                f"the checkpoints are {stride} sessions apart: the sampling rate from one to the "
+                f"next is {rate:.3g}"
+            )
         _compare(checkpoints)
         stack.pop_all()
-    return Trajectory(checkpoints, rate, notices)
+    return Trajectory(checkpoints, rate, notices, stride)
+
+
+def _stride(checkpoints: list[Checkpoint]) -> int:
+    """How many sessions all checkpoints are from the next; 1 where that differs or is unknown."""
+    sessions = [Session.from_metadata(checkpoint.metadata) for checkpoint in checkpoints]
+    apart = {
+        other.index - one.index if one and other else 1
+        for one, other in itertools.pairwise(sessions)
+    }
+    return apart.pop() if len(apart) == 1 else 1
 
 
 def _refuse_same_path(paths: Sequence[Path]) -> None:
-    seen: dict[Path, Path] = {}
-    for path in paths:
-        same = seen.setdefault(path.resolve(), path)
-        if same is not path:
-            raise UsageError(f"{path}: given twice; each session has a checkpoint of its own")
+    for number, path in enumerate(paths):
+        for other in paths[:number]:
+            if path.resolve() == other.resolve() or (path.exists() and path.samefile(other)):
+                raise UsageError(f"{path}: given twice; each session has a checkpoint of its own")
 
 
 def _put_in_order(
@@ -138,8 +157,8 @@ def _put_in_order(
             f"checkpoints were given in session order {_listing(indices)}; "
             f"put right to {_listing(in_order)}"
         )
-    if in_order != list(range(in_order[0], in_order[0] + len(in_order))):
-        notices.append(f"sessions {_listing(in_order)} are not consecutive")
+    if len({other - one for one, other in itertools.pairwise(in_order)}) > 1:
+        notices.append(f"sessions {_listing(in_order)} are not equally far apart")
     rates = {session.rate for session, _ in recorded}
     return checkpoints, rates.pop() if len(rates) == 1 else None, notices
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from know_cli import __version__
+from know_cli.cli.collect import EPILOG as COLLECT_EPILOG
+from know_cli.cli.collect import collect
 from know_cli.cli.convert_weights import convert_weights
 from know_cli.cli.demo import demo
 from know_cli.cli.forget import EPILOG as FORGET_EPILOG
@@ -33,6 +36,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str | None], ...] = (
     ("inspect", inspect, None),
     ("demo", demo, None),
     ("forget", forget, FORGET_EPILOG),
+    ("collect", collect, COLLECT_EPILOG),
     ("train", train, TRAIN_EPILOG),
     ("convert-weights", convert_weights, None),
 )
@@ -105,6 +109,10 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
     Returns:
         The exit code, as the README documents it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Signs that a terminal does not know are no reason to fail.
+            stream.reconfigure(errors="replace")
     try:
         # A request to end is like Ctrl-C: what was begun is taken back, then we go.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -129,7 +137,7 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
         text = f"{type(error).__name__}: {error}"
         return _fail(name, f"bug: {text}; please report it with the output of {_DEBUG}=1", EXIT_BUG)
     if code == EXIT_INTERRUPTED:  # Typer turns most interruptions into this number itself
-        return _fail(name, "interrupted; the output was not written", EXIT_INTERRUPTED)
+        return _fail(name, "interrupted; what was being written is not kept", EXIT_INTERRUPTED)
     return code if isinstance(code, int) else EXIT_DONE
 
 

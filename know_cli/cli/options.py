@@ -8,6 +8,8 @@ from fractions import Fraction
 
 import typer
 
+from know_cli.errors import UsageError
+
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
 _SMALLEST_RATE = 0.01
 
@@ -39,6 +41,19 @@ def parse_rate(text: str) -> float:
     if not _SMALLEST_RATE <= rate < 1:
         raise typer.BadParameter(f"{text!r}: a rate is at least {_SMALLEST_RATE} and below 1")
     return rate
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``2/3``, the second of three shards, as (1, 3): its number from 0, and how many there are.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise UsageError(f"--shard {text}: write I/N, such as 1/2 on one machine, 2/2 on another")
+    return number - 1, count
 
 
 def usable_cores() -> int:

@@ -16,6 +16,10 @@ def check_report_path(path: Path, others: Sequence[Path]) -> None:
     Raises:
         OutputError: the reason, and what to do.
     """
+    try:
+        path.exists()
+    except OSError as error:  # a name too long, for one
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; make it first: mkdir -p {path.parent}")
     if path.is_dir():
@@ -34,7 +38,16 @@ def write_report(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, replacing a file that exists.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,8 +1,9 @@
-"""``know train``: make a KNOWN bundle from recorded trajectories."""
+"""``know train``: make a KNOWN bundle from recorded trajectories, and measure bundles on them."""
 
 from __future__ import annotations
 
 import shlex
+import shutil
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,24 +11,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from know_cli.cli.output import Output
+from know_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from rich.table import Table
-
+    from know_cli.hypermodel import Bundle
     from know_cli.kinds import Kind
-    from know_cli.meta.figures import Figures
+    from know_cli.meta.training import Settings
 
 EPILOG = "\n\n".join(
     (
         "Example:",
-        "know forget train.py:session runs --trajectories 50 --sessions 7 --before 1 "
-        "--rate 0.5..0.9",
+        "know collect runs --trajectories 200",
         "know train runs -o my-known --target continuation",
+        "know train runs --evaluate my-known --evaluate continuation",
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights my-known",
     )
 )
+#: Figures are measured after so many steps.
+_STEPS = 3
 
 
 # The same values as the enums of meta and hypermodel, which live beside torch.
@@ -50,6 +51,7 @@ class LossChoice(str, Enum):
 
     L1 = "l1"
     L2 = "l2"
+    HUBER = "huber"
 
 
 class ResidualsChoice(str, Enum):
@@ -57,6 +59,7 @@ class ResidualsChoice(str, Enum):
 
     RAW = "raw"
     SCALED = "scaled"
+    SPREAD = "spread"
 
 
 def train(
@@ -64,14 +67,37 @@ def train(
         list[Path],
         typer.Argument(
             metavar="TRAJECTORIES...",
-            help="Folders that 'know forget' wrote, or folders of such.",
+            help="Folders that 'know forget' or 'know collect' wrote, or folders of such.",
         ),
     ],
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write the bundle into."),
-    ],
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    evaluate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Train nothing: measure a bundle, or all of a family (folder or name), on the "
+            "trajectories that were held out from its training; repeatable.",
+        ),
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=BUNDLE",
+            help="With --evaluate: measure this one beside it on the same windows; repeatable.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="With --evaluate: also write the figures here."),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.md", help="With --evaluate: also write Markdown tables here."),
+    ] = None,
     target: Annotated[
         TargetChoice,
         typer.Option(
@@ -89,11 +115,20 @@ def train(
             show_default="raw for retrodiction, spread for continuation",
         ),
     ] = None,
-    loss: Annotated[LossChoice, typer.Option(help="Absolute or squared error.")] = LossChoice.L1,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=1, max=8, help="Train through so many steps, each reading the answers before."
+        ),
+    ] = 1,
+    loss: Annotated[
+        LossChoice, typer.Option(help="Absolute or squared error, or Huber's between them.")
+    ] = LossChoice.L1,
     residuals: Annotated[
         ResidualsChoice | None,
         typer.Option(
-            help="Errors as they are, or in units of each trajectory's mean change.",
+            help="Errors as they are, in units of each trajectory's mean change, or of each "
+            "window's spread.",
             show_default="raw for retrodiction, scaled for continuation",
         ),
     ] = None,
@@ -107,10 +142,28 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the windows.")] = 20,
     batch_rows: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 4096,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Adam's at the start.")] = 1e-3,
+    averaging: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Decay of the moving average of KNOWN's weights; 0 for none."
+        ),
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of split, weights and order.")] = 0,
     holdout: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of trajectories it is judged by.")
     ] = 0.2,
+    hold_out_architecture: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Never train on trajectories of this architecture; repeatable."
+        ),
+    ] = None,
+    hold_out_data_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Never train on trajectories on this data set; repeatable."
+        ),
+    ] = None,
     rows_per_tensor: Annotated[
         int, typer.Option(min=1, help="The most windows taken from one tensor and position.")
     ] = 1000,
@@ -122,63 +175,183 @@ def train(
     """Train a KNOWN, the small model that predicts parameters, on recorded trajectories.
 
     Writes conv.safetensors, fc.safetensors, bias.safetensors and manifest.json, and prints how
-    well it does on trajectories that it was not fitted to, beside simple rules.
+    well it does on trajectories that it was not fitted to, beside simple rules. A run that was
+    interrupted goes on with the kind that it was at.
     """
     talk = Output(quiet)
+    if (output is None) == (not evaluate):
+        raise UsageError(
+            "write -o BUNDLE to train one, or --evaluate BUNDLE to measure one, and not both"
+        )
+    if output is None:
+        _evaluate(talk, trajectories, evaluate or [], compare or [], report, table, threads)
+        return
+    if compare or report or table:
+        raise UsageError("--compare, --report and --table go with --evaluate")
     check_bundle_output(output, force=force)
-    import torch
+    from know_cli.hypermodel import Preparation
+    from know_cli.meta.training import Loss, Residuals, Settings
+    from know_cli.meta.windows import Target
 
-    from know_cli.hypermodel import Preparation, save_bundle
-    from know_cli.meta.training import Loss, Residuals, Settings, train_bundle
-    from know_cli.meta.windows import Target, collect_windows, find_trajectories
-
-    if threads:
-        torch.set_num_threads(threads)
     paper = target is TargetChoice.RETRODICTION
     settings = Settings(
         target=Target(target.value),
         checkpoints=checkpoints,
         preparation=Preparation(preparation.value if preparation else "raw" if paper else "spread"),
+        steps=steps,
         loss=Loss(loss.value),
         residuals=Residuals(residuals.value if residuals else "raw" if paper else "scaled"),
         penalised=paper if penalty is None else penalty,
         epochs=epochs,
         batch_rows=batch_rows,
         learning_rate=learning_rate,
+        averaging=averaging,
         seed=seed,
         holdout=holdout,
+        held_out_architectures=tuple(sorted(set(hold_out_architecture or []))),
+        held_out_data_sets=tuple(sorted(set(hold_out_data_set or []))),
         rows_per_tensor=rows_per_tensor,
     )
+    _train(talk, trajectories, output, settings, threads)
+
+
+def _train(
+    talk: Output, trajectories: list[Path], output: Path, settings: Settings, threads: int | None
+) -> None:
+    import torch
+
+    from know_cli.cli.figures import figures_tables
+    from know_cli.hypermodel import save_bundle
+    from know_cli.meta.training import train_bundle
+    from know_cli.meta.windows import collect_windows, find_trajectories
+
+    if threads:
+        torch.set_num_threads(threads)
     collection = collect_windows(
         find_trajectories(trajectories),
         target=settings.target,
-        checkpoints=checkpoints,
-        rows_per_tensor=rows_per_tensor,
-        seed=seed,
+        checkpoints=settings.checkpoints,
+        steps=max(settings.steps, _STEPS),
+        rows_per_tensor=settings.rows_per_tensor,
+        seed=settings.seed,
     )
     for reason in collection.skipped:
         talk.warning(f"left out {reason}")
-    rows = ", ".join(f"{len(table):,} {kind.value}" for kind, table in collection.windows.items())
+    rows = ", ".join(f"{len(found):,} {kind.value}" for kind, found in collection.windows.items())
     talk.notice(f"{len(collection.trajectories)} trajectories, windows: {rows}")
 
-    def report(kind: Kind, epoch: int, training: float, held_out: float) -> None:
+    def tell(kind: Kind, epoch: int, training: float, held_out: float) -> None:
         talk.notice(
-            f"{kind.value:4}  epoch {epoch:3} of {epochs}  loss {training:.5g}  "
+            f"{kind.value:4}  epoch {epoch:3} of {settings.epochs}  loss {training:.5g}  "
             f"held out {held_out:.5g}"
         )
 
-    bundle, figures = train_bundle(collection, settings, report)
+    partial = output.with_name(output.name + ".partial")
+    bundle, found = train_bundle(collection, settings, tell, partial=partial)
+    save_bundle(bundle, output, {"command": _command(trajectories, output, settings)})
+    shutil.rmtree(partial, ignore_errors=True)
+    talk.show(
+        *figures_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
+    )
+
+
+def _command(trajectories: list[Path], output: Path, settings: Settings) -> str:
+    """The command that makes the same bundle, with every default written out."""
+    import torch
+
     command = ["know", "train", *map(str, trajectories), "-o", str(output)]
-    command += ["--target", target.value, "--checkpoints", str(checkpoints)]
-    command += ["--preparation", settings.preparation.value, "--loss", settings.loss.value]
-    command += ["--residuals", settings.residuals.value]
-    command += ["--penalty" if settings.penalised else "--no-penalty", "--epochs", str(epochs)]
-    command += ["--batch-rows", str(batch_rows), "--learning-rate", f"{learning_rate:g}"]
-    command += ["--seed", str(seed), "--holdout", f"{holdout:g}"]
-    command += ["--rows-per-tensor", str(rows_per_tensor)]
-    command += ["--threads", str(torch.get_num_threads())]
-    save_bundle(bundle, output, {"command": shlex.join(command)})
-    talk.show(figures_table(figures), f"{output}: {target.value}, {bundle.digest}")
+    for option, value in (
+        ("--target", settings.target.value),
+        ("--checkpoints", settings.checkpoints),
+        ("--preparation", settings.preparation.value),
+        ("--steps", settings.steps),
+        ("--loss", settings.loss.value),
+        ("--residuals", settings.residuals.value),
+        ("--epochs", settings.epochs),
+        ("--batch-rows", settings.batch_rows),
+        ("--learning-rate", f"{settings.learning_rate:g}"),
+        ("--averaging", f"{settings.averaging:g}"),
+        ("--seed", settings.seed),
+        ("--holdout", f"{settings.holdout:g}"),
+        *(("--hold-out-architecture", name) for name in settings.held_out_architectures),
+        *(("--hold-out-data-set", name) for name in settings.held_out_data_sets),
+        ("--rows-per-tensor", settings.rows_per_tensor),
+        ("--threads", torch.get_num_threads()),
+    ):
+        command += [option, str(value)]
+    return shlex.join([*command, "--penalty" if settings.penalised else "--no-penalty"])
+
+
+def _evaluate(
+    talk: Output,
+    trajectories: list[Path],
+    names: list[str],
+    compare: list[str],
+    report: Path | None,
+    table: Path | None,
+    threads: int | None,
+) -> None:
+    """Measure bundles on what was held out from their training, as their manifests say."""
+    import torch
+
+    from know_cli.cli.figures import figures_markdown, figures_tables
+    from know_cli.cli.report_file import check_report_path, write_report, write_text
+    from know_cli.meta.evaluation import evaluate, to_json
+    from know_cli.meta.training import settings_of
+    from know_cli.meta.windows import collect_windows, find_trajectories
+
+    for path in (report, table):
+        if path is not None:
+            check_report_path(path, [])
+    if threads:
+        torch.set_num_threads(threads)
+    bundles = [bundle for name in names for bundle in _bundles(name)]
+    others = _named_bundles(compare)
+    found = find_trajectories(trajectories)
+    tables = {}
+    for bundle in bundles:
+        settings = settings_of(bundle)
+        talk.notice(f"measuring {bundle.source}")
+        collection = collect_windows(
+            found,
+            target=settings.target,
+            checkpoints=settings.checkpoints,
+            steps=_STEPS,
+            rows_per_tensor=settings.rows_per_tensor,
+            seed=settings.seed,
+        )
+        beside = {
+            name: one for name, one in others.items() if one.checkpoints == bundle.checkpoints
+        }
+        title = f"{bundle.target}, {bundle.checkpoints} checkpoints, {bundle.digest}"
+        tables[title] = evaluate(bundle, collection, settings.split(collection), beside)
+    talk.show(*figures_tables(tables))
+    if report is not None:
+        write_report(report, {title: to_json(one) for title, one in tables.items()})
+    if table is not None:
+        write_text(table, figures_markdown(tables))
+
+
+def _bundles(name: str) -> list[Bundle]:
+    """One bundle, or all of a family, by a folder or a shipped family's name."""
+    from know_cli.hypermodel import load_bundle
+    from know_cli.hypermodel.bundle import MANIFEST, family
+
+    path = Path(name)
+    folders = [path] if (path / MANIFEST).exists() else list(family(name, "--evaluate").values())
+    return [load_bundle(folder) for folder in folders]
+
+
+def _named_bundles(pairs: list[str]) -> dict[str, Bundle]:
+    from know_cli.hypermodel import load_bundle
+
+    found = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not name or not path or name in found:
+            raise UsageError(f"--compare {pair}: write NAME=BUNDLE, each name once")
+        found[name] = load_bundle(Path(path))
+    return found
 
 
 def check_bundle_output(output: Path, *, force: bool) -> None:
@@ -189,32 +362,11 @@ def check_bundle_output(output: Path, *, force: bool) -> None:
     """
     from know_cli.errors import OutputError
 
+    if not output.parent.is_dir():
+        raise OutputError(
+            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
+        )
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
     if output.is_dir() and any(output.iterdir()) and not force:
         raise OutputError(f"{output}: exists already; --force replaces it")
-
-
-def figures_table(figures: Mapping[Kind, Figures]) -> Table:
-    """L1 ratios on held-out trajectories, one row a kind."""
-    from rich.table import Table
-
-    table = Table(
-        title="mean error on held-out trajectories; 1 is no change, less is better",
-        title_justify="left",
-    )
-    table.add_column("kind")
-    for name in ("windows", "KNOWN", "better in", "x lambda", "extrapolation", "average", "linear"):
-        table.add_column(name, justify="right")
-    for kind, found in figures.items():
-        table.add_row(
-            kind.value,
-            f"{found.rows:,}",
-            f"{found.known:.3f}",
-            f"{found.better:.0%}",
-            f"{found.multiplier:.3f} ({found.multiplier_value:.3f})",
-            f"{found.extrapolation:.3f} ({found.extrapolation_value:+.2f})",
-            f"{found.average:.3f}",
-            f"{found.least_squares:.3f}",
-        )
-    return table

@@ -60,7 +60,7 @@ class Inspection:
     Attributes:
         kinds: movement a kind; kinds without tensors are left out.
         total: the same over conv, fc and bias together.
-        frozen: float tensors that are the same in all checkpoints.
+        frozen: tensors of the kinds conv, fc and bias that are the same in all checkpoints.
         nonfinite: (path, tensor, number of values) that are not finite.
         warnings: in words.
     """
@@ -119,7 +119,7 @@ def inspect_trajectory(
         movement.tensors += 1
         movement.parameters += entry.info.elements
         if is_float(entry.dtype):
-            _inspect_tensor(trajectory, name, movement, inspection)
+            _inspect_tensor(trajectory, name, kind, movement, inspection)
         progress.advance(entry.info.elements)
     inspection.kinds = {kind: kinds[kind] for kind in Kind if kind in kinds}
     for kind in (Kind.CONV, Kind.FC, Kind.BIAS):
@@ -137,7 +137,11 @@ def _no_movement(size: int) -> KindMovement:
 
 
 def _inspect_tensor(
-    trajectory: Trajectory, name: str, movement: KindMovement, inspection: Inspection
+    trajectory: Trajectory,
+    name: str,
+    kind: Kind,
+    movement: KindMovement,
+    inspection: Inspection,
 ) -> None:
     entries = trajectory.entries(name)
     moved, nonfinite = False, [0] * len(trajectory)
@@ -158,7 +162,7 @@ def _inspect_tensor(
     for entry, bad in zip(entries, nonfinite, strict=True):
         if bad:
             inspection.nonfinite.append((str(entry.path), name, bad))
-    if not moved and entries[0].info.elements:
+    if not moved and entries[0].info.elements and kind is not Kind.COPY:
         inspection.frozen.append(name)
 
 
@@ -187,6 +191,6 @@ def _warnings(trajectory: Trajectory, inspection: Inspection) -> list[str]:
             f"{len(inspection.nonfinite)} tensors have values that are not finite, the first "
             f"is {tensor} in {path}; a prediction refuses them unless --allow-nonfinite"
         )
-    if inspection.total.tensors and len(inspection.frozen) >= inspection.total.tensors:
+    if inspection.total.parameters and not any(lengths) and not inspection.nonfinite:
         warnings.append("no tensor changes over the checkpoints: there is nothing to predict")
     return warnings

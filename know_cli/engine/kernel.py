@@ -59,8 +59,12 @@ class _Workspace:
     """Intermediate results of one block; one a thread."""
 
     def __init__(self, rows: int, checkpoints: int, device: torch.device) -> None:
+        self.nbytes = 0
+
         def new(columns: int) -> Tensor:
-            return torch.empty(rows, columns, device=device)
+            tensor = torch.empty(rows, columns, device=device)
+            self.nbytes += tensor.nbytes
+            return tensor
 
         self.window = new(checkpoints)
         self.difference = new(checkpoints - 1)
@@ -78,6 +82,7 @@ class Kernel:
         checkpoints: S.
         preparation: what is done to a window first.
         device: where it runs.
+        local: holds the workspaces of threads; kernels for the same S and device may share it.
     """
 
     def __init__(
@@ -86,6 +91,7 @@ class Kernel:
         checkpoints: int,
         preparation: Preparation,
         device: torch.device,
+        local: threading.local | None = None,
     ) -> None:
         self.checkpoints = checkpoints
         self.preparation = preparation
@@ -95,7 +101,7 @@ class Kernel:
         self._difference = _Stream(state, "difference", device)
         self._head_weight = state["head.weight"].T.contiguous().to(device)
         self._head_bias = state["head.bias"].to(device)
-        self._local = threading.local()
+        self._local = local or threading.local()
 
     def predict(self, history: Tensor, out: Tensor) -> None:
         """Predict one step for at most one block.
@@ -126,6 +132,15 @@ class Kernel:
         if scale is not None:
             change.mul_(scale)
         out.copy_(newest.add_(change)[:rows])
+
+    @property
+    def thread_bytes(self) -> int:
+        """Bytes of main memory that each thread that predicts needs for itself."""
+        if self.device.type != "cpu":
+            return 0
+        # Beside the workspace, preparing a window and a stream's features make copies.
+        copies = self.block_rows * (3 * self.checkpoints + FEATURES) * 4
+        return _Workspace(self.block_rows, self.checkpoints, torch.device("meta")).nbytes + copies
 
     def _workspace(self) -> _Workspace:
         work: _Workspace | None = getattr(self._local, "workspace", None)

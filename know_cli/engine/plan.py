@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from know_cli.checkpoints import Trajectory
+from know_cli.checkpoints.dtypes import is_float
 from know_cli.errors import UsageError
 from know_cli.kinds import Classification, Kind, Override, classify_all
 from know_cli.normalisation import NormLayer, find_norm_layers
@@ -118,7 +119,7 @@ class Plan:
     Attributes:
         tensors: every tensor of the output, in the order of Θ0's files.
         batch_rows: rows of a full batch.
-        memory: bytes of working memory that the batches need.
+        memory: bytes of working memory that the batches and the predictor need.
         bytes_to_read: of tensor data, from all checkpoints, without the scan for frozen tensors.
         bytes_to_write: of all outputs together.
     """
@@ -178,6 +179,7 @@ def make_plan(
     frozen: frozenset[str],
     *,
     block_rows: int,
+    thread_bytes: int,
     outputs: int,
 ) -> Plan:
     """Decide what happens to every tensor, and how large batches are.
@@ -187,6 +189,7 @@ def make_plan(
         settings: what the user wants.
         frozen: names of tensors that are the same in all checkpoints.
         block_rows: rows that the predictor takes at a time.
+        thread_bytes: memory that the predictor needs for itself in each thread.
         outputs: how many checkpoints are written.
 
     Raises:
@@ -194,7 +197,8 @@ def make_plan(
     """
     classes = classify_trajectory(trajectory, settings.overrides)
     overridden = {name for name in classes if classes[name].reason.startswith("--kind")}
-    shapes = {name: entry.shape for name, entry in trajectory.first.tensors.items()}
+    entries = trajectory.first.tensors
+    shapes = {name: entry.shape for name, entry in entries.items()}
     layers = {
         name: layer
         for layer in find_norm_layers(shapes)
@@ -209,6 +213,12 @@ def make_plan(
         decisions[name] = _decide_norm(
             name, layers[name], classes[name], settings, frozen, decisions
         )
+        sources = (*layers[name].statistics, layers[name].source_weight, layers[name].source_bias)
+        whole = [n for n in sources if n in entries and n != layers[name].num_batches_tracked]
+        if decisions[name][0] is Action.RESCALE and not all(
+            is_float(entries[n].dtype) for n in whole
+        ):
+            decisions[name] = Action.COPY, "running statistics, or the layer before, not of floats"
     tensors = tuple(
         PlannedTensor(
             name,
@@ -223,12 +233,15 @@ def make_plan(
         for name, entry in trajectory.first.tensors.items()
     )
     row_bytes = _row_bytes(len(trajectory), settings.steps)
-    batch_rows = _batch_rows(settings.max_memory, row_bytes, block_rows, _longest_stream(tensors))
+    fixed = settings.threads * thread_bytes
+    batch_rows = _batch_rows(
+        settings.max_memory, fixed, row_bytes, block_rows, _longest_stream(tensors)
+    )
     predicted = [t.name for t in tensors if t.action is Action.PREDICT]
     return Plan(
         tensors,
         batch_rows,
-        batch_rows * row_bytes,
+        fixed + batch_rows * row_bytes,
         sum(e.info.nbytes for name in predicted for e in trajectory.entries(name))
         + sum(t.nbytes for t in tensors if t.action in (Action.COPY, Action.RESCALE)),
         outputs * trajectory.first.nbytes,
@@ -279,7 +292,8 @@ CHUNK_ROWS = 1 << 16
 
 
 def _row_bytes(checkpoints: int, steps: int) -> int:
-    return _BATCHES_IN_MEMORY * 4 * (checkpoints + steps)
+    # Beside the values there are a mark for what is copied, and one a step for what is replaced.
+    return _BATCHES_IN_MEMORY * (4 * (checkpoints + steps) + 1 + steps)
 
 
 def _longest_stream(tensors: Sequence[PlannedTensor]) -> int:
@@ -290,12 +304,13 @@ def _longest_stream(tensors: Sequence[PlannedTensor]) -> int:
     return max(rows.values())
 
 
-def _batch_rows(max_memory: int, row_bytes: int, block_rows: int, longest: int) -> int:
-    if max_memory < row_bytes * block_rows:
+def _batch_rows(max_memory: int, fixed: int, row_bytes: int, block_rows: int, longest: int) -> int:
+    if max_memory < fixed + row_bytes * block_rows:
         raise UsageError(
             f"--max-memory {max_memory} is too small: one block needs "
-            f"{row_bytes * block_rows} bytes"
+            f"{fixed + row_bytes * block_rows} bytes, of which the threads take {fixed}; allow "
+            "more, or fewer --threads"
         )
-    blocks = min(max_memory // row_bytes, max(_MAX_BATCH_ROWS, block_rows)) // block_rows
+    blocks = min((max_memory - fixed) // row_bytes, max(_MAX_BATCH_ROWS, block_rows)) // block_rows
     needed = -(-max(longest, 1) // block_rows)
     return min(blocks, needed) * block_rows

@@ -15,11 +15,16 @@ class Predictor(Protocol):
     Attributes:
         block_rows: the most rows it takes at a time. A row's result must not depend on the
             other rows of its block.
+        thread_bytes: main memory that it needs for itself in each thread that calls it.
     """
 
     @property
     def block_rows(self) -> int:
         """The most rows it takes at a time."""
+
+    @property
+    def thread_bytes(self) -> int:
+        """Bytes of main memory that it needs for itself in each thread that calls it."""
 
     def predict(self, kind: Kind, history: Tensor, out: Tensor) -> None:
         """Predict the value one step before each window.

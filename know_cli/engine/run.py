@@ -71,7 +71,10 @@ def execute(
     outputs: Sequence[OutputStep],
     progress: Progress,
 ) -> Report:
-    """Predict, and write every output whole or none at all.
+    """Predict, and write every output whole or not at all.
+
+    All outputs are on disk before the first gets its name. Only if a renaming fails after that
+    of an earlier step has that step's output, which is whole, been written alone.
 
     Args:
         trajectory: the inputs.
@@ -104,6 +107,9 @@ def execute(
         run.rescale()
         progress.phase("flushing to disk")
         with run.timed("writing"):
+            # All are on disk before the first is seen, so that hardly anything can come between.
+            for writer in writers:
+                writer.flush()
             for writer in writers:
                 writer.commit()
         report = run.report
@@ -287,7 +293,8 @@ class _Run:
                 )
                 with self.timed("writing"):
                     writer.write(tensor.name, start * values.element_size(), as_bytes(values))
-                self._observe(step, tensor, start, row, before, values, last=last)
+                copied = buffer.copied[rows]
+                self._observe(step, tensor, start, row, before, values, copied, last=last)
             self.report.nonfinite += int(buffer.copied[rows].sum())
 
     def _cast(
@@ -312,6 +319,7 @@ class _Run:
         row: int,
         before: Tensor,
         values: Tensor,
+        copied: Tensor,
         *,
         last: bool,
     ) -> None:
@@ -319,17 +327,23 @@ class _Run:
         sums = self.sums.get((step, tensor.name))
         bias = self.biases.get((step, tensor.name))
         if last or sums is not None or bias is not None:
-            old, new = before.double(), values.double()
-            if sums is not None:
-                sums.add(start, row, old.numpy(), new.numpy())
+            new = values.double()
+            # A copied value has not changed; its history was blanked out before predicting.
+            old = torch.where(copied, new, before.double())
             if bias is not None:
                 bias[start : start + len(values)] = new.numpy()
+            if copied.any():
+                old, new = (
+                    torch.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0) for v in (old, new)
+                )
+            if sums is not None:
+                sums.add(start, row, old.numpy(), new.numpy())
             if last:
                 change = new - old
                 numbers = self.report.kinds[tensor.kind]
-                numbers.absolute_change += float(torch.nansum(change.abs()))
-                numbers.squared_change += float(torch.nansum(change.square()))
-                numbers.squared_norm += float(torch.nansum(old.square()))
+                numbers.absolute_change += float(change.abs().sum())
+                numbers.squared_change += float(change.square().sum())
+                numbers.squared_norm += float(old.square().sum())
 
     # ------------------------------------------------------------------ the other tensors
 
@@ -374,9 +388,12 @@ class _Run:
         """Adjust running statistics to the weights that were predicted before them."""
         for layer in self.layers:
             for step, writer in self.outputs:
-                self._rescale(layer, step, writer)
+                last = writer is self.outputs[-1][1]
+                self._rescale(layer, step, writer, last=last)
 
-    def _rescale(self, layer: NormLayer, step: int, writer: CheckpointWriter) -> None:
+    def _rescale(
+        self, layer: NormLayer, step: int, writer: CheckpointWriter, *, last: bool
+    ) -> None:
         names = layer.running_mean, layer.running_var
         assert layer.source_weight is not None
         before = {name: self._values(name) for name in names if name is not None}
@@ -398,7 +415,8 @@ class _Run:
             values = torch.from_numpy(new).to(torch_dtype(entry.dtype))
             original = read_elements(self.trajectory.first, entry, 0, len(values))
             finite = torch.isfinite(values)
-            self.report.nonfinite += int((~np.isfinite(old)).sum())
+            if last:
+                self.report.nonfinite += int((~np.isfinite(old)).sum())
             self.report.replaced += int((~finite.numpy() & np.isfinite(old)).sum())
             writer.write(name, 0, as_bytes(torch.where(finite, values, original)))
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from know_cli.forgetting.digits import CLASSES, accuracy, build_model, fit, load_digits
+from know_cli.forgetting.digits import CLASSES, build_model, load_digits
+from know_cli.forgetting.fitting import accuracy, fit
 from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed, read_state
 from know_cli.forgetting.subsets import nested_subsets
 

@@ -11,8 +11,7 @@ Whatever no option sets is drawn from the trajectory's seed: architecture (``cnn
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Literal
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from know_cli.errors import UsageError
+from know_cli.forgetting.fitting import accuracy, fit
 from know_cli.forgetting.recorder import TrainingSession
 from know_cli.forgetting.subsets import nested_subsets
 
@@ -138,83 +138,6 @@ def build_model(
         return ConvolutionalNetwork(classes, width, activations[activation], batchnorm=batchnorm)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: for networks this small more cost time, on busy machines much."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@one_thread()
-def fit(
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int = 32,
-    seed: int = 0,
-    optimiser: str = "adam",
-    weight_decay: float = 0.0,
-    cosine: bool = False,
-) -> None:
-    """Train a classifier in place by cross entropy, and leave it in evaluation mode.
-
-    Args:
-        model: maps images to logits.
-        images: ``[n, 1, 8, 8]`` float32.
-        labels: ``[n]`` int64.
-        epochs: passes over the data.
-        learning_rate: the initial one.
-        batch_size: samples a step.
-        seed: of the order of the samples.
-        optimiser: ``adam``, or ``sgd`` with momentum 0.9.
-        weight_decay: decoupled for adam.
-        cosine: lower the learning rate to 0 along half a cosine; else it stays.
-
-    Raises:
-        UsageError: no such optimiser.
-    """
-    step: torch.optim.Optimizer
-    if optimiser == "adam":
-        step = torch.optim.AdamW(
-            model.parameters(), learning_rate, weight_decay=weight_decay, fused=True
-        )
-    elif optimiser == "sgd":
-        step = torch.optim.SGD(
-            model.parameters(), learning_rate, momentum=0.9, weight_decay=weight_decay, fused=True
-        )
-    else:
-        raise UsageError(f"no optimiser {optimiser!r}: there are adam and sgd")
-    generator = torch.Generator().manual_seed(seed)
-    batches = math.ceil(len(labels) / batch_size)
-    model.train()
-    for epoch in range(epochs):
-        order = torch.randperm(len(labels), generator=generator)
-        for number, chosen in enumerate(torch.split(order, batch_size)):
-            if cosine:
-                progress = (epoch * batches + number) / (epochs * batches)
-                step.param_groups[0]["lr"] = learning_rate * (1 + math.cos(math.pi * progress)) / 2
-            loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
-            step.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            step.step()
-    model.eval()
-
-
-@one_thread()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of correct answers, 0 to 1, in evaluation mode."""
-    model.eval()
-    with torch.inference_mode():
-        return float((model(images).argmax(1) == labels).float().mean())
-
-
 @dataclass(frozen=True)
 class Settings:
     """How the networks of one trajectory are trained.
@@ -232,8 +155,8 @@ class Settings:
         later_rate: share of this learning rate in all later sessions and continuations.
         batch_size: samples a step.
         optimiser: ``adam`` or ``sgd``.
-        weight_decay: see :func:`fit`.
-        cosine: see :func:`fit`.
+        weight_decay: see :func:`~know_cli.forgetting.fitting.fit`.
+        cosine: whether the learning rate falls to 0 along half a cosine; else it stays.
     """
 
     architecture: str
@@ -352,7 +275,7 @@ def train(session: TrainingSession) -> tuple[nn.Module, dict[str, float | str | 
         seed=session.seed,
         optimiser=chosen.optimiser,
         weight_decay=chosen.weight_decay,
-        cosine=chosen.cosine,
+        schedule="cosine" if chosen.cosine else "constant",
     )
     measured: dict[str, float | str | bool] = {
         "train_accuracy": round(accuracy(model, images[samples], numbers[samples]), 4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -241,7 +242,8 @@ class Recorder:
             measurements: for ``trajectory.json``, such as accuracies.
 
         Raises:
-            UsageError: the session is not the one in training, or the state is no state dict.
+            UsageError: the session is not the one in training, the state is no state dict, or a
+                measurement is no number, text or boolean; the checkpoint is kept without it.
             OutputError: the folder cannot be written.
         """
         if self._open is None or session.index != self._open.index:
@@ -253,25 +255,55 @@ class Recorder:
             if session.is_continuation
             else Session(session.index, *kept).to_metadata()
         )
+        plain, odd = _plain(measurements or {})
         self._record["recorded"][str(session.index)] = {
             "fraction": session.fraction,
             "samples": len(session.indices),
             "seed": session.seed,
-            "measurements": dict(measurements or {}),
+            "measurements": plain,
         }
         # The checkpoint goes last: it is what marks a session as done, and after a crash
         # between the two the session is trained again and its entry replaced.
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write_atomically(self.folder / RECORD, json.dumps(self._record, indent=1) + "\n")
-        except (OSError, TypeError) as error:
-            raise OutputError(f"{self.folder / RECORD}: cannot be written: {error}") from error
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder / RECORD}: cannot be written: {error.strerror or error}"
+            ) from error
         save_checkpoint(
             self.folder / checkpoint_name(session.index),
             state,
             {"format": "pt", REGIME: self.regime.value, **metadata},
         )
         self._open = None
+        if odd:
+            raise UsageError(
+                f"{self.folder}: {session.name} is kept, but not its measurements "
+                f"{', '.join(odd)}: return numbers, texts or booleans"
+            )
+
+
+def _plain(
+    measurements: Mapping[str, Any],
+) -> tuple[dict[str, float | str | bool], list[str]]:
+    """Measurements as JSON takes them, and the names of those that it cannot take.
+
+    Scalars of numpy and torch become Python's; what is not finite becomes text.
+    """
+    plain: dict[str, float | str | bool] = {}
+    odd = []
+    for name, value in measurements.items():
+        count = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
+        if hasattr(value, "item") and count == 1:
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)
+        if isinstance(value, (int, float, str)):
+            plain[str(name)] = value
+        else:
+            odd.append(str(name))
+    return plain, odd
 
 
 def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str, Tensor]:
@@ -303,11 +335,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: it is missing or corrupt.
+        UsageError: it is a folder.
     """
     from safetensors.torch import load_file
 
-    with open_checkpoint(path):
-        pass  # our checks name the file and what is wrong with it
+    with open_checkpoint(path) as checkpoint:  # our checks name the file and what is wrong
+        if checkpoint.is_folder:
+            raise UsageError(f"{path}: is a folder; name its .safetensors file")
     return dict(load_file(path))
 
 
@@ -327,8 +361,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT or not isinstance(record["recorded"], dict):
             raise ValueError(f"format {record['format']!r}")
-        for key in ("trajectory", "rate", "sessions", "continuations"):
+        for key in ("rate", "sessions", "continuations"):
             record[key]
+        int(record["trajectory"], 16)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: is not the record of a trajectory ({error!r})") from error
     return dict(record)

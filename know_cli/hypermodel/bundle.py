@@ -94,6 +94,29 @@ def _size(folder: Path) -> int:
         return 0
 
 
+def family(weights: str, option: str = "--weights") -> dict[int, Path]:
+    """Bundles for several numbers of checkpoints: that number → folder, ascending.
+
+    Args:
+        weights: a folder of bundles, which goes first, or the name of a shipped family.
+        option: that it was given with, for the message.
+
+    Raises:
+        UsageError: neither.
+    """
+    path, families = Path(weights), shipped()
+    if path.is_dir():
+        sizes = {_size(manifest.parent): manifest.parent for manifest in path.glob(f"*/{MANIFEST}")}
+    else:
+        sizes = families.get(weights, {})
+    if not sizes:
+        raise UsageError(
+            f"{option} {weights}: neither a folder with a KNOWN ({MANIFEST}, or KNOWN_*.h5) nor a shipped "
+            f"one ({', '.join(families) or 'none'})"
+        )
+    return dict(sorted(sizes.items()))
+
+
 def find_bundle(weights: str, checkpoints: int) -> Path:
     """Resolve ``--weights`` to the folder of one bundle.
 
@@ -106,18 +129,10 @@ def find_bundle(weights: str, checkpoints: int) -> Path:
         UsageError: nothing of that name.
         CheckpointError: there is no KNOWN for that S; the message names those available.
     """
-    path, families = Path(weights), shipped()
+    path = Path(weights)
     if path.is_dir() and ((path / MANIFEST).exists() or is_keras_folder(path)):
         return path
-    if path.is_dir():
-        sizes = {_size(manifest.parent): manifest.parent for manifest in path.glob(f"*/{MANIFEST}")}
-    else:
-        sizes = families.get(weights, {})
-    if not sizes:
-        raise UsageError(
-            f"--weights {weights}: neither a folder with a KNOWN ({MANIFEST}, or "
-            f"KNOWN_*.h5) nor a shipped one ({', '.join(families) or 'none'})"
-        )
+    sizes = family(weights)
     if checkpoints not in sizes:
         available = ", ".join(str(size) for size in sorted(sizes))
         raise CheckpointError(
@@ -233,6 +248,11 @@ def save_bundle(bundle: Bundle, path: Path, details: Mapping[str, Any] | None = 
     }
     rest = {**bundle.manifest, **(details or {})}
     manifest.update({key: value for key, value in rest.items() if key not in manifest})
-    (path / MANIFEST).write_text(
-        json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    try:
+        (path / MANIFEST).write_text(
+            json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+    except OSError as error:
+        raise OutputError(
+            f"{path / MANIFEST}: cannot be written: {error.strerror or error}"
+        ) from error

@@ -195,8 +195,8 @@ def load_series(path: Path) -> Series:
             if facts.pop("format") != FORMAT:
                 raise ValueError("another format")
             indices, names = tuple(facts.pop("indices")), tuple(facts.pop("names"))
-            values = {kind: _read(checkpoint, kind.value, torch.float32) for kind in KINDS}
-            tensors = {kind: _read(checkpoint, kind.value + _TENSOR, torch.int32) for kind in KINDS}
+            values = {kind: _read(checkpoint, kind.value, "F32") for kind in KINDS}
+            tensors = {kind: _read(checkpoint, kind.value + _TENSOR, "I32") for kind in KINDS}
             fits = all(
                 values[kind].ndim == 2
                 and values[kind].shape == (*tensors[kind].shape, len(indices))
@@ -211,11 +211,11 @@ def load_series(path: Path) -> Series:
     return Series(indices, values, tensors, names, facts)
 
 
-def _read(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> NDArray[Any]:
+def _read(checkpoint: Checkpoint, name: str, dtype: str) -> NDArray[Any]:
     entry = checkpoint.tensors[name]
-    values = torch.empty(entry.shape, dtype=dtype)
-    if values.nbytes != entry.info.nbytes:
+    if entry.dtype != dtype:
         raise ValueError(f"tensor {name!r} is {entry.dtype}")
+    values = torch.empty(entry.shape, dtype=torch.float32 if dtype == "F32" else torch.int32)
     if values.numel():
         checkpoint.read_into(entry, 0, as_bytes(values))
     table: NDArray[Any] = values.numpy()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import math
 import platform
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,36 +17,43 @@ import torch
 from torch import Tensor
 
 from know_cli import __version__
+from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.errors import KnowError, UsageError
-from know_cli.forgetting.recorder import derived_seed
+from know_cli.forgetting.recorder import derived_seed, read_state
 from know_cli.hypermodel import Bundle, Known, Preparation
 from know_cli.hypermodel.known import initialise, penalty
 from know_cli.kinds import Kind
-from know_cli.meta.figures import Figures, measure
-from know_cli.meta.series import KINDS, Floats
+from know_cli.meta.evaluation import Table, evaluate, to_json
+from know_cli.meta.figures import iterate
+from know_cli.meta.series import KINDS
+from know_cli.meta.split import Split, split
 from know_cli.meta.windows import Collection, Target, Windows
 
-#: Rows that one forward pass without gradients takes at a time.
-_CHUNK = 1 << 16
+#: The distance from which the Huber loss grows linearly, in the unit of the residuals.
+_HUBER = 1.0
+_FIT = "know.fit"
 
 
 class Loss(str, Enum):
-    """Mean absolute or mean squared error."""
+    """Mean absolute error, mean squared error, or between the two (Huber, with a distance of 1)."""
 
     L1 = "l1"
     L2 = "l2"
+    HUBER = "huber"
 
 
 class Residuals(str, Enum):
     """In which unit errors are counted.
 
     ``RAW``: that of the parameters (the paper).
-    ``SCALED``: each trajectory's own mean |θ0 − θ_target|, so that trajectories that move far
-    do not drown the others.
+    ``SCALED``: each trajectory's own mean |θ0 − θ_target| for that number of steps, so that
+    trajectories that move far do not drown the others.
+    ``SPREAD``: each window's largest |θk − θ0|, so that every parameter counts alike.
     """
 
     RAW = "raw"
     SCALED = "scaled"
+    SPREAD = "spread"
 
 
 @dataclass(frozen=True)
@@ -55,29 +64,60 @@ class Settings:
         target: what it is taught.
         checkpoints: S, the length of a window.
         preparation: what is done to a window first.
+        steps: how many steps it is trained through: beyond the first, its answer is put into
+            the window, and the error after each step counts alike.
         loss: what is minimised.
         residuals: in which unit.
         penalised: whether the paper's L1 penalties on weights are added.
         epochs: passes over the training windows of a kind.
         batch_rows: windows a step.
         learning_rate: of Adam at the start; it falls to 0 along half a cosine.
+        averaging: decay of the exponential moving average of KNOWN's weights over the steps of
+            training that is kept in the end; 0 keeps the last weights themselves.
         seed: of the split, the initial weights and the order of the windows.
         holdout: share of the trajectories that it is judged by, and never fitted to.
+        held_out_architectures: names of those that are never trained on.
+        held_out_data_sets: names of those that are never trained on.
         rows_per_tensor: see :func:`~know_cli.meta.windows.collect_windows`.
     """
 
     target: Target
     checkpoints: int = 5
     preparation: Preparation = Preparation.RAW
+    steps: int = 1
     loss: Loss = Loss.L1
     residuals: Residuals = Residuals.RAW
     penalised: bool = True
     epochs: int = 20
     batch_rows: int = 4096
     learning_rate: float = 1e-3
+    averaging: float = 0.0
     seed: int = 0
     holdout: float = 0.2
+    held_out_architectures: tuple[str, ...] = ()
+    held_out_data_sets: tuple[str, ...] = ()
     rows_per_tensor: int = 1000
+
+    def split(self, collection: Collection) -> Split:
+        """The division of some trajectories that these settings mean.
+
+        Raises:
+            UsageError: see :func:`~know_cli.meta.split.split`.
+        """
+        return split(
+            collection.trajectories,
+            self.holdout,
+            self.seed,
+            architectures=self.held_out_architectures,
+            data_sets=self.held_out_data_sets,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All of them as JSON takes them."""
+        return {
+            key: value.value if isinstance(value, Enum) else value
+            for key, value in asdict(self).items()
+        }
 
 
 @dataclass(frozen=True)
@@ -85,74 +125,71 @@ class Fit:
     """What one kind's training came to.
 
     Attributes:
-        known: the best KNOWN of all epochs by its held-out loss.
-        epoch: the epoch it is from, counted from 1.
-        losses: training loss and held-out loss of each epoch, without penalties.
-        figures: on the held-out windows.
+        known: as it was after the last epoch.
+        losses: training loss and held-out loss of each epoch, without penalties. The second is
+            only told: nothing is chosen by it.
     """
 
     known: Known
-    epoch: int
     losses: list[tuple[float, float]]
-    figures: Figures
 
 
 #: Told of each epoch: kind, epoch from 1, training loss, held-out loss.
 Report = Callable[[Kind, int, float, float], None]
 
 
-def split(trajectories: int, holdout: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divide trajectories, by number, into those for training and those held out.
-
-    Raises:
-        UsageError: one side would be empty.
-    """
-    count = round(holdout * trajectories)
-    if not 0 < count < trajectories:
-        raise UsageError(
-            f"{trajectories} trajectories cannot be split with a share of {holdout:g} held out: "
-            "at least one is needed on each side; record more with 'know forget'"
-        )
-    order = np.random.default_rng([seed, 1]).permutation(trajectories)
-    return sorted(order[count:].tolist()), sorted(order[:count].tolist())
-
-
 def train_bundle(
     collection: Collection,
     settings: Settings,
     report: Report = lambda kind, epoch, training, held_out: None,
-) -> tuple[Bundle, dict[Kind, Figures]]:
+    *,
+    partial: Path | None = None,
+) -> tuple[Bundle, Table]:
     """Train the three KNOWN of a bundle, one after the other.
 
     The same windows and settings give the same bundle on one machine with one number of
     threads.
 
     Args:
-        collection: windows for the target, S and rows a tensor of the settings.
+        collection: windows for the target, S and rows a tensor of the settings, with targets
+            for at least its steps; figures are measured for all that there are.
         settings: how to train.
         report: is told of each epoch.
+        partial: a folder that keeps each kind once it is trained, so that a run that was
+            interrupted goes on with the next; None keeps nothing.
 
     Returns:
         The bundle, whose manifest tells of data, settings, losses, versions and figures, and
-        the figures of each kind.
+        these figures.
 
     Raises:
         UsageError: there are too few trajectories, or a kind has no windows.
         KnowError: the training diverges.
     """
-    training, held_out = split(len(collection.trajectories), settings.holdout, settings.seed)
+    parts = settings.split(collection)
+    wanted = _identity(collection, settings)
     fits: dict[Kind, Fit] = {}
     for kind in KINDS:
-        windows = collection.windows[kind]
-        fits[kind] = fit(kind, windows.of(training), windows.of(held_out), settings, report)
+        file = None if partial is None else partial / f"{kind.value}.safetensors"
+        found = None if file is None else _read_fit(file, wanted, settings)
+        if found is None:
+            windows = collection.windows[kind]
+            training, held_out = windows.of(parts.training), windows.of(parts.all_held_out)
+            found = fit(kind, training, held_out, settings, report)
+            if file is not None:
+                _save_fit(found, file, wanted)
+        fits[kind] = found
+    states = {kind: found.known.state_dict() for kind, found in fits.items()}
     bundle = Bundle(
-        {kind: found.known.state_dict() for kind, found in fits.items()},
+        states,
         settings.checkpoints,
         settings.preparation,
         settings.target.value,
-        _manifest(collection, settings, fits, training, held_out),
+        _manifest(collection, settings, fits, parts),
     )
-    return bundle, {kind: found.figures for kind, found in fits.items()}
+    table = evaluate(bundle, collection, parts)
+    bundle.manifest["figures"] = to_json(table)
+    return bundle, table
 
 
 def fit(
@@ -163,10 +200,10 @@ def fit(
     report: Report = lambda kind, epoch, training, held_out: None,
 ) -> Fit:
     """Train KNOWN for one kind; see :func:`train_bundle`."""
-    for windows, name in ((training, "training"), (held_out, "held-out")):
+    for name, windows in (("training", training), ("held-out", held_out)):
         if not len(windows):
             raise UsageError(
-                f"the {name} trajectories have no windows of kind {kind.value}; record models "
+                f"the {name} trajectories have no windows of kind {kind.value}; record networks "
                 "that have convolutions, dense layers and biases"
             )
     generator = torch.Generator().manual_seed(
@@ -174,112 +211,180 @@ def fit(
     )
     known = Known(settings.checkpoints, settings.preparation)
     initialise(known, generator)
-    inputs, targets, weights = _tensors(training, settings)
+    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
+    average = torch.optim.swa_utils.AveragedModel(known, multi_avg_fn=averaging)
+    data = _tensors(training, settings)
+    inputs, targets, weights = data
     adam = torch.optim.Adam(known.parameters(), settings.learning_rate)
-    batches = math.ceil(len(targets) / settings.batch_rows)
+    batches = math.ceil(len(inputs) / settings.batch_rows)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.epochs * batches)
-    best, best_loss, best_epoch = copy.deepcopy(known.state_dict()), math.inf, 0
+    kept: Known = average.module if settings.averaging else known  # type: ignore[assignment]
     losses: list[tuple[float, float]] = []
     for epoch in range(1, settings.epochs + 1):
         total = 0.0
-        order = torch.randperm(len(targets), generator=generator)
+        order = torch.randperm(len(inputs), generator=generator)
         for chosen in torch.split(order, settings.batch_rows):
-            residuals = (known(inputs[chosen]) - targets[chosen]) * weights[chosen]
-            loss = _mean(residuals, settings.loss)
+            answers = roll(known, inputs[chosen], settings.steps)
+            loss = _mean(answers, targets[chosen], weights[chosen], settings.loss)
             total += float(loss.detach()) * len(chosen)
             adam.zero_grad()
             (loss + penalty(known) if settings.penalised else loss).backward()  # type: ignore[no-untyped-call]
             adam.step()
             schedule.step()
-        training_loss, held_out_loss = total / len(targets), _loss(known, held_out, settings)
+            if settings.averaging:
+                average.update_parameters(known)
+        training_loss = total / len(inputs)
+        held_out_loss = _loss(kept, held_out, settings)
         if not (math.isfinite(training_loss) and math.isfinite(held_out_loss)):
             raise KnowError(
                 f"training of kind {kind.value} diverged in epoch {epoch}; lower --learning-rate"
             )
         losses.append((training_loss, held_out_loss))
-        if held_out_loss < best_loss:
-            best, best_loss, best_epoch = copy.deepcopy(known.state_dict()), held_out_loss, epoch
         report(kind, epoch, training_loss, held_out_loss)
-    known.load_state_dict(best)
-    known.eval()
-    figures = measure(predict(known, held_out.windows), held_out, training)
-    return Fit(known, best_epoch, losses, figures)
+    return Fit(kept.eval(), losses)
 
 
-def predict(known: Known, windows: Floats) -> Floats:
-    """KNOWN's answers ``[rows]`` float32 to windows ``[rows, S]`` float32."""
-    with torch.inference_mode():
-        parts = [known(part) for part in torch.split(torch.from_numpy(windows), _CHUNK)]
-    answers: Floats = torch.cat(parts).numpy()
-    return answers
+def roll(known: Known, windows: Tensor, steps: int) -> Tensor:
+    """KNOWN's answers ``[rows, steps]`` to windows ``[rows, S]``, each put into the next window."""
+    answers: list[Tensor] = []
+    for _ in range(steps):
+        answers.append(known(windows))
+        windows = torch.cat([windows[:, 1:], answers[-1][:, None]], dim=1)
+    return torch.stack(answers, dim=1)
 
 
 def _tensors(windows: Windows, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets, and what each residual is multiplied with."""
-    weights = np.ones(len(windows), dtype=np.float32)
+    """Inputs, targets, and what each residual is multiplied with, 0 where there is no target."""
+    wanted = windows.targets[:, : settings.steps]
+    there = np.isfinite(wanted)
+    targets = np.where(there, wanted, np.float32(0))
+    weights = there.astype(np.float32)
+    newest = windows.windows[:, -1:]
     if settings.residuals is Residuals.SCALED:
-        distance = np.abs(windows.windows[:, -1] - windows.targets)
-        sums = np.bincount(windows.trajectory, distance)
-        rows = np.bincount(windows.trajectory)
-        means = (sums / np.maximum(rows, 1))[windows.trajectory]
-        weights = np.divide(1, means, out=np.zeros_like(means), where=means > 0).astype(np.float32)
-    return (
-        torch.from_numpy(windows.windows),
-        torch.from_numpy(windows.targets),
-        torch.from_numpy(weights),
-    )
+        distance = np.where(there, np.abs(newest - targets), 0)
+        for step in range(settings.steps):
+            sums = np.bincount(windows.trajectory, distance[:, step])
+            rows = np.bincount(windows.trajectory, there[:, step])
+            weights[:, step] *= _inverse(sums / np.maximum(rows, 1))[windows.trajectory]
+    elif settings.residuals is Residuals.SPREAD:
+        weights *= _inverse(np.abs(windows.windows - newest).max(axis=1))[:, None]
+    return torch.from_numpy(windows.windows), torch.from_numpy(targets), torch.from_numpy(weights)
 
 
-def _mean(residuals: Tensor, loss: Loss) -> Tensor:
-    return residuals.abs().mean() if loss is Loss.L1 else residuals.square().mean()
+def _inverse(values: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> Any:
+    """1 / values, and 0 where they are 0: what did not move has nothing to teach."""
+    return np.divide(1, values, out=np.zeros_like(values), where=values > 0).astype(np.float32)
+
+
+def _mean(answers: Tensor, targets: Tensor, weights: Tensor, loss: Loss) -> Tensor:
+    residuals = (answers - targets) * weights
+    if loss is Loss.L1:
+        values = residuals.abs()
+    elif loss is Loss.L2:
+        values = residuals.square()
+    else:
+        values = torch.nn.functional.huber_loss(
+            residuals, torch.zeros_like(residuals), reduction="none", delta=_HUBER
+        )
+    # Entries without a target are 0 and do not count.
+    return values.sum() / (weights != 0).sum().clamp(min=1)
 
 
 def _loss(known: Known, windows: Windows, settings: Settings) -> float:
     _, targets, weights = _tensors(windows, settings)
-    answers = torch.from_numpy(predict(known, windows.windows))
-    return float(_mean((answers - targets) * weights, settings.loss))
+    answers = torch.from_numpy(iterate(known, windows.windows, settings.steps))
+    return float(_mean(answers, targets, weights, settings.loss))
+
+
+def _identity(collection: Collection, settings: Settings) -> str:
+    """What a kept kind must have been trained on and how, to be used again."""
+    facts: Mapping[str, Any] = {
+        "settings": settings.to_json(),
+        "trajectories": [one.identity for one in collection.trajectories],
+        "rows": {kind.value: len(collection.windows[kind]) for kind in KINDS},
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+    }
+    return json.dumps(facts, sort_keys=True)
+
+
+def _save_fit(found: Fit, file: Path, identity: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kept = {"identity": identity, "losses": found.losses}
+    save_checkpoint(file, found.known.state_dict(), {_FIT: json.dumps(kept)})
+
+
+def _read_fit(file: Path, identity: str, settings: Settings) -> Fit | None:
+    if not file.exists():
+        return None
+    with open_checkpoint(file) as checkpoint:
+        kept = json.loads(checkpoint.metadata.get(_FIT, "{}"))
+    if kept.get("identity") != identity:
+        return None
+    known = Known(settings.checkpoints, settings.preparation)
+    known.load_state_dict(read_state(file))
+    return Fit(known.eval(), [(one, other) for one, other in kept["losses"]])
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "know-predict": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def settings_of(bundle: Bundle) -> Settings:
+    """The settings that a bundle was trained with, from its manifest.
+
+    Raises:
+        UsageError: its manifest does not tell.
+    """
+    try:
+        kept = dict(bundle.manifest["settings"])
+        enums = {"target": Target, "preparation": Preparation, "loss": Loss, "residuals": Residuals}
+        for key, enum in enums.items():
+            kept[key] = enum(kept[key])
+        for key in ("held_out_architectures", "held_out_data_sets"):
+            kept[key] = tuple(kept.get(key, ()))
+        return Settings(**kept)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{bundle.source}: its manifest does not tell how it was trained ({error!r}), so "
+            "that nobody knows what was held out; give one that 'know train' wrote"
+        ) from error
 
 
 def _manifest(
-    collection: Collection,
-    settings: Settings,
-    fits: dict[Kind, Fit],
-    training: list[int],
-    held_out: list[int],
+    collection: Collection, settings: Settings, fits: dict[Kind, Fit], parts: Split
 ) -> dict[str, Any]:
     used = collection.trajectories
     rates = [trajectory.rate for trajectory in used]
+    trained = [used[number] for number in parts.training]
     return {
-        "settings": {
-            key: value.value if isinstance(value, Enum) else value
-            for key, value in asdict(settings).items()
-        },
+        "settings": settings.to_json(),
         "data": {
             "functions": sorted({trajectory.function for trajectory in used}),
+            "architectures": sorted({one.architecture for one in trained} - {""}),
+            "data_sets": sorted({one.data_set for one in trained} - {""}),
+            "regimes": dict(sorted(Counter(one.regime for one in trained).items())),
             "rates": [min(rates), max(rates)],
-            "training": [used[number].identity for number in training],
-            "held_out": [used[number].identity for number in held_out],
-            "rows": {kind.value: len(collection.windows[kind]) for kind in KINDS},
-        },
-        "figures": {
-            kind.value: {
-                key: round(value, 4) if isinstance(value, float) else value
-                for key, value in asdict(found.figures).items()
-            }
-            for kind, found in fits.items()
+            "training": [one.identity for one in trained],
+            "held_out": {
+                name: [used[number].identity for number in numbers]
+                for name, numbers in parts.held_out.items()
+            },
+            "rows": {
+                kind.value: len(collection.windows[kind].of(parts.training)) for kind in KINDS
+            },
         },
         "losses": {
             kind.value: {
-                "best_epoch": found.epoch,
                 "training": [float(f"{loss:.5g}") for loss, _ in found.losses],
                 "held_out": [float(f"{loss:.5g}") for _, loss in found.losses],
             }
             for kind, found in fits.items()
         },
-        "versions": {
-            "know-predict": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": _versions(),
     }

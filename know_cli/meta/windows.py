@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from know_cli.checkpoints import open_checkpoint
 from know_cli.errors import UsageError
-from know_cli.forgetting.recorder import RECORD, checkpoint_name, read_record
+from know_cli.forgetting.recorder import RECORD, Regime, checkpoint_name, read_record
 from know_cli.kinds import Kind, classify
 from know_cli.meta.series import (
     KINDS,
@@ -41,35 +42,69 @@ class Target(str, Enum):
 
 @dataclass(frozen=True)
 class Windows:
-    """Histories of scalar parameters, and the value that each is to be continued with.
+    """Histories of scalar parameters, and the values that each is to be continued with.
 
     Attributes:
         windows: ``[rows, S]`` float32, **oldest-forgotten first, θ0 last**.
-        targets: ``[rows]`` float32.
-        trajectory: ``[rows]`` int64, position in :attr:`Collection.trajectories`.
+        targets: ``[rows, steps]`` float32: the value after one step, after two, …; NaN where it
+            was not recorded, which the first always was.
+        trajectory: ``[rows]`` int32, position in :attr:`Collection.trajectories`.
     """
 
     windows: Floats
     targets: Floats
-    trajectory: NDArray[np.int64]
+    trajectory: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def steps(self) -> int:
+        """How many steps there are targets of."""
+        return int(self.targets.shape[1])
+
     def of(self, trajectories: Iterable[int]) -> Windows:
         """The rows of some trajectories."""
-        chosen = np.isin(self.trajectory, list(trajectories))
+        return self._rows(np.isin(self.trajectory, list(trajectories)))
+
+    def has_target(self, step: int) -> NDArray[np.bool_]:
+        """``[rows]``: which have a target after so many steps, counted from 1."""
+        there: NDArray[np.bool_] = np.isfinite(self.targets[:, step - 1])
+        return there
+
+    def with_target(self, step: int) -> Windows:
+        """The rows that have a target after so many steps, and only that target."""
+        rows = self._rows(self.has_target(step))
+        return Windows(rows.windows, rows.targets[:, step - 1 : step], rows.trajectory)
+
+    def _rows(self, chosen: NDArray[np.bool_]) -> Windows:
         return Windows(self.windows[chosen], self.targets[chosen], self.trajectory[chosen])
 
 
 @dataclass(frozen=True)
 class RecordedTrajectory:
-    """A trajectory that windows were taken from."""
+    """A trajectory that windows were taken from.
+
+    Attributes:
+        folder: or file, that it was read from.
+        identity: hexadecimal digits that name it.
+        function: what trained it.
+        rate: sampling rate.
+        architecture: of the network; empty where that is not known.
+        data_set: that it was trained on; empty where that is not known.
+        data_limited: see :func:`is_data_limited`.
+        regime: ``chain`` or ``common-start``; see
+            :class:`~know_cli.forgetting.recorder.Regime`.
+    """
 
     folder: Path
     identity: str
     function: str
     rate: float
+    architecture: str = ""
+    data_set: str = ""
+    data_limited: bool | None = None
+    regime: str = Regime.CHAIN.value
 
 
 @dataclass(frozen=True)
@@ -99,39 +134,60 @@ def find_trajectories(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         folders = sorted(record.parent for record in path.rglob(RECORD)) if path.is_dir() else []
+        # The checkpoints of a collection's unfinished trajectories are no trajectories yet.
+        folders = [folder for folder in folders if not folder.name.startswith(".")]
         candidates = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         files = [file for file in candidates if is_series(file)]
         if not folders and not files:
             raise UsageError(
                 f"{path}: holds no {RECORD} and no collected trajectory; record some with "
-                "'know forget'"
+                "'know forget' or 'know collect'"
             )
         found += [*folders, *files]
     return list(dict.fromkeys(found))
 
 
+def is_data_limited(facts: dict[str, Any]) -> bool | None:
+    """Whether more data would have brought a trajectory's Θ0 more than longer training.
+
+    Judged by test accuracy: of Θ0 continued on 1/r times the data, against that of Θ0 trained
+    for as many steps on its own data, and against Θ0 itself. Where neither brings anything, or
+    longer training brings as much, the answer is no.
+
+    Returns:
+        None where these accuracies were not recorded.
+    """
+    try:
+        session = facts["recorded"]["0"]["measurements"]
+        more_data = facts["recorded"]["-1"]["measurements"]["test_accuracy"]
+        return bool(more_data > max(session["longer_test_accuracy"], session["test_accuracy"]))
+    except KeyError:
+        return None
+
+
 def collect_windows(
-    folders: Sequence[Path],
+    paths: Sequence[Path],
     *,
     target: Target,
     checkpoints: int = 5,
+    steps: int = 1,
     rows_per_tensor: int = 1000,
     seed: int = 0,
 ) -> Collection:
     """Take windows out of recorded trajectories.
 
-    For retrodiction they slide along the sessions: Θ(j+S−1) … Θ(j) with target Θ(j−1), for all
-    j ≥ 1 that the trajectory is long enough for. For continuation there is one, Θ(S−1) … Θ0
-    with target ``continued1``.
+    For retrodiction they slide along the sessions: Θ(j+S−1) … Θ(j) with targets Θ(j−1), Θ(j−2),
+    …, for all j ≥ 1 that the trajectory is long enough for. For continuation there is one,
+    Θ(S−1) … Θ0 with targets ``continued1``, ``continued2``, …
 
     As in predicting, tensors that stay the same throughout a window are left out, and so are
     running statistics; a normalisation layer's weight and bias are of the kind bias.
 
     Args:
-        folders: with a ``trajectory.json`` each; or files of collected trajectories, which are
-            samples already, of which all rows are taken.
+        paths: folders with a ``trajectory.json`` each, or files of collected trajectories.
         target: what is to be predicted.
         checkpoints: S, the length of a window.
+        steps: the most targets of a window.
         rows_per_tensor: the most elements of one tensor that are taken for one window position,
             drawn without replacement.
         seed: of the drawing; what is drawn from a trajectory does not depend on the others.
@@ -143,36 +199,60 @@ def collect_windows(
     tables: dict[Kind, list[Windows]] = {kind: [] for kind in KINDS}
     used: list[RecordedTrajectory] = []
     skipped: list[str] = []
-    for folder in folders:
-        series = load_series(folder) if folder.is_file() else None
-        record = read_record(folder) if series is None else series.facts
-        try:
-            positions = _positions(record["sessions"], record["continuations"], target, checkpoints)
-            generator = np.random.default_rng([seed, int(record["trajectory"], 16)])
-            found = [
-                _take(folder, window, before, rows_per_tensor, generator, len(used))
-                if series is None
-                else _take_columns(series, window, before, len(used))
-                for window, before in positions
-            ]
-        except NotUsableError as error:
-            skipped.append(f"{folder}: {error}")
+    seen: dict[str, Path] = {}
+    for path in paths:
+        series = load_series(path) if path.is_file() else None
+        facts = read_record(path) if series is None else series.facts
+        same = seen.setdefault(str(facts["trajectory"]), path)
+        if same is not path:
+            # On both sides of a split it would be judged by what it was fitted to.
+            skipped.append(f"{path}: is the same trajectory as {same}")
             continue
-        for tensors in found:
-            for kind, windows in tensors:
-                tables[kind].append(windows)
-        identity, function = str(record["trajectory"]), str(record.get("function", ""))
-        used.append(RecordedTrajectory(folder, identity, function, float(record["rate"])))
+        try:
+            positions = _positions(
+                facts["sessions"], facts["continuations"], target, checkpoints, steps
+            )
+            generator = np.random.default_rng([seed, int(facts["trajectory"], 16)])
+            for window, targets in positions:
+                taken = (
+                    _take(path, window, targets, rows_per_tensor, generator, len(used))
+                    if series is None
+                    else _take_columns(
+                        series, window, targets, rows_per_tensor, generator, len(used)
+                    )
+                )
+                for kind, windows in taken:
+                    tables[kind].append(_padded(windows, steps))
+        except NotUsableError as error:
+            skipped.append(f"{path}: {error}")
+            continue
+        used.append(_described(path, facts))
     if not used:
         reason = skipped[0] if skipped else "there are no trajectories"
         raise UsageError(f"no trajectory can be used for {target.value}: {reason}")
-    return Collection({kind: _join(tables[kind], checkpoints) for kind in KINDS}, used, skipped)
+    return Collection(
+        {kind: _join(tables[kind], checkpoints, steps) for kind in KINDS}, used, skipped
+    )
+
+
+def _described(path: Path, facts: dict[str, Any]) -> RecordedTrajectory:
+    setup = facts.get("setup", {})
+    return RecordedTrajectory(
+        path,
+        str(facts["trajectory"]),
+        str(facts.get("function", "")),
+        float(facts["rate"]),
+        str(setup.get("design", {}).get("architecture", "")),
+        str(setup.get("data_set", "")),
+        is_data_limited(facts),
+        str(facts.get("regime", Regime.CHAIN.value)),
+    )
 
 
 def _positions(
-    sessions: int, continuations: int, target: Target, checkpoints: int
-) -> list[tuple[list[int], int]]:
-    """For each window of a trajectory its sessions, oldest-forgotten first, and its target.
+    sessions: int, continuations: int, target: Target, checkpoints: int, steps: int
+) -> list[tuple[list[int], list[int]]]:
+    """For each window of a trajectory its sessions, oldest-forgotten first, and its targets.
 
     Continuations are −1, −2, …
     """
@@ -182,51 +262,76 @@ def _positions(
                 f"has {sessions} sessions and {continuations} continuations, {checkpoints} and 1 "
                 "are needed; record with --sessions and --before"
             )
-        return [(list(range(checkpoints - 1, -1, -1)), -1)]
+        targets = [-step for step in range(1, min(steps, continuations) + 1)]
+        return [(list(range(checkpoints - 1, -1, -1)), targets)]
     if sessions <= checkpoints:
         raise NotUsableError(
             f"has {sessions} sessions, {checkpoints + 1} are needed; record with --sessions"
         )
     return [
-        (list(range(j + checkpoints - 1, j - 1, -1)), j - 1)
+        (
+            list(range(j + checkpoints - 1, j - 1, -1)),
+            list(range(j - 1, max(j - 1 - steps, -1), -1)),
+        )
         for j in range(1, sessions - checkpoints + 1)
     ]
 
 
 def _take_columns(
-    series: Series, window: list[int], target: int, number: int
+    series: Series,
+    window: list[int],
+    targets: list[int],
+    rows_per_tensor: int,
+    generator: np.random.Generator,
+    number: int,
 ) -> list[tuple[Kind, Windows]]:
     """The windows of all tensors at one position of a collected trajectory."""
-    columns, (last,) = series.columns(window), series.columns([target])
+    columns, wanted = series.columns(window), series.columns(targets)
     tables = []
     for kind in KINDS:
         values, tensors = series.values[kind], series.tensors[kind]
         moved = (values[:, columns] != values[:, columns[:1]]).any(axis=1)
         # Tensors that stay the same throughout the window are left out whole.
-        kept = np.isin(tensors, np.unique(tensors[moved]))
+        kept = np.flatnonzero(np.isin(tensors, np.unique(tensors[moved])))
+        kept = _at_most(kept, tensors[kept], rows_per_tensor, generator)
+        numbers = np.full(len(kept), number, dtype=np.int32)
         windows = np.ascontiguousarray(values[kept][:, columns])
-        numbers = np.full(len(windows), number, dtype=np.int64)
-        tables.append((kind, Windows(windows, values[kept, last], numbers)))
+        tables.append((kind, Windows(windows, values[kept][:, wanted], numbers)))
     return tables
+
+
+def _at_most(
+    rows: NDArray[np.int64],
+    tensors: NDArray[np.int32],
+    count: int,
+    generator: np.random.Generator,
+) -> NDArray[np.int64]:
+    """Rows of which at most so many are of one tensor; which ones is drawn."""
+    if not len(rows) or np.bincount(tensors).max() <= count:
+        return rows
+    order = np.lexsort((generator.random(len(rows)), tensors))
+    starts = np.searchsorted(tensors[order], tensors[order])
+    return np.sort(rows[order[np.arange(len(rows)) - starts < count]])
 
 
 def _take(
     folder: Path,
     window: list[int],
-    target: int,
+    targets: list[int],
     rows_per_tensor: int,
     generator: np.random.Generator,
     number: int,
 ) -> list[tuple[Kind, Windows]]:
     """The windows of all tensors at one position of one trajectory."""
-    paths = [folder / checkpoint_name(index) for index in [*window, target]]
+    paths = [folder / checkpoint_name(index) for index in [*window, *targets]]
     for path in paths:
         if not path.exists():
             raise NotUsableError(f"{path.name} is not recorded yet; run 'know forget' to its end")
+    size = len(window)
     tables = []
     with ExitStack() as stack:
         opened = [stack.enter_context(open_checkpoint(path)) for path in paths]
-        newest = opened[-2]
+        newest = opened[size - 1]
         shapes = {name: entry.shape for name, entry in newest.tensors.items()}
         statistics = {name for layer in find_norm_layers(shapes) for name in layer.statistics}
         for name in sorted(shapes):
@@ -237,24 +342,33 @@ def _take(
             table = read_tensor(opened, name, entry.shape)
             if not np.isfinite(table).all():
                 raise NotUsableError(f"tensor {name!r} is not finite; its training diverged")
-            if (table[:-1] == table[0]).all():
+            if (table[:size] == table[0]).all():
                 continue
             count = table.shape[1]
             if count > rows_per_tensor:
                 drawn = np.sort(generator.choice(count, rows_per_tensor, replace=False))
                 table = table[:, drawn]
-            windows = np.ascontiguousarray(table[:-1].T)
-            numbers = np.full(len(windows), number, dtype=np.int64)
-            tables.append((kind, Windows(windows, table[-1].copy(), numbers)))
+            windows = np.ascontiguousarray(table[:size].T)
+            numbers = np.full(len(windows), number, dtype=np.int32)
+            after = np.ascontiguousarray(table[size:].T)
+            tables.append((kind, Windows(windows, after, numbers)))
     return tables
 
 
-def _join(tables: list[Windows], checkpoints: int) -> Windows:
-    if not tables:
-        empty = np.empty(0, dtype=np.float32)
-        return Windows(
-            np.empty((0, checkpoints), dtype=np.float32), empty, np.empty(0, dtype=np.int64)
-        )
+def _padded(windows: Windows, steps: int) -> Windows:
+    """With NaN for the targets that there are not."""
+    absent = np.full((len(windows), steps - windows.steps), np.nan, dtype=np.float32)
+    targets = np.concatenate([windows.targets, absent], axis=1)
+    return Windows(windows.windows, targets, windows.trajectory)
+
+
+def _join(tables: list[Windows], checkpoints: int, steps: int) -> Windows:
+    nothing = Windows(
+        np.empty((0, checkpoints), dtype=np.float32),
+        np.empty((0, steps), dtype=np.float32),
+        np.empty(0, dtype=np.int32),
+    )
+    tables = [nothing, *tables]
     return Windows(
         np.concatenate([table.windows for table in tables]),
         np.concatenate([table.targets for table in tables]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,10 @@ class KnownPredictor:
     """
 
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        # One thread is at one kind at a time, so that kinds can share its workspace.
+        local = threading.local()
         self._kernels = {
-            kind: Kernel(state, bundle.checkpoints, bundle.preparation, device)
+            kind: Kernel(state, bundle.checkpoints, bundle.preparation, device, local)
             for kind, state in bundle.states.items()
         }
 
@@ -29,6 +33,11 @@ class KnownPredictor:
     def block_rows(self) -> int:
         """The most rows it takes at a time."""
         return self._kernels[Kind.CONV].block_rows
+
+    @property
+    def thread_bytes(self) -> int:
+        """Bytes of main memory that it needs for itself in each thread."""
+        return self._kernels[Kind.CONV].thread_bytes
 
     def predict(self, kind: Kind, history: Tensor, out: Tensor) -> None:
         """One step; see :class:`~know_cli.engine.predictor.Predictor`."""

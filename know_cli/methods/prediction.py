@@ -179,6 +179,7 @@ def open_prediction(request: Request) -> Prediction:
             request.settings,
             found.frozen,
             block_rows=predictor.block_rows,
+            thread_bytes=predictor.thread_bytes,
             outputs=len(outputs),
         )
         if not plan.with_action(Action.PREDICT):
@@ -251,7 +252,7 @@ def _metadata(
     if session is not None:
         # A prediction takes its place in the trajectory: the session before the first.
         metadata |= Session(
-            session.index - step,
+            session.index - step * trajectory.stride,
             session.fraction / rate**step,
             session.rate,
             session.trajectory,

@@ -1,0 +1,183 @@
+"""``know collect``: record many trajectories of small networks for meta-training."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from know_cli.cli.options import parse_shard, usable_cores
+from know_cli.cli.output import Output
+from know_cli.cli.tables import count_text, new_table
+from know_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from know_cli.meta.collecting import Collected
+    from know_cli.meta.totals import Totals
+
+EPILOG = "\n\n".join(
+    (
+        "Example:",
+        "know collect trajectories --trajectories 400",
+        "know train trajectories -o my-known --target continuation",
+    )
+)
+_KINDS = ("conv", "fc", "bias")
+
+
+def collect(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Gets one file a trajectory.")],
+    trajectories: Annotated[int, typer.Option(min=1, help="How many, over all shards.")] = 400,
+    data_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Draw from this data set; repeatable.",
+            show_default="all that are found here",
+        ),
+    ] = None,
+    data_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the data sets' files are, FOLDER/NAME each."),
+    ] = None,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Draw from this architecture; repeatable.",
+            show_default="all",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the whole collection.")] = 0,
+    rows_per_tensor: Annotated[
+        int, typer.Option(min=1, help="The most elements of one tensor that are kept.")
+    ] = 20_000,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="Collect only every N-th trajectory, from I = 1 to N: one machine's.",
+        ),
+    ] = "1/1",
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Trajectories to train at the same time, with one thread each.",
+            show_default="one a core",
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Record how small networks forget, for 'know train': many architectures, data and recipes.
+
+    Everything about a trajectory is drawn from the seed and its number. Trajectories that are in
+    FOLDER already are not collected again, and the one in training goes on from its last session,
+    so a run that was interrupted goes on where it was. Nothing is downloaded: Fashion-MNIST is
+    found where Debian's package dataset-fashion-mnist puts it, others in --data-folder.
+    """
+    talk = Output(quiet)
+    parsed = parse_shard(shard)
+    from know_cli.meta.collecting import Wishes, existing
+    from know_cli.meta.collecting import collect as collect_all
+    from know_cli.meta.data import available
+    from know_cli.meta.totals import Totals
+
+    data_sets = tuple(sorted(set(data_set))) if data_set else tuple(available(data_folder))
+    wishes = Wishes(
+        folder=folder,
+        trajectories=trajectories,
+        data_sets=data_sets,
+        data_folder=data_folder,
+        architectures=tuple(sorted(set(architecture))) if architecture else None,
+        seed=seed,
+        rows_per_tensor=rows_per_tensor,
+        shard=parsed,
+        processes=processes or usable_cores(),
+    )
+    if not wishes.numbers():
+        raise UsageError(f"--shard {shard}: there are only {trajectories} trajectories")
+    totals = Totals(len(wishes.numbers()))
+    for one in existing(wishes):
+        totals.add(one)
+    talk.notice(f"data sets: {', '.join(data_sets)}")
+    if totals.done:
+        talk.notice(f"{folder}: {totals.done} trajectories are there already, going on")
+    began = time.perf_counter()
+    with _display(talk, totals, wishes.processes) as tell:
+        for one in collect_all(wishes):
+            totals.add(one)
+            tell(one)
+    seconds = time.perf_counter() - began
+    rows = ", ".join(f"{count_text(count)} {kind}" for kind, count in totals.rows.items())
+    talk.show(
+        _table(totals),
+        "",
+        f"{folder}: {totals.done} of {totals.wanted} trajectories, {totals.left_out} of them left "
+        f"out; parameters: {rows or 'none'}; {seconds:.0f} s",
+    )
+
+
+@contextmanager
+def _display(talk: Output, totals: Totals, processes: int) -> Iterator[Callable[[Collected], None]]:
+    """A live table on a terminal, one line a trajectory elsewhere."""
+    if talk.quiet or not sys.stderr.isatty():
+        yield lambda one: talk.notice(_line(one, totals, processes))
+        return
+    from rich.live import Live
+
+    console = talk.console(stderr=True)
+    with Live(_picture(totals, processes), console=console, transient=True) as live:
+        yield lambda one: live.update(_picture(totals, processes))
+
+
+def _picture(totals: Totals, processes: int) -> RenderableType:
+    from rich.console import Group
+
+    return Group(_table(totals), "", _progress(totals, processes))
+
+
+def _progress(totals: Totals, processes: int) -> str:
+    left = totals.seconds_left(processes)
+    time_left = "" if left is None else f", about {left / 60:.0f} min left"
+    return f"{totals.done} of {totals.wanted}{time_left}"
+
+
+def _line(one: Collected, totals: Totals, processes: int) -> str:
+    what = f"left out: {one.reason}"
+    if not one.reason:
+        setup, recorded = one.facts["setup"], one.facts["recorded"]
+        first = recorded["0"]["measurements"]
+        rows = " + ".join(f"{count_text(count)} {kind}" for kind, count in one.rows.items())
+        what = (
+            f"{setup['design']['architecture']} on {setup['data_set']}, "
+            f"{setup['samples']} samples, rate {setup['rate']:.2f}, test accuracy "
+            f"{first['test_accuracy']:.3f}, longer {first['longer_test_accuracy']:.3f}, more data "
+            f"{recorded['-1']['measurements']['test_accuracy']:.3f}; {rows}"
+        )
+    return f"{one.number:05d} {what}; {one.seconds or 0:.0f} s; {_progress(totals, processes)}"
+
+
+def _table(totals: Totals) -> Table:
+    """One row an architecture; accuracies on samples that no session trains on."""
+    table = new_table(
+        "architecture", "trajectories", "data-limited", *(f"{kind}" for kind in _KINDS),
+        "Θ0", "most forgotten", "trained longer", "more data",
+    )  # fmt: skip
+    for name, line in sorted(totals.lines.items()):
+        table.add_row(
+            name,
+            str(line.trajectories),
+            f"{line.data_limited / line.trajectories:.0%}",
+            *(count_text(line.rows.get(kind, 0)) for kind in _KINDS),
+            *(f"{line.mean(key):.3f}" for key in ("full", "last", "longer", "continued")),
+        )
+    return table

@@ -1,0 +1,201 @@
+"""Collects many trajectories: over processes and machines, resumably, on bounded disk."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from know_cli.errors import KnowError, OutputError
+from know_cli.forgetting.recorder import derived_seed
+from know_cli.meta.data import DataSet, load
+from know_cli.meta.recording import record_trajectory
+from know_cli.meta.series import KINDS, NotUsableError, load_series, save_series
+from know_cli.meta.setup import draw_setup
+
+_PARTIAL = ".partial-"
+_LEFT_OUT = ".left-out.json"
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be collected.
+
+    Attributes:
+        folder: gets one file a trajectory, ``00042.safetensors``, or ``00042.left-out.json``
+            with the reason where training failed.
+        trajectories: how many there are over all shards.
+        data_sets: names of the data sets to draw from.
+        data_folder: of their files.
+        architectures: names of the architectures to draw from; None for all.
+        seed: of the whole collection; what a trajectory is depends on it, on the trajectory's
+            number and on the choices above, not on shards and processes.
+        rows_per_tensor: the most elements of one tensor that are kept.
+        shard: (i, n): this run collects the trajectories i, i + n, i + 2n, …
+        processes: how many train at the same time, each with one thread.
+    """
+
+    folder: Path
+    trajectories: int
+    data_sets: Sequence[str]
+    data_folder: Path | None = None
+    architectures: Sequence[str] | None = None
+    seed: int = 0
+    rows_per_tensor: int = 20_000
+    shard: tuple[int, int] = (0, 1)
+    processes: int = 1
+
+    def numbers(self) -> list[int]:
+        """The trajectories of this shard."""
+        return list(range(self.shard[0], self.trajectories, self.shard[1]))
+
+    def file(self, number: int) -> Path:
+        """Of a collected trajectory."""
+        return self.folder / f"{number:05d}.safetensors"
+
+    def left_out(self, number: int) -> Path:
+        """Of the reason why there is no trajectory."""
+        return self.folder / f"{number:05d}{_LEFT_OUT}"
+
+    def partial(self, number: int) -> Path:
+        """The folder of a trajectory's checkpoints while it is recorded."""
+        return self.folder / f"{_PARTIAL}{number:05d}"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What became of one trajectory.
+
+    Attributes:
+        number: of it.
+        facts: see :attr:`~know_cli.meta.series.Series.facts`; empty if it was left out.
+        rows: sampled parameters of each kind.
+        reason: why it was left out; empty if it was not.
+        seconds: that it took; None if it was there already.
+    """
+
+    number: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float | None = None
+
+
+def existing(wishes: Wishes) -> list[Collected]:
+    """What an earlier run has collected of this shard.
+
+    Raises:
+        CheckpointError: a file is corrupt.
+    """
+    found = []
+    for number in wishes.numbers():
+        if wishes.left_out(number).exists():
+            found.append(Collected(number, reason=_reason(wishes.left_out(number))))
+        elif wishes.file(number).exists():
+            found.append(_described(wishes, number, None))
+    return found
+
+
+def collect(wishes: Wishes) -> Iterator[Collected]:
+    """Record the trajectories of a shard that are not there yet, yielding each as it is done.
+
+    Closing the iterator, or an exception thrown into it, ends the processes; a trajectory that
+    was in training goes on from its last session when it is collected again.
+
+    Raises:
+        UsageError: a data set or an architecture cannot be used.
+        OutputError: the folder cannot be written, or a process was killed.
+    """
+    try:
+        wishes.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{wishes.folder}: cannot be made: {error.strerror}") from error
+    missing = [
+        number
+        for number in wishes.numbers()
+        if not (wishes.file(number).exists() or wishes.left_out(number).exists())
+    ]
+    if not missing:
+        return
+    # Problems with the wishes themselves show here, in one process, before others start.
+    draw_setup(0, _load(wishes), wishes.architectures)
+    executor = ProcessPoolExecutor(
+        min(wishes.processes, len(missing)),
+        # Forked processes would inherit torch's threads in an unknown state.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_process,
+        initargs=(wishes,),
+    )
+    try:
+        futures = [executor.submit(_collect_one, number) for number in missing]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise OutputError(
+            f"{wishes.folder}: a process ended unexpectedly, perhaps for want of memory; run the "
+            "same command again, with fewer --processes"
+        ) from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+_wishes: Wishes
+_data: dict[str, DataSet]
+
+
+def _start_process(wishes: Wishes) -> None:
+    # An interruption is for the process that the user sees, which ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    global _wishes, _data
+    _wishes, _data = wishes, _load(wishes)
+
+
+def _load(wishes: Wishes) -> dict[str, DataSet]:
+    return {name: load(name, wishes.data_folder) for name in wishes.data_sets}
+
+
+def _collect_one(number: int) -> Collected:
+    began = time.perf_counter()
+    folder = _wishes.partial(number)
+    setup = draw_setup(derived_seed(_wishes.seed, number), _data, _wishes.architectures)
+    try:
+        series = record_trajectory(
+            setup, _data[setup.data_set], folder, rows_per_tensor=_wishes.rows_per_tensor
+        )
+        save_series(series, _wishes.file(number))
+    except NotUsableError as error:
+        text = json.dumps({"reason": str(error), "setup": setup.to_json()}, indent=1)
+        _wishes.left_out(number).write_text(text + "\n", encoding="utf-8")
+        return Collected(number, reason=str(error), seconds=time.perf_counter() - began)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if _wishes.file(number).exists() or _wishes.left_out(number).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return _described(_wishes, number, time.perf_counter() - began)
+
+
+def _described(wishes: Wishes, number: int, seconds: float | None) -> Collected:
+    series = load_series(wishes.file(number))
+    rows = {kind.value: len(series.values[kind]) for kind in KINDS}
+    return Collected(number, series.facts, rows, seconds=seconds)
+
+
+def _reason(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KnowError(f"{path}: cannot be read ({error!r}); delete it") from error

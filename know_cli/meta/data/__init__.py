@@ -1,0 +1,20 @@
+"""Data sets that trajectories are recorded on, behind one interface; nothing is downloaded."""
+
+from know_cli.meta.data.augmentations import AUGMENTATIONS, augment
+from know_cli.meta.data.glyphs import render_glyphs
+from know_cli.meta.data.registry import DATA_SETS, available, load
+from know_cli.meta.data.samples import DataSet, Samples, standardise
+from know_cli.meta.data.source import Source
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATA_SETS",
+    "DataSet",
+    "Samples",
+    "Source",
+    "augment",
+    "available",
+    "load",
+    "render_glyphs",
+    "standardise",
+]

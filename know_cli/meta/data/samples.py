@@ -1,0 +1,108 @@
+"""What every data set looks like, whatever it is read from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["image", "text"]
+_LEVELS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Inputs with their classes.
+
+    Attributes:
+        inputs: images ``[n, C, H, W]`` uint8, or texts ``[n, length]`` int64 tokens.
+        labels: ``[n]`` int64, from 0.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A classification task. Its tensors may be shared with other callers: do not change them.
+
+    Attributes:
+        name: as in ``DATA_SETS``.
+        kind: ``image`` or ``text``.
+        train: what sessions train on.
+        test: what they are only measured on.
+        classes: number of classes; labels are 0 to classes - 1.
+        vocabulary: number of tokens of a text, which are 0 to vocabulary - 1; None for images.
+    """
+
+    name: str
+    kind: Kind
+    train: Samples
+    test: Samples
+    classes: int
+    vocabulary: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(C, H, W)`` of an image; ``(vocabulary, length)`` of a text."""
+        single = tuple(self.train.inputs.shape[1:])
+        return single if self.vocabulary is None else (self.vocabulary, *single)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel of the training images, 0 to 1; empty for texts."""
+        return tuple(mean for mean, _ in self._moments)
+
+    @property
+    def deviation(self) -> tuple[float, ...]:
+        """Standard deviation of each channel of the training images, in the units of ``mean``.
+
+        A channel that is constant has 1, so that one can divide by it. Empty for texts.
+        """
+        return tuple(deviation for _, deviation in self._moments)
+
+    @cached_property
+    def _moments(self) -> list[tuple[float, float]]:
+        if self.kind != "image":
+            return []
+        found = []
+        values = torch.arange(_LEVELS, dtype=torch.float64) / (_LEVELS - 1)
+        for channel in self.train.inputs.unbind(1):
+            # A histogram is exact, and needs no copy of all images as floats.
+            counts = torch.bincount(channel.flatten(), minlength=_LEVELS)
+            share = counts.double() / channel.numel()
+            mean = float(share @ values)
+            variance = float(share @ (values - mean) ** 2)
+            found.append((mean, math.sqrt(variance) if variance > 0 else 1.0))
+        return found
+
+
+def standardise(inputs: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """Images as networks take them: mean 0 and standard deviation 1 in each channel.
+
+    Args:
+        inputs: ``[n, C, H, W]`` uint8.
+        mean: of each channel, 0 to 1, such as :attr:`DataSet.mean`.
+        deviation: of each channel, in the same units, such as :attr:`DataSet.deviation`.
+
+    Returns:
+        ``[n, C, H, W]`` float32, a new tensor.
+
+    Example:
+        >>> standardise(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), [0.5], [0.25]).item()
+        2.0
+    """
+    centre, width = (
+        torch.tensor(list(values), dtype=torch.float32, device=inputs.device).view(-1, 1, 1)
+        for values in (mean, deviation)
+    )
+    return (inputs.float() / (_LEVELS - 1) - centre) / width

@@ -1,0 +1,111 @@
+"""KNOWN's figures on held-out trajectories: group by group, kind by kind, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from know_cli.errors import UsageError
+from know_cli.hypermodel import Bundle
+from know_cli.kinds import Kind
+from know_cli.meta.figures import Figures, iterate, least_squares, measure
+from know_cli.meta.series import KINDS
+from know_cli.meta.split import TRAJECTORIES, Split
+from know_cli.meta.windows import Collection, RecordedTrajectory
+
+#: Figures by group of held-out trajectories, kind, and number of steps.
+Table = dict[str, dict[Kind, dict[int, Figures]]]
+
+#: Sub-groups of the held-out trajectories, by regime.
+DATA_LIMITED, NOT_DATA_LIMITED = "data-limited", "not data-limited"
+_DIGITS = 4
+
+
+def evaluate(
+    bundle: Bundle,
+    collection: Collection,
+    parts: Split,
+    others: Mapping[str, Bundle] | None = None,
+) -> Table:
+    """Measure a bundle on all groups of held-out trajectories.
+
+    Beside the groups of the split there are two more where their regime was recorded: the
+    trajectories of the same architectures and data sets that are data-limited, and the others.
+
+    Args:
+        bundle: whose figures are wanted.
+        collection: windows for its S, with the targets of as many steps as are wanted.
+        parts: which trajectories are held out.
+        others: further bundles for the same S, by name, for comparison.
+
+    Raises:
+        UsageError: a bundle reads another number of checkpoints than the windows have.
+    """
+    others = others or {}
+    for name, one in {"this KNOWN": bundle, **others}.items():
+        found = collection.windows[KINDS[0]].windows.shape[1]
+        if one.checkpoints != found:
+            raise UsageError(f"{name}: reads {one.checkpoints} checkpoints, not {found}")
+    table: Table = {group: {} for group, _ in _groups(collection.trajectories, parts)}
+    for kind in KINDS:
+        windows = collection.windows[kind]
+        training = windows.of(parts.training)
+        modules = {name: one.module(kind) for name, one in others.items()}
+        rules = [least_squares(training.with_target(step)) for step in range(1, windows.steps + 1)]
+        for group, numbers in _groups(collection.trajectories, parts):
+            held_out = windows.of(numbers)
+            if not len(held_out):
+                continue
+            answers = iterate(bundle.module(kind), held_out.windows, windows.steps)
+            other_answers = {
+                name: iterate(module, held_out.windows, windows.steps)
+                for name, module in modules.items()
+            }
+            table[group][kind] = {}
+            for step in range(1, windows.steps + 1):
+                there = held_out.has_target(step)
+                if there.any():
+                    table[group][kind][step] = measure(
+                        answers[there, step - 1],
+                        held_out.with_target(step),
+                        rules[step - 1],
+                        {name: answer[there, step - 1] for name, answer in other_answers.items()},
+                    )
+    return {group: kinds for group, kinds in table.items() if kinds}
+
+
+def _groups(
+    trajectories: list[RecordedTrajectory], parts: Split
+) -> Iterator[tuple[str, list[int]]]:
+    yield from parts.held_out.items()
+    known = parts.held_out[TRAJECTORIES]
+    for name, wanted in ((DATA_LIMITED, True), (NOT_DATA_LIMITED, False)):
+        numbers = [number for number in known if trajectories[number].data_limited is wanted]
+        if numbers:
+            yield name, numbers
+
+
+def to_json(table: Table) -> dict[str, Any]:
+    """A table as JSON takes it; figures rounded to four digits after the point."""
+    return {
+        group: {
+            kind.value: {
+                str(step): _rounded({k: v for k, v in asdict(found).items() if v != {}})
+                for step, found in steps.items()
+            }
+            for kind, steps in kinds.items()
+        }
+        for group, kinds in table.items()
+    }
+
+
+def _rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _rounded(value)
+        if isinstance(value, Mapping)
+        else round(value, _DIGITS)
+        if isinstance(value, float)
+        else value
+        for key, value in values.items()
+    }

@@ -1,0 +1,186 @@
+"""Records one trajectory of a network from the zoo: trains, measures, and keeps a sample of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from know_cli.forgetting.fitting import accuracy, fit
+from know_cli.forgetting.recorder import Recorder, Regime, TrainingSession, derived_seed
+from know_cli.forgetting.subsets import nested_subsets
+from know_cli.meta.data import DataSet, Samples, augment, standardise
+from know_cli.meta.series import NotUsableError, Series, read_trajectory
+from know_cli.meta.setup import Setup, meta_part
+from know_cli.meta.zoo import build
+
+FUNCTION = "know collect"
+#: Accuracies are measured on so many samples at most.
+_MEASURED = 1000
+#: A session 0 that is right this much more often than chance on its own samples has learned.
+_LEARNED = 1.5
+#: A pretrained common start has seen so many samples, in so many steps.
+_START_SAMPLES, _START_STEPS = 500, 150
+# Streams of random numbers of one trajectory.
+_START, _LONGER, _POOL = 10, 11, 12
+
+
+class Task:
+    """A classification task on some classes of a data set, ready for training.
+
+    Attributes:
+        inputs: ``[n, …]`` training samples as networks take them, at most as many as needed.
+        labels: ``[n]`` int64, renumbered from 0.
+        test_inputs, test_labels: samples that no session trains on, at most 1,000.
+        start_inputs, start_labels: other training samples, for a pretrained common start.
+    """
+
+    def __init__(self, setup: Setup, data: DataSet) -> None:
+        generator = np.random.default_rng([setup.seed, _POOL])
+        part = meta_part(data)
+        inputs, labels = self._of_classes(setup, data, part)
+        order = torch.from_numpy(generator.permutation(len(labels)))
+        used, others = order[: setup.largest], order[setup.largest :]
+        self.inputs, self.labels = inputs[used], labels[used]
+        others = others[:_START_SAMPLES]
+        self.start_inputs, self.start_labels = inputs[others], labels[others]
+        inputs, labels = self._of_classes(setup, data, data.test)
+        chosen = torch.from_numpy(generator.permutation(len(labels))[:_MEASURED])
+        self.test_inputs, self.test_labels = inputs[chosen], labels[chosen]
+
+    @staticmethod
+    def _of_classes(setup: Setup, data: DataSet, samples: Samples) -> tuple[Tensor, Tensor]:
+        numbers = torch.full((data.classes,), -1)
+        numbers[list(setup.classes)] = torch.arange(len(setup.classes))
+        labels = numbers[samples.labels]
+        inputs = samples.inputs[labels >= 0]
+        if data.kind == "image":
+            inputs = standardise(inputs, data.mean, data.deviation)
+        return inputs, labels[labels >= 0]
+
+
+def record_trajectory(setup: Setup, data: DataSet, folder: Path, *, rows_per_tensor: int) -> Series:
+    """Train all sessions and continuations of a trajectory.
+
+    Args:
+        setup: what it is of.
+        data: the data set of that name.
+        folder: for the checkpoints; sessions that are in it already are not trained again.
+        rows_per_tensor: the most elements of one tensor that are kept.
+
+    Returns:
+        A sample of the parameters in every checkpoint. Its facts have the setup, and for each
+        session its accuracies: ``train_accuracy``, ``test_accuracy``, and for session 0 also
+        ``longer_test_accuracy``, of Θ0 trained on with D0 for as many steps as the first
+        continuation.
+
+    Raises:
+        NotUsableError: session 0 learned nothing, or the training diverged.
+    """
+    task = Task(setup, data)
+    subsets = nested_subsets(
+        setup.largest,
+        setup.rate,
+        setup.continuations + setup.sessions,
+        setup.seed,
+        task.labels.numpy(),
+    )
+    recorder = Recorder(
+        folder,
+        subsets,
+        rate=setup.rate,
+        seed=setup.seed,
+        before=setup.continuations,
+        function=FUNCTION,
+        start=_common_start(setup, task) if setup.regime is Regime.COMMON_START else None,
+    )
+    for session in recorder:
+        model, measurements = _train(setup, task, session)
+        if session.index == 0:
+            _check_learned(measurements["train_accuracy"], len(setup.classes))
+        recorder.save(session, model, measurements)
+    series = read_trajectory(folder, rows_per_tensor=rows_per_tensor, seed=setup.seed)
+    series.facts["setup"] = setup.to_json()
+    return series
+
+
+def _check_learned(share: float, classes: int) -> None:
+    if not share > min(_LEARNED / classes, 1.0):
+        raise NotUsableError(f"session 0 learned nothing (train accuracy {share:.3f})")
+
+
+def _common_start(setup: Setup, task: Task) -> Mapping[str, Tensor]:
+    seed = derived_seed(setup.seed, _START)
+    model = build(setup.design, seed)
+    if setup.start == "pretrained" and len(task.start_labels):
+        batches = math.ceil(len(task.start_labels) / setup.batch_size)
+        epochs = max(round(_START_STEPS / batches), 1)
+        _fit(setup, model, task.start_inputs, task.start_labels, epochs, 1.0, seed)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _train(
+    setup: Setup, task: Task, session: TrainingSession
+) -> tuple[nn.Module, dict[str, float]]:
+    model = build(setup.design, session.seed)
+    if session.start is not None:
+        model.load_state_dict(session.start)
+    samples = torch.from_numpy(session.indices)
+    inputs, labels = task.inputs[samples], task.labels[samples]
+    epochs, rate = setup.epochs, 1.0
+    if session.is_continuation:
+        epochs, rate = setup.continued(-session.index), setup.later_rate
+    elif session.index > 0 and setup.regime is Regime.CHAIN:
+        epochs, rate = max(round(setup.epochs * setup.later_epochs), 1), setup.later_rate
+    _fit(setup, model, inputs, labels, epochs, rate, session.seed)
+    measurements = _accuracies(model, task, inputs, labels)
+    if session.index == 0:
+        longer = copy.deepcopy(model)
+        seed = derived_seed(setup.seed, _LONGER)
+        _fit(setup, longer, inputs, labels, setup.longer_epochs, setup.later_rate, seed)
+        found = _accuracies(longer, task, inputs, labels)
+        measurements |= {f"longer_{name}": value for name, value in found.items()}
+    return model, measurements
+
+
+def _fit(
+    setup: Setup,
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    epochs: int,
+    share_of_rate: float,
+    seed: int,
+) -> None:
+    changed = setup.augmentation != "none"
+    fit(
+        model,
+        inputs,
+        labels,
+        epochs=epochs,
+        learning_rate=setup.learning_rate * share_of_rate,
+        batch_size=setup.batch_size,
+        least_batch=2,
+        seed=seed,
+        optimiser=setup.optimiser,
+        weight_decay=setup.weight_decay,
+        schedule=setup.schedule,
+        augmentation=partial(_augmented, setup.augmentation) if changed else None,
+    )
+
+
+def _augmented(name: str, batch: Tensor, generator: torch.Generator) -> Tensor:
+    return augment(batch, name, generator)
+
+
+def _accuracies(model: nn.Module, task: Task, inputs: Tensor, labels: Tensor) -> dict[str, float]:
+    return {
+        "train_accuracy": round(accuracy(model, inputs[:_MEASURED], labels[:_MEASURED]), 4),
+        "test_accuracy": round(accuracy(model, task.test_inputs, task.test_labels), 4),
+    }

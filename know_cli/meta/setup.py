@@ -1,0 +1,226 @@
+"""What a collected trajectory is of: all that its seed decides, before anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from know_cli.errors import UsageError
+from know_cli.forgetting.recorder import Regime
+from know_cli.meta.data import AUGMENTATIONS, DataSet, Samples
+from know_cli.meta.zoo import ARCHITECTURES, Design, Inputs, random_design
+
+Start = Literal["fresh", "pretrained"]
+
+#: How often a data set is drawn relative to the others: there is most to learn of in this one.
+_WEIGHTS = {"fashion-mnist": 3.0}
+_RATES = (0.3, 0.9)
+_FEWEST_CLASSES, _MOST_CLASSES = 4, 10
+_MOST_SESSIONS, _FEWEST_SESSIONS = 8, 5
+_MOST_CONTINUATIONS = 3
+_SAMPLES = (100, 1500)
+#: The most-forgotten session has at least so many samples.
+_LAST_SAMPLES = 8
+#: Steps of session 0: enough to learn so few samples by heart, or too few on purpose.
+_STEPS, _SHORT_STEPS = (100, 400), (40, 100)
+_SHORT_SHARE = 0.15
+_EPOCHS = (3, 200)
+_COMMON_START_SHARE = 0.25
+#: Continuations on much more data get fewer epochs, so that their steps stay below so many
+#: times those of session 0.
+_MOST_CONTINUED_STEPS = 2.0
+_LEARNING_RATES = {"adam": (3e-4, 4e-3), "sgd": (5e-3, 6e-2)}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A trajectory to be collected.
+
+    Attributes:
+        seed: the trajectory's.
+        design: the network.
+        data_set: name of the data.
+        classes: those of the data set's classes that the task has.
+        samples: |D0|.
+        rate: sampling rate from one session to the next.
+        sessions: how many there are, session 0 included.
+        continuations: on how many larger data sets Θ0 is continued.
+        regime: what a session starts from.
+        start: what the common start is: fresh weights, or such trained for a while on other
+            samples of the same data set. Without meaning in a chain.
+        epochs: of session 0.
+        later_epochs: share of these epochs in later sessions of a chain; from a common start
+            they have as many as session 0, and its learning rate.
+        continued_epochs: share of these epochs in the first continuation, and in Θ0 trained
+            longer as many steps; further continuations have no more.
+        learning_rate: of session 0.
+        later_rate: share of this learning rate in later sessions of a chain and in
+            continuations.
+        batch_size: samples a step.
+        optimiser, weight_decay, schedule: see :func:`~know_cli.forgetting.fitting.fit`.
+        augmentation: see :func:`~know_cli.meta.data.augment`.
+    """
+
+    seed: int
+    design: Design
+    data_set: str
+    classes: tuple[int, ...]
+    samples: int
+    rate: float
+    sessions: int
+    continuations: int
+    regime: Regime
+    start: Start
+    epochs: int
+    later_epochs: float
+    continued_epochs: float
+    learning_rate: float
+    later_rate: float
+    batch_size: int
+    optimiser: str
+    weight_decay: float
+    schedule: str
+    augmentation: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON takes it."""
+        return {
+            **asdict(self),
+            "design": self.design.to_json(),
+            "regime": self.regime.value,
+            "classes": list(self.classes),
+        }
+
+    @property
+    def largest(self) -> int:
+        """Samples of the largest data set that Θ0 is continued on."""
+        return round(self.samples / self.rate**self.continuations)
+
+    def continued(self, step: int) -> int:
+        """Epochs of the continuation of Θ0 on 1/r^step times its samples."""
+        share = min(self.continued_epochs, _MOST_CONTINUED_STEPS * self.rate**step)
+        if step == 1:
+            share = self.continued_epochs
+        return max(round(share * self.epochs), 1)
+
+    @property
+    def longer_epochs(self) -> int:
+        """Epochs on D0 of as many steps as the first continuation has."""
+        return max(round(self.continued_epochs * self.epochs / self.rate), 1)
+
+
+def meta_part(data: DataSet) -> Samples:
+    """The training samples of a data set that trajectories may be recorded on.
+
+    Of data sets read from files that is the first half; the second is for evaluation, so that
+    KNOWN is never judged by networks of samples that it has seen the like of. Glyphs can be
+    rendered anew, texts be of another corpus, and of the digits only a half is here at all.
+    """
+    if data.name in ("digits", "text") or data.name.startswith("glyphs-"):
+        return data.train
+    half = len(data.train) // 2
+    return Samples(data.train.inputs[:half], data.train.labels[:half])
+
+
+def draw_setup(
+    seed: int, data_sets: Mapping[str, DataSet], architectures: Sequence[str] | None = None
+) -> Setup:
+    """Draw a trajectory's setup from its seed.
+
+    Args:
+        seed: not negative.
+        data_sets: those to choose from, by name; the draw depends on names and sizes only.
+        architectures: those to choose from; None for all.
+
+    Raises:
+        UsageError: an architecture is unknown, or fits none of the data sets.
+    """
+    generator = np.random.default_rng([seed, 1])
+    names = sorted(architectures or ARCHITECTURES)
+    suitable = {
+        name: [key for key in sorted(data_sets) if data_sets[key].kind == _kind_of(name)]
+        for name in names
+    }
+    for name, found in suitable.items():
+        if not found:
+            raise UsageError(
+                f"architecture {name!r}: none of the data sets {', '.join(sorted(data_sets))} "
+                "suits it"
+            )
+    architecture = names[generator.integers(len(names))]
+    choices = suitable[architecture]
+    weights = np.array([_WEIGHTS.get(name, 1.0) for name in choices])
+    name = choices[generator.choice(len(choices), p=weights / weights.sum())]
+    data = data_sets[name]
+    most = min(_MOST_CLASSES, data.classes)
+    count = int(generator.integers(min(_FEWEST_CLASSES, most), most + 1))
+    classes = tuple(sorted(generator.permutation(data.classes)[:count].tolist()))
+    pool = int(np.isin(meta_part(data).labels.numpy(), classes).sum())
+    # With few samples a low rate would leave nothing for the last session.
+    lowest = max(_RATES[0], (_LAST_SAMPLES / pool) ** (1 / _FEWEST_SESSIONS))
+    rate = round(float(generator.uniform(lowest, _RATES[1])), 3)
+    samples, sessions, continuations = _sizes(rate, pool, generator)
+    optimiser = str(generator.choice(["adam", "sgd"], p=[0.7, 0.3]))
+    batch_size = int(generator.choice([16, 32, 64], p=[0.4, 0.4, 0.2]))
+    short = generator.random() < _SHORT_SHARE
+    steps = _log_uniform(generator, *(_SHORT_STEPS if short else _STEPS))
+    epochs = round(steps / math.ceil(samples / batch_size))
+    augmentations = list(AUGMENTATIONS[data.kind])
+    # Every second trajectory has none.
+    augmented = generator.random() < 0.5
+    return Setup(
+        seed=seed,
+        design=random_design(architecture, Inputs(data.kind, data.shape), count, generator),
+        data_set=name,
+        classes=classes,
+        samples=samples,
+        rate=rate,
+        sessions=sessions,
+        continuations=continuations,
+        regime=(Regime.COMMON_START if generator.random() < _COMMON_START_SHARE else Regime.CHAIN),
+        start="fresh" if generator.random() < 0.5 else "pretrained",
+        epochs=min(max(epochs, _EPOCHS[0]), _EPOCHS[1]),
+        later_epochs=round(float(generator.uniform(0.3, 1.0)), 3),
+        continued_epochs=round(float(generator.uniform(0.5, 1.0)), 3),
+        learning_rate=float(f"{_log_uniform(generator, *_LEARNING_RATES[optimiser]):.3g}"),
+        later_rate=round(_log_uniform(generator, 0.15, 1.0), 3),
+        batch_size=batch_size,
+        optimiser=optimiser,
+        weight_decay=float(generator.choice([0.0, 1e-4, 1e-2])),
+        schedule=str(generator.choice(["constant", "cosine", "step"], p=[0.3, 0.4, 0.3])),
+        augmentation=(
+            augmentations[generator.integers(1, len(augmentations))] if augmented else "none"
+        ),
+    )
+
+
+def _kind_of(architecture: str) -> str:
+    if architecture not in ARCHITECTURES:
+        raise UsageError(f"no architecture {architecture!r}: there are {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[architecture].kind
+
+
+def _sizes(rate: float, pool: int, generator: np.random.Generator) -> tuple[int, int, int]:
+    """|D0|, number of sessions and of continuations, as far as the data reach."""
+    # So many samples let the last of the fewest sessions have some, and Θ0 be continued once.
+    fewest = math.ceil(_LAST_SAMPLES / rate ** (_FEWEST_SESSIONS - 1))
+    largest = math.floor(pool * rate)
+    lowest = min(max(_SAMPLES[0], fewest), largest)
+    highest = min(max(_SAMPLES[1], lowest), largest)
+    samples = round(_log_uniform(generator, lowest, highest))
+    sessions = _FEWEST_SESSIONS
+    wished = _MOST_SESSIONS - int(generator.random() < 0.75)
+    while sessions < wished and samples * rate**sessions >= _LAST_SAMPLES:
+        sessions += 1
+    continuations = 1
+    while continuations < _MOST_CONTINUATIONS and samples / rate ** (continuations + 1) <= pool:
+        continuations += 1
+    return samples, sessions, continuations
+
+
+def _log_uniform(generator: np.random.Generator, lowest: float, highest: float) -> float:
+    return float(math.exp(generator.uniform(math.log(lowest), math.log(highest))))

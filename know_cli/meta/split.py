@@ -1,0 +1,90 @@
+"""Which trajectories KNOWN is fitted to, and by which it is judged."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection as Names
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from know_cli.errors import UsageError
+from know_cli.meta.windows import RecordedTrajectory
+
+#: Groups of trajectories that are never trained on.
+TRAJECTORIES, ARCHITECTURES, DATA_SETS = "trajectories", "architectures", "data sets"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Numbers of trajectories.
+
+    Attributes:
+        training: those that KNOWN is fitted to.
+        held_out: those it is judged by, in groups, none of them empty: ``trajectories`` of the
+            same architectures and data sets as those for training, then ``architectures`` and
+            ``data sets`` that are never trained on. One that is both is among the data sets.
+    """
+
+    training: list[int]
+    held_out: dict[str, list[int]]
+
+    @property
+    def all_held_out(self) -> list[int]:
+        """The numbers of all groups."""
+        return sorted(number for group in self.held_out.values() for number in group)
+
+
+def split(
+    trajectories: Sequence[RecordedTrajectory],
+    holdout: float,
+    seed: int,
+    *,
+    architectures: Names[str] = (),
+    data_sets: Names[str] = (),
+) -> Split:
+    """Divide trajectories into those for training and those held out.
+
+    Which of them are drawn depends on their identities, so that nearly the same are held out
+    when a few are missing.
+
+    Args:
+        trajectories: to divide.
+        holdout: share of those with known architectures and data sets that is held out, too.
+        seed: of the drawing.
+        architectures: that are never trained on.
+        data_sets: that are never trained on.
+
+    Raises:
+        UsageError: there are none with such an architecture or data set, or one side would be
+            empty.
+    """
+    for what, names, present in (
+        ("architecture", architectures, {one.architecture for one in trajectories}),
+        ("data set", data_sets, {one.data_set for one in trajectories}),
+    ):
+        for name in sorted(set(names) - present):
+            found = ", ".join(sorted(present - {""})) or "none that is recorded as such"
+            raise UsageError(f"{what} {name!r} to be held out: the trajectories have {found}")
+    groups: dict[str, list[int]] = {TRAJECTORIES: [], ARCHITECTURES: [], DATA_SETS: []}
+    rest = []
+    for number, one in enumerate(trajectories):
+        if one.data_set and one.data_set in data_sets:
+            groups[DATA_SETS].append(number)
+        elif one.architecture and one.architecture in architectures:
+            groups[ARCHITECTURES].append(number)
+        else:
+            rest.append(number)
+    rest.sort(key=lambda number: _rank(seed, trajectories[number].identity))
+    count = round(holdout * len(rest))
+    if not 0 < count < len(rest):
+        raise UsageError(
+            f"{len(rest)} trajectories cannot be split with a share of {holdout:g} held out: at "
+            "least one is needed on each side; record more with 'know forget' or 'know collect'"
+        )
+    groups[TRAJECTORIES] = sorted(rest[:count])
+    held_out = {name: numbers for name, numbers in groups.items() if numbers}
+    return Split(sorted(rest[count:]), held_out)
+
+
+def _rank(seed: int, identity: str) -> str:
+    return hashlib.sha256(f"{seed} {identity}".encode()).hexdigest()

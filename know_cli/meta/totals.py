@@ -1,0 +1,98 @@
+"""What a collection of trajectories has come to so far, by architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from know_cli.meta.collecting import Collected
+from know_cli.meta.windows import is_data_limited
+
+
+@dataclass
+class Line:
+    """Sums over the trajectories of one architecture.
+
+    Attributes:
+        trajectories: number of them.
+        data_limited: how many of them are; see :func:`~know_cli.meta.windows.is_data_limited`.
+        rows: sampled parameters of each kind.
+        accuracy: summed test accuracies: of Θ0 (``full``), of the most-forgotten session
+            (``last``), of Θ0 trained longer (``longer``) and on 1/r times its data
+            (``continued``).
+    """
+
+    trajectories: int = 0
+    data_limited: int = 0
+    rows: dict[str, int] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+    def add(self, one: Collected) -> None:
+        """Count a trajectory."""
+        recorded = one.facts["recorded"]
+        self.trajectories += 1
+        self.data_limited += bool(is_data_limited(dict(one.facts)))
+        for kind, rows in one.rows.items():
+            self.rows[kind] = self.rows.get(kind, 0) + rows
+        measured = {index: entry["measurements"] for index, entry in recorded.items()}
+        last = str(one.facts["sessions"] - 1)
+        for name, value in (
+            ("full", measured["0"]["test_accuracy"]),
+            ("last", measured[last]["test_accuracy"]),
+            ("longer", measured["0"]["longer_test_accuracy"]),
+            ("continued", measured["-1"]["test_accuracy"]),
+        ):
+            self.accuracy[name] = self.accuracy.get(name, 0.0) + value
+
+    def mean(self, name: str) -> float:
+        """Mean test accuracy, 0 to 1."""
+        return self.accuracy[name] / self.trajectories
+
+
+@dataclass
+class Totals:
+    """Sums over a shard.
+
+    Attributes:
+        wanted: how many trajectories it has when it is done.
+        lines: by architecture.
+        left_out: how many trajectories could not be used.
+        seconds: that those collected in this run took, summed over processes.
+        timed: how many those are.
+    """
+
+    wanted: int
+    lines: dict[str, Line] = field(default_factory=dict)
+    left_out: int = 0
+    seconds: float = 0.0
+    timed: int = 0
+
+    @property
+    def done(self) -> int:
+        """Trajectories collected or left out."""
+        return self.left_out + sum(line.trajectories for line in self.lines.values())
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Sampled parameters of each kind."""
+        found: dict[str, int] = {}
+        for line in self.lines.values():
+            for kind, rows in line.rows.items():
+                found[kind] = found.get(kind, 0) + rows
+        return found
+
+    def add(self, one: Collected) -> None:
+        """Count a trajectory."""
+        if one.seconds is not None:
+            self.seconds += one.seconds
+            self.timed += 1
+        if one.reason:
+            self.left_out += 1
+        else:
+            architecture = one.facts["setup"]["design"]["architecture"]
+            self.lines.setdefault(architecture, Line()).add(one)
+
+    def seconds_left(self, processes: int) -> float | None:
+        """An estimate; None before anything is measured."""
+        if not self.timed:
+            return None
+        return (self.wanted - self.done) * self.seconds / self.timed / processes
