@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from know_cli.bundles import find_bundle, shipped, weights_folder
 from know_cli.errors import CheckpointError, OutputError, UsageError
-from know_cli.hypermodel import Bundle, Preparation, find_bundle, load_bundle, save_bundle
-from know_cli.hypermodel.bundle import KINDS, shipped, weights_folder
+from know_cli.hypermodel import Bundle, Preparation, load_bundle, save_bundle
+from know_cli.hypermodel.bundle import KINDS
 from know_cli.hypermodel.keras import KERAS_FILES
 from know_cli.kinds import Kind
 from tests.conftest import random_bundle

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,7 +201,7 @@ def test_checkpoints_may_be_cut_into_shards_differently(
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' own figures")
 def test_working_memory_is_bounded(tmp_path: Path, bundle_path: Path) -> None:
-    """One tensor of 32 MB in five checkpoints, in 4 MB of working memory."""
+    """One tensor of 32 MB in five checkpoints, in 16 MiB of working memory."""
     code = (
         "import sys\n"
         "from know_cli.cli.main import predict_app, run\n"
@@ -215,7 +216,7 @@ def test_working_memory_is_bounded(tmp_path: Path, bundle_path: Path) -> None:
         write_trajectory(tmp_path, [{"w": weight * (1 - 0.1 * k)} for k in range(5)])
         done = subprocess.run(
             [sys.executable, "-c", code, "ckpt0..ckpt4", "-o", "out", "--force", "--quiet", "--threads", "1",
-             "--max-memory", "64M", "--weights", str(bundle_path)],
+             "--max-memory", "16M", "--device", "cpu", "--weights", str(bundle_path)],
             cwd=tmp_path, capture_output=True, text=True, check=True,
         )  # fmt: skip
         peaks[rows] = int(done.stdout) / 1024  # MiB
@@ -463,3 +464,119 @@ def test_a_terminal_gets_a_progress_bar(run: Path, bundle_path: Path) -> None:
     assert b"predicting 1.25 k parameters" in text
     assert "━".encode() in text
     assert b"\x1b[2K" in text  # the bar is taken away at the end
+
+
+def test_a_report_never_replaces_what_is_read_or_written(
+    run: Path, know: Command, bundle_path: Path
+) -> None:
+    for k in range(5):
+        folder = run / f"c{k}"
+        folder.mkdir()
+        shutil.copy(run / f"ckpt{k}.safetensors", folder / "model.safetensors")
+    before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
+    every = ["--steps", "2", "--every-step"]
+    for arguments in (
+        ["predict", "c0..c4", "-o", "out", "--report", "c1/model.safetensors"],
+        ["predict", "c0..c4", "-o", "out", "--report", "out/report.json"],
+        ["predict", "ckpt0..ckpt4", "-o", "o.safetensors", "--report", "o.x2.safetensors", *every],
+        ["inspect", "c0..c4", "--json", "c2/model.safetensors"],
+        ["inspect", "c0..c4", "--json", "c2/report.json"],
+    ):
+        if arguments[0] == "predict":
+            arguments += ["--weights", str(bundle_path)]
+        done = know(*arguments, cwd=run)
+        assert done.returncode == EXIT_OUTPUT, arguments
+        assert any(
+            text in one_line(done.stderr)
+            for text in ("is a checkpoint of this run", "no such folder")
+        )
+    assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = command.replace("KNOW", f"{sys.executable} -m know_cli")
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )  # fmt: skip
+
+
+def test_readers_that_go_away(run: Path, bundle_path: Path) -> None:
+    predict = f"KNOW predict ckpt0..ckpt4 --weights {bundle_path} --force -o"
+    status = "; echo ${PIPESTATUS[0]}"
+    for command in (f"{predict} a.safetensors", "KNOW inspect ckpt0..ckpt4", "KNOW --help"):
+        done = shell(f"{command} 2> errors | true{status}", run)
+        # The reader may be slower than the writer, and then all is well.
+        assert done.stdout.split() in (["141"], ["0"]), command
+        assert "bug" not in (run / "errors").read_text()
+    done = shell(f"{predict} b.safetensors 2>&1 >/dev/null | true{status}", run)
+    assert done.stdout.split() == ["0"]
+    assert (run / "b.safetensors").exists()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "-q >&-"])
+def test_closed_streams_are_no_bugs(closed: str, run: Path, bundle_path: Path) -> None:
+    done = shell(
+        f"KNOW predict ckpt0..ckpt4 --weights {bundle_path} -o a.safetensors {closed}", run
+    )
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert (run / "a.safetensors").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_standard_output_is_an_error(run: Path) -> None:
+    done = shell("KNOW inspect ckpt0..ckpt4 > /dev/full", run)
+    assert done.returncode == EXIT_OUTPUT
+    assert "standard output: No space left" in one_line(done.stderr)
+
+
+def test_paths_that_are_no_text(run: Path, know: Command, bundle_path: Path) -> None:
+    name = os.fsdecode(b"odd-\xff.safetensors")
+    done = know("predict", "ckpt0..ckpt4", "-o", name, "--weights", bundle_path, "--report", "r.json", cwd=run)  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert json.loads((run / "r.json").read_text())["outputs"]
+    assert (run / name).exists()
+
+
+def test_a_lost_terminal_ends_like_ctrl_c(run: Path, bundle_path: Path) -> None:
+    state = {"w": torch.zeros(4_000_000).view(2000, 2000)}
+    for k in range(5):
+        save_file({"w": state["w"] + k * torch.rand(2000, 2000)}, run / f"ckpt{k}.safetensors")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "know_cli", "predict", "ckpt0..ckpt4", "-o", "out.safetensors",
+         "--steps", "8", "--threads", "1", "--device", "cpu", "--weights", str(bundle_path)],
+        cwd=run, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("predicting"):
+            break
+    process.send_signal(signal.SIGHUP)
+    assert "interrupted" in process.communicate(timeout=60)[1]
+    assert process.returncode == EXIT_INTERRUPTED
+    assert sorted(path.name for path in run.iterdir()) == [f"ckpt{k}.safetensors" for k in range(5)]
+
+
+def test_dry_run_figures(run: Path, know: Command, bundle_path: Path) -> None:
+    done = know("predict", "ckpt0..ckpt4", "-o", "out", "--weights", bundle_path, "--dry-run",
+                "--report", "plan.json", cwd=run)  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    plan = json.loads((run / "plan.json").read_text())
+    state = network()
+    actions = {tensor["name"]: tensor["action"] for tensor in plan["tensors"]}
+    size = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
+    times = {"predict": 5, "copy": 1, "rescale": 1}
+    assert plan["bytes_to_read"] == sum(size[name] * times[actions[name]] for name in state)
+    assert plan["bytes_to_write"] == (run / "ckpt0.safetensors").stat().st_size
+    fc = next(line.split() for line in done.stdout.splitlines() if line.startswith("fc "))
+    assert fc[:4] == ["fc", "6", "1.03", "k"]
+    predicted = sum(
+        state[n].numel() for n in ("fc.weight", "half.weight", "brain.weight", "double.weight")
+    )
+    assert fc[4] == f"{predicted / 1000:.3g}" if predicted >= 1000 else str(predicted)
+
+
+def test_the_default_bundle_is_the_one_that_is_documented(run: Path, know: Command) -> None:
+    done = know("predict", "ckpt0..ckpt4", "-o", "out", "--dry-run", "--report", "r.json", cwd=run)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert json.loads((run / "r.json").read_text())["target"] == "continuation"

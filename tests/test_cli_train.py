@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from know_cli.bundles import shipped, weights_folder
 from know_cli.forgetting import Recorder, nested_subsets
 from know_cli.hypermodel import load_bundle
-from know_cli.hypermodel.bundle import shipped, weights_folder
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -454,13 +454,45 @@ def test_statistics_that_are_not_finite(bundle_path: Path, tmp_path: Path) -> No
     assert torch.isfinite(out["bn1.running_var"]).sum() == 7
 
 
-def test_copied_tensors_may_be_infinite_but_it_is_said(bundle_path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["frozen.weight", "bn1.weight", "bn1.running_mean"])
+def test_weights_that_are_copied_must_be_finite(
+    name: str, bundle_path: Path, tmp_path: Path
+) -> None:
     trajectory = states()
     for state in trajectory:
-        state["frozen.weight"][0, 0] = -math.inf
+        state[name].view(-1)[0] = -math.inf
+    paths = write_trajectory(tmp_path, trajectory)
+    wishes = {"norm": NormMode.COPY}
+    with pytest.raises(CheckpointError, match=f"ckpt0.safetensors: tensor '{name}': has"):
+        predict(paths, bundle_path, tmp_path / "out", **wishes)
+    assert not (tmp_path / "out").exists()
+    out, report = predict(paths, bundle_path, tmp_path / "out", allow_nonfinite=True, **wishes)
+    assert out[name].view(-1)[0] == -math.inf
+    assert any(f"'{name}' is copied with 1 values" in notice for notice in report.notices)
+
+
+def test_buffers_may_be_infinite_but_it_is_said(bundle_path: Path, tmp_path: Path) -> None:
+    """A mask of attention is, for one."""
+    trajectory = [{**state, "inv_freq": torch.tensor([1.0, math.inf])} for state in states()]
     out, report = predict(write_trajectory(tmp_path, trajectory), bundle_path, tmp_path / "out")
-    assert out["frozen.weight"][0, 0] == -math.inf
-    assert any("'frozen.weight' is copied with 1 values" in notice for notice in report.notices)
+    assert out["inv_freq"].tolist() == [1.0, math.inf]
+    assert any("'inv_freq' is copied with 1 values" in notice for notice in report.notices)
+
+
+def test_overrides_hold_for_running_statistics(bundle_path: Path, tmp_path: Path) -> None:
+    paths = write_trajectory(tmp_path)
+    rescaled, _ = predict(paths, bundle_path, tmp_path / "rescaled")
+    wishes = {"overrides": (Override("*running_mean", Kind.COPY),)}
+    out, _ = predict(paths, bundle_path, tmp_path / "out", **wishes)
+    assert torch.equal(out["bn1.running_mean"], network()["bn1.running_mean"])
+    assert not torch.equal(rescaled["bn1.running_mean"], network()["bn1.running_mean"])
+    assert torch.equal(out["bn1.running_var"], rescaled["bn1.running_var"])
+    wishes = {"overrides": (Override("*running_var", Kind.BIAS),)}
+    out, _ = predict(paths, bundle_path, tmp_path / "predicted", **wishes)
+    window = torch.stack([state["bn1.running_var"] for state in states()[::-1]], dim=1)
+    with torch.no_grad():
+        expected = load_bundle(bundle_path).module(Kind.BIAS)(window)
+    torch.testing.assert_close(out["bn1.running_var"], expected, atol=1e-6, rtol=0)
 
 
 def test_predictions_beyond_the_output_s_dtype_are_replaced_and_counted(

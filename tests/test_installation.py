@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from know_cli import __version__
-from know_cli.hypermodel.bundle import shipped
+from know_cli.bundles import shipped
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +41,7 @@ def test_bundles_are_found_from_a_wheel(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
-        "import know_cli; from know_cli.hypermodel.bundle import load_bundle, shipped\n"
+        "import know_cli; from know_cli.bundles import shipped; from know_cli.hypermodel import load_bundle\n"
         "print(know_cli.__file__)\n"
         "for family, sizes in shipped().items():\n"
         "    for size, path in sizes.items(): print(family, size, load_bundle(path).digest, path)"
@@ -85,7 +85,7 @@ def test_core_dependencies_are_the_agreed_five(wheel: Path) -> None:
     core = {need.split(">")[0] for need in needs if "extra ==" not in need}
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra: ")}
     assert core == {"torch", "safetensors", "numpy", "typer", "rich"}
-    assert extras == {"demo", "keras", "plot", "test", "dev"}
+    assert extras == {"collect", "demo", "keras", "plot", "test", "dev"}
 
 
 def test_the_readme_says_what_is_there() -> None:
@@ -93,7 +93,7 @@ def test_the_readme_says_what_is_there() -> None:
     help_text = subprocess.run(
         [sys.executable, "-m", "know_cli", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    for command in ("predict", "inspect", "forget", "demo", "train", "convert-weights"):
+    for command in ("predict", "inspect", "forget", "demo", "collect", "train", "convert-weights"):
         assert f"`know {command}`" in readme
         assert command in help_text
     for line in readme.splitlines():

@@ -136,6 +136,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     index = path / INDEX_FILE
     if index.exists():
         shards = _read_index(index)
+        if (path / SINGLE_FILE).exists() and SINGLE_FILE not in shards:
+            raise CheckpointError(
+                f"{path}: the folder has both {SINGLE_FILE} and the shards of {INDEX_FILE}, two "
+                "models for two kinds of readers; remove the one that is not meant"
+            )
         checkpoint = _collect(path, True, [path / shard for shard in shards], index)
         _check_index(checkpoint, shards)
         return checkpoint

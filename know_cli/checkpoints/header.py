@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ def read_header(path: Path) -> Header:
             a web page, a pickle, half a download).
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            _fail(path, "is not a file; a checkpoint is read at many places, so no pipe will do")
         with path.open("rb") as file:
             file_bytes = path.stat().st_size
             start = file.read(_LENGTH.size)

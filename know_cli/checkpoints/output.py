@@ -57,6 +57,10 @@ def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, for
                 f"{output}: is a {found}, but the output is a {wanted} as the first checkpoint "
                 "is; name another"
             )
+        if not (output.is_file() or output.is_dir() or output.is_symlink()):
+            raise OutputError(f"{output}: is neither a file nor a folder; name another output")
+        if output.is_dir() and output.resolve().parent == output.resolve():
+            raise OutputError(f"{output}: is the root of all files; name another output")
         if not force and not (is_folder and not any(output.iterdir())):
             raise OutputError(f"{output}: exists already; --force replaces it")
     folder = output if output.is_dir() else parent
@@ -103,7 +107,7 @@ class CheckpointWriter:
         self._place: dict[str, tuple[int, TensorInfo]] = {}
         self._descriptors: list[int] = []
         self._flushed = False
-        name = f".{output.name}.{secrets.token_hex(4)}.tmp"
+        name = _temporary_name()
         # A folder that exists may be a file system of its own, into which nothing can be renamed.
         self._temporary = output / name if output.is_dir() else output.with_name(name)
 
@@ -263,7 +267,7 @@ def save_checkpoint(
     except KeyError as error:
         raise OutputError(f"{path}: safetensors has no dtype {error}") from error
     start, infos = encode_header(layout, metadata)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(_temporary_name())
     with _output_errors(path):
         try:
             with temporary.open("xb") as file:
@@ -280,6 +284,11 @@ def save_checkpoint(
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def _temporary_name() -> str:
+    # Not made of the output's name, which may be as long as names can be.
+    return f".know-{secrets.token_hex(8)}.tmp"
 
 
 def _move_folder(temporary: Path, output: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from know_cli.errors import CheckpointError
+from know_cli.errors import CheckpointError, UsageError
 
 SUFFIX = ".safetensors"
 # ckpt0..ckpt4.safetensors, run/ckpt0..ckpt4, run/ckpt0..run/ckpt4, ckpt00..04
@@ -13,6 +14,8 @@ _RANGE = re.compile(
     r"^(?P<prefix>.*?)(?P<first>\d+)\.\.(?P<again>.*?)(?P<last>\d+)(?P<suffix>\D*)$"
 )
 _MAX_RANGE = 64
+MIN_CHECKPOINTS = 2
+MAX_CHECKPOINTS = 16
 
 
 def expand_arguments(arguments: list[str]) -> list[Path]:
@@ -34,6 +37,23 @@ def expand_arguments(arguments: list[str]) -> list[Path]:
             raise CheckpointError(f"{argument}: no such file or folder; check the path")
         paths.append(found)
     return paths
+
+
+def check_count(paths: Sequence[Path]) -> None:
+    """Refuse too few or too many checkpoints, or one given twice.
+
+    Raises:
+        UsageError: with what is wrong.
+    """
+    if not MIN_CHECKPOINTS <= len(paths) <= MAX_CHECKPOINTS:
+        raise UsageError(
+            f"got {len(paths)} checkpoint{'s' * (len(paths) != 1)}: give "
+            f"{MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}, full data first, most-forgotten last"
+        )
+    for number, path in enumerate(paths):
+        for other in paths[:number]:
+            if path.resolve() == other.resolve() or (path.exists() and path.samefile(other)):
+                raise UsageError(f"{path}: given twice; each session has a checkpoint of its own")
 
 
 def _existing(argument: str) -> Path | None:

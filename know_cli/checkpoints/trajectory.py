@@ -12,10 +12,9 @@ from types import TracebackType
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.dtypes import is_float
 from know_cli.checkpoints.metadata import Continuation, Session
+from know_cli.checkpoints.paths import check_count
 from know_cli.errors import CheckpointError, UsageError
 
-MIN_CHECKPOINTS = 2
-MAX_CHECKPOINTS = 16
 _MAX_DIFFERENCES = 10
 
 
@@ -74,14 +73,10 @@ def open_trajectory(paths: Sequence[Path]) -> Trajectory:
         CheckpointError: one cannot be used, they differ in names or shapes, or their recorded
             sessions contradict each other.
     """
-    if not MIN_CHECKPOINTS <= len(paths) <= MAX_CHECKPOINTS:
-        raise UsageError(
-            f"got {len(paths)} checkpoint{'s' * (len(paths) != 1)}: give "
-            f"{MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}, full data first, most-forgotten last"
-        )
-    _refuse_same_path(paths)
+    check_count(paths)
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(open_checkpoint(path)) for path in paths]
+        _refuse_same_file(checkpoints)
         checkpoints, rate, notices = _put_in_order(checkpoints)
         stride = _stride(checkpoints)
         if rate is not None and stride > 1:
@@ -105,11 +100,17 @@ def _stride(checkpoints: list[Checkpoint]) -> int:
     return apart.pop() if len(apart) == 1 else 1
 
 
-def _refuse_same_path(paths: Sequence[Path]) -> None:
-    for number, path in enumerate(paths):
-        for other in paths[:number]:
-            if path.resolve() == other.resolve() or (path.exists() and path.samefile(other)):
-                raise UsageError(f"{path}: given twice; each session has a checkpoint of its own")
+def _refuse_same_file(checkpoints: list[Checkpoint]) -> None:
+    """A folder and the file in it are one checkpoint, too."""
+    seen: dict[tuple[int, int], Path] = {}
+    for checkpoint in checkpoints:
+        for file in checkpoint.headers:
+            found = file.stat()
+            same = seen.setdefault((found.st_dev, found.st_ino), file)
+            if same is not file:
+                raise UsageError(
+                    f"{file}: given twice, also as {same}; each session has a checkpoint of its own"
+                )
 
 
 def _put_in_order(

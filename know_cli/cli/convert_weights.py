@@ -29,10 +29,9 @@ def convert_weights(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Convert a KNOWN saved by Keras into a bundle, after which h5py is not needed."""
+    from know_cli.bundles import MANIFEST, is_keras_folder
     from know_cli.errors import CheckpointError, OutputError
     from know_cli.hypermodel import load_bundle, save_bundle
-    from know_cli.hypermodel.bundle import MANIFEST
-    from know_cli.hypermodel.keras import is_keras_folder
 
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such folder")
@@ -40,6 +39,8 @@ def convert_weights(
         raise CheckpointError(f"{source}: the folder has no KNOWN_*.h5")
     if output.exists() and output.samefile(source):
         raise OutputError(f"{output}: is the input; name another folder")
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
     if (output / MANIFEST).exists() and not force:
         raise OutputError(f"{output}: has a bundle already; --force replaces it")
     if not output.parent.is_dir():

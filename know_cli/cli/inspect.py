@@ -57,12 +57,15 @@ def inspect(
     talk = Output()
     paths = expand_arguments(checkpoints)
     if json is not None:
-        check_report_path(json, paths)
+        check_report_path(json, paths, "--json")
     try:
         overrides = tuple(parse_override(text) for text in kind or ())
     except ValueError as error:
         raise UsageError(str(error)) from error
     with open_trajectory(paths) as trajectory:
+        if json is not None:
+            files = [file for checkpoint in trajectory.checkpoints for file in checkpoint.headers]
+            check_report_path(json, files, "--json")
         classes = classify_trajectory(trajectory, overrides)
         for notice in trajectory.notices:
             talk.notice(notice)

@@ -8,7 +8,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import cleandoc
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +26,7 @@ from know_cli.cli.inspect import inspect
 from know_cli.cli.predict import EPILOG, predict
 from know_cli.cli.train import EPILOG as TRAIN_EPILOG
 from know_cli.cli.train import train
-from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, KnowError
+from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_OUTPUT, KnowError
 
 # What a shell reports for a program that SIGPIPE ended.
 _EXIT_BROKEN_PIPE = 141
@@ -109,17 +111,25 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
     Returns:
         The exit code, as the README documents it.
     """
+    # A closed stream is None in Python; what would go there has no reader.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  open to the end
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Signs that a terminal does not know are no reason to fail.
             stream.reconfigure(errors="replace")
     try:
         # A request to end is like Ctrl-C: what was begun is taken back, then we go.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for wish in (signal.SIGTERM, signal.SIGHUP):
+            # What was to be ignored stays so: nohup does that with SIGHUP.
+            if signal.getsignal(wish) is not signal.SIG_IGN:
+                signal.signal(wish, signal.default_int_handler)
         code = app(arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
         problem = error.format_message().rstrip(".")
+        if not problem:  # help was shown in answer to a command without arguments
+            return error.exit_code
         return _fail(name, f"{problem}; see '{name} --help'", error.exit_code)
     except KnowError as error:
         if os.environ.get(_DEBUG):
@@ -128,9 +138,18 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our stdout went away; the interpreter's own flush must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _EXIT_BROKEN_PIPE
+        return _without_reader()
+    except SystemExit as error:
+        # Typer answers a broken pipe with this itself.
+        if isinstance(error.__context__, BrokenPipeError):
+            return _without_reader()
+        raise
+    except OSError as error:
+        if os.environ.get(_DEBUG):
+            traceback.print_exc()
+        where = error.filename or "standard output"
+        _silence_stdout()
+        return _fail(name, f"{where}: {error.strerror or error}", EXIT_OUTPUT)
     except Exception as error:
         if os.environ.get(_DEBUG):
             traceback.print_exc()
@@ -141,6 +160,18 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
     return code if isinstance(code, int) else EXIT_DONE
 
 
+def _without_reader() -> int:
+    _silence_stdout()
+    return _EXIT_BROKEN_PIPE
+
+
+def _silence_stdout() -> None:
+    """The interpreter flushes stdout when it ends, and must not complain."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(name: str, message: str, code: int) -> int:
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"{name}: error: {' '.join(message.splitlines())}", file=sys.stderr)
     return code

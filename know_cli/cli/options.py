@@ -12,6 +12,7 @@ from know_cli.errors import UsageError
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
 _SMALLEST_RATE = 0.01
+_LARGEST_SIZE = 2**60
 
 
 def parse_size(text: str | int) -> int:
@@ -25,7 +26,10 @@ def parse_size(text: str | int) -> int:
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a size; write 512M, 1G, 1.5GiB or bytes")
     power = " kmgt".index(match[2].lower() or " ")
-    return int(float(match[1]) * 1024**power)
+    size = float(match[1]) * 1024**power
+    if size >= _LARGEST_SIZE:
+        raise typer.BadParameter(f"{text!r} is more than any machine has")
+    return int(size)
 
 
 def parse_rate(text: str) -> float:
@@ -36,7 +40,7 @@ def parse_rate(text: str) -> float:
     """
     try:
         rate = float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise typer.BadParameter(f"{text!r} is not a rate; write 0.5 or 1/3") from None
     if not _SMALLEST_RATE <= rate < 1:
         raise typer.BadParameter(f"{text!r}: a rate is at least {_SMALLEST_RATE} and below 1")

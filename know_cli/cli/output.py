@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ class Output:
     def notice(self, text: str) -> None:
         """A line for the user about what happens, on stderr."""
         if not self.quiet:
-            print(text, file=sys.stderr)
+            # Work does not stop because nobody listens.
+            with suppress(OSError):
+                print(text, file=sys.stderr)
 
     def warning(self, text: str) -> None:
         """A line about what may be wrong, on stderr."""
@@ -42,4 +45,4 @@ class Output:
         from rich.console import Console
 
         width = None if (sys.stderr if stderr else sys.stdout).isatty() else 100
-        return Console(stderr=stderr, highlight=False, width=width, markup=False)
+        return Console(stderr=stderr, highlight=False, width=width, markup=False, emoji=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +47,9 @@ class FrozenChoice(str, Enum):
 
     COPY = "copy"
     PREDICT = "predict"
+
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def predict(
@@ -201,7 +205,8 @@ def predict(
     more steps before the first: as if trained on 2, 4, 8 times the data.
     """
     talk = Output(quiet)
-    from know_cli.checkpoints.paths import expand_arguments
+    from know_cli.bundles import family
+    from know_cli.checkpoints.paths import check_count, expand_arguments
     from know_cli.cli.report_file import check_report_path, write_report
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
@@ -211,6 +216,11 @@ def predict(
         overrides = tuple(parse_override(text) for text in kind or ())
     except ValueError as error:
         raise UsageError(str(error)) from error
+    check_count(paths)
+    if _DEVICE.fullmatch(device) is None:
+        raise UsageError(f"--device {device}: is none of auto, cpu, cuda, cuda:0 …")
+    if weights is not None and not Path(weights).is_dir():
+        family(weights)
     if report is not None:
         check_report_path(report, [*paths, output])
 
@@ -237,6 +247,8 @@ def predict(
         force=force,
     )
     with open_prediction(request) as prediction:
+        if report is not None:
+            check_report_path(report, prediction.files)
         for notice in prediction.notices:
             talk.notice(notice)
         if dry_run:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,13 @@ from typing import Any
 from know_cli.errors import OutputError
 
 
-def check_report_path(path: Path, others: Sequence[Path]) -> None:
-    """Refuse a report that has no folder, or would overwrite an input or the output.
+def check_report_path(path: Path, others: Sequence[Path], option: str = "--report") -> None:
+    """Refuse a report that cannot be written, or would overwrite an input or an output.
+
+    Args:
+        path: of the report.
+        others: files and folders of this run; nothing in these folders may be written either.
+        option: that the report was given with, for the message.
 
     Raises:
         OutputError: the reason, and what to do.
@@ -24,12 +31,13 @@ def check_report_path(path: Path, others: Sequence[Path]) -> None:
         raise OutputError(f"{path.parent}: no such folder; make it first: mkdir -p {path.parent}")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file for the report")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in {path.parent}")
     resolved = path.resolve()
     for other in others:
-        if resolved == other.resolve() or (
-            path.exists() and other.exists() and path.samefile(other)
-        ):
-            raise OutputError(f"--report {path}: is a checkpoint of this run; name another file")
+        within = resolved.is_relative_to(other.resolve())
+        if within or (path.exists() and other.exists() and path.samefile(other)):
+            raise OutputError(f"{option} {path}: is a checkpoint of this run; name another file")
 
 
 def write_report(path: Path, content: dict[str, Any]) -> None:
@@ -38,16 +46,24 @@ def write_report(path: Path, content: dict[str, Any]) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    # Escaped, since a path may have bytes that are no UTF-8.
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, replacing a file that exists.
+    """Write a text, whole or not at all, replacing a file that exists.
 
     Raises:
         OutputError: it cannot be written.
     """
+    temporary = path.with_name(f".know-{secrets.token_hex(4)}.tmp")
     try:
-        path.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():  # a pipe or /dev/stdout
+            path.write_text(text, encoding="utf-8")
+            return
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -36,7 +36,13 @@ def new_table(*columns: str) -> Table:
     """A table whose first column is words and the others numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+        # Where the terminal is too narrow, words are folded and no digit is lost.
+        table.add_column(
+            column,
+            justify="left" if position == 0 else "right",
+            no_wrap=position > 0,
+            overflow="fold",
+        )
     return table
 
 

@@ -334,8 +334,8 @@ def _evaluate(
 
 def _bundles(name: str) -> list[Bundle]:
     """One bundle, or all of a family, by a folder or a shipped family's name."""
+    from know_cli.bundles import MANIFEST, family
     from know_cli.hypermodel import load_bundle
-    from know_cli.hypermodel.bundle import MANIFEST, family
 
     path = Path(name)
     folders = [path] if (path / MANIFEST).exists() else list(family(name, "--evaluate").values())

@@ -187,9 +187,10 @@ def _warnings(trajectory: Trajectory, inspection: Inspection) -> list[str]:
         )
     if inspection.nonfinite:
         path, tensor, _ = inspection.nonfinite[0]
+        count = len({name for _, name, _ in inspection.nonfinite})
         warnings.append(
-            f"{len(inspection.nonfinite)} tensors have values that are not finite, the first "
-            f"is {tensor} in {path}; a prediction refuses them unless --allow-nonfinite"
+            f"{count} tensor{'s have' if count > 1 else ' has'} values that are not finite, the "
+            f"first is {tensor} in {path}; a prediction refuses them unless --allow-nonfinite"
         )
     if inspection.total.parameters and not any(lengths) and not inspection.nonfinite:
         warnings.append("no tensor changes over the checkpoints: there is nothing to predict")

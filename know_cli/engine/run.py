@@ -23,6 +23,7 @@ from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float3
 from know_cli.engine.report import Report
 from know_cli.engine.rescale import ChannelSums
 from know_cli.errors import CheckpointError
+from know_cli.kinds import Kind
 from know_cli.normalisation import NormLayer
 
 _COPY_BYTES = 8 << 20
@@ -229,13 +230,15 @@ class _Run:
                 for k, checkpoint in enumerate(self.trajectory.checkpoints):
                     out = buffer.history[size - 1 - k, rows]
                     read_float32(checkpoint, entries[k], segment.start, out)
-                finite = torch.isfinite(buffer.history[:size, rows])
-                if not finite.all():
-                    self._refuse_nonfinite(segment, finite)
-                    buffer.copied[rows] = ~finite.all(dim=0)
-                    buffer.history[:size, rows] = torch.where(
-                        buffer.copied[rows], 0.0, buffer.history[:size, rows]
-                    )
+                # In chunks, since the check makes copies.
+                for row, count in chunks(segment.row, segment.count):
+                    history = buffer.history[:size, row : row + count]
+                    finite = torch.isfinite(history)
+                    if not finite.all():
+                        self._refuse_nonfinite(segment, finite)
+                        copied = buffer.copied[row : row + count]
+                        copied.copy_(~finite.all(dim=0))
+                        history.masked_fill_(copied, 0.0)
         return batch
 
     def _refuse_nonfinite(self, segment: Segment, finite: Tensor) -> None:
@@ -364,6 +367,12 @@ class _Run:
                     writer.write(tensor.name, start, as_bytes(data))
             if is_float(tensor.dtype):
                 nonfinite += int((~torch.isfinite(data.view(torch_dtype(tensor.dtype)))).sum())
+        belongs_to_weights = tensor.kind is not Kind.COPY or tensor.layer is not None
+        if nonfinite and belongs_to_weights and not self.settings.allow_nonfinite:
+            raise CheckpointError(
+                f"{entry.path}: tensor {tensor.name!r}: has {nonfinite} values that are not "
+                "finite; --allow-nonfinite copies them all the same"
+            )
         if nonfinite:
             self.report.notices.append(
                 f"{entry.path}: tensor {tensor.name!r} is copied with {nonfinite} values that "
@@ -405,7 +414,10 @@ class _Run:
         after = self.sums[step, layer.source_weight].mean_and_variance(
             mean, variance, bias, bias_after
         )
+        rescaled = {tensor.name for tensor in self.plan.with_action(Action.RESCALE)}
         for (name, old), new in zip(before.items(), after, strict=True):
+            if name not in rescaled:
+                continue
             entry = self.trajectory.first.tensors[name]
             if not np.isfinite(old).all() and not self.settings.allow_nonfinite:
                 raise CheckpointError(

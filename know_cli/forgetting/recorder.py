@@ -144,6 +144,8 @@ class Recorder:
         self.regime = Regime.CHAIN if start is None else Regime.COMMON_START
         self.trajectory = self._identity(function)
         self._open: TrainingSession | None = None
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder}: is a file; name a folder for the checkpoints")
         self._record: dict[str, Any] = {
             "format": FORMAT,
             "trajectory": self.trajectory,
@@ -186,7 +188,7 @@ class Recorder:
     def _other(self, path: Path, trajectory: str) -> UsageError:
         return UsageError(
             f"{path}: is of another trajectory ({trajectory}, this one is {self.trajectory}); "
-            "its data, seed, rate, options or function differ; record into another folder"
+            "its data, seed, rate, sessions, options or function differ; record into another folder"
         )
 
     @property

@@ -86,7 +86,7 @@ class _user_code:  # noqa: N801  used like a function
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, KnowError):
+        if isinstance(error, (Exception, SystemExit)) and not isinstance(error, KnowError):
             raise UsageError(
                 f"{self.text}: {type(error).__name__}: {error}; KNOW_DEBUG=1 shows the traceback"
             ) from error

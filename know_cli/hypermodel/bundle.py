@@ -1,8 +1,7 @@
 """A bundle: three trained KNOWN, one a kind, with a manifest that says how they were made.
 
 On disk a bundle is a folder with ``conv.safetensors``, ``fc.safetensors``,
-``bias.safetensors`` and ``manifest.json``. A family is a folder of bundles for different
-numbers of checkpoints, ``checkpoints-5`` and so on; the shipped families lie under ``weights``.
+``bias.safetensors`` and ``manifest.json``; :mod:`know_cli.bundles` finds it.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from know_cli.bundles import MANIFEST
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
-from know_cli.errors import CheckpointError, OutputError, UsageError
-from know_cli.hypermodel.keras import is_keras_folder, read_keras_folder
+from know_cli.errors import CheckpointError, OutputError
+from know_cli.hypermodel.keras import read_keras_folder
 from know_cli.hypermodel.known import Known, Preparation
 from know_cli.kinds import Kind
 
-MANIFEST = "manifest.json"
 FORMAT = 1
 #: The kinds that have a KNOWN of their own.
 KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
-_FOLDER = "checkpoints-"
 
 
 @dataclass(frozen=True)
@@ -68,78 +66,6 @@ class Bundle:
                 hasher.update(f"\n{kind.value} {name} ".encode())
                 hasher.update(tensor.contiguous().numpy().tobytes())
         return hasher.hexdigest()[:16]
-
-
-def weights_folder() -> Path:
-    """The folder of the shipped families: inside the package (wheel) or beside it (checkout)."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "weights"
-    return inside if inside.is_dir() else package.parent / "weights"
-
-
-def shipped() -> dict[str, dict[int, Path]]:
-    """Shipped bundles: family name → number of checkpoints → folder."""
-    families: dict[str, dict[int, Path]] = {}
-    for manifest in sorted(weights_folder().glob(f"*/{_FOLDER}*/{MANIFEST}")):
-        families.setdefault(manifest.parent.parent.name, {})[_size(manifest.parent)] = (
-            manifest.parent
-        )
-    return families
-
-
-def _size(folder: Path) -> int:
-    try:
-        return int(folder.name.removeprefix(_FOLDER))
-    except ValueError:
-        return 0
-
-
-def family(weights: str, option: str = "--weights") -> dict[int, Path]:
-    """Bundles for several numbers of checkpoints: that number → folder, ascending.
-
-    Args:
-        weights: a folder of bundles, which goes first, or the name of a shipped family.
-        option: that it was given with, for the message.
-
-    Raises:
-        UsageError: neither.
-    """
-    path, families = Path(weights), shipped()
-    if path.is_dir():
-        sizes = {_size(manifest.parent): manifest.parent for manifest in path.glob(f"*/{MANIFEST}")}
-    else:
-        sizes = families.get(weights, {})
-    if not sizes:
-        raise UsageError(
-            f"{option} {weights}: neither a folder with a KNOWN ({MANIFEST}, or KNOWN_*.h5) nor a shipped "
-            f"one ({', '.join(families) or 'none'})"
-        )
-    return dict(sorted(sizes.items()))
-
-
-def find_bundle(weights: str, checkpoints: int) -> Path:
-    """Resolve ``--weights`` to the folder of one bundle.
-
-    Args:
-        weights: the name of a shipped family, a bundle's folder, a folder of such for several
-            numbers of checkpoints, or a folder of Keras files. An existing folder goes first.
-        checkpoints: S of the trajectory.
-
-    Raises:
-        UsageError: nothing of that name.
-        CheckpointError: there is no KNOWN for that S; the message names those available.
-    """
-    path = Path(weights)
-    if path.is_dir() and ((path / MANIFEST).exists() or is_keras_folder(path)):
-        return path
-    sizes = family(weights)
-    if checkpoints not in sizes:
-        available = ", ".join(str(size) for size in sorted(sizes))
-        raise CheckpointError(
-            f"--weights {weights}: has no KNOWN for {checkpoints} checkpoints, only for "
-            f"{available}; give as many checkpoints, or train one with 'know train'"
-        )
-    return sizes[checkpoints]
 
 
 def load_bundle(path: Path) -> Bundle:

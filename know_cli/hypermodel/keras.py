@@ -37,11 +37,6 @@ _LAYERS: dict[str, tuple[str, int | None, int]] = {
 }
 
 
-def is_keras_folder(path: Path) -> bool:
-    """Whether a folder holds at least one of the three KNOWN files of Keras."""
-    return any((path / name).exists() for name in KERAS_FILES.values())
-
-
 def read_keras_folder(path: Path) -> dict[Kind, dict[str, Tensor]]:
     """Read ``KNOWN_Conv.h5``, ``KNOWN_FC.h5`` and ``KNOWN_Bias.h5``.
 

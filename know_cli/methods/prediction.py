@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from know_cli import __version__
+from know_cli.bundles import find_bundle
 from know_cli.checkpoints import Trajectory, open_trajectory
 from know_cli.checkpoints import metadata as keys
 from know_cli.checkpoints.metadata import Session
@@ -28,8 +29,8 @@ from know_cli.engine.progress import Progress, Silent
 from know_cli.engine.report import Report
 from know_cli.engine.run import OutputStep, execute
 from know_cli.engine.scan import scan
-from know_cli.errors import UsageError
-from know_cli.hypermodel import Bundle, find_bundle, load_bundle
+from know_cli.errors import OutputError, UsageError
+from know_cli.hypermodel import Bundle, load_bundle
 from know_cli.kinds import Kind
 from know_cli.methods.known import KnownPredictor, check_length
 
@@ -46,7 +47,7 @@ class Request:
         checkpoints: Θ0 (full data) first, most-forgotten last.
         output: file or folder to write, as Θ0 is one or the other.
         weights: name of a shipped family, or a path; see
-            :func:`~know_cli.hypermodel.find_bundle`.
+            :func:`~know_cli.bundles.find_bundle`.
         settings: steps, normalisation and so on.
         rate: sampling rate of the forgetting; None takes the checkpoints' own, else 0.5.
         every_step: also write each intermediate step.
@@ -93,6 +94,13 @@ class Prediction:
     def factor(self) -> str:
         """Factor of training data that the output stands for, such as ``x2``."""
         return factor_name(self.rate, self.request.settings.steps)
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file and folder that is read or written."""
+        inputs = self.trajectory.checkpoints
+        files = [file for checkpoint in inputs for file in (checkpoint.path, *checkpoint.headers)]
+        return [*files, *(output.path for output in self.outputs)]
 
     def execute(self, progress: Progress | None = None) -> Report:
         """Predict and write; see :func:`know_cli.engine.run.execute`."""
@@ -160,6 +168,8 @@ def open_prediction(request: Request) -> Prediction:
         rate = _rate(request, trajectory, notices)
         outputs = _outputs(request, trajectory, bundle, rate)
         for output in outputs:
+            if bundle.source and output.path.resolve().is_relative_to(bundle.source.resolve()):
+                raise OutputError(f"{output.path}: is in the bundle in use; name another output")
             check_output(
                 output.path,
                 trajectory.checkpoints,
