@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import settings
 from safetensors.torch import save_file
 from torch import Tensor
 
+from know_cli.cli.main import family_app, run
 from know_cli.hypermodel import Bundle, Known, Preparation, save_bundle
 from know_cli.hypermodel.bundle import KINDS
 
@@ -120,14 +124,21 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def know() -> Command:
-    """Runs ``python -m know_cli …`` in a process of its own."""
+    """Runs ``know …``: in this process, where torch is imported already, or in one of its own.
+
+    ``process=True`` starts ``python -m know_cli …`` as a shell would, and so do environment
+    variables, which are read when Python starts.
+    """
 
     def run(
-        *arguments: object, cwd: Path | None = None, **env: str
+        *arguments: object, cwd: Path | None = None, process: bool = False, **env: str
     ) -> subprocess.CompletedProcess[str]:
+        command = [str(argument) for argument in arguments]
         clean = {name: value for name, value in os.environ.items() if name != "KNOW_DEBUG"}
+        if not (process or env):
+            return _run_here(command, cwd or Path.cwd())
         return subprocess.run(
-            [sys.executable, "-m", "know_cli", *map(str, arguments)],
+            [sys.executable, "-m", "know_cli", *command],
             capture_output=True,
             text=True,
             cwd=cwd,
@@ -137,6 +148,27 @@ def know() -> Command:
         )
 
     return run
+
+
+def _run_here(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The command line in this process; what it changes of the process is put back."""
+    before, threads = Path.cwd(), torch.get_num_threads()
+    handlers = {wish: signal.getsignal(wish) for wish in (signal.SIGTERM, signal.SIGHUP)}
+    out, err = io.StringIO(), io.StringIO()
+    path = list(sys.path)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("COLUMNS", "100")
+        patch.delenv("KNOW_DEBUG", raising=False)
+        os.chdir(folder)
+        try:
+            code = run(family_app(), "know", command)
+        finally:
+            os.chdir(before)
+            sys.path[:] = path
+            torch.set_num_threads(threads)
+            for wish, handler in handlers.items():
+                signal.signal(wish, handler)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 def one_line(text: str) -> str:

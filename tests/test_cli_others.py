@@ -24,7 +24,7 @@ COMMANDS = ["predict", "inspect", "demo", "forget", "collect", "train", "convert
 def test_inspect_measures_steps_and_cosines(tmp_path: Path, know: Command) -> None:
     trajectory = states()
     write_trajectory(tmp_path, trajectory)
-    done = know("inspect", "ckpt0..ckpt4", "--json", "i.json", cwd=tmp_path)
+    done = know("inspect", "ckpt0..ckpt4", "--json", "i.json", cwd=tmp_path, process=True)
     assert done.returncode == EXIT_DONE, done.stderr
     for words in ("5 checkpoints, sampling rate not recorded", "length of step", "cosine of steps",
                   "tensors frozen: frozen.weight", "tensors with values that are not finite: none"):  # fmt: skip
@@ -116,7 +116,7 @@ def test_inspect_refuses_like_predict(tmp_path: Path, know: Command) -> None:
 def test_convert_weights(tmp_path: Path, know: Command) -> None:
     bundle = random_bundle()
     write_keras(bundle, tmp_path / "keras")
-    done = know("convert-weights", "keras", "-o", "ours", cwd=tmp_path)
+    done = know("convert-weights", "keras", "-o", "ours", cwd=tmp_path, process=True)
     assert done.returncode == EXIT_DONE, done.stderr
     assert same(load_bundle(tmp_path / "ours"), bundle)
     assert bundle.digest in done.stdout

@@ -14,7 +14,7 @@ from tests.conftest import Command, one_line
 
 
 def test_demo(tmp_path: Path, know: Command) -> None:
-    done = know("demo", "run", "--fine-tunings", 3, cwd=tmp_path)
+    done = know("demo", "run", "--fine-tunings", 3, cwd=tmp_path, process=True)
     assert done.returncode == EXIT_DONE, done.stderr
     lines = done.stdout.splitlines()
     command = next(line for line in lines if line.startswith("$ "))
@@ -31,7 +31,7 @@ def test_demo(tmp_path: Path, know: Command) -> None:
         "predicted.safetensors", "predicted.x2.safetensors", "predicted.x4.safetensors", "demo.png",
     }  # fmt: skip
     assert (tmp_path / "run" / "demo.png").read_bytes().startswith(b"\x89PNG")
-    again = know("demo", "run", "--fine-tunings", 3, cwd=tmp_path)
+    again = know("demo", "run", "--fine-tunings", 3, cwd=tmp_path, process=True)
     assert again.returncode == EXIT_DONE, again.stderr
     assert "training" not in again.stderr
     table = [line for line in lines if "%" in line]
@@ -48,7 +48,7 @@ def test_demo_needs_a_parent_folder(tmp_path: Path, know: Command) -> None:
 
 
 def test_a_failing_prediction_ends_the_demo_with_its_code(tmp_path: Path, know: Command) -> None:
-    done = know("demo", "run", "--weights", "nothing", cwd=tmp_path)
+    done = know("demo", "run", "--weights", "nothing", cwd=tmp_path, process=True)
     assert done.returncode == EXIT_USAGE
     assert "neither a folder with a KNOWN" in done.stderr
 
