@@ -155,7 +155,7 @@ def _run_here(command: list[str], folder: Path) -> subprocess.CompletedProcess[s
     before, threads = Path.cwd(), torch.get_num_threads()
     handlers = {wish: signal.getsignal(wish) for wish in (signal.SIGTERM, signal.SIGHUP)}
     out, err = io.StringIO(), io.StringIO()
-    path = list(sys.path)
+    path, modules = list(sys.path), set(sys.modules)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setenv("COLUMNS", "100")
         patch.delenv("KNOW_DEBUG", raising=False)
@@ -165,6 +165,10 @@ def _run_here(command: list[str], folder: Path) -> subprocess.CompletedProcess[s
         finally:
             os.chdir(before)
             sys.path[:] = path
+            # A user's module of the same name in another folder is another module.
+            for name in set(sys.modules) - modules:
+                if str(getattr(sys.modules[name], "__file__", "")).startswith(str(folder)):
+                    del sys.modules[name]
             torch.set_num_threads(threads)
             for wish, handler in handlers.items():
                 signal.signal(wish, handler)

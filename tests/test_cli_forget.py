@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 
 from know_cli.cli.forget import load_labels, parse_options, parse_rates
 from know_cli.errors import UsageError
+from tests.conftest import Command
 
 MODULE = """
 import torch
@@ -26,28 +24,15 @@ names = ["a", "b"] * 20
 """
 
 
-def run(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parent.parent)
-    return subprocess.run(
-        [sys.executable, "-m", "know_cli", "forget", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "mine.py").write_text(MODULE)
     return tmp_path
 
 
-def test_records_and_goes_on(folder: Path) -> None:
+def test_records_and_goes_on(folder: Path, know: Command) -> None:
     arguments = ("mine.py:session", "run", "--labels", "mine:names", "--sessions", "3")
-    broken = run(*arguments, "--option", "fail=2", folder=folder)
+    broken = know("forget", *arguments, "--option", "fail=2", cwd=folder, process=True)
     assert broken.returncode == 2
     assert broken.stderr.splitlines()[-1] == (
         "know: error: mine.py:session: run, session 2: RuntimeError: out of luck; KNOW_DEBUG=1 "
@@ -58,16 +43,16 @@ def test_records_and_goes_on(folder: Path) -> None:
         "ckpt1.safetensors",
         "trajectory.json",
     ]
-    other = run(*arguments, folder=folder)
+    other = know("forget", *arguments, cwd=folder)
     assert other.returncode == 2
     assert "of another trajectory" in other.stderr
-    debug = run(*arguments, "--option", "fail=2", folder=folder, KNOW_DEBUG="1")
+    debug = know("forget", *arguments, "--option", "fail=2", cwd=folder, KNOW_DEBUG="1")
     assert 'raise RuntimeError("out of luck")' in debug.stderr
 
 
-def test_prints_a_line_a_session_and_a_result(folder: Path) -> None:
+def test_prints_a_line_a_session_and_a_result(folder: Path, know: Command) -> None:
     arguments = ("mine:session", "run", "--size", "40", "--sessions", "2", "--before", "1")
-    done = run(*arguments, folder=folder)
+    done = know("forget", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert len(lines) == 3
@@ -76,16 +61,16 @@ def test_prints_a_line_a_session_and_a_result(folder: Path) -> None:
     assert "accuracy 0.25" in lines[1]
     assert "continuation 1" in lines[2]
     assert done.stdout.startswith("run: 3 sessions trained")
-    again = run(*arguments, "--quiet", folder=folder)
+    again = know("forget", *arguments, "--quiet", cwd=folder)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
-def test_several_trajectories(folder: Path) -> None:
+def test_several_trajectories(folder: Path, know: Command) -> None:
     common = ("mine:session", "runs", "--size", "40", "--sessions", "2", "--rate", "0.3..0.9")
-    refused = run(*common, folder=folder)
+    refused = know("forget", *common, cwd=folder)
     assert refused.returncode == 2
     assert "--trajectories" in refused.stderr
-    done = run(*common, "--trajectories", "3", folder=folder)
+    done = know("forget", *common, "--trajectories", "3", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in (folder / "runs").iterdir()) == ["0000", "0001", "0002"]
     assert done.stdout.startswith("runs: 3 trajectories, 6 sessions trained")
@@ -111,18 +96,18 @@ def test_arguments(tmp_path: Path) -> None:
             load_labels(str(tmp_path / name))
 
 
-def test_starts_every_session_from_a_given_checkpoint(folder: Path) -> None:
+def test_starts_every_session_from_a_given_checkpoint(folder: Path, know: Command) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
     save_file({"w": torch.full((3,), 1000.0)}, folder / "start.safetensors")
-    done = run(
-        "mine.py:session", "run", "--labels", "mine:names", "--sessions", "3", "--start", "start.safetensors",
-        folder=folder,
-    )  # fmt: skip
+    done = know("forget",
+        "mine.py:session", "run", "--labels", "mine:names", "--sessions", "3", "--start", "start.safetensors", cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     values = [load_file(folder / "run" / f"ckpt{k}.safetensors")["w"][0].item() for k in range(3)]
     assert values == [1040, 1020, 1010]
-    done = run("mine.py:session", "x", "--size", "9", "--start", "no.safetensors", folder=folder)
+    done = know(
+        "forget", "mine.py:session", "x", "--size", "9", "--start", "no.safetensors", cwd=folder
+    )
     assert done.returncode == 3
     assert "no.safetensors: no such file" in done.stderr

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,19 +11,7 @@ import torch
 from know_cli.bundles import shipped, weights_folder
 from know_cli.forgetting import Recorder, nested_subsets
 from know_cli.hypermodel import load_bundle
-
-
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parent.parent)
-    return subprocess.run(
-        [sys.executable, "-m", "know_cli", "train", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+from tests.conftest import Command
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_trains_a_bundle_and_refuses_to_replace_it(folder: Path) -> None:
+def test_trains_a_bundle_and_refuses_to_replace_it(folder: Path, know: Command) -> None:
     arguments = ("runs", "-o", "known", "--checkpoints", "3", "--epochs", "3", "--threads", "1")
-    done = run(*arguments, "--target", "continuation", folder=folder)
+    done = know("train", *arguments, "--target", "continuation", cwd=folder, process=True)
     assert done.returncode == 0, done.stderr
     assert "6 trajectories" in done.stderr
     assert "epoch   3 of 3" in done.stderr
@@ -64,21 +49,21 @@ def test_trains_a_bundle_and_refuses_to_replace_it(folder: Path) -> None:
     )
     manifest = json.loads((folder / "known" / "manifest.json").read_text())
     assert manifest["command"].startswith("know train runs -o known --target continuation")
-    refused = run(*arguments, folder=folder)
+    refused = know("train", *arguments, cwd=folder)
     assert refused.returncode == 4
     assert "--force" in refused.stderr
     before = bundle.digest
     command = manifest["command"].split()[2:]
-    again = run(*command, "--force", "--quiet", folder=folder)
+    again = know("train", *command, "--force", "--quiet", cwd=folder)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert load_bundle(folder / "known").digest == before
 
 
-def test_says_what_is_missing(folder: Path) -> None:
-    nothing = run("nowhere", "-o", "other", folder=folder)
+def test_says_what_is_missing(folder: Path, know: Command) -> None:
+    nothing = know("train", "nowhere", "-o", "other", cwd=folder)
     assert nothing.returncode == 2
     assert "trajectory.json" in nothing.stderr
-    short = run("runs", "-o", "other", "--checkpoints", "5", folder=folder)
+    short = know("train", "runs", "-o", "other", "--checkpoints", "5", cwd=folder)
     assert short.returncode == 2
     assert "6 are needed" in short.stderr
     assert not (folder / "other").exists()

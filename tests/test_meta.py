@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ from know_cli.meta.figures import (
 )
 from know_cli.meta.series import KINDS
 from know_cli.meta.split import ARCHITECTURES, DATA_SETS, TRAJECTORIES, split
-from know_cli.meta.training import Loss, Residuals, settings_of
+from know_cli.meta.training import Loss, Residuals, settings_of, split_of
 from know_cli.meta.windows import Collection, RecordedTrajectory, is_data_limited
 
 State = Mapping[str, torch.Tensor]
@@ -286,7 +287,7 @@ class TestTraining:
             preparation=preparation,
             penalised=False,
             residuals=Residuals.SCALED,
-            epochs=40,
+            epochs=25,
             batch_rows=256,
         )
         bundle, found = train_bundle(collect_windows(folders, target=target), settings)
@@ -545,6 +546,32 @@ class TestEvaluation:
         for kind in KINDS:
             one = again[TRAJECTORIES][kind][2]
             assert one.others == {"same": one.known}
+
+    def test_a_bundle_is_measured_on_what_it_was_not_trained_on(self, trajectories: Path) -> None:
+        found = collect_windows(find_trajectories([trajectories]), target=Target.RETRODICTION)
+        settings = Settings(target=Target.RETRODICTION, epochs=1)
+        bundle, _ = train_bundle(found, settings)
+        parts = settings.split(found)
+        assert split_of(bundle, found) == parts
+        # Other trajectories beside them, in another order, change nothing.
+        order = list(range(len(found.trajectories)))[::-1]
+        mixed = Collection(
+            found.windows, [trajectory("abc"), *(found.trajectories[n] for n in order)], []
+        )
+        again = split_of(bundle, mixed)
+        assert {mixed.trajectories[n].identity for n in again.all_held_out} == {
+            found.trajectories[n].identity for n in parts.all_held_out
+        }
+        assert 0 not in again.training + again.all_held_out
+        # The first manifests had a list of them.
+        old = copy.deepcopy(bundle)
+        old.manifest["data"]["held_out"] = bundle.manifest["data"]["held_out"][TRAJECTORIES]
+        assert split_of(old, found) == parts
+        with pytest.raises(UsageError, match="none of the trajectories held out"):
+            split_of(bundle, Collection(found.windows, [trajectory("abc")], []))
+        del old.manifest["data"]
+        with pytest.raises(UsageError, match="does not tell what was held out"):
+            split_of(old, found)
 
     @pytest.mark.parametrize(
         ("test", "longer", "more_data", "limited"),

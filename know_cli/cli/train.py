@@ -297,7 +297,7 @@ def _evaluate(
     from know_cli.cli.figures import figures_markdown, figures_tables
     from know_cli.cli.report_file import check_report_path, write_report, write_text
     from know_cli.meta.evaluation import evaluate, to_json
-    from know_cli.meta.training import settings_of
+    from know_cli.meta.training import settings_of, split_of
     from know_cli.meta.windows import collect_windows, find_trajectories
 
     for path in (report, table):
@@ -324,7 +324,7 @@ def _evaluate(
             name: one for name, one in others.items() if one.checkpoints == bundle.checkpoints
         }
         title = f"{bundle.target}, {bundle.checkpoints} checkpoints, {bundle.digest}"
-        tables[title] = evaluate(bundle, collection, settings.split(collection), beside)
+        tables[title] = evaluate(bundle, collection, split_of(bundle, collection), beside)
     talk.show(*figures_tables(tables))
     if report is not None:
         write_report(report, {title: to_json(one) for title, one in tables.items()})

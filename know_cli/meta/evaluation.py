@@ -79,7 +79,7 @@ def _groups(
     trajectories: list[RecordedTrajectory], parts: Split
 ) -> Iterator[tuple[str, list[int]]]:
     yield from parts.held_out.items()
-    known = parts.held_out[TRAJECTORIES]
+    known = parts.held_out.get(TRAJECTORIES, [])
     for name, wanted in ((DATA_LIMITED, True), (NOT_DATA_LIMITED, False)):
         numbers = [number for number in known if trajectories[number].data_limited is wanted]
         if numbers:

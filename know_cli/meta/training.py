@@ -26,7 +26,7 @@ from know_cli.kinds import Kind
 from know_cli.meta.evaluation import Table, evaluate, to_json
 from know_cli.meta.figures import iterate
 from know_cli.meta.series import KINDS
-from know_cli.meta.split import Split, split
+from know_cli.meta.split import TRAJECTORIES, Split, split
 from know_cli.meta.windows import Collection, Target, Windows
 
 #: The distance from which the Huber loss grows linearly, in the unit of the residuals.
@@ -354,6 +354,41 @@ def settings_of(bundle: Bundle) -> Settings:
             f"{bundle.source}: its manifest does not tell how it was trained ({error!r}), so "
             "that nobody knows what was held out; give one that 'know train' wrote"
         ) from error
+
+
+def split_of(bundle: Bundle, collection: Collection) -> Split:
+    """The division of trajectories that a bundle was trained with, by their identities.
+
+    Args:
+        bundle: as ``know train`` made it.
+        collection: trajectories, those of its training or others; others are in no group.
+
+    Raises:
+        UsageError: its manifest does not tell, or nothing that it holds out is there.
+    """
+    numbers = {one.identity: number for number, one in enumerate(collection.trajectories)}
+    try:
+        data = bundle.manifest["data"]
+        held_out = data["held_out"]
+        if isinstance(held_out, list):  # as manifests of the first version have it
+            held_out = {TRAJECTORIES: held_out}
+        training = [numbers[one] for one in data["training"] if one in numbers]
+        groups = {
+            name: sorted(numbers[one] for one in identities if one in numbers)
+            for name, identities in held_out.items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{bundle.source}: its manifest does not tell what was held out ({error!r}); give "
+            "one that 'know train' wrote"
+        ) from error
+    found = {name: group for name, group in groups.items() if group}
+    if not found:
+        raise UsageError(
+            f"{bundle.source}: none of the trajectories held out from its training is here; "
+            "give those that it was trained with"
+        )
+    return Split(sorted(training), found)
 
 
 def _manifest(
