@@ -13,7 +13,6 @@ import typer
 
 from know_cli.cli.options import parse_shard, usable_cores
 from know_cli.cli.output import Output
-from know_cli.cli.tables import count_text, new_table
 from know_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -117,6 +116,8 @@ def collect(
             totals.add(one)
             tell(one)
     seconds = time.perf_counter() - began
+    from know_cli.cli.tables import count_text
+
     rows = ", ".join(f"{count_text(count)} {kind}" for kind, count in totals.rows.items())
     talk.show(
         _table(totals),
@@ -152,6 +153,8 @@ def _progress(totals: Totals, processes: int) -> str:
 
 
 def _line(one: Collected, totals: Totals, processes: int) -> str:
+    from know_cli.cli.tables import count_text
+
     what = f"left out: {one.reason}"
     if not one.reason:
         setup, recorded = one.facts["setup"], one.facts["recorded"]
@@ -168,6 +171,8 @@ def _line(one: Collected, totals: Totals, processes: int) -> str:
 
 def _table(totals: Totals) -> Table:
     """One row an architecture; accuracies on samples that no session trains on."""
+    from know_cli.cli.tables import count_text, new_table
+
     table = new_table(
         "architecture", "trajectories", "data-limited", *(f"{kind}" for kind in _KINDS),
         "Θ0", "most forgotten", "trained longer", "more data",

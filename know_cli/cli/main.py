@@ -32,15 +32,16 @@ from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_OUTPUT, 
 _EXIT_BROKEN_PIPE = 141
 _DEBUG = "KNOW_DEBUG"
 
-# A new command is a new file in this folder and one line here.
-_COMMANDS: tuple[tuple[str, Callable[..., None], str | None], ...] = (
-    ("predict", predict, EPILOG),
-    ("inspect", inspect, None),
-    ("demo", demo, None),
-    ("forget", forget, FORGET_EPILOG),
-    ("collect", collect, COLLECT_EPILOG),
-    ("train", train, TRAIN_EPILOG),
-    ("convert-weights", convert_weights, None),
+# A new command is a new file in this folder and one line here: name, function, what it does in
+# a few words, examples.
+_COMMANDS: tuple[tuple[str, Callable[..., None], str, str | None], ...] = (
+    ("predict", predict, "Predict the weights of more data from checkpoints.", EPILOG),
+    ("inspect", inspect, "Show a trajectory before predicting.", None),
+    ("demo", demo, "See all of it on real images.", None),
+    ("forget", forget, "Record structured forgetting.", FORGET_EPILOG),
+    ("collect", collect, "Record many small networks, for 'train'.", COLLECT_EPILOG),
+    ("train", train, "Train a KNOWN of your own, or measure one.", TRAIN_EPILOG),
+    ("convert-weights", convert_weights, "Convert a KNOWN that Keras saved.", None),
 )
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -63,6 +64,8 @@ def family_app() -> typer.Typer:
         help="Predict the weights your model would have had with more data.",
         context_settings=_SETTINGS,
         pretty_exceptions_enable=False,
+        # Help by rich would take a tenth of a second to import.
+        rich_markup_mode=None,
         add_completion=False,
         no_args_is_help=True,
     )
@@ -71,15 +74,20 @@ def family_app() -> typer.Typer:
     def _family(version: _Version = False) -> None:
         pass
 
-    for name, function, epilog in _COMMANDS:
-        app.command(name, help=_reflow(function.__doc__), epilog=epilog)(function)
+    for name, function, summary, epilog in _COMMANDS:
+        app.command(name, help=_reflow(function.__doc__), short_help=summary, epilog=epilog)(
+            function
+        )
     return app
 
 
 def predict_app() -> typer.Typer:
     """The command ``know-predict``: exactly ``know predict``."""
     app = typer.Typer(
-        context_settings=_SETTINGS, pretty_exceptions_enable=False, add_completion=False
+        context_settings=_SETTINGS,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        add_completion=False,
     )
     app.command("predict", help=_reflow(predict.__doc__), epilog=EPILOG)(predict)
     return app
