@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from know_cli.errors import CheckpointError, UsageError
+from know_cli.errors import CheckpointError, OutputError, UsageError
 
 MANIFEST = "manifest.json"
 _FOLDER = "checkpoints-"
@@ -91,3 +91,19 @@ def find_bundle(weights: str, checkpoints: int) -> Path:
             f"{available}; give as many checkpoints, or train one with 'know train'"
         )
     return sizes[checkpoints]
+
+
+def check_bundle_output(output: Path, *, force: bool) -> None:
+    """Refuse to write a bundle where something else is, before any work is done.
+
+    Raises:
+        OutputError: the reason, and what to do.
+    """
+    if not output.parent.is_dir():
+        raise OutputError(
+            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
+        )
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise OutputError(f"{output}: exists already; --force replaces it")

@@ -27,6 +27,10 @@ class Kind(str, Enum):
     COPY = "copy"
 
 
+#: The kinds that are predicted, each by a KNOWN of its own.
+PREDICTED_KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
+
+
 @dataclass(frozen=True)
 class Classification:
     """The kind of one tensor, and a phrase for users that says why."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from know_cli.cli.main import family_app, run
 from know_cli.hypermodel import Bundle, Known, Preparation, save_bundle
-from know_cli.hypermodel.bundle import KINDS
+from know_cli.kinds import PREDICTED_KINDS
 
 torch.set_num_threads(2)
 # Speed is not tested: on a busy machine any example may take long.
@@ -99,7 +99,7 @@ def random_bundle(
     """Three KNOWN with random weights, large enough that every layer matters."""
     generator = torch.Generator().manual_seed(seed)
     every = {}
-    for kind in KINDS:
+    for kind in PREDICTED_KINDS:
         state = Known(checkpoints).state_dict()
         every[kind] = {
             name: torch.randn(tensor.shape, generator=generator) * 0.15

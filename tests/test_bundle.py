@@ -14,9 +14,8 @@ from safetensors.torch import load_file, save_file
 from know_cli.bundles import find_bundle, shipped, weights_folder
 from know_cli.errors import CheckpointError, OutputError, UsageError
 from know_cli.hypermodel import Bundle, Preparation, load_bundle, save_bundle
-from know_cli.hypermodel.bundle import KINDS
 from know_cli.hypermodel.keras import KERAS_FILES
-from know_cli.kinds import Kind
+from know_cli.kinds import PREDICTED_KINDS, Kind
 from tests.conftest import random_bundle
 
 # Written down here a second time, on purpose: layer of Keras → layer of KNOWN.
@@ -45,7 +44,7 @@ def write_keras(bundle: Bundle, folder: Path, root: str = "") -> Path:
 def same(one: Bundle, two: Bundle) -> bool:
     return all(
         torch.equal(one.states[kind][name], two.states[kind][name])
-        for kind in KINDS
+        for kind in PREDICTED_KINDS
         for name in one.states[kind]
     )
 

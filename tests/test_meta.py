@@ -15,7 +15,7 @@ from know_cli.checkpoints import save_checkpoint
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.forgetting import Recorder, nested_subsets
 from know_cli.hypermodel import Known, Preparation, load_bundle, save_bundle
-from know_cli.kinds import Kind
+from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta import (
     Settings,
     Target,
@@ -33,7 +33,6 @@ from know_cli.meta.figures import (
     least_squares,
     measure,
 )
-from know_cli.meta.series import KINDS
 from know_cli.meta.split import ARCHITECTURES, DATA_SETS, TRAJECTORIES, split
 from know_cli.meta.training import Loss, Residuals, settings_of, split_of
 from know_cli.meta.windows import Collection, RecordedTrajectory, is_data_limited
@@ -356,9 +355,9 @@ class TestTraining:
         settings = Settings(target=Target.CONTINUATION, epochs=3, loss=Loss.L2)
         bundle, _ = train_bundle(collection, settings, lambda *epoch: told.append(epoch))
         assert [(kind, epoch) for kind, epoch, *_ in told] == [
-            (kind, epoch) for kind in KINDS for epoch in (1, 2, 3)
+            (kind, epoch) for kind in PREDICTED_KINDS for epoch in (1, 2, 3)
         ]
-        for kind in KINDS:
+        for kind in PREDICTED_KINDS:
             losses = [float(f"{loss:.5g}") for one, _, _, loss in told if one is kind]
             assert bundle.manifest["losses"][kind.value]["held_out"] == losses
 
@@ -434,7 +433,7 @@ class TestTraining:
         told.clear()
         other = Settings(target=Target.CONTINUATION, epochs=1)
         train_bundle(collection, other, lambda kind, *_: told.append(kind), partial=tmp_path)
-        assert told == list(KINDS)
+        assert told == list(PREDICTED_KINDS)
 
     def test_residuals_are_counted_in_their_unit(self) -> None:
         from know_cli.meta.training import _tensors
@@ -536,14 +535,14 @@ class TestEvaluation:
         for kinds in table.values():
             # Seven sessions have a window with two targets, none with three.
             assert {kind: list(steps) for kind, steps in kinds.items()} == {
-                kind: [1, 2] for kind in KINDS
+                kind: [1, 2] for kind in PREDICTED_KINDS
             }
         both = [table[name][Kind.FC][1] for name in ("data-limited", "not data-limited")]
         whole = table[TRAJECTORIES][Kind.FC][1]
         assert whole.rows == sum(one.rows for one in both)
         assert whole.trajectories == sum(one.trajectories for one in both) == 8
         again = evaluate(bundle, collection, settings.split(collection), {"same": bundle})
-        for kind in KINDS:
+        for kind in PREDICTED_KINDS:
             one = again[TRAJECTORIES][kind][2]
             assert one.others == {"same": one.known}
 

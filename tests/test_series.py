@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from know_cli.errors import CheckpointError
-from know_cli.kinds import Kind
+from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta import Target, collect_windows, find_trajectories
 from know_cli.meta.series import (
-    KINDS,
     NotUsableError,
     is_series,
     load_series,
@@ -42,7 +41,7 @@ def test_a_series_survives_a_round_trip(tmp_path: Path) -> None:
     )  # fmt: skip
     assert loaded.facts == series.facts
     assert loaded.identity == loaded.facts["trajectory"]
-    for kind in KINDS:
+    for kind in PREDICTED_KINDS:
         assert np.array_equal(loaded.values[kind], series.values[kind])
         assert np.array_equal(loaded.tensors[kind], series.tensors[kind])
     assert loaded.values[Kind.CONV][1].tolist() == [101, 111, 121, 131, 141, 151, 161, 91, 81]
@@ -56,7 +55,7 @@ def test_windows_are_those_of_the_folder(tmp_path: Path, target: Target, checkpo
     wishes = {"target": target, "checkpoints": checkpoints}
     folder = collect_windows([tmp_path / "a"], **wishes)
     file = collect_windows([collected(tmp_path / "a")], **wishes)
-    for kind in KINDS:
+    for kind in PREDICTED_KINDS:
         one, other = folder.windows[kind], file.windows[kind]
         assert one.windows.dtype == other.windows.dtype == np.float32
         key = np.lexsort(one.windows.T), np.lexsort(other.windows.T)

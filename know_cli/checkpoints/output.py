@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
 from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import TensorInfo, encode_header
 from know_cli.errors import OutputError
+from know_cli.files import temporary_name
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ class CheckpointWriter:
         self._place: dict[str, tuple[int, TensorInfo]] = {}
         self._descriptors: list[int] = []
         self._flushed = False
-        name = _temporary_name()
+        name = temporary_name()
         # A folder that exists may be a file system of its own, into which nothing can be renamed.
         self._temporary = output / name if output.is_dir() else output.with_name(name)
 
@@ -267,7 +267,7 @@ def save_checkpoint(
     except KeyError as error:
         raise OutputError(f"{path}: safetensors has no dtype {error}") from error
     start, infos = encode_header(layout, metadata)
-    temporary = path.with_name(_temporary_name())
+    temporary = path.with_name(temporary_name())
     with _output_errors(path):
         try:
             with temporary.open("xb") as file:
@@ -284,11 +284,6 @@ def save_checkpoint(
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
-
-
-def _temporary_name() -> str:
-    # Not made of the output's name, which may be as long as names can be.
-    return f".know-{secrets.token_hex(8)}.tmp"
 
 
 def _move_folder(temporary: Path, output: Path) -> None:

@@ -29,7 +29,7 @@ def convert_weights(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Convert a KNOWN saved by Keras into a bundle, after which h5py is not needed."""
-    from know_cli.bundles import MANIFEST, is_keras_folder
+    from know_cli.bundles import check_bundle_output, is_keras_folder
     from know_cli.errors import CheckpointError, OutputError
     from know_cli.hypermodel import load_bundle, save_bundle
 
@@ -39,14 +39,7 @@ def convert_weights(
         raise CheckpointError(f"{source}: the folder has no KNOWN_*.h5")
     if output.exists() and output.samefile(source):
         raise OutputError(f"{output}: is the input; name another folder")
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
-    if (output / MANIFEST).exists() and not force:
-        raise OutputError(f"{output}: has a bundle already; --force replaces it")
-    if not output.parent.is_dir():
-        raise OutputError(
-            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
-        )
+    check_bundle_output(output, force=force)
     bundle = load_bundle(source)
     save_bundle(bundle, output, {"data": "converted from Keras files; see their own source"})
     Output(quiet).show(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from know_cli.errors import OutputError
+from know_cli.files import write_text
 
 
 def check_report_path(path: Path, others: Sequence[Path], option: str = "--report") -> None:
@@ -48,22 +48,3 @@ def write_report(path: Path, content: dict[str, Any]) -> None:
     """
     # Escaped, since a path may have bytes that are no UTF-8.
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all, replacing a file that exists.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    temporary = path.with_name(f".know-{secrets.token_hex(4)}.tmp")
-    try:
-        if path.exists() and not path.is_file():  # a pipe or /dev/stdout
-            path.write_text(text, encoding="utf-8")
-            return
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

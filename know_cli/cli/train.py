@@ -188,6 +188,8 @@ def train(
         return
     if compare or report or table:
         raise UsageError("--compare, --report and --table go with --evaluate")
+    from know_cli.bundles import check_bundle_output
+
     check_bundle_output(output, force=force)
     from know_cli.hypermodel import Preparation
     from know_cli.meta.training import Loss, Residuals, Settings
@@ -295,14 +297,15 @@ def _evaluate(
     import torch
 
     from know_cli.cli.figures import figures_markdown, figures_tables
-    from know_cli.cli.report_file import check_report_path, write_report, write_text
+    from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.files import write_text
     from know_cli.meta.evaluation import evaluate, to_json
     from know_cli.meta.training import settings_of, split_of
     from know_cli.meta.windows import collect_windows, find_trajectories
 
-    for path in (report, table):
+    for option, path in (("--report", report), ("--table", table)):
         if path is not None:
-            check_report_path(path, [])
+            check_report_path(path, [], option)
     if threads:
         torch.set_num_threads(threads)
     bundles = [bundle for name in names for bundle in _bundles(name)]
@@ -352,21 +355,3 @@ def _named_bundles(pairs: list[str]) -> dict[str, Bundle]:
             raise UsageError(f"--compare {pair}: write NAME=BUNDLE, each name once")
         found[name] = load_bundle(Path(path))
     return found
-
-
-def check_bundle_output(output: Path, *, force: bool) -> None:
-    """Refuse a bundle folder that has contents, or is a file.
-
-    Raises:
-        OutputError: the reason, and what to do.
-    """
-    from know_cli.errors import OutputError
-
-    if not output.parent.is_dir():
-        raise OutputError(
-            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
-        )
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
-    if output.is_dir() and any(output.iterdir()) and not force:
-        raise OutputError(f"{output}: exists already; --force replaces it")

@@ -15,7 +15,7 @@ from know_cli.checkpoints.metadata import Session
 from know_cli.engine.progress import Progress
 from know_cli.engine.reading import chunks, read_float32
 from know_cli.engine.scan import looks_reversed
-from know_cli.kinds import Classification, Kind
+from know_cli.kinds import PREDICTED_KINDS, Classification, Kind
 
 # Below this share of ‖Θ0‖ the whole trajectory is within what float32 training rounds away.
 _TINY_MOVEMENT = 1e-6
@@ -122,7 +122,7 @@ def inspect_trajectory(
             _inspect_tensor(trajectory, name, kind, movement, inspection)
         progress.advance(entry.info.elements)
     inspection.kinds = {kind: kinds[kind] for kind in Kind if kind in kinds}
-    for kind in (Kind.CONV, Kind.FC, Kind.BIAS):
+    for kind in PREDICTED_KINDS:
         if kind in kinds:
             inspection.total.tensors += kinds[kind].tensors
             inspection.total.parameters += kinds[kind].parameters

@@ -14,7 +14,7 @@ from enum import Enum
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.dtypes import is_float
 from know_cli.errors import UsageError
-from know_cli.kinds import Classification, Kind, Override, classify_all
+from know_cli.kinds import PREDICTED_KINDS, Classification, Kind, Override, classify_all
 from know_cli.normalisation import NormLayer, find_norm_layers
 
 
@@ -136,7 +136,7 @@ class Plan:
 
     def batches(self) -> Iterator[Batch]:
         """The batches of predicted parameters, kind after kind."""
-        for kind in (Kind.CONV, Kind.FC, Kind.BIAS):
+        for kind in PREDICTED_KINDS:
             of_kind = [t for t in self.with_action(Action.PREDICT) if t.kind is kind]
             yield from cut_batches(kind, of_kind, self.batch_rows)
 

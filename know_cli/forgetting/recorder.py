@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,6 +17,7 @@ from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Session
 from know_cli.engine.reading import as_bytes
 from know_cli.errors import OutputError, UsageError
+from know_cli.files import write_text
 from know_cli.forgetting.subsets import Indices
 
 if TYPE_CHECKING:
@@ -268,11 +268,11 @@ class Recorder:
         # between the two the session is trained again and its entry replaced.
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_atomically(self.folder / RECORD, json.dumps(self._record, indent=1) + "\n")
         except OSError as error:
             raise OutputError(
-                f"{self.folder / RECORD}: cannot be written: {error.strerror or error}"
+                f"{self.folder}: cannot be made: {error.strerror or error}"
             ) from error
+        write_text(self.folder / RECORD, json.dumps(self._record, indent=1) + "\n")
         save_checkpoint(
             self.folder / checkpoint_name(session.index),
             state,
@@ -375,12 +375,3 @@ def derived_seed(seed: int, *numbers: int) -> int:
     """A seed in [0, 2⁶³) that depends on all arguments, for an independent random stream."""
     sequence = np.random.SeedSequence(seed, spawn_key=numbers)
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

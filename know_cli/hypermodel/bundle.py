@@ -19,13 +19,12 @@ from torch import Tensor
 from know_cli.bundles import MANIFEST
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.errors import CheckpointError, OutputError
+from know_cli.files import write_text
 from know_cli.hypermodel.keras import read_keras_folder
 from know_cli.hypermodel.known import Known, Preparation
-from know_cli.kinds import Kind
+from know_cli.kinds import PREDICTED_KINDS, Kind
 
 FORMAT = 1
-#: The kinds that have a KNOWN of their own.
-KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Bundle:
         Equal for a folder of Keras files and the bundle converted from it.
         """
         hasher = hashlib.sha256(f"{self.preparation.value} {self.checkpoints}".encode())
-        for kind in KINDS:
+        for kind in PREDICTED_KINDS:
             for name, tensor in sorted(self.states[kind].items()):
                 hasher.update(f"\n{kind.value} {name} ".encode())
                 hasher.update(tensor.contiguous().numpy().tobytes())
@@ -82,7 +81,7 @@ def load_bundle(path: Path) -> Bundle:
         return Bundle(states, size, Preparation.RAW, "retrodiction", {}, path)
     manifest = _read_manifest(path / MANIFEST)
     states = {}
-    for kind in KINDS:
+    for kind in PREDICTED_KINDS:
         file = path / f"{kind.value}.safetensors"
         states[kind] = _read_state(file, manifest["checkpoints"])
     bundle = Bundle(
@@ -162,7 +161,7 @@ def save_bundle(bundle: Bundle, path: Path, details: Mapping[str, Any] | None = 
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be made: {error.strerror or error}") from error
-    for kind in KINDS:
+    for kind in PREDICTED_KINDS:
         save_checkpoint(path / f"{kind.value}.safetensors", bundle.states[kind], {"format": "pt"})
     manifest = {
         "format": FORMAT,
@@ -174,11 +173,4 @@ def save_bundle(bundle: Bundle, path: Path, details: Mapping[str, Any] | None = 
     }
     rest = {**bundle.manifest, **(details or {})}
     manifest.update({key: value for key, value in rest.items() if key not in manifest})
-    try:
-        (path / MANIFEST).write_text(
-            json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-    except OSError as error:
-        raise OutputError(
-            f"{path / MANIFEST}: cannot be written: {error.strerror or error}"
-        ) from error
+    write_text(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from know_cli.errors import KnowError, OutputError
+from know_cli.files import write_text
 from know_cli.forgetting.recorder import derived_seed
+from know_cli.kinds import PREDICTED_KINDS
 from know_cli.meta.data import DataSet, load
 from know_cli.meta.recording import record_trajectory
-from know_cli.meta.series import KINDS, NotUsableError, load_series, save_series
+from know_cli.meta.series import NotUsableError, load_series, save_series
 from know_cli.meta.setup import draw_setup
 
 _PARTIAL = ".partial-"
@@ -178,7 +180,7 @@ def _collect_one(number: int) -> Collected:
         save_series(series, _wishes.file(number))
     except NotUsableError as error:
         text = json.dumps({"reason": str(error), "setup": setup.to_json()}, indent=1)
-        _wishes.left_out(number).write_text(text + "\n", encoding="utf-8")
+        write_text(_wishes.left_out(number), text + "\n")
         return Collected(number, reason=str(error), seconds=time.perf_counter() - began)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
@@ -190,7 +192,7 @@ def _collect_one(number: int) -> Collected:
 
 def _described(wishes: Wishes, number: int, seconds: float | None) -> Collected:
     series = load_series(wishes.file(number))
-    rows = {kind.value: len(series.values[kind]) for kind in KINDS}
+    rows = {kind.value: len(series.values[kind]) for kind in PREDICTED_KINDS}
     return Collected(number, series.facts, rows, seconds=seconds)
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from know_cli.errors import UsageError
 from know_cli.hypermodel import Bundle
-from know_cli.kinds import Kind
+from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.figures import Figures, iterate, least_squares, measure
-from know_cli.meta.series import KINDS
 from know_cli.meta.split import TRAJECTORIES, Split
 from know_cli.meta.windows import Collection, RecordedTrajectory
 
@@ -44,11 +43,11 @@ def evaluate(
     """
     others = others or {}
     for name, one in {"this KNOWN": bundle, **others}.items():
-        found = collection.windows[KINDS[0]].windows.shape[1]
+        found = collection.windows[PREDICTED_KINDS[0]].windows.shape[1]
         if one.checkpoints != found:
             raise UsageError(f"{name}: reads {one.checkpoints} checkpoints, not {found}")
     table: Table = {group: {} for group, _ in _groups(collection.trajectories, parts)}
-    for kind in KINDS:
+    for kind in PREDICTED_KINDS:
         windows = collection.windows[kind]
         training = windows.of(parts.training)
         modules = {name: one.module(kind) for name, one in others.items()}

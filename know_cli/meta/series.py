@@ -24,12 +24,10 @@ from know_cli.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
 from know_cli.engine.reading import as_bytes, read_float32
 from know_cli.errors import CheckpointError
 from know_cli.forgetting.recorder import checkpoint_name, read_record
-from know_cli.kinds import Kind, classify
+from know_cli.kinds import PREDICTED_KINDS, Kind, classify
 from know_cli.normalisation import find_norm_layers
 
 Floats = NDArray[np.float32]
-#: The kinds that have a KNOWN of their own.
-KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
 SERIES = "know.series"
 FORMAT = 1
 _TENSOR = ".tensor"
@@ -99,8 +97,8 @@ def read_trajectory(folder: Path, *, rows_per_tensor: int, seed: int) -> Series:
         if not (folder / checkpoint_name(index)).exists():
             raise NotUsableError(f"{checkpoint_name(index)} is not recorded yet")
     generator = np.random.default_rng([seed, int(record["trajectory"], 16)])
-    tables: dict[Kind, list[Floats]] = {kind: [] for kind in KINDS}
-    numbers: dict[Kind, list[NDArray[np.int32]]] = {kind: [] for kind in KINDS}
+    tables: dict[Kind, list[Floats]] = {kind: [] for kind in PREDICTED_KINDS}
+    numbers: dict[Kind, list[NDArray[np.int32]]] = {kind: [] for kind in PREDICTED_KINDS}
     names: list[str] = []
     with ExitStack() as stack:
         opened = [
@@ -128,8 +126,8 @@ def read_trajectory(folder: Path, *, rows_per_tensor: int, seed: int) -> Series:
     empty = np.empty((0, len(indices)), dtype=np.float32)
     return Series(
         indices,
-        {kind: np.concatenate([empty, *tables[kind]]) for kind in KINDS},
-        {kind: np.concatenate([np.empty(0, np.int32), *numbers[kind]]) for kind in KINDS},
+        {kind: np.concatenate([empty, *tables[kind]]) for kind in PREDICTED_KINDS},
+        {kind: np.concatenate([np.empty(0, np.int32), *numbers[kind]]) for kind in PREDICTED_KINDS},
         tuple(names),
         {key: value for key, value in record.items() if key != "format"},
     )
@@ -162,7 +160,7 @@ def save_series(series: Series, path: Path) -> None:
         OutputError: it cannot be written.
     """
     tensors = {}
-    for kind in KINDS:
+    for kind in PREDICTED_KINDS:
         tensors[kind.value] = torch.from_numpy(series.values[kind])
         tensors[kind.value + _TENSOR] = torch.from_numpy(series.tensors[kind])
     facts = {
@@ -195,12 +193,14 @@ def load_series(path: Path) -> Series:
             if facts.pop("format") != FORMAT:
                 raise ValueError("another format")
             indices, names = tuple(facts.pop("indices")), tuple(facts.pop("names"))
-            values = {kind: _read(checkpoint, kind.value, "F32") for kind in KINDS}
-            tensors = {kind: _read(checkpoint, kind.value + _TENSOR, "I32") for kind in KINDS}
+            values = {kind: _read(checkpoint, kind.value, "F32") for kind in PREDICTED_KINDS}
+            tensors = {
+                kind: _read(checkpoint, kind.value + _TENSOR, "I32") for kind in PREDICTED_KINDS
+            }
             fits = all(
                 values[kind].ndim == 2
                 and values[kind].shape == (*tensors[kind].shape, len(indices))
-                for kind in KINDS
+                for kind in PREDICTED_KINDS
             )
             if not fits:
                 raise ValueError("its tables do not fit together")

@@ -22,10 +22,9 @@ from know_cli.errors import KnowError, UsageError
 from know_cli.forgetting.recorder import derived_seed, read_state
 from know_cli.hypermodel import Bundle, Known, Preparation
 from know_cli.hypermodel.known import initialise, penalty
-from know_cli.kinds import Kind
+from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.evaluation import Table, evaluate, to_json
 from know_cli.meta.figures import iterate
-from know_cli.meta.series import KINDS
 from know_cli.meta.split import TRAJECTORIES, Split, split
 from know_cli.meta.windows import Collection, Target, Windows
 
@@ -169,7 +168,7 @@ def train_bundle(
     parts = settings.split(collection)
     wanted = _identity(collection, settings)
     fits: dict[Kind, Fit] = {}
-    for kind in KINDS:
+    for kind in PREDICTED_KINDS:
         file = None if partial is None else partial / f"{kind.value}.safetensors"
         found = None if file is None else _read_fit(file, wanted, settings)
         if found is None:
@@ -207,7 +206,7 @@ def fit(
                 "that have convolutions, dense layers and biases"
             )
     generator = torch.Generator().manual_seed(
-        derived_seed(settings.seed, 2, KINDS.index(kind)) % 2**32
+        derived_seed(settings.seed, 2, PREDICTED_KINDS.index(kind)) % 2**32
     )
     known = Known(settings.checkpoints, settings.preparation)
     initialise(known, generator)
@@ -301,7 +300,7 @@ def _identity(collection: Collection, settings: Settings) -> str:
     facts: Mapping[str, Any] = {
         "settings": settings.to_json(),
         "trajectories": [one.identity for one in collection.trajectories],
-        "rows": {kind.value: len(collection.windows[kind]) for kind in KINDS},
+        "rows": {kind.value: len(collection.windows[kind]) for kind in PREDICTED_KINDS},
         "threads": torch.get_num_threads(),
         "versions": _versions(),
     }
@@ -411,7 +410,8 @@ def _manifest(
                 for name, numbers in parts.held_out.items()
             },
             "rows": {
-                kind.value: len(collection.windows[kind].of(parts.training)) for kind in KINDS
+                kind.value: len(collection.windows[kind].of(parts.training))
+                for kind in PREDICTED_KINDS
             },
         },
         "losses": {

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from know_cli.checkpoints import open_checkpoint
 from know_cli.errors import UsageError
 from know_cli.forgetting.recorder import RECORD, Regime, checkpoint_name, read_record
-from know_cli.kinds import Kind, classify
+from know_cli.kinds import PREDICTED_KINDS, Kind, classify
 from know_cli.meta.series import (
-    KINDS,
     Floats,
     NotUsableError,
     Series,
@@ -196,7 +195,7 @@ def collect_windows(
         UsageError: no trajectory can be used.
         CheckpointError: a checkpoint is corrupt, or those of a trajectory do not fit together.
     """
-    tables: dict[Kind, list[Windows]] = {kind: [] for kind in KINDS}
+    tables: dict[Kind, list[Windows]] = {kind: [] for kind in PREDICTED_KINDS}
     used: list[RecordedTrajectory] = []
     skipped: list[str] = []
     seen: dict[str, Path] = {}
@@ -231,7 +230,7 @@ def collect_windows(
         reason = skipped[0] if skipped else "there are no trajectories"
         raise UsageError(f"no trajectory can be used for {target.value}: {reason}")
     return Collection(
-        {kind: _join(tables[kind], checkpoints, steps) for kind in KINDS}, used, skipped
+        {kind: _join(tables[kind], checkpoints, steps) for kind in PREDICTED_KINDS}, used, skipped
     )
 
 
@@ -288,7 +287,7 @@ def _take_columns(
     """The windows of all tensors at one position of a collected trajectory."""
     columns, wanted = series.columns(window), series.columns(targets)
     tables = []
-    for kind in KINDS:
+    for kind in PREDICTED_KINDS:
         values, tensors = series.values[kind], series.tensors[kind]
         moved = (values[:, columns] != values[:, columns[:1]]).any(axis=1)
         # Tensors that stay the same throughout the window are left out whole.
@@ -337,7 +336,7 @@ def _take(
         for name in sorted(shapes):
             entry = newest.tensors[name]
             kind = classify(name, entry.shape, entry.dtype).kind
-            if kind not in KINDS or name in statistics:
+            if kind not in PREDICTED_KINDS or name in statistics:
                 continue
             table = read_tensor(opened, name, entry.shape)
             if not np.isfinite(table).all():

@@ -1,0 +1,41 @@
+"""Small files, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from know_cli.errors import OutputError
+
+
+def temporary_name() -> str:
+    """A hidden name for what is not complete yet.
+
+    It is not made of the final name, which may be as long as names can be.
+    """
+    return f".know-{secrets.token_hex(8)}.tmp"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, replacing a file that exists; what is no file is written into.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(temporary_name())
+    try:
+        if path.exists() and not path.is_file():  # a pipe or /dev/stdout
+            path.write_text(text, encoding="utf-8")
+            return
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
