@@ -24,15 +24,15 @@ from know_cli.meta import (
     find_trajectories,
     train_bundle,
 )
-from know_cli.meta.evaluation import evaluate
 from know_cli.meta.figures import (
     best_factor,
-    iterate,
     l1_ratio,
     l2_ratio,
     least_squares,
     measure,
+    predict,
 )
+from know_cli.meta.held_out import evaluate
 from know_cli.meta.split import ARCHITECTURES, DATA_SETS, TRAJECTORIES, split
 from know_cli.meta.training import Loss, Residuals, settings_of, split_of
 from know_cli.meta.windows import Collection, RecordedTrajectory, is_data_limited
@@ -244,7 +244,7 @@ class TestFigures:
         with torch.no_grad():
             first = known(windows)
             second = known(torch.stack([windows[:, 1], windows[:, 2], first], dim=1))
-        answers = iterate(known, windows.numpy(), 2)
+        answers = predict(known, windows.numpy(), 2)
         assert answers == pytest.approx(torch.stack([first, second], dim=1).numpy(), abs=1e-6)
 
 

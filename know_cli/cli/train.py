@@ -299,7 +299,7 @@ def _evaluate(
     from know_cli.cli.figures import figures_markdown, figures_tables
     from know_cli.cli.report_file import check_report_path, write_report
     from know_cli.files import write_text
-    from know_cli.meta.evaluation import evaluate, to_json
+    from know_cli.meta.held_out import evaluate, to_json
     from know_cli.meta.training import settings_of, split_of
     from know_cli.meta.windows import collect_windows, find_trajectories
 

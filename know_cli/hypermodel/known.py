@@ -89,6 +89,24 @@ class Known(nn.Module):
         return window[:, -1] + scale * self.change(values, differences)
 
 
+def roll(known: Known, windows: Tensor, steps: int) -> Tensor:
+    """Predict several steps, each from the window with the answer before in it.
+
+    Args:
+        known: predicts one step.
+        windows: ``[rows, S]`` float32, θ0 last.
+        steps: at least 1.
+
+    Returns:
+        ``[rows, steps]`` float32.
+    """
+    answers: list[Tensor] = []
+    for _ in range(steps):
+        answers.append(known(windows))
+        windows = torch.cat([windows[:, 1:], answers[-1][:, None]], dim=1)
+    return torch.stack(answers, dim=1)
+
+
 def prepare(window: Tensor, preparation: Preparation) -> tuple[Tensor, Tensor]:
     """What KNOWN reads of a window, and what its answer is multiplied with.
 

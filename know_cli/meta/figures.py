@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from know_cli.hypermodel import Known
+from know_cli.hypermodel.known import roll
 from know_cli.meta.series import Floats
 from know_cli.meta.windows import Windows
 
@@ -98,19 +99,12 @@ def measure(
     )
 
 
-def iterate(known: Known, windows: Floats, steps: int) -> Floats:
-    """KNOWN's answers ``[rows, steps]`` float32 to windows ``[rows, S]`` float32.
-
-    Each step after the first reads the window shifted by the answer before.
-    """
-    parts = []
+def predict(known: Known, windows: Floats, steps: int) -> Floats:
+    """KNOWN's answers ``[rows, steps]`` float32 to windows ``[rows, S]`` float32."""
     with torch.inference_mode():
-        for part in torch.split(torch.from_numpy(windows), _CHUNK):
-            answers = []
-            for _ in range(steps):
-                answers.append(known(part))
-                part = torch.cat([part[:, 1:], answers[-1][:, None]], dim=1)
-            parts.append(torch.stack(answers, dim=1))
+        parts = [
+            roll(known, part, steps) for part in torch.split(torch.from_numpy(windows), _CHUNK)
+        ]
     joined: Floats = torch.cat(parts).numpy()
     return joined
 

@@ -21,10 +21,10 @@ from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.errors import KnowError, UsageError
 from know_cli.forgetting.recorder import derived_seed, read_state
 from know_cli.hypermodel import Bundle, Known, Preparation
-from know_cli.hypermodel.known import initialise, penalty
+from know_cli.hypermodel.known import initialise, penalty, roll
 from know_cli.kinds import PREDICTED_KINDS, Kind
-from know_cli.meta.evaluation import Table, evaluate, to_json
-from know_cli.meta.figures import iterate
+from know_cli.meta.figures import predict
+from know_cli.meta.held_out import Table, evaluate, to_json
 from know_cli.meta.split import TRAJECTORIES, Split, split
 from know_cli.meta.windows import Collection, Target, Windows
 
@@ -210,14 +210,12 @@ def fit(
     )
     known = Known(settings.checkpoints, settings.preparation)
     initialise(known, generator)
-    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.averaging)  # type: ignore[no-untyped-call]
-    average = torch.optim.swa_utils.AveragedModel(known, multi_avg_fn=averaging)
-    data = _tensors(training, settings)
-    inputs, targets, weights = data
+    inputs, targets, weights = _tensors(training, settings)
     adam = torch.optim.Adam(known.parameters(), settings.learning_rate)
     batches = math.ceil(len(inputs) / settings.batch_rows)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, settings.epochs * batches)
-    kept: Known = average.module if settings.averaging else known  # type: ignore[assignment]
+    average = _average(known, settings.averaging)
+    kept: Known = known if average is None else average.module  # type: ignore[assignment]
     losses: list[tuple[float, float]] = []
     for epoch in range(1, settings.epochs + 1):
         total = 0.0
@@ -230,7 +228,7 @@ def fit(
             (loss + penalty(known) if settings.penalised else loss).backward()  # type: ignore[no-untyped-call]
             adam.step()
             schedule.step()
-            if settings.averaging:
+            if average is not None:
                 average.update_parameters(known)
         training_loss = total / len(inputs)
         held_out_loss = _loss(kept, held_out, settings)
@@ -243,13 +241,11 @@ def fit(
     return Fit(kept.eval(), losses)
 
 
-def roll(known: Known, windows: Tensor, steps: int) -> Tensor:
-    """KNOWN's answers ``[rows, steps]`` to windows ``[rows, S]``, each put into the next window."""
-    answers: list[Tensor] = []
-    for _ in range(steps):
-        answers.append(known(windows))
-        windows = torch.cat([windows[:, 1:], answers[-1][:, None]], dim=1)
-    return torch.stack(answers, dim=1)
+def _average(known: Known, decay: float) -> torch.optim.swa_utils.AveragedModel | None:
+    if not decay:
+        return None
+    rule = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return torch.optim.swa_utils.AveragedModel(known, multi_avg_fn=rule)
 
 
 def _tensors(windows: Windows, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
@@ -291,7 +287,7 @@ def _mean(answers: Tensor, targets: Tensor, weights: Tensor, loss: Loss) -> Tens
 
 def _loss(known: Known, windows: Windows, settings: Settings) -> float:
     _, targets, weights = _tensors(windows, settings)
-    answers = torch.from_numpy(iterate(known, windows.windows, settings.steps))
+    answers = torch.from_numpy(predict(known, windows.windows, settings.steps))
     return float(_mean(answers, targets, weights, settings.loss))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -12,19 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from know_cli.checkpoints import open_checkpoint
 from know_cli.errors import UsageError
-from know_cli.forgetting.recorder import RECORD, Regime, checkpoint_name, read_record
-from know_cli.kinds import PREDICTED_KINDS, Kind, classify
+from know_cli.forgetting.recorder import RECORD, Regime
+from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.series import (
     Floats,
     NotUsableError,
     Series,
     is_series,
     load_series,
-    read_tensor,
+    read_trajectory,
 )
-from know_cli.normalisation import find_norm_layers
 
 
 class Target(str, Enum):
@@ -64,7 +61,7 @@ class Windows:
 
     def of(self, trajectories: Iterable[int]) -> Windows:
         """The rows of some trajectories."""
-        return self._rows(np.isin(self.trajectory, list(trajectories)))
+        return self.rows(np.isin(self.trajectory, list(trajectories)))
 
     def has_target(self, step: int) -> NDArray[np.bool_]:
         """``[rows]``: which have a target after so many steps, counted from 1."""
@@ -73,10 +70,11 @@ class Windows:
 
     def with_target(self, step: int) -> Windows:
         """The rows that have a target after so many steps, and only that target."""
-        rows = self._rows(self.has_target(step))
-        return Windows(rows.windows, rows.targets[:, step - 1 : step], rows.trajectory)
+        there = self.rows(self.has_target(step))
+        return Windows(there.windows, there.targets[:, step - 1 : step], there.trajectory)
 
-    def _rows(self, chosen: NDArray[np.bool_]) -> Windows:
+    def rows(self, chosen: NDArray[np.bool_]) -> Windows:
+        """Some of the rows, by a mask ``[rows]``."""
         return Windows(self.windows[chosen], self.targets[chosen], self.trajectory[chosen])
 
 
@@ -200,26 +198,19 @@ def collect_windows(
     skipped: list[str] = []
     seen: dict[str, Path] = {}
     for path in paths:
-        series = load_series(path) if path.is_file() else None
-        facts = read_record(path) if series is None else series.facts
-        same = seen.setdefault(str(facts["trajectory"]), path)
-        if same is not path:
-            # On both sides of a split it would be judged by what it was fitted to.
-            skipped.append(f"{path}: is the same trajectory as {same}")
-            continue
         try:
+            series = _load(path, rows_per_tensor, seed)
+            same = seen.setdefault(series.identity, path)
+            if same is not path:
+                # On both sides of a split it would be judged by what it was fitted to.
+                raise NotUsableError(f"is the same trajectory as {same}")
+            facts = series.facts
             positions = _positions(
                 facts["sessions"], facts["continuations"], target, checkpoints, steps
             )
-            generator = np.random.default_rng([seed, int(facts["trajectory"], 16)])
+            generator = np.random.default_rng([seed, int(series.identity, 16)])
             for window, targets in positions:
-                taken = (
-                    _take(path, window, targets, rows_per_tensor, generator, len(used))
-                    if series is None
-                    else _take_columns(
-                        series, window, targets, rows_per_tensor, generator, len(used)
-                    )
-                )
+                taken = _take(series, window, targets, rows_per_tensor, generator, len(used))
                 for kind, windows in taken:
                     tables[kind].append(_padded(windows, steps))
         except NotUsableError as error:
@@ -232,6 +223,12 @@ def collect_windows(
     return Collection(
         {kind: _join(tables[kind], checkpoints, steps) for kind in PREDICTED_KINDS}, used, skipped
     )
+
+
+def _load(path: Path, rows_per_tensor: int, seed: int) -> Series:
+    if path.is_file():
+        return load_series(path)
+    return read_trajectory(path, rows_per_tensor=rows_per_tensor, seed=seed)
 
 
 def _described(path: Path, facts: dict[str, Any]) -> RecordedTrajectory:
@@ -276,7 +273,7 @@ def _positions(
     ]
 
 
-def _take_columns(
+def _take(
     series: Series,
     window: list[int],
     targets: list[int],
@@ -284,7 +281,7 @@ def _take_columns(
     generator: np.random.Generator,
     number: int,
 ) -> list[tuple[Kind, Windows]]:
-    """The windows of all tensors at one position of a collected trajectory."""
+    """The windows of all tensors at one position of a trajectory."""
     columns, wanted = series.columns(window), series.columns(targets)
     tables = []
     for kind in PREDICTED_KINDS:
@@ -311,47 +308,6 @@ def _at_most(
     order = np.lexsort((generator.random(len(rows)), tensors))
     starts = np.searchsorted(tensors[order], tensors[order])
     return np.sort(rows[order[np.arange(len(rows)) - starts < count]])
-
-
-def _take(
-    folder: Path,
-    window: list[int],
-    targets: list[int],
-    rows_per_tensor: int,
-    generator: np.random.Generator,
-    number: int,
-) -> list[tuple[Kind, Windows]]:
-    """The windows of all tensors at one position of one trajectory."""
-    paths = [folder / checkpoint_name(index) for index in [*window, *targets]]
-    for path in paths:
-        if not path.exists():
-            raise NotUsableError(f"{path.name} is not recorded yet; run 'know forget' to its end")
-    size = len(window)
-    tables = []
-    with ExitStack() as stack:
-        opened = [stack.enter_context(open_checkpoint(path)) for path in paths]
-        newest = opened[size - 1]
-        shapes = {name: entry.shape for name, entry in newest.tensors.items()}
-        statistics = {name for layer in find_norm_layers(shapes) for name in layer.statistics}
-        for name in sorted(shapes):
-            entry = newest.tensors[name]
-            kind = classify(name, entry.shape, entry.dtype).kind
-            if kind not in PREDICTED_KINDS or name in statistics:
-                continue
-            table = read_tensor(opened, name, entry.shape)
-            if not np.isfinite(table).all():
-                raise NotUsableError(f"tensor {name!r} is not finite; its training diverged")
-            if (table[:size] == table[0]).all():
-                continue
-            count = table.shape[1]
-            if count > rows_per_tensor:
-                drawn = np.sort(generator.choice(count, rows_per_tensor, replace=False))
-                table = table[:, drawn]
-            windows = np.ascontiguousarray(table[:size].T)
-            numbers = np.full(len(windows), number, dtype=np.int32)
-            after = np.ascontiguousarray(table[size:].T)
-            tables.append((kind, Windows(windows, after, numbers)))
-    return tables
 
 
 def _padded(windows: Windows, steps: int) -> Windows:

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from know_cli.errors import UsageError
 from know_cli.hypermodel import Bundle
 from know_cli.kinds import PREDICTED_KINDS, Kind
-from know_cli.meta.figures import Figures, iterate, least_squares, measure
+from know_cli.meta.figures import Figures, least_squares, measure, predict
 from know_cli.meta.split import TRAJECTORIES, Split
 from know_cli.meta.windows import Collection, RecordedTrajectory
 
@@ -19,6 +21,7 @@ Table = dict[str, dict[Kind, dict[int, Figures]]]
 #: Sub-groups of the held-out trajectories, by regime.
 DATA_LIMITED, NOT_DATA_LIMITED = "data-limited", "not data-limited"
 _DIGITS = 4
+_OWN = "this KNOWN"
 
 
 def evaluate(
@@ -42,35 +45,33 @@ def evaluate(
         UsageError: a bundle reads another number of checkpoints than the windows have.
     """
     others = others or {}
-    for name, one in {"this KNOWN": bundle, **others}.items():
+    for name, one in {_OWN: bundle, **others}.items():
         found = collection.windows[PREDICTED_KINDS[0]].windows.shape[1]
         if one.checkpoints != found:
             raise UsageError(f"{name}: reads {one.checkpoints} checkpoints, not {found}")
-    table: Table = {group: {} for group, _ in _groups(collection.trajectories, parts)}
+    groups = dict(_groups(collection.trajectories, parts))
+    table: Table = {group: {} for group in groups}
     for kind in PREDICTED_KINDS:
         windows = collection.windows[kind]
-        training = windows.of(parts.training)
-        modules = {name: one.module(kind) for name, one in others.items()}
-        rules = [least_squares(training.with_target(step)) for step in range(1, windows.steps + 1)]
-        for group, numbers in _groups(collection.trajectories, parts):
-            held_out = windows.of(numbers)
-            if not len(held_out):
-                continue
-            answers = iterate(bundle.module(kind), held_out.windows, windows.steps)
-            other_answers = {
-                name: iterate(module, held_out.windows, windows.steps)
-                for name, module in modules.items()
-            }
-            table[group][kind] = {}
-            for step in range(1, windows.steps + 1):
-                there = held_out.has_target(step)
-                if there.any():
-                    table[group][kind][step] = measure(
-                        answers[there, step - 1],
-                        held_out.with_target(step),
-                        rules[step - 1],
-                        {name: answer[there, step - 1] for name, answer in other_answers.items()},
-                    )
+        training, held_out = windows.of(parts.training), windows.of(parts.all_held_out)
+        # The groups overlap, and every window is answered once.
+        answers = {
+            name: predict(one.module(kind), held_out.windows, windows.steps)
+            for name, one in {_OWN: bundle, **others}.items()
+            if len(held_out)
+        }
+        for step in range(1, windows.steps + 1):
+            rule = least_squares(training.with_target(step))
+            there = held_out.has_target(step)
+            for group, numbers in groups.items():
+                rows = there & np.isin(held_out.trajectory, numbers)
+                if not rows.any():
+                    continue
+                found = {name: answer[rows, step - 1] for name, answer in answers.items()}
+                own = found.pop(_OWN)
+                table[group].setdefault(kind, {})[step] = measure(
+                    own, held_out.rows(rows).with_target(step), rule, found
+                )
     return {group: kinds for group, kinds in table.items() if kinds}
 
 
