@@ -169,7 +169,9 @@ def test_family_help_and_version(know: Command) -> None:
 LIGHT = [
     ["--help"], ["--version"], *([command, "--help"] for command in COMMANDS),
     ["predict"], ["predict", "a", "-o", "b", "--steps", "0"], ["predict", "a", "-o", "b", "--rate", "x"],
-    ["predict", "missing", "-o", "b"],
+    ["predict", "missing", "-o", "b"], ["predict", "here", "-o", "b"],
+    ["predict", "here", "there", "-o", "b", "--device", "tpu"],
+    ["predict", "here", "there", "-o", "b", "--weights", "nothing"],
 ]  # fmt: skip
 
 
@@ -177,6 +179,8 @@ LIGHT = [
 def test_help_and_usage_errors_import_neither_torch_nor_numpy(
     arguments: list[str], tmp_path: Path
 ) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).write_text("never read")
     code = (
         "import sys\n"
         f"sys.argv = ['know', *{arguments!r}]\n"

@@ -473,6 +473,7 @@ def test_a_report_never_replaces_what_is_read_or_written(
         folder = run / f"c{k}"
         folder.mkdir()
         shutil.copy(run / f"ckpt{k}.safetensors", folder / "model.safetensors")
+    (run / "out").mkdir()
     before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
     every = ["--steps", "2", "--every-step"]
     for arguments in (
@@ -486,10 +487,7 @@ def test_a_report_never_replaces_what_is_read_or_written(
             arguments += ["--weights", str(bundle_path)]
         done = know(*arguments, cwd=run)
         assert done.returncode == EXIT_OUTPUT, arguments
-        assert any(
-            text in one_line(done.stderr)
-            for text in ("is a checkpoint of this run", "no such folder")
-        )
+        assert "is a checkpoint of this run" in one_line(done.stderr)
     assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
 
 
@@ -506,8 +504,8 @@ def test_readers_that_go_away(run: Path, bundle_path: Path) -> None:
     status = "; echo ${PIPESTATUS[0]}"
     for command in (f"{predict} a.safetensors", "KNOW inspect ckpt0..ckpt4", "KNOW --help"):
         done = shell(f"{command} 2> errors | true{status}", run)
-        # The reader may be slower than the writer, and then all is well.
-        assert done.stdout.split() in (["141"], ["0"]), command
+        # "true" is gone long before Python has anything to say.
+        assert done.stdout.split() == ["141"], command
         assert "bug" not in (run / "errors").read_text()
     done = shell(f"{predict} b.safetensors 2>&1 >/dev/null | true{status}", run)
     assert done.stdout.split() == ["0"]
@@ -571,11 +569,8 @@ def test_dry_run_figures(run: Path, know: Command, bundle_path: Path) -> None:
     assert plan["bytes_to_read"] == sum(size[name] * times[actions[name]] for name in state)
     assert plan["bytes_to_write"] == (run / "ckpt0.safetensors").stat().st_size
     fc = next(line.split() for line in done.stdout.splitlines() if line.startswith("fc "))
-    assert fc[:4] == ["fc", "6", "1.03", "k"]
-    predicted = sum(
-        state[n].numel() for n in ("fc.weight", "half.weight", "brain.weight", "double.weight")
-    )
-    assert fc[4] == f"{predicted / 1000:.3g}" if predicted >= 1000 else str(predicted)
+    # Without frozen.weight, 25 of the 1,035.
+    assert fc == ["fc", "6", "1.03", "k", "1.01", "k"]
 
 
 def test_the_default_bundle_is_the_one_that_is_documented(run: Path, know: Command) -> None:

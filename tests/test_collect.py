@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from know_cli.forgetting import subset_sizes
 from know_cli.forgetting.recorder import Regime
 from know_cli.kinds import Kind
 from know_cli.meta import find_trajectories
-from know_cli.meta.collecting import Wishes, _collect_one, existing
+from know_cli.meta.collecting import Request, _collect_one, existing
 from know_cli.meta.data import DataSet, Samples, load
 from know_cli.meta.recording import record_trajectory
 from know_cli.meta.series import NotUsableError, load_series
@@ -66,7 +67,7 @@ def test_draws_are_varied() -> None:
     setups = [draw_setup(seed, SETS) for seed in range(300)]
     assert {setup.design.architecture for setup in setups} == set(ARCHITECTURES)
     assert {setup.data_set for setup in setups} == set(SETS)
-    assert {setup.regime for setup in setups} == set(Regime)
+    assert {setup.start for setup in setups} == {None, "fresh", "pretrained"}
     assert {setup.sessions for setup in setups} >= {5, 7, 8}
     assert {setup.optimiser for setup in setups} == {"adam", "sgd"}
     assert 0.3 < np.mean([setup.augmentation != "none" for setup in setups]) < 0.7
@@ -84,13 +85,16 @@ def test_what_cannot_be_drawn() -> None:
         draw_setup(0, {"digits": SETS["digits"]}, ["text"])
 
 
-@pytest.mark.parametrize("regime", list(Regime))
-def test_a_trajectory_has_its_evidence(tmp_path: Path, regime: Regime) -> None:
+@pytest.mark.parametrize("start", [None, "fresh", "pretrained"])
+def test_a_trajectory_has_its_evidence(
+    tmp_path: Path, start: Literal["fresh", "pretrained"] | None
+) -> None:
     digits = load("digits")
     setup = draw_setup(7, {"digits": digits}, ["mlp"])
-    setup = replace(setup, regime=regime, epochs=4, sessions=5, continuations=2, rate=0.6)
+    setup = replace(setup, start=start, epochs=4, sessions=5, continuations=2, rate=0.6)
     series = record_trajectory(setup, digits, tmp_path / "a", rows_per_tensor=50)
     assert series.indices == (0, 1, 2, 3, 4, -1, -2)
+    regime = Regime.CHAIN if start is None else Regime.COMMON_START
     assert series.facts["regime"] == regime.value
     assert series.facts["setup"]["design"]["architecture"] == "mlp"
     recorded = series.facts["recorded"]
@@ -109,8 +113,15 @@ def test_a_trajectory_has_its_evidence(tmp_path: Path, regime: Regime) -> None:
 
 def test_a_network_that_learns_nothing_is_left_out(tmp_path: Path) -> None:
     digits = load("digits")
+    setup = draw_setup(7, {"digits": digits}, ["mlp"])
+    # Of ten classes no untrained network guesses half as many again as chance has it.
     setup = replace(
-        draw_setup(7, {"digits": digits}, ["mlp"]), learning_rate=1e-9, epochs=1, optimiser="sgd"
+        setup,
+        classes=tuple(range(10)),
+        design=replace(setup.design, classes=10),
+        learning_rate=1e-9,
+        epochs=1,
+        optimiser="sgd",
     )
     with pytest.raises(NotUsableError, match="session 0 learned nothing"):
         record_trajectory(setup, digits, tmp_path, rows_per_tensor=50)
@@ -121,21 +132,21 @@ def test_left_out_trajectories_are_remembered(
 ) -> None:
     from know_cli.meta import collecting
 
-    wishes = Wishes(tmp_path, 2, ["digits"], architectures=["mlp"])
+    request = Request(tmp_path, 2, ["digits"], architectures=["mlp"])
 
     def diverge(*_: object, **__: object) -> None:
         raise NotUsableError("tensor 'w' is not finite")
 
     monkeypatch.setattr(collecting, "record_trajectory", diverge)
-    monkeypatch.setattr(collecting, "_wishes", wishes, raising=False)
+    monkeypatch.setattr(collecting, "_request", request, raising=False)
     monkeypatch.setattr(collecting, "_data", {"digits": load("digits")}, raising=False)
     assert _collect_one(1).reason == "tensor 'w' is not finite"
-    (found,) = existing(wishes)
+    (found,) = existing(request)
     assert (found.number, found.reason) == (1, "tensor 'w' is not finite")
 
 
 def test_shards_divide_the_trajectories(tmp_path: Path) -> None:
-    parts = [Wishes(tmp_path, 10, [], shard=parse_shard(f"{i}/3")).numbers() for i in (1, 2, 3)]
+    parts = [Request(tmp_path, 10, [], shard=parse_shard(f"{i}/3")).numbers() for i in (1, 2, 3)]
     assert sorted(number for part in parts for number in part) == list(range(10))
     for text in ("0/3", "4/3", "1", "a/b", "1/0"):
         with pytest.raises(UsageError, match=f"--shard {text}"):

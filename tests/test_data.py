@@ -16,7 +16,6 @@ from know_cli.meta.data import (
     DATA_SETS,
     DataSet,
     Samples,
-    augment,
     available,
     glyphs,
     load,
@@ -417,7 +416,7 @@ class TestAugmentations:
     def test_keep_the_form_and_follow_the_generator(self, kind: str, name: str) -> None:
         inputs = self.images if kind == "image" else self.tokens
         before = inputs.clone()
-        results = [augment(inputs, name, seeded(seed)) for seed in (3, 3, 4)]
+        results = [AUGMENTATIONS[kind][name](inputs, seeded(seed)) for seed in (3, 3, 4)]
         assert results[0].shape == inputs.shape
         assert results[0].dtype == inputs.dtype
         assert torch.equal(results[0], results[1])
@@ -425,7 +424,9 @@ class TestAugmentations:
         assert torch.equal(inputs, before)
 
     def each(self, name: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return list(zip(self.images, augment(self.images, name, seeded()), strict=True))
+        return list(
+            zip(self.images, AUGMENTATIONS["image"][name](self.images, seeded()), strict=True)
+        )
 
     def test_flip(self) -> None:
         flipped = [torch.equal(after, before.flip(2)) for before, after in self.each("flip")]
@@ -458,20 +459,14 @@ class TestAugmentations:
             assert cut[0].sum() == rows * columns
 
     def test_noise(self) -> None:
-        difference = augment(self.images, "noise", seeded()) - self.images
+        difference = AUGMENTATIONS["image"]["noise"](self.images, seeded()) - self.images
         assert float(difference.std()) == pytest.approx(0.2, rel=0.03)
 
     def test_token_dropout(self) -> None:
-        after = augment(self.tokens, "token-dropout", seeded())
+        after = AUGMENTATIONS["text"]["token-dropout"](self.tokens, seeded())
         dropped = after != self.tokens
         assert (after[dropped] == 0).all()
         assert float(dropped.float().mean()) == pytest.approx(0.1, abs=0.02)
-
-    def test_errors(self) -> None:
-        with pytest.raises(UsageError, match="no augmentation 'flip' of text: there are none, tok"):
-            augment(self.tokens, "flip", seeded())
-        with pytest.raises(UsageError, match="no augmentation 'mixup' of image: there are none, f"):
-            augment(self.images, "mixup", seeded())
 
 
 def test_real_fashion_mnist() -> None:

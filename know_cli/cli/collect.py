@@ -14,6 +14,7 @@ import typer
 from know_cli.cli.options import parse_shard, usable_cores
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
+from know_cli.kinds import PREDICTED_KINDS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,7 +30,6 @@ EPILOG = "\n\n".join(
         "know train trajectories -o my-known --target continuation",
     )
 )
-_KINDS = ("conv", "fc", "bias")
 
 
 def collect(
@@ -58,7 +58,7 @@ def collect(
     seed: Annotated[int, typer.Option(min=0, help="Of the whole collection.")] = 0,
     rows_per_tensor: Annotated[
         int, typer.Option(min=1, help="The most elements of one tensor that are kept.")
-    ] = 20_000,
+    ] = 40_000,
     shard: Annotated[
         str,
         typer.Option(
@@ -85,13 +85,13 @@ def collect(
     """
     talk = Output(quiet)
     parsed = parse_shard(shard)
-    from know_cli.meta.collecting import Wishes, existing
+    from know_cli.meta.collecting import Request, existing
     from know_cli.meta.collecting import collect as collect_all
     from know_cli.meta.data import available
     from know_cli.meta.totals import Totals
 
     data_sets = tuple(sorted(set(data_set))) if data_set else tuple(available(data_folder))
-    wishes = Wishes(
+    request = Request(
         folder=folder,
         trajectories=trajectories,
         data_sets=data_sets,
@@ -102,23 +102,23 @@ def collect(
         shard=parsed,
         processes=processes or usable_cores(),
     )
-    if not wishes.numbers():
+    if not request.numbers():
         raise UsageError(f"--shard {shard}: there are only {trajectories} trajectories")
-    totals = Totals(len(wishes.numbers()))
-    for one in existing(wishes):
+    totals = Totals(len(request.numbers()))
+    for one in existing(request):
         totals.add(one)
     talk.notice(f"data sets: {', '.join(data_sets)}")
     if totals.done:
         talk.notice(f"{folder}: {totals.done} trajectories are there already, going on")
     began = time.perf_counter()
-    with _display(talk, totals, wishes.processes) as tell:
-        for one in collect_all(wishes):
+    with _display(talk, totals, request.processes) as tell:
+        for one in collect_all(request):
             totals.add(one)
             tell(one)
     seconds = time.perf_counter() - began
     from know_cli.cli.tables import count_text
 
-    rows = ", ".join(f"{count_text(count)} {kind}" for kind, count in totals.rows.items())
+    rows = ", ".join(f"{count_text(count)} {kind.value}" for kind, count in totals.rows.items())
     talk.show(
         _table(totals),
         "",
@@ -159,7 +159,7 @@ def _line(one: Collected, totals: Totals, processes: int) -> str:
     if not one.reason:
         setup, recorded = one.facts["setup"], one.facts["recorded"]
         first = recorded["0"]["measurements"]
-        rows = " + ".join(f"{count_text(count)} {kind}" for kind, count in one.rows.items())
+        rows = " + ".join(f"{count_text(count)} {kind.value}" for kind, count in one.rows.items())
         what = (
             f"{setup['design']['architecture']} on {setup['data_set']}, "
             f"{setup['samples']} samples, rate {setup['rate']:.2f}, test accuracy "
@@ -174,7 +174,7 @@ def _table(totals: Totals) -> Table:
     from know_cli.cli.tables import count_text, new_table
 
     table = new_table(
-        "architecture", "trajectories", "data-limited", *(f"{kind}" for kind in _KINDS),
+        "architecture", "trajectories", "data-limited", *(kind.value for kind in PREDICTED_KINDS),
         "Θ0", "most forgotten", "trained longer", "more data",
     )  # fmt: skip
     for name, line in sorted(totals.lines.items()):
@@ -182,7 +182,7 @@ def _table(totals: Totals) -> Table:
             name,
             str(line.trajectories),
             f"{line.data_limited / line.trajectories:.0%}",
-            *(count_text(line.rows.get(kind, 0)) for kind in _KINDS),
+            *(count_text(line.rows.get(kind, 0)) for kind in PREDICTED_KINDS),
             *(f"{line.mean(key):.3f}" for key in ("full", "last", "longer", "continued")),
         )
     return table

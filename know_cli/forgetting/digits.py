@@ -45,27 +45,39 @@ def _digits() -> tuple[Tensor, Tensor]:
             "the digits need scikit-learn: pip install 'know-predict[demo]'"
         ) from error
     images, labels = load(return_X_y=True)
-    pixels = torch.from_numpy(images.astype(np.float32)).view(-1, 1, 8, 8)
-    return (pixels - _MEAN) / _DEVIATION, torch.from_numpy(labels.astype(np.int64))
+    pixels = torch.from_numpy(images.astype(np.uint8)).view(-1, 1, 8, 8)
+    return pixels, torch.from_numpy(labels.astype(np.int64))
 
 
-def load_digits(part: Part) -> tuple[Tensor, Tensor]:
-    """Half of the digits, stratified, by a fixed seed.
+def load_pixels(part: Part) -> tuple[Tensor, Tensor]:
+    """Half of the digits as they are, stratified, by a fixed seed.
 
     Args:
         part: ``meta`` (KNOWN's training) or ``demo`` (never seen by KNOWN).
 
     Returns:
-        Images ``[n, 1, 8, 8]`` float32, standardised, and labels ``[n]`` int64, 0 to 9;
-        n is 898 and 899.
+        Images ``[n, 1, 8, 8]`` uint8, 0 to 16, and labels ``[n]`` int64, 0 to 9; n is 898 and
+        899.
 
     Raises:
         UsageError: scikit-learn is not installed.
     """
-    images, labels = _digits()
+    pixels, labels = _digits()
     everything, half = nested_subsets(len(labels), 0.5, 2, _SPLIT_SEED, labels.numpy())
     chosen = half if part == "meta" else np.setdiff1d(everything, half)
-    return images[chosen], labels[chosen]
+    return pixels[chosen], labels[chosen]
+
+
+def split_test(labels: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the images to train on, and of a fifth that is only measured on."""
+    everything, test = nested_subsets(len(labels), _TEST_SHARE, 2, _SPLIT_SEED, labels.numpy())
+    return np.setdiff1d(everything, test), test
+
+
+def load_digits(part: Part) -> tuple[Tensor, Tensor]:
+    """:func:`load_pixels`, standardised: images ``[n, 1, 8, 8]`` float32, and labels."""
+    pixels, labels = load_pixels(part)
+    return (pixels.float() - _MEAN) / _DEVIATION, labels
 
 
 class ConvolutionalNetwork(nn.Module):
@@ -222,12 +234,11 @@ def _parse(key: str, text: str, kind: type) -> object:
 def _data(seed: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images and labels of a trajectory's classes, and test images and labels."""
     images, labels = load_digits("meta")
-    everything, test = nested_subsets(len(labels), _TEST_SHARE, 2, _SPLIT_SEED, labels.numpy())
     chosen = np.random.default_rng([seed, 2]).permutation(CLASSES)[:classes]
     numbers = torch.full((CLASSES,), -1)
     numbers[torch.from_numpy(chosen.copy())] = torch.arange(classes)
     parts = []
-    for indices in (np.setdiff1d(everything, test), test):
+    for indices in split_test(labels):
         renumbered = numbers[labels[indices]]
         kept = renumbered >= 0
         parts += [images[indices][kept], renumbered[kept]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import signal
 import time
@@ -15,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import multiprocessing
 
 from know_cli.errors import KnowError, OutputError
 from know_cli.files import write_text
 from know_cli.forgetting.recorder import derived_seed
-from know_cli.kinds import PREDICTED_KINDS
+from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.data import DataSet, load
 from know_cli.meta.recording import record_trajectory
-from know_cli.meta.series import NotUsableError, load_series, save_series
+from know_cli.meta.series import NotUsableError, read_facts, save_series
 from know_cli.meta.setup import draw_setup
 
 _PARTIAL = ".partial-"
@@ -30,7 +30,7 @@ _LEFT_OUT = ".left-out.json"
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Request:
     """What is to be collected.
 
     Attributes:
@@ -53,7 +53,7 @@ class Wishes:
     data_folder: Path | None = None
     architectures: Sequence[str] | None = None
     seed: int = 0
-    rows_per_tensor: int = 20_000
+    rows_per_tensor: int = 40_000
     shard: tuple[int, int] = (0, 1)
     processes: int = 1
 
@@ -88,27 +88,27 @@ class Collected:
 
     number: int
     facts: Mapping[str, Any] = field(default_factory=dict)
-    rows: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[Kind, int] = field(default_factory=dict)
     reason: str = ""
     seconds: float | None = None
 
 
-def existing(wishes: Wishes) -> list[Collected]:
+def existing(request: Request) -> list[Collected]:
     """What an earlier run has collected of this shard.
 
     Raises:
         CheckpointError: a file is corrupt.
     """
     found = []
-    for number in wishes.numbers():
-        if wishes.left_out(number).exists():
-            found.append(Collected(number, reason=_reason(wishes.left_out(number))))
-        elif wishes.file(number).exists():
-            found.append(_described(wishes, number, None))
+    for number in request.numbers():
+        if request.left_out(number).exists():
+            found.append(Collected(number, reason=_reason(request.left_out(number))))
+        elif request.file(number).exists():
+            found.append(Collected(number, *read_facts(request.file(number))))
     return found
 
 
-def collect(wishes: Wishes) -> Iterator[Collected]:
+def collect(request: Request) -> Iterator[Collected]:
     """Record the trajectories of a shard that are not there yet, yielding each as it is done.
 
     Closing the iterator, or an exception thrown into it, ends the processes; a trajectory that
@@ -119,24 +119,26 @@ def collect(wishes: Wishes) -> Iterator[Collected]:
         OutputError: the folder cannot be written, or a process was killed.
     """
     try:
-        wishes.folder.mkdir(parents=True, exist_ok=True)
+        request.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{wishes.folder}: cannot be made: {error.strerror}") from error
+        raise OutputError(f"{request.folder}: cannot be made: {error.strerror}") from error
     missing = [
         number
-        for number in wishes.numbers()
-        if not (wishes.file(number).exists() or wishes.left_out(number).exists())
+        for number in request.numbers()
+        if not (request.file(number).exists() or request.left_out(number).exists())
     ]
     if not missing:
         return
-    # Problems with the wishes themselves show here, in one process, before others start.
-    draw_setup(0, _load(wishes), wishes.architectures)
+    data = {name: load(name, request.data_folder) for name in request.data_sets}
+    # What cannot be drawn at all shows here, before processes start.
+    draw_setup(0, data, request.architectures)
     executor = ProcessPoolExecutor(
-        min(wishes.processes, len(missing)),
-        # Forked processes would inherit torch's threads in an unknown state.
+        min(request.processes, len(missing)),
+        # Forked processes would inherit torch's threads in an unknown state. Torch's context
+        # shares the data sets' tensors, so that no process loads or renders them again.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_process,
-        initargs=(wishes,),
+        initargs=(request, data),
     )
     try:
         futures = [executor.submit(_collect_one, number) for number in missing]
@@ -144,7 +146,7 @@ def collect(wishes: Wishes) -> Iterator[Collected]:
             yield future.result()
     except BrokenProcessPool as error:
         raise OutputError(
-            f"{wishes.folder}: a process ended unexpectedly, perhaps for want of memory; run the "
+            f"{request.folder}: a process ended unexpectedly, perhaps for want of memory; run the "
             "same command again, with fewer --processes"
         ) from error
     finally:
@@ -153,47 +155,42 @@ def collect(wishes: Wishes) -> Iterator[Collected]:
             process.terminate()
 
 
-_wishes: Wishes
+_request: Request
 _data: dict[str, DataSet]
 
 
-def _start_process(wishes: Wishes) -> None:
+def _start_process(request: Request, data: dict[str, DataSet]) -> None:
     # An interruption is for the process that the user sees, which ends these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    global _wishes, _data
-    _wishes, _data = wishes, _load(wishes)
-
-
-def _load(wishes: Wishes) -> dict[str, DataSet]:
-    return {name: load(name, wishes.data_folder) for name in wishes.data_sets}
+    global _request, _data
+    _request, _data = request, data
 
 
 def _collect_one(number: int) -> Collected:
     began = time.perf_counter()
-    folder = _wishes.partial(number)
-    setup = draw_setup(derived_seed(_wishes.seed, number), _data, _wishes.architectures)
+    folder = _request.partial(number)
+    setup = draw_setup(derived_seed(_request.seed, number), _data, _request.architectures)
     try:
         series = record_trajectory(
-            setup, _data[setup.data_set], folder, rows_per_tensor=_wishes.rows_per_tensor
+            setup, _data[setup.data_set], folder, rows_per_tensor=_request.rows_per_tensor
         )
-        save_series(series, _wishes.file(number))
+        save_series(series, _request.file(number))
     except NotUsableError as error:
         text = json.dumps({"reason": str(error), "setup": setup.to_json()}, indent=1)
-        write_text(_wishes.left_out(number), text + "\n")
+        write_text(_request.left_out(number), text + "\n")
         return Collected(number, reason=str(error), seconds=time.perf_counter() - began)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
-        if _wishes.file(number).exists() or _wishes.left_out(number).exists():
+        if _request.file(number).exists() or _request.left_out(number).exists():
             shutil.rmtree(folder, ignore_errors=True)
-    return _described(_wishes, number, time.perf_counter() - began)
-
-
-def _described(wishes: Wishes, number: int, seconds: float | None) -> Collected:
-    series = load_series(wishes.file(number))
-    rows = {kind.value: len(series.values[kind]) for kind in PREDICTED_KINDS}
-    return Collected(number, series.facts, rows, seconds=seconds)
+    return Collected(
+        number,
+        series.facts,
+        {kind: len(series.values[kind]) for kind in PREDICTED_KINDS},
+        seconds=time.perf_counter() - began,
+    )
 
 
 def _reason(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from know_cli.forgetting.fitting import accuracy, fit
-from know_cli.forgetting.recorder import Recorder, Regime, TrainingSession, derived_seed
+from know_cli.forgetting.recorder import Recorder, TrainingSession, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
-from know_cli.meta.data import DataSet, Samples, augment, standardise
+from know_cli.meta.data import AUGMENTATIONS, DataSet, Samples, standardise
 from know_cli.meta.series import NotUsableError, Series, read_trajectory
 from know_cli.meta.setup import Setup, meta_part
 from know_cli.meta.zoo import build
@@ -98,7 +97,7 @@ def record_trajectory(setup: Setup, data: DataSet, folder: Path, *, rows_per_ten
         seed=setup.seed,
         before=setup.continuations,
         function=FUNCTION,
-        start=_common_start(setup, task) if setup.regime is Regime.COMMON_START else None,
+        start=None if setup.start is None else _common_start(setup, task),
     )
     for session in recorder:
         model, measurements = _train(setup, task, session)
@@ -136,7 +135,7 @@ def _train(
     epochs, rate = setup.epochs, 1.0
     if session.is_continuation:
         epochs, rate = setup.continued(-session.index), setup.later_rate
-    elif session.index > 0 and setup.regime is Regime.CHAIN:
+    elif session.index > 0 and setup.start is None:
         epochs, rate = max(round(setup.epochs * setup.later_epochs), 1), setup.later_rate
     _fit(setup, model, inputs, labels, epochs, rate, session.seed)
     measurements = _accuracies(model, task, inputs, labels)
@@ -158,7 +157,6 @@ def _fit(
     share_of_rate: float,
     seed: int,
 ) -> None:
-    changed = setup.augmentation != "none"
     fit(
         model,
         inputs,
@@ -171,12 +169,8 @@ def _fit(
         optimiser=setup.optimiser,
         weight_decay=setup.weight_decay,
         schedule=setup.schedule,
-        augmentation=partial(_augmented, setup.augmentation) if changed else None,
+        augmentation=AUGMENTATIONS[setup.design.inputs.kind][setup.augmentation],
     )
-
-
-def _augmented(name: str, batch: Tensor, generator: torch.Generator) -> Tensor:
-    return augment(batch, name, generator)
 
 
 def _accuracies(model: nn.Module, task: Task, inputs: Tensor, labels: Tensor) -> dict[str, float]:

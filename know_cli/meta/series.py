@@ -181,6 +181,25 @@ def is_series(path: Path) -> bool:
         return False
 
 
+def read_facts(path: Path) -> tuple[dict[str, Any], dict[Kind, int]]:
+    """The facts of a collected trajectory, and its rows of each kind, by its header alone.
+
+    Raises:
+        CheckpointError: the file is missing, corrupt, or no series.
+    """
+    with open_checkpoint(path) as checkpoint:
+        try:
+            facts = json.loads(checkpoint.metadata[SERIES])
+            rows = {kind: checkpoint.tensors[kind.value].shape[0] for kind in PREDICTED_KINDS}
+        except (KeyError, ValueError, IndexError) as error:
+            raise _no_series(path, error) from error
+    return facts, rows
+
+
+def _no_series(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: is not a collected trajectory ({error}); collect it again")
+
+
 def load_series(path: Path) -> Series:
     """Read what :func:`save_series` wrote.
 
@@ -205,9 +224,7 @@ def load_series(path: Path) -> Series:
             if not fits:
                 raise ValueError("its tables do not fit together")
         except (KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: is not a collected trajectory ({error}); collect it again"
-            ) from error
+            raise _no_series(path, error) from error
     return Series(indices, values, tensors, names, facts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from know_cli.kinds import Kind
 from know_cli.meta.collecting import Collected
 from know_cli.meta.windows import is_data_limited
 
@@ -23,7 +24,7 @@ class Line:
 
     trajectories: int = 0
     data_limited: int = 0
-    rows: dict[str, int] = field(default_factory=dict)
+    rows: dict[Kind, int] = field(default_factory=dict)
     accuracy: dict[str, float] = field(default_factory=dict)
 
     def add(self, one: Collected) -> None:
@@ -72,9 +73,9 @@ class Totals:
         return self.left_out + sum(line.trajectories for line in self.lines.values())
 
     @property
-    def rows(self) -> dict[str, int]:
+    def rows(self) -> dict[Kind, int]:
         """Sampled parameters of each kind."""
-        found: dict[str, int] = {}
+        found: dict[Kind, int] = {}
         for line in self.lines.values():
             for kind, rows in line.rows.items():
                 found[kind] = found.get(kind, 0) + rows

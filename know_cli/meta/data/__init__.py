@@ -1,6 +1,6 @@
 """Data sets that trajectories are recorded on, behind one interface; nothing is downloaded."""
 
-from know_cli.meta.data.augmentations import AUGMENTATIONS, augment
+from know_cli.meta.data.augmentations import AUGMENTATIONS
 from know_cli.meta.data.glyphs import render_glyphs
 from know_cli.meta.data.registry import DATA_SETS, available, load
 from know_cli.meta.data.samples import DataSet, Samples, standardise
@@ -12,7 +12,6 @@ __all__ = [
     "DataSet",
     "Samples",
     "Source",
-    "augment",
     "available",
     "load",
     "render_glyphs",

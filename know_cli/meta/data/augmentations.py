@@ -5,15 +5,11 @@ All draw on the generator's device, so that a generator of the CPU gives the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Generator, Tensor, nn
 
-from know_cli.errors import UsageError
+from know_cli.forgetting.fitting import Augmentation
 from know_cli.meta.data.samples import Kind
-
-Augmentation = Callable[[Tensor, Generator], Tensor]
 
 UNKNOWN_TOKEN = 0
 _LARGEST_SHIFT = 1 / 8
@@ -83,28 +79,9 @@ def token_dropout(tokens: Tensor, generator: Generator) -> Tensor:
     return tokens.masked_fill(dropped, UNKNOWN_TOKEN)
 
 
+#: By kind of inputs and by name: standardised images ``[n, C, H, W]`` float32, or texts
+#: ``[n, length]`` int64, and a generator; the batch itself stays as it is.
 AUGMENTATIONS: dict[Kind, dict[str, Augmentation]] = {
     "image": {"none": none, "flip": flip, "shift": shift, "cutout": cutout, "noise": noise},
     "text": {"none": none, "token-dropout": token_dropout},
 }
-
-
-def augment(inputs: Tensor, name: str, generator: Generator) -> Tensor:
-    """Change a batch at random; the batch itself stays as it is.
-
-    Args:
-        inputs: standardised images ``[n, C, H, W]`` float32, or texts ``[n, length]`` int64.
-        name: one of ``AUGMENTATIONS`` for images or for texts.
-        generator: the same state gives the same result.
-
-    Returns:
-        A tensor of the same shape and dtype; for ``none`` the batch itself.
-
-    Raises:
-        UsageError: no such augmentation for such inputs.
-    """
-    kind: Kind = "image" if inputs.is_floating_point() else "text"
-    known = AUGMENTATIONS[kind]
-    if name not in known:
-        raise UsageError(f"no augmentation {name!r} of {kind}: there are {', '.join(known)}")
-    return known[name](inputs, generator)
