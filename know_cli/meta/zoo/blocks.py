@@ -23,6 +23,15 @@ HE = ("he_normal", "he_uniform")
 TRANSFORMER = ("truncated_normal", "xavier_uniform")
 
 
+#: The last options of networks of convolutional units.
+UNIT_CHOICES: Choices = {
+    "bias": (False, False, True),
+    "pooling": ("average", "average", "maximum"),
+    "dropout": (0.0, 0.0, 0.2),
+    "initial": HE,
+}
+
+
 def in_order(*layers: nn.Module) -> nn.Sequential:
     """Numbered layers, one after another, without those that do nothing."""
     return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))
@@ -64,6 +73,20 @@ def global_pooling(name: str) -> nn.Sequential:
     return nn.Sequential(pooling, nn.Flatten())
 
 
+def dropout(share: float) -> nn.Module:
+    """Dropout of a share of the features, 0 to 1; with 0 a layer that does nothing."""
+    return nn.Dropout(share) if share else nn.Identity()
+
+
+def classifier(pooling: str, channels: int, share: float, classes: int) -> dict[str, nn.Module]:
+    """Global pooling, dropout of a share, and the head, by name: images to logits."""
+    return {
+        "pool": global_pooling(pooling),
+        "dropout": dropout(share),
+        "head": nn.Linear(channels, classes),
+    }
+
+
 def stem_choices(inputs: Inputs) -> Choices:
     """Options of the stem: by how much it shrinks images, and whether half of that by pooling."""
     # What follows then costs a few milliseconds a step, as its images have about 8×8 pixels.
@@ -91,6 +114,11 @@ def halvings(side: int, stages: int) -> list[int]:
         strides.append(2 if side > 2 else 1)
         side = math.ceil(side / strides[-1])
     return strides
+
+
+def strides_in_stage(first: int, units: int) -> list[int]:
+    """Stride of each unit of a stage, of which only the first shrinks the image."""
+    return [first] + [1] * (units - 1)
 
 
 def initialise(model: nn.Module, scheme: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from know_cli.meta.zoo import blocks
 from know_cli.meta.zoo.blocks import (
     ACTIVATIONS,
     HE,
@@ -77,8 +78,7 @@ def _construct(
         channels = hidden
     else:
         layers["pool"] = global_pooling("maximum" if pooling == "maximum" else "average")
-    if dropout:
-        layers["dropout"] = nn.Dropout(dropout)
+    layers["dropout"] = blocks.dropout(dropout)
     layers["head"] = nn.Linear(channels, classes)
     model = named(**layers)
     initialise(model, initial)

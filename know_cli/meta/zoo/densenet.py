@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from know_cli.meta.zoo.blocks import (
     ACTIVATIONS,
-    HE,
+    UNIT_CHOICES,
+    classifier,
     convolution,
-    global_pooling,
     halvings,
     initialise,
     named,
@@ -57,10 +57,7 @@ def _choices(inputs: Inputs) -> Choices:
         "bottleneck": (2, 0, 4),
         "activation": ("relu", "relu", "gelu"),
         "norm": ("batch", "batch", "none", "group"),
-        "bias": (False, False, True),
-        "pooling": ("average", "average", "maximum"),
-        "dropout": (0.0, 0.0, 0.2),
-        "initial": HE,
+        **UNIT_CHOICES,
     }
 
 
@@ -112,12 +109,7 @@ def _construct(
             channels //= 2
     layers["norm5"] = normalisation(norm, channels)
     layers["act5"] = ACTIVATIONS[activation]()
-    model = named(
-        features=named(**layers),
-        pool=global_pooling(pooling),
-        dropout=nn.Dropout(dropout) if dropout else nn.Identity(),
-        head=nn.Linear(channels, classes),
-    )
+    model = named(features=named(**layers), **classifier(pooling, channels, dropout, classes))
     initialise(model, initial)
     return model
 

@@ -7,6 +7,7 @@ import math
 from torch import nn
 
 from know_cli.errors import UsageError
+from know_cli.meta.zoo import blocks
 from know_cli.meta.zoo.blocks import ACTIVATIONS, HE, initialise, named
 from know_cli.meta.zoo.design import Architecture, Choices, Inputs
 
@@ -54,8 +55,7 @@ def _construct(
         elif norm == "layer":
             parts[f"ln{number}"] = nn.LayerNorm(outputs)
         parts[f"{activation}{number}"] = ACTIVATIONS[activation]()
-        if dropout:
-            parts[f"dropout{number}"] = nn.Dropout(dropout)
+        parts[f"dropout{number}"] = blocks.dropout(dropout)
         features = outputs
     model = named(**parts, head=nn.Linear(features, classes))
     initialise(model, initial)

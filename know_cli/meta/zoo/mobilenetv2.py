@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from know_cli.meta.zoo.blocks import (
     ACTIVATIONS,
     HE,
+    classifier,
     convolution,
     damp,
-    global_pooling,
     halvings,
     in_order,
     initialise,
@@ -19,6 +19,7 @@ from know_cli.meta.zoo.blocks import (
     normalisation,
     stem_choices,
     stem_layers,
+    strides_in_stage,
 )
 from know_cli.meta.zoo.design import Architecture, Choices, Inputs
 
@@ -110,9 +111,7 @@ def _construct(
     plan = [(width, 1, 1)]
     for stage, first_stride in enumerate(strides):
         outputs = 4 * round(width * 1.6 ** (stage + 1) / 4)
-        plan += [
-            (outputs, first_stride if number == 0 else 1, expansion) for number in range(blocks)
-        ]
+        plan += [(outputs, stride, expansion) for stride in strides_in_stage(first_stride, blocks)]
     channels = 2 * width
     stem, pool = stem_layers(inputs.shape[0], channels, stem_stride, pool=stem_pool, bias=bias)
     features: list[nn.Module] = [in_order(*active(stem), pool)]
@@ -128,9 +127,7 @@ def _construct(
     features.append(in_order(*active(convolution(channels, 4 * channels, 1, bias=bias))))
     model = named(
         features=nn.Sequential(*features),
-        pool=global_pooling("average"),
-        dropout=nn.Dropout(dropout) if dropout else nn.Identity(),
-        head=nn.Linear(4 * channels, classes),
+        **classifier("average", 4 * channels, dropout, classes),
     )
     initialise(model, initial)
     if norm == "none":

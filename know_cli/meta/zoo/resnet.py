@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from know_cli.meta.zoo.blocks import (
     ACTIVATIONS,
-    HE,
+    UNIT_CHOICES,
+    classifier,
     convolution,
     damp,
-    global_pooling,
     halvings,
     in_order,
     initialise,
@@ -19,6 +19,7 @@ from know_cli.meta.zoo.blocks import (
     normalisation,
     stem_choices,
     stem_layers,
+    strides_in_stage,
 )
 from know_cli.meta.zoo.design import Architecture, Choices, Inputs
 
@@ -58,10 +59,7 @@ def _choices(inputs: Inputs) -> Choices:
         **stem_choices(inputs),
         "activation": ("relu", "relu", "gelu", "silu"),
         "norm": ("batch", "batch", "none", "group"),
-        "bias": (False, False, True),
-        "pooling": ("average", "average", "maximum"),
-        "dropout": (0.0, 0.0, 0.2),
-        "initial": HE,
+        **UNIT_CHOICES,
     }
 
 
@@ -93,8 +91,7 @@ def _construct(
     for stage, first_stride in enumerate(strides, start=1):
         outputs = width * 2 ** (stage - 1)
         stack = []
-        for number in range(blocks):
-            stride = first_stride if number == 0 else 1
+        for stride in strides_in_stage(first_stride, blocks):
             block = BasicBlock(
                 channels, outputs, stride, activation=activation, norm=norm, bias=bias
             )
@@ -102,9 +99,7 @@ def _construct(
             stack.append(block)
             channels = outputs
         layers[f"layer{stage}"] = nn.Sequential(*stack)
-    layers["avgpool"] = global_pooling(pooling)
-    layers["dropout"] = nn.Dropout(dropout) if dropout else nn.Identity()
-    model = named(**layers, head=nn.Linear(channels, classes))
+    model = named(**layers, **classifier(pooling, channels, dropout, classes))
     initialise(model, initial)
     if norm == "none":
         damp(last_layers)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from know_cli.meta.zoo.blocks import (
     ACTIVATIONS,
-    HE,
+    UNIT_CHOICES,
+    classifier,
     convolution,
-    global_pooling,
     halvings,
     in_order,
     initialise,
@@ -19,6 +19,7 @@ from know_cli.meta.zoo.blocks import (
     normalisation,
     stem_choices,
     stem_layers,
+    strides_in_stage,
 )
 from know_cli.meta.zoo.design import Architecture, Choices, Inputs
 
@@ -76,10 +77,7 @@ def _choices(inputs: Inputs) -> Choices:
         **stem_choices(inputs),
         "activation": ("relu", "relu", "hardswish"),
         "norm": ("batch", "batch", "group", "none"),
-        "bias": (False, False, True),
-        "pooling": ("average", "average", "maximum"),
-        "dropout": (0.0, 0.0, 0.2),
-        "initial": HE,
+        **UNIT_CHOICES,
     }
 
 
@@ -110,8 +108,7 @@ def _construct(
     strides = halvings(math.ceil(inputs.side / stem_stride), stages)
     for stage, first_stride in enumerate(strides, start=2):
         stack = []
-        for number in range(units):
-            stride = first_stride if number == 0 else 1
+        for stride in strides_in_stage(first_stride, units):
             stack.append(
                 ShuffleUnit(channels, outputs, stride, activation=activation, norm=norm, bias=bias)
             )
@@ -123,9 +120,7 @@ def _construct(
         normalisation(norm, 2 * channels),
         ACTIVATIONS[activation](),
     )
-    layers["pool"] = global_pooling(pooling)
-    layers["dropout"] = nn.Dropout(dropout) if dropout else nn.Identity()
-    model = named(**layers, head=nn.Linear(2 * channels, classes))
+    model = named(**layers, **classifier(pooling, 2 * channels, dropout, classes))
     initialise(model, initial)
     return model
 
