@@ -23,11 +23,11 @@ _FEWEST_CLASSES, _MOST_CLASSES = 3, 10
 _MOST_GLYPH_CLASSES = 5
 _MOST_SESSIONS, _FEWEST_SESSIONS = 8, 5
 _MOST_CONTINUATIONS = 3
-_SAMPLES = (60, 600)
+_SAMPLES = (60, 450)
 #: The most-forgotten session has at least so many samples.
 _LAST_SAMPLES = 8
 #: Steps of session 0: enough to learn so few samples by heart, or too few on purpose.
-_STEPS, _SHORT_STEPS = (150, 400), (50, 120)
+_STEPS, _SHORT_STEPS = (130, 330), (40, 100)
 _SHORT_SHARE = 0.15
 _AUGMENTED_SHARE = 0.4
 _EPOCHS = (3, 200)
@@ -35,9 +35,10 @@ _STARTS: tuple[Start | None, ...] = (None, "fresh", "pretrained")
 _START_SHARES = (0.75, 0.125, 0.125)
 #: Continuations on much more data get fewer epochs, so that their steps stay below so many
 #: times those of session 0.
-_MOST_CONTINUED_STEPS = 2.0
-#: With plain gradient descent these learn next to nothing in so few steps.
+_MOST_CONTINUED_STEPS = 1.25
+#: These learn more slowly, and with plain gradient descent next to nothing in so few steps.
 _TRANSFORMERS = ("vit", "pyramid", "text")
+_TRANSFORMER_STEPS = 1.5
 _LEARNING_RATES = {"adam": (1e-3, 4e-3), "sgd": (2e-2, 1e-1)}
 
 
@@ -168,11 +169,12 @@ def draw_setup(
     rate = round(float(generator.uniform(lowest, _RATES[1])), 3)
     samples, sessions, continuations = _sizes(rate, pool, generator)
     optimiser = str(generator.choice(["adam", "sgd"], p=[0.7, 0.3]))
-    if architecture in _TRANSFORMERS:
-        optimiser = "adam"
-    batch_size = int(generator.choice([16, 32, 64], p=[0.6, 0.3, 0.1]))
+    batch_size = int(generator.choice([16, 32, 64], p=[0.75, 0.2, 0.05]))
     short = generator.random() < _SHORT_SHARE
     steps = _log_uniform(generator, *(_SHORT_STEPS if short else _STEPS))
+    if architecture in _TRANSFORMERS:
+        optimiser = "adam"
+        steps *= _TRANSFORMER_STEPS
     epochs = round(steps / math.ceil(samples / batch_size))
     augmentations = list(AUGMENTATIONS[data.kind])
     augmented = generator.random() < _AUGMENTED_SHARE
