@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+#: Columns for files and pipes: so many that no table is cut.
+_NO_TERMINAL = 10_000
+
 
 @dataclass(frozen=True)
 class Output:
@@ -41,8 +44,8 @@ class Output:
                 console.print(renderable, soft_wrap=isinstance(renderable, str))
 
     def console(self, *, stderr: bool = False) -> Console:
-        """A rich console as wide as the terminal; 100 columns where there is none."""
+        """A rich console as wide as the terminal; where there is none, as wide as the text is."""
         from rich.console import Console
 
-        width = None if (sys.stderr if stderr else sys.stdout).isatty() else 100
+        width = None if (sys.stderr if stderr else sys.stdout).isatty() else _NO_TERMINAL
         return Console(stderr=stderr, highlight=False, width=width, markup=False, emoji=False)
