@@ -143,7 +143,7 @@ def know() -> Command:
             text=True,
             cwd=cwd,
             env={**clean, "COLUMNS": "100", **env},
-            timeout=120,
+            timeout=600,
             check=False,
         )
 

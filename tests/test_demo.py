@@ -72,7 +72,7 @@ def test_same_start_same_accuracy(tmp_path: Path) -> None:
     from know_cli.checkpoints import save_checkpoint
     from know_cli.forgetting.digits import build_model
 
-    state = dict(build_model("cnn", 10, seed=3).state_dict())
+    state = dict(build_model(3).state_dict())
     for name in ("a", "b"):
         save_checkpoint(tmp_path / name, state, {})
     torch.manual_seed(99)

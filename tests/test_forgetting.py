@@ -364,39 +364,6 @@ class TestDigits:
         same = (meta.flatten(1)[:, None] == demo.flatten(1)[None]).all(dim=2)
         assert not same.any()
 
-    @pytest.mark.parametrize("architecture", ["cnn", "cnn-batchnorm", "mlp"])
-    def test_a_session_learns_and_is_deterministic(self, tmp_path: Path, architecture: str) -> None:
-        pytest.importorskip("sklearn")
-        function = load_function("know_cli.forgetting.digits:train")
-        options = {"architecture": architecture, "epochs": "8", "width": "8", "classes": "4"}
-        options |= {"optimiser": "adam", "learning_rate": "0.003", "batch_size": "16"}
-        protocol = Protocol(sessions=2, before=1, seed=5, options=options)
-        made = [open_recorder(function, tmp_path / name, protocol) for name in "ab"]
-        for one in made:
-            assert record(function, one) == 3
-        assert made[0].measurements(0)["test_accuracy"] > 0.7
-        for path in (tmp_path / "a").iterdir():
-            assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
-
-    @pytest.mark.parametrize(
-        ("option", "message"),
-        [
-            ({"speed": "3"}, "option 'speed': the digits have only"),
-            ({"epochs": "many"}, "option epochs=many: is not of type int"),
-            ({"cosine": "perhaps"}, "option cosine=perhaps"),
-            ({"classes": "11"}, "between 2 and 10"),
-            ({"architecture": "transformer"}, "no network 'transformer'"),
-            ({"optimiser": "newton"}, "no optimiser 'newton'"),
-        ],
-    )
-    def test_refuses_unknown_options(
-        self, tmp_path: Path, option: dict[str, str], message: str
-    ) -> None:
-        pytest.importorskip("sklearn")
-        function = load_function("know_cli.forgetting.digits:train")
-        with pytest.raises(UsageError, match=message):
-            record(function, open_recorder(function, tmp_path, Protocol(options=option)))
-
 
 def test_measurements_of_any_library_are_kept(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, nested_subsets(8, 0.5, 2, 0), rate=0.5)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from know_cli.forgetting.digits import CLASSES, build_model, load_digits
+from know_cli.forgetting.digits import build_model, load_digits
 from know_cli.forgetting.fitting import accuracy, fit
 from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed, read_state
 from know_cli.forgetting.subsets import nested_subsets
@@ -29,7 +29,6 @@ FINE_TUNING_IMAGES = 50
 # Standard deviation of the noise on the downstream images, in units of that of the pixels.
 NOISE = 0.7
 FRESH = "fresh weights"
-_ARCHITECTURE = "cnn"
 _SESSION_EPOCHS = 40
 _SESSION_LEARNING_RATE = 5e-3
 _SESSION_WEIGHT_DECAY = 1e-2
@@ -108,7 +107,7 @@ def record(folder: Path, seed: int, tell: Callable[[str], None]) -> list[Session
     )
     for session in recorder:
         tell(f"training {session.name} on {len(session.indices)} images")
-        model = build_model(_ARCHITECTURE, CLASSES, seed=session.seed)
+        model = build_model(session.seed)
         if session.start is not None:
             model.load_state_dict(session.start)
         chosen = torch.from_numpy(session.indices)
@@ -179,7 +178,7 @@ def _fine_tune_once(
     everything, train = nested_subsets(len(labels), rate, 2, seed, labels.numpy())
     test = torch.ones(len(everything), dtype=torch.bool)
     test[torch.from_numpy(train)] = False
-    model = build_model(_ARCHITECTURE, CLASSES, seed=seed)
+    model = build_model(seed)
     if state is not None:
         model.load_state_dict(state)
     fit(
