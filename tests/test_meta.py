@@ -448,6 +448,19 @@ class TestTraining:
             settings = Settings(target=Target.RETRODICTION, residuals=residuals)
             assert _tensors(windows, settings)[2][:, 0].tolist() == pytest.approx(weights)
 
+    def test_leaps_count_as_two_spreads_at_most(self) -> None:
+        from know_cli.meta.training import _tensors
+
+        windows = table([[1, 2], [1, 2], [3, 2]], [9, 3.5, -9], [0, 0, 1])
+        wanted = {
+            Residuals.RAW: [9, 3.5, -9],
+            Residuals.SCALED: [9, 3.5, -9],
+            Residuals.SPREAD: [4, 3.5, 0],
+        }
+        for residuals, targets in wanted.items():
+            settings = Settings(target=Target.RETRODICTION, residuals=residuals)
+            assert _tensors(windows, settings)[1][:, 0].tolist() == targets
+
     def test_steps_without_a_target_count_nothing(self) -> None:
         from know_cli.meta.training import _mean, _tensors
 

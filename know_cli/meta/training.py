@@ -30,6 +30,8 @@ from know_cli.meta.windows import Collection, Target, Windows
 
 #: The distance from which the Huber loss grows linearly, in the unit of the residuals.
 _HUBER = 1.0
+#: Targets are taken for at most so many spreads from θ0, where residuals are in that unit.
+_FARTHEST = 2.0
 _FIT = "know.fit"
 
 
@@ -47,7 +49,9 @@ class Residuals(str, Enum):
     ``RAW``: that of the parameters (the paper).
     ``SCALED``: each trajectory's own mean |θ0 − θ_target| for that number of steps, so that
     trajectories that move far do not drown the others.
-    ``SPREAD``: each window's largest |θk − θ0|, so that every parameter counts alike.
+    ``SPREAD``: each window's largest |θk − θ0|, so that every parameter counts alike; a target
+    farther from θ0 than twice that counts as one that far, as a window that hardly moved says
+    nothing of a leap.
     """
 
     RAW = "raw"
@@ -262,7 +266,9 @@ def _tensors(windows: Windows, settings: Settings) -> tuple[Tensor, Tensor, Tens
             rows = np.bincount(windows.trajectory, there[:, step])
             weights[:, step] *= _inverse(sums / np.maximum(rows, 1))[windows.trajectory]
     elif settings.residuals is Residuals.SPREAD:
-        weights *= _inverse(np.abs(windows.windows - newest).max(axis=1))[:, None]
+        spread = np.abs(windows.windows - newest).max(axis=1, keepdims=True)
+        weights *= _inverse(spread)
+        targets = np.clip(targets, newest - _FARTHEST * spread, newest + _FARTHEST * spread)
     return torch.from_numpy(windows.windows), torch.from_numpy(targets), torch.from_numpy(weights)
 
 
