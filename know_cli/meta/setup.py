@@ -17,29 +17,36 @@ Start = Literal["fresh", "pretrained"]
 
 #: How often a data set is drawn relative to the others: there is most to learn of in this one.
 _WEIGHTS = {"fashion-mnist": 4.0}
+#: How often an architecture is drawn relative to the others: these give most windows a second.
+_ARCHITECTURE_WEIGHTS = {"cnn": 2.0, "resnet": 2.0, "mlp": 1.5}
 _RATES = (0.3, 0.9)
 _FEWEST_CLASSES, _MOST_CLASSES = 3, 10
 #: Glyphs are hard to tell apart: of more classes small networks learn little from few images.
 _MOST_GLYPH_CLASSES = 5
 _MOST_SESSIONS, _FEWEST_SESSIONS = 8, 5
 _MOST_CONTINUATIONS = 3
-_SAMPLES = (60, 450)
+_SAMPLES = (60, 1200)
+#: Of glyphs and texts fewer teach small networks nothing that holds for others.
+_HARD_SAMPLES = (300, 1500)
 #: The most-forgotten session has at least so many samples.
 _LAST_SAMPLES = 8
 #: Steps of session 0: enough to learn so few samples by heart, or too few on purpose.
-_STEPS, _SHORT_STEPS = (130, 330), (40, 100)
-_SHORT_SHARE = 0.15
+_STEPS, _SHORT_STEPS = (200, 600), (60, 150)
+_SHORT_SHARE = 0.12
+#: In so many chains all sessions have the epochs and learning rate of session 0, as when one
+#: training function is called again and again.
+_SAME_SHARE = 0.3
 _AUGMENTED_SHARE = 0.4
 _EPOCHS = (3, 200)
 _STARTS: tuple[Start | None, ...] = (None, "fresh", "pretrained")
 _START_SHARES = (0.75, 0.125, 0.125)
 #: Continuations on much more data get fewer epochs, so that their steps stay below so many
 #: times those of session 0.
-_MOST_CONTINUED_STEPS = 1.25
+_MOST_CONTINUED_STEPS = 1.0
 #: These learn more slowly, and with plain gradient descent next to nothing in so few steps.
 _TRANSFORMERS = ("vit", "pyramid", "text")
-_TRANSFORMER_STEPS = 1.5
-_LEARNING_RATES = {"adam": (1e-3, 4e-3), "sgd": (2e-2, 1e-1)}
+_TRANSFORMER_STEPS = 1.25
+_LEARNING_RATES = {"adam": (5e-4, 4e-3), "sgd": (1e-2, 1e-1)}
 
 
 @dataclass(frozen=True)
@@ -155,10 +162,8 @@ def draw_setup(
                 f"architecture {name!r}: none of the data sets {', '.join(sorted(data_sets))} "
                 "suits it"
             )
-    architecture = names[generator.integers(len(names))]
-    choices = suitable[architecture]
-    weights = np.array([_WEIGHTS.get(name, 1.0) for name in choices])
-    name = choices[generator.choice(len(choices), p=weights / weights.sum())]
+    architecture = _weighted(names, _ARCHITECTURE_WEIGHTS, generator)
+    name = _weighted(suitable[architecture], _WEIGHTS, generator)
     data = data_sets[name]
     most = min(_MOST_GLYPH_CLASSES if _is_glyphs(name) else _MOST_CLASSES, data.classes)
     count = int(generator.integers(min(_FEWEST_CLASSES, most), most + 1))
@@ -167,7 +172,8 @@ def draw_setup(
     # With few samples a low rate would leave nothing for the last session.
     lowest = max(_RATES[0], (_LAST_SAMPLES / pool) ** (1 / _FEWEST_SESSIONS))
     rate = round(float(generator.uniform(lowest, _RATES[1])), 3)
-    samples, sessions, continuations = _sizes(rate, pool, generator)
+    wished = _HARD_SAMPLES if name == "text" or _is_glyphs(name) else _SAMPLES
+    samples, sessions, continuations = _sizes(rate, pool, wished, generator)
     optimiser = str(generator.choice(["adam", "sgd"], p=[0.7, 0.3]))
     batch_size = int(generator.choice([16, 32, 64], p=[0.75, 0.2, 0.05]))
     short = generator.random() < _SHORT_SHARE
@@ -178,6 +184,9 @@ def draw_setup(
     epochs = round(steps / math.ceil(samples / batch_size))
     augmentations = list(AUGMENTATIONS[data.kind])
     augmented = generator.random() < _AUGMENTED_SHARE
+    same = generator.random() < _SAME_SHARE
+    later_epochs = round(float(generator.uniform(0.3, 1.0)), 3)
+    later_rate = round(_log_uniform(generator, 0.15, 1.0), 3)
     return Setup(
         seed=seed,
         design=random_design(architecture, Inputs(data.kind, data.shape), count, generator),
@@ -189,10 +198,10 @@ def draw_setup(
         continuations=continuations,
         start=_STARTS[generator.choice(len(_STARTS), p=_START_SHARES)],
         epochs=min(max(epochs, _EPOCHS[0]), _EPOCHS[1]),
-        later_epochs=round(float(generator.uniform(0.3, 1.0)), 3),
+        later_epochs=1.0 if same else later_epochs,
         continued_epochs=round(float(generator.uniform(0.5, 1.0)), 3),
         learning_rate=float(f"{_log_uniform(generator, *_LEARNING_RATES[optimiser]):.3g}"),
-        later_rate=round(_log_uniform(generator, 0.15, 1.0), 3),
+        later_rate=1.0 if same else later_rate,
         batch_size=batch_size,
         optimiser=optimiser,
         weight_decay=float(generator.choice([0.0, 1e-4, 1e-2])),
@@ -213,13 +222,23 @@ def _kind_of(architecture: str) -> str:
     return ARCHITECTURES[architecture].kind
 
 
-def _sizes(rate: float, pool: int, generator: np.random.Generator) -> tuple[int, int, int]:
+def _weighted(
+    names: Sequence[str], weights: Mapping[str, float], generator: np.random.Generator
+) -> str:
+    """One of the names; those without a weight have 1."""
+    shares = np.array([weights.get(name, 1.0) for name in names])
+    return names[generator.choice(len(names), p=shares / shares.sum())]
+
+
+def _sizes(
+    rate: float, pool: int, wished_samples: tuple[int, int], generator: np.random.Generator
+) -> tuple[int, int, int]:
     """|D0|, number of sessions and of continuations, as far as the data reach."""
     # So many samples let the last of the fewest sessions have some, and Θ0 be continued once.
     fewest = math.ceil(_LAST_SAMPLES / rate ** (_FEWEST_SESSIONS - 1))
     largest = math.floor(pool * rate)
-    lowest = min(max(_SAMPLES[0], fewest), largest)
-    highest = min(max(_SAMPLES[1], lowest), largest)
+    lowest = min(max(wished_samples[0], fewest), largest)
+    highest = min(max(wished_samples[1], lowest), largest)
     samples = round(_log_uniform(generator, lowest, highest))
     sessions = _FEWEST_SESSIONS
     wished = _MOST_SESSIONS - int(generator.random() < 0.75)

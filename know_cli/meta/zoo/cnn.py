@@ -22,7 +22,7 @@ _PREFIXES = {"batch": "bn", "group": "gn", "none": "none"}
 
 def _choices(inputs: Inputs) -> Choices:
     return {
-        "width": (8, 12, 16) if inputs.side >= 16 else (16, 24, 32),
+        "width": (8, 16, 24, 32) if inputs.side >= 16 else (16, 24, 32),
         "depth": (2, 3, 4),
         "kernel": (3, 3, 5),
         "stem_stride": (1, 2) if inputs.side >= 16 else (1,),
