@@ -559,6 +559,19 @@ class TestEvaluation:
             one = again[TRAJECTORIES][kind][2]
             assert one.others == {"same": one.known}
 
+    def test_the_manifest_has_the_linear_rule(self, trajectories: Path) -> None:
+        found = collect_windows(find_trajectories([trajectories]), target=Target.RETRODICTION)
+        settings = Settings(target=Target.RETRODICTION, epochs=1)
+        bundle, table = train_bundle(found, settings)
+        parts = settings.split(found)
+        for kind in PREDICTED_KINDS:
+            rule = np.array(json.loads(json.dumps(bundle.manifest))["rule"][kind.value])
+            held_out = found.windows[kind].of(parts.all_held_out)
+            error = np.abs(held_out.windows.astype(np.float64) @ rule - held_out.targets[:, 0])
+            nothing = np.abs(held_out.windows[:, -1] - held_out.targets[:, 0])
+            expected = error.mean() / nothing.mean()
+            assert table[TRAJECTORIES][kind][1].least_squares == pytest.approx(expected, abs=1e-3)
+
     def test_a_bundle_is_measured_on_what_it_was_not_trained_on(self, trajectories: Path) -> None:
         found = collect_windows(find_trajectories([trajectories]), target=Target.RETRODICTION)
         settings = Settings(target=Target.RETRODICTION, epochs=1)

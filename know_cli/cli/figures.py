@@ -41,15 +41,25 @@ def figures_tables(tables: Mapping[str, Table], *, short: bool = False) -> Itera
 
 
 def figures_markdown(tables: Mapping[str, Table]) -> str:
-    """One section with a table a bundle in Markdown, for the model card."""
-    lines = [f"{_HEADING}.", ""]
+    """One section with a table a bundle in Markdown, for the model card.
+
+    A row has the figures after one, two, three … steps beside each other.
+    """
+    lines = [f"{_HEADING}. After one, two, three steps.", ""]
     for title, table in tables.items():
         names = _others(table)
-        columns = [*_COLUMNS, *names, *_RIVALS]
-        lines += [f"## {title}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-        lines += [f"| {' | '.join(cells)} |" for cells in _rows(table, names)]
+        columns = [name for name in _COLUMNS if name != "step"] + [*names, *_RIVALS]
+        lines += [f"### {title}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        lines += [f"| {' | '.join(cells)} |" for cells in _joined_rows(table, names)]
         lines.append("")
     return "\n".join(lines)
+
+
+def _joined_rows(table: Table, names: list[str]) -> Iterator[list[str]]:
+    for group, kinds in table.items():
+        for kind, steps in kinds.items():
+            cells = zip(*(_cells(figures, names) for figures in steps.values()), strict=True)
+            yield [group, kind.value, *(" / ".join(cell) for cell in cells)]
 
 
 def _others(table: Table) -> list[str]:

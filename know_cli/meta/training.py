@@ -23,7 +23,7 @@ from know_cli.forgetting.recorder import derived_seed, read_state
 from know_cli.hypermodel import Bundle, Known, Preparation
 from know_cli.hypermodel.known import initialise, penalty, roll
 from know_cli.kinds import PREDICTED_KINDS, Kind
-from know_cli.meta.figures import predict
+from know_cli.meta.figures import least_squares, predict
 from know_cli.meta.held_out import Table, evaluate, to_json
 from know_cli.meta.split import TRAJECTORIES, Split, split
 from know_cli.meta.windows import Collection, Target, Windows
@@ -415,6 +415,16 @@ def _manifest(
                 kind.value: len(collection.windows[kind].of(parts.training))
                 for kind in PREDICTED_KINDS
             },
+        },
+        # The linear rule that KNOWN must beat, so that it can be tried without these windows.
+        "rule": {
+            kind.value: [
+                float(weight)
+                for weight in least_squares(
+                    collection.windows[kind].of(parts.training).with_target(1)
+                )
+            ]
+            for kind in PREDICTED_KINDS
         },
         "losses": {
             kind.value: {
