@@ -73,6 +73,16 @@ def test_draws_are_varied() -> None:
     assert 0.3 < np.mean([setup.augmentation != "none" for setup in setups]) < 0.7
 
 
+def test_a_regime_can_be_asked_for() -> None:
+    for regime in Regime:
+        setups = [draw_setup(seed, SETS, None, regime) for seed in range(40)]
+        assert {setup.start is None for setup in setups} == {regime is Regime.CHAIN}
+    # What else is drawn stays the same.
+    assert replace(draw_setup(3, SETS, None, Regime.CHAIN), start="fresh") == replace(
+        draw_setup(3, SETS, None, Regime.COMMON_START), start="fresh"
+    )
+
+
 def test_the_second_half_of_real_data_is_never_drawn_from() -> None:
     assert len(meta_part(SETS["fashion-mnist"])) == 2000
     assert len(meta_part(SETS["digits"])) == 700

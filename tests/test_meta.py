@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from know_cli.meta.figures import (
     predict,
 )
 from know_cli.meta.held_out import evaluate
-from know_cli.meta.split import ARCHITECTURES, DATA_SETS, TRAJECTORIES, split
+from know_cli.meta.split import ARCHITECTURES, DATA_SETS, REGIMES, TRAJECTORIES, split
 from know_cli.meta.training import Loss, Residuals, settings_of, split_of
 from know_cli.meta.windows import Collection, RecordedTrajectory, is_data_limited
 
@@ -524,6 +525,18 @@ class TestSplit:
             split(some, 0.2, 0, architectures=["resnet"])
         with pytest.raises(UsageError, match="data set 'text'"):
             split(some, 0.2, 0, data_sets=["text"])
+
+    def test_a_regime_is_held_out(self) -> None:
+        some = [
+            replace(trajectory(f"{n}", "vit" if n % 3 else "cnn", "digits"), regime=regime)
+            for n, regime in enumerate(["chain", "common-start"] * 10)
+        ]
+        parts = split(some, 0.2, 0, architectures=["vit"], regimes=["common-start"])
+        assert parts.held_out[REGIMES] == list(range(1, 20, 2))
+        assert all(n % 2 == 0 and n % 3 for n in parts.held_out[ARCHITECTURES])
+        assert all(n % 6 == 0 for n in parts.training + parts.held_out[TRAJECTORIES])
+        with pytest.raises(UsageError, match="regime 'common-start' to be held out"):
+            split(some[::2], 0.2, 0, regimes=["common-start"])
 
     def test_a_missing_trajectory_changes_little(self) -> None:
         some = [trajectory(f"{number:x}") for number in range(100)]

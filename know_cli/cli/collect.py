@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import parse_shard, usable_cores
+from know_cli.cli.options import RegimeChoice, parse_shard, usable_cores
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS
@@ -55,6 +55,14 @@ def collect(
             show_default="all",
         ),
     ] = None,
+    regime: Annotated[
+        RegimeChoice | None,
+        typer.Option(
+            help="Only chains, where each session goes on from the one before, or only sessions "
+            "from a common start.",
+            show_default="both",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the whole collection.")] = 0,
     rows_per_tensor: Annotated[
         int, typer.Option(min=1, help="The most elements of one tensor that are kept.")
@@ -85,6 +93,7 @@ def collect(
     """
     talk = Output(quiet)
     parsed = parse_shard(shard)
+    from know_cli.forgetting.recorder import Regime
     from know_cli.meta.collecting import Request, existing
     from know_cli.meta.collecting import collect as collect_all
     from know_cli.meta.data import available
@@ -97,6 +106,7 @@ def collect(
         data_sets=data_sets,
         data_folder=data_folder,
         architectures=tuple(sorted(set(architecture))) if architecture else None,
+        regime=None if regime is None else Regime(regime.value),
         seed=seed,
         rows_per_tensor=rows_per_tensor,
         shard=parsed,

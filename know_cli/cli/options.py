@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from enum import Enum
 from fractions import Fraction
 
 import typer
@@ -13,6 +14,14 @@ from know_cli.errors import UsageError
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
 _SMALLEST_RATE = 0.01
 _LARGEST_SIZE = 2**60
+
+
+# The same values as the recorder's enum, which lives beside torch.
+class RegimeChoice(str, Enum):
+    """What a session of a trajectory starts from."""
+
+    CHAIN = "chain"
+    COMMON_START = "common-start"
 
 
 def parse_size(text: str | int) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from know_cli.cli.options import RegimeChoice
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 
@@ -164,6 +165,14 @@ def train(
             metavar="NAME", help="Never train on trajectories on this data set; repeatable."
         ),
     ] = None,
+    hold_out_regime: Annotated[
+        RegimeChoice | None,
+        typer.Option(
+            help="Never train on trajectories of this regime: chains of sessions, or sessions "
+            "from a common start.",
+            show_default="none",
+        ),
+    ] = None,
     rows_per_tensor: Annotated[
         int, typer.Option(min=1, help="The most windows taken from one tensor and position.")
     ] = 1000,
@@ -212,6 +221,7 @@ def train(
         holdout=holdout,
         held_out_architectures=tuple(sorted(set(hold_out_architecture or []))),
         held_out_data_sets=tuple(sorted(set(hold_out_data_set or []))),
+        held_out_regimes=() if hold_out_regime is None else (hold_out_regime.value,),
         rows_per_tensor=rows_per_tensor,
     )
     _train(talk, trajectories, output, settings, threads)
@@ -277,6 +287,7 @@ def _command(trajectories: list[Path], output: Path, settings: Settings) -> str:
         ("--holdout", f"{settings.holdout:g}"),
         *(("--hold-out-architecture", name) for name in settings.held_out_architectures),
         *(("--hold-out-data-set", name) for name in settings.held_out_data_sets),
+        *(("--hold-out-regime", name) for name in settings.held_out_regimes),
         ("--rows-per-tensor", settings.rows_per_tensor),
         ("--threads", torch.get_num_threads()),
     ):

@@ -18,7 +18,7 @@ from torch import multiprocessing
 
 from know_cli.errors import KnowError, OutputError
 from know_cli.files import write_text
-from know_cli.forgetting.recorder import derived_seed
+from know_cli.forgetting.recorder import Regime, derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.data import DataSet, load
 from know_cli.meta.recording import record_trajectory
@@ -40,6 +40,7 @@ class Request:
         data_sets: names of the data sets to draw from.
         data_folder: of their files.
         architectures: names of the architectures to draw from; None for all.
+        regime: of all trajectories; None for both.
         seed: of the whole collection; what a trajectory is depends on it, on the trajectory's
             number and on the choices above, not on shards and processes.
         rows_per_tensor: the most elements of one tensor that are kept.
@@ -52,6 +53,7 @@ class Request:
     data_sets: Sequence[str]
     data_folder: Path | None = None
     architectures: Sequence[str] | None = None
+    regime: Regime | None = None
     seed: int = 0
     rows_per_tensor: int = 40_000
     shard: tuple[int, int] = (0, 1)
@@ -131,7 +133,7 @@ def collect(request: Request) -> Iterator[Collected]:
         return
     data = {name: load(name, request.data_folder) for name in request.data_sets}
     # What cannot be drawn at all shows here, before processes start.
-    draw_setup(0, data, request.architectures)
+    draw_setup(0, data, request.architectures, request.regime)
     executor = ProcessPoolExecutor(
         min(request.processes, len(missing)),
         # Forked processes would inherit torch's threads in an unknown state. Torch's context
@@ -170,7 +172,9 @@ def _start_process(request: Request, data: dict[str, DataSet]) -> None:
 def _collect_one(number: int) -> Collected:
     began = time.perf_counter()
     folder = _request.partial(number)
-    setup = draw_setup(derived_seed(_request.seed, number), _data, _request.architectures)
+    setup = draw_setup(
+        derived_seed(_request.seed, number), _data, _request.architectures, _request.regime
+    )
     try:
         series = record_trajectory(
             setup, _data[setup.data_set], folder, rows_per_tensor=_request.rows_per_tensor

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from know_cli.errors import UsageError
+from know_cli.forgetting.recorder import Regime
 from know_cli.meta.data import AUGMENTATIONS, DataSet, Samples
 from know_cli.meta.zoo import ARCHITECTURES, Design, Inputs, random_design
 
@@ -138,7 +139,10 @@ def meta_part(data: DataSet) -> Samples:
 
 
 def draw_setup(
-    seed: int, data_sets: Mapping[str, DataSet], architectures: Sequence[str] | None = None
+    seed: int,
+    data_sets: Mapping[str, DataSet],
+    architectures: Sequence[str] | None = None,
+    regime: Regime | None = None,
 ) -> Setup:
     """Draw a trajectory's setup from its seed.
 
@@ -146,6 +150,7 @@ def draw_setup(
         seed: not negative.
         data_sets: those to choose from, by name; the draw depends on names and sizes only.
         architectures: those to choose from; None for all.
+        regime: of the trajectory; None draws it, too.
 
     Raises:
         UsageError: an architecture is unknown, or fits none of the data sets.
@@ -196,7 +201,7 @@ def draw_setup(
         rate=rate,
         sessions=sessions,
         continuations=continuations,
-        start=_STARTS[generator.choice(len(_STARTS), p=_START_SHARES)],
+        start=_start(regime, generator),
         epochs=min(max(epochs, _EPOCHS[0]), _EPOCHS[1]),
         later_epochs=1.0 if same else later_epochs,
         continued_epochs=round(float(generator.uniform(0.5, 1.0)), 3),
@@ -220,6 +225,14 @@ def _kind_of(architecture: str) -> str:
     if architecture not in ARCHITECTURES:
         raise UsageError(f"no architecture {architecture!r}: there are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[architecture].kind
+
+
+def _start(regime: Regime | None, generator: np.random.Generator) -> Start | None:
+    shares = np.array(_START_SHARES)
+    if regime is not None:
+        chained = np.array([start is None for start in _STARTS])
+        shares = np.where(chained == (regime is Regime.CHAIN), shares, 0)
+    return _STARTS[generator.choice(len(_STARTS), p=shares / shares.sum())]
 
 
 def _weighted(

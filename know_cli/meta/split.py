@@ -12,6 +12,7 @@ from know_cli.meta.windows import RecordedTrajectory
 
 #: Groups of trajectories that are never trained on.
 TRAJECTORIES, ARCHITECTURES, DATA_SETS = "trajectories", "architectures", "data sets"
+REGIMES = "regimes"
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Split:
     Attributes:
         training: those that KNOWN is fitted to.
         held_out: those it is judged by, in groups, none of them empty: ``trajectories`` of the
-            same architectures and data sets as those for training, then ``architectures`` and
-            ``data sets`` that are never trained on. One that is both is among the data sets.
+            same regimes, architectures and data sets as those for training, then
+            ``architectures``, ``data sets`` and ``regimes`` that are never trained on. One that
+            belongs to several is in the last of them.
     """
 
     training: list[int]
@@ -41,6 +43,7 @@ def split(
     *,
     architectures: Names[str] = (),
     data_sets: Names[str] = (),
+    regimes: Names[str] = (),
 ) -> Split:
     """Divide trajectories into those for training and those held out.
 
@@ -53,22 +56,31 @@ def split(
         seed: of the drawing.
         architectures: that are never trained on.
         data_sets: that are never trained on.
+        regimes: that are never trained on.
 
     Raises:
-        UsageError: there are none with such an architecture or data set, or one side would be
-            empty.
+        UsageError: there are none with such an architecture, data set or regime, or one side
+            would be empty.
     """
     for what, names, present in (
         ("architecture", architectures, {one.architecture for one in trajectories}),
         ("data set", data_sets, {one.data_set for one in trajectories}),
+        ("regime", regimes, {one.regime for one in trajectories}),
     ):
         for name in sorted(set(names) - present):
             found = ", ".join(sorted(present - {""})) or "none that is recorded as such"
             raise UsageError(f"{what} {name!r} to be held out: the trajectories have {found}")
-    groups: dict[str, list[int]] = {TRAJECTORIES: [], ARCHITECTURES: [], DATA_SETS: []}
+    groups: dict[str, list[int]] = {
+        TRAJECTORIES: [],
+        ARCHITECTURES: [],
+        DATA_SETS: [],
+        REGIMES: [],
+    }
     rest = []
     for number, one in enumerate(trajectories):
-        if one.data_set and one.data_set in data_sets:
+        if one.regime in regimes:
+            groups[REGIMES].append(number)
+        elif one.data_set and one.data_set in data_sets:
             groups[DATA_SETS].append(number)
         elif one.architecture and one.architecture in architectures:
             groups[ARCHITECTURES].append(number)

@@ -81,6 +81,7 @@ class Settings:
         holdout: share of the trajectories that it is judged by, and never fitted to.
         held_out_architectures: names of those that are never trained on.
         held_out_data_sets: names of those that are never trained on.
+        held_out_regimes: names of those that are never trained on.
         rows_per_tensor: see :func:`~know_cli.meta.windows.collect_windows`.
     """
 
@@ -99,6 +100,7 @@ class Settings:
     holdout: float = 0.2
     held_out_architectures: tuple[str, ...] = ()
     held_out_data_sets: tuple[str, ...] = ()
+    held_out_regimes: tuple[str, ...] = ()
     rows_per_tensor: int = 1000
 
     def split(self, collection: Collection) -> Split:
@@ -113,6 +115,7 @@ class Settings:
             self.seed,
             architectures=self.held_out_architectures,
             data_sets=self.held_out_data_sets,
+            regimes=self.held_out_regimes,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -347,7 +350,7 @@ def settings_of(bundle: Bundle) -> Settings:
         enums = {"target": Target, "preparation": Preparation, "loss": Loss, "residuals": Residuals}
         for key, enum in enums.items():
             kept[key] = enum(kept[key])
-        for key in ("held_out_architectures", "held_out_data_sets"):
+        for key in ("held_out_architectures", "held_out_data_sets", "held_out_regimes"):
             kept[key] = tuple(kept.get(key, ()))
         return Settings(**kept)
     except (KeyError, TypeError, ValueError) as error:
