@@ -30,7 +30,7 @@ from know_cli.engine.scan import looks_reversed
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.hypermodel import load_bundle
 from know_cli.kinds import Kind, Override
-from know_cli.methods import prediction
+from know_cli.methods import known
 from know_cli.methods.known import KnownPredictor
 from know_cli.methods.prediction import Request, open_prediction
 from tests.conftest import network, states, write_trajectory
@@ -508,10 +508,10 @@ def test_predictions_beyond_the_output_s_dtype_are_replaced_and_counted(
     class Doubling(KnownPredictor):
         """Predicts twice the newest value, beyond float16 for the largest."""
 
-        def predict(self, kind: Kind, history: Tensor, out: Tensor) -> None:
+        def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
             torch.mul(history[-1], 2, out=out)
 
-    monkeypatch.setattr(prediction, "KnownPredictor", Doubling)
+    monkeypatch.setattr(known, "KnownPredictor", Doubling)
     out, report = predict(write_trajectory(tmp_path, trajectory), bundle_path, tmp_path / "out")
     assert out["w"][0, 0] == largest
     assert (out["w"].view(-1)[1:] == 2 * trajectory[0]["w"].view(-1)[1:]).all()

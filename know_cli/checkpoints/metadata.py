@@ -19,6 +19,7 @@ CONTINUATION = "know.continuation"
 
 VERSION = "know.version"
 METHOD = "know.method"
+OPTIONS = "know.options"
 STEPS = "know.steps"
 CHECKPOINTS = "know.checkpoints"
 BUNDLE = "know.bundle"

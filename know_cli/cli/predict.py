@@ -11,6 +11,13 @@ import typer
 
 from know_cli.cli.options import parse_rate, parse_size, usable_cores
 from know_cli.cli.output import Output
+from know_cli.methods.registry import (
+    DEFAULT_METHOD,
+    check_weights,
+    describe_methods,
+    find_method,
+    parse_options,
+)
 
 if TYPE_CHECKING:
     from know_cli.engine.report import Report
@@ -22,6 +29,10 @@ EPILOG = "\n\n".join(
         "know-predict run/ckpt0..ckpt4 -o start.safetensors",
         "know-predict ckpt0 ckpt1 ckpt2 ckpt3 ckpt4 -o predicted --steps 3 --every-step",
         "know-predict run/ckpt0..ckpt4 -o start.safetensors --dry-run",
+        "know-predict run/ckpt0..ckpt4 -o rival --method task-vector --option alpha=0.5",
+        "Methods, with their options and defaults; n is the number of steps:",
+        # What follows \b is not wrapped.
+        f"\b\n{describe_methods()}",
         "Exit codes: 0 done, 1 a bug, 2 wrong usage, 3 checkpoints that cannot be used, "
         "4 output that cannot be written, 130 interrupted.",
     )
@@ -102,13 +113,30 @@ def predict(
             rich_help_panel=_METHOD,
         ),
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What predicts: KNOWN, or one of its rivals in the list below.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = DEFAULT_METHOD,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            show_default=False,
+            help="Set an option of the method; the list below has them. Repeatable.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
             metavar="PATH",
             show_default="the shipped default",
             help="KNOWN bundle: the name of a shipped one, a bundle's folder, or a folder with "
-            "KNOWN_Conv.h5, KNOWN_FC.h5 and KNOWN_Bias.h5.",
+            "KNOWN_Conv.h5, KNOWN_FC.h5 and KNOWN_Bias.h5. For methods known, lstsq and noise.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -147,7 +175,8 @@ def predict(
         str,
         typer.Option(
             metavar="auto|cpu|cuda[:i]",
-            help="auto takes a CUDA device if there is one.",
+            help="Where KNOWN runs; auto takes a CUDA device if there is one. Methods without "
+            "KNOWN use the CPU.",
             rich_help_panel=_MACHINE,
         ),
     ] = "auto",
@@ -219,6 +248,9 @@ def predict(
     check_count(paths)
     if _DEVICE.fullmatch(device) is None:
         raise UsageError(f"--device {device}: is none of auto, cpu, cuda, cuda:0 …")
+    chosen = find_method(method)
+    options = parse_options(chosen, option or ())
+    check_weights(chosen, weights)
     if weights is not None and not Path(weights).is_dir():
         family(weights)
     if report is not None:
@@ -226,12 +258,12 @@ def predict(
 
     from know_cli.cli.tables import plan_tables, report_tables
     from know_cli.engine.plan import FrozenMode, NormMode, Settings
-    from know_cli.methods.prediction import DEFAULT_WEIGHTS, Request, open_prediction
+    from know_cli.methods.prediction import Request, open_prediction
 
     request = Request(
         checkpoints=paths,
         output=output,
-        weights=weights or DEFAULT_WEIGHTS,
+        weights=weights,
         settings=Settings(
             steps=steps,
             norm=NormMode(norm.value),
@@ -245,6 +277,8 @@ def predict(
         every_step=every_step,
         device=device,
         force=force,
+        method=method,
+        options=options,
     )
     with open_prediction(request) as prediction:
         if report is not None:

@@ -52,8 +52,17 @@ def heading(prediction: Prediction) -> str:
     return (
         f"{prediction.factor} the data: {steps} step{'s' * (steps > 1)} from "
         f"{len(prediction.trajectory)} checkpoints at rate {prediction.rate:.3g}, "
-        f"KNOWN {prediction.bundle.target} {prediction.bundle.digest[:8]}"
+        f"{_method_text(prediction)}"
     )
+
+
+def _method_text(prediction: Prediction) -> str:
+    words = [prediction.method.name, *(f"{k}={v}" for k, v in prediction.options.items())]
+    bundle = prediction.bundle
+    if bundle is None:
+        return " ".join(words)
+    known = f"KNOWN {bundle.target} {bundle.digest[:8]}"
+    return known if prediction.method.name == "known" else f"{' '.join(words)} of {known}"
 
 
 def plan_tables(prediction: Prediction) -> list[RenderableType]:

@@ -2,7 +2,8 @@
 
 The parameters of one kind, tensor after tensor in the order of Θ0's files, are one long stream
 of rows. Blocks are cut from it at fixed positions and batches are whole numbers of blocks, so
-the numbers that come out do not depend on the memory budget or the number of threads.
+the numbers that come out do not depend on the memory budget or the number of threads. Tensors
+that a method needs whole come after them, one at a time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from enum import Enum
 
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.dtypes import is_float
+from know_cli.engine.predictor import Predictors, TensorPredictor
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS, Classification, Kind, Override, classify_all
 from know_cli.normalisation import NormLayer, find_norm_layers
@@ -80,6 +82,7 @@ class PlannedTensor:
         elements: number of parameters.
         nbytes: size in Θ0.
         layer: the normalisation layer that it belongs to.
+        whole: whether it is predicted from all its elements together.
     """
 
     name: str
@@ -91,6 +94,7 @@ class PlannedTensor:
     elements: int
     nbytes: int
     layer: NormLayer | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,8 @@ class Plan:
     Attributes:
         tensors: every tensor of the output, in the order of Θ0's files.
         batch_rows: rows of a full batch.
-        memory: bytes of working memory that the batches and the predictor need.
+        memory: bytes of working memory that the batches, or the largest tensor that is needed
+            whole, and the predictor need.
         bytes_to_read: of tensor data, from all checkpoints, without the scan for frozen tensors.
         bytes_to_write: of all outputs together.
     """
@@ -135,10 +140,19 @@ class Plan:
         return [tensor for tensor in self.tensors if tensor.action is action]
 
     def batches(self) -> Iterator[Batch]:
-        """The batches of predicted parameters, kind after kind."""
+        """The batches of parameters that are predicted row by row, kind after kind."""
         for kind in PREDICTED_KINDS:
-            of_kind = [t for t in self.with_action(Action.PREDICT) if t.kind is kind]
+            of_kind = [
+                t for t in self.with_action(Action.PREDICT) if t.kind is kind and not t.whole
+            ]
             yield from cut_batches(kind, of_kind, self.batch_rows)
+
+    def whole_tensors(self) -> Iterator[Batch]:
+        """Each tensor that is predicted from all its elements together, as a batch of its own."""
+        for tensor in self.with_action(Action.PREDICT):
+            if tensor.whole:
+                segment = Segment(tensor, 0, tensor.elements, 0)
+                yield Batch(tensor.kind, (segment,), tensor.elements)
 
 
 def cut_batches(kind: Kind, tensors: Sequence[PlannedTensor], batch_rows: int) -> Iterator[Batch]:
@@ -178,8 +192,7 @@ def make_plan(
     settings: Settings,
     frozen: frozenset[str],
     *,
-    block_rows: int,
-    thread_bytes: int,
+    predictors: Predictors,
     outputs: int,
 ) -> Plan:
     """Decide what happens to every tensor, and how large batches are.
@@ -188,12 +201,12 @@ def make_plan(
         trajectory: the inputs.
         settings: what the user wants.
         frozen: names of tensors that are the same in all checkpoints.
-        block_rows: rows that the predictor takes at a time.
-        thread_bytes: memory that the predictor needs for itself in each thread.
+        predictors: the method, for what it takes at a time and the memory that it needs.
         outputs: how many checkpoints are written.
 
     Raises:
-        UsageError: an override cannot be followed, or ``max_memory`` is too small for one block.
+        UsageError: an override cannot be followed, or ``max_memory`` is too small for one block
+            or for a tensor that is needed whole.
     """
     classes = classify_trajectory(trajectory, settings.overrides)
     overridden = {name for name in classes if classes[name].reason.startswith("--kind")}
@@ -229,19 +242,25 @@ def make_plan(
             entry.info.elements,
             entry.info.nbytes,
             layers.get(name),
+            whole=predictors.tensors is not None
+            and decisions[name][0] is Action.PREDICT
+            and predictors.tensors.takes(classes[name].kind, entry.shape),
         )
         for name, entry in trajectory.first.tensors.items()
     )
     row_bytes = _row_bytes(len(trajectory), settings.steps)
-    fixed = settings.threads * thread_bytes
+    fixed = settings.threads * predictors.rows.thread_bytes
     batch_rows = _batch_rows(
-        settings.max_memory, fixed, row_bytes, block_rows, _longest_stream(tensors)
+        settings.max_memory, fixed, row_bytes, predictors.rows.block_rows, _longest_stream(tensors)
     )
+    whole_bytes = 0
+    if predictors.tensors is not None:
+        whole_bytes = _whole_bytes(tensors, len(trajectory), settings, predictors.tensors)
     predicted = [t.name for t in tensors if t.action is Action.PREDICT]
     return Plan(
         tensors,
         batch_rows,
-        fixed + batch_rows * row_bytes,
+        max(fixed + batch_rows * row_bytes, whole_bytes),
         sum(e.info.nbytes for name in predicted for e in trajectory.entries(name))
         + sum(t.nbytes for t in tensors if t.action in (Action.COPY, Action.RESCALE)),
         outputs * trajectory.first.nbytes,
@@ -292,14 +311,41 @@ CHUNK_ROWS = 1 << 16
 
 
 def _row_bytes(checkpoints: int, steps: int) -> int:
+    return _BATCHES_IN_MEMORY * _history_bytes(checkpoints, steps)
+
+
+def _history_bytes(checkpoints: int, steps: int) -> int:
     # Beside the values there are a mark for what is copied, and one a step for what is replaced.
-    return _BATCHES_IN_MEMORY * (4 * (checkpoints + steps) + 1 + steps)
+    return 4 * (checkpoints + steps) + 1 + steps
+
+
+def _whole_bytes(
+    tensors: Sequence[PlannedTensor],
+    checkpoints: int,
+    settings: Settings,
+    predictor: TensorPredictor,
+) -> int:
+    """Working memory of the largest tensor that is needed whole; 0 where there is none."""
+    most = 0
+    for tensor in tensors:
+        if not tensor.whole:
+            continue
+        history = tensor.elements * _history_bytes(checkpoints, settings.steps)
+        needed = history + predictor.nbytes(tensor.kind, tensor.shape)
+        if needed > settings.max_memory:
+            raise UsageError(
+                f"--max-memory {settings.max_memory} is too small: this method needs tensor "
+                f"{tensor.name!r} whole, which takes {needed} bytes; allow more, or leave it as "
+                f"it is with --kind '{tensor.name}=copy'"
+            )
+        most = max(most, needed)
+    return most
 
 
 def _longest_stream(tensors: Sequence[PlannedTensor]) -> int:
     rows = dict.fromkeys(Kind, 0)
     for tensor in tensors:
-        if tensor.action is Action.PREDICT:
+        if tensor.action is Action.PREDICT and not tensor.whole:
             rows[tensor.kind] += tensor.elements
     return max(rows.values())
 

@@ -1,22 +1,29 @@
-"""What the engine asks of a method: one step for a block of windows."""
+"""What the engine asks of a method: a step for a block of windows, or all for a whole tensor."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from know_cli.kinds import Kind
 
 
 class Predictor(Protocol):
-    """A method, ready to run. Must be safe to call from several threads.
+    """A method, ready to run on blocks of rows. Must be safe to call from several threads.
 
     Attributes:
+        device: where it computes.
         block_rows: the most rows it takes at a time. A row's result must not depend on the
             other rows of its block.
         thread_bytes: main memory that it needs for itself in each thread that calls it.
     """
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
 
     @property
     def block_rows(self) -> int:
@@ -26,11 +33,46 @@ class Predictor(Protocol):
     def thread_bytes(self) -> int:
         """Bytes of main memory that it needs for itself in each thread that calls it."""
 
-    def predict(self, kind: Kind, history: Tensor, out: Tensor) -> None:
-        """Predict the value one step before each window.
+    def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
+        """Predict the values some steps before Θ0; steps come in order, 1 first.
 
         Args:
             kind: conv, fc or bias.
-            history: ``[S, rows]`` float32 on the CPU, most-forgotten first, θ0 last.
-            out: ``[rows]`` float32 on the CPU, receives θ̂(−1).
+            step: 1 for θ̂(−1), 2 for θ̂(−2), …
+            history: ``[S + step − 1, rows]`` float32 on the CPU: the window, most-forgotten
+                first, θ0 at S − 1, then the predictions of the steps before.
+            out: ``[rows]`` float32 on the CPU, receives θ̂(−step).
         """
+
+
+class TensorPredictor(Protocol):
+    """The part of a method that cannot go row by row: it needs a tensor's elements together."""
+
+    def takes(self, kind: Kind, shape: tuple[int, ...]) -> bool:
+        """Whether it predicts such a tensor; the others go in blocks of rows."""
+
+    def nbytes(self, kind: Kind, shape: tuple[int, ...]) -> int:
+        """Bytes of main memory that one call needs beside ``history`` and ``out``."""
+
+    def predict(self, kind: Kind, shape: tuple[int, ...], history: Tensor, out: Tensor) -> None:
+        """Predict all steps of one tensor.
+
+        Args:
+            kind: conv, fc or bias.
+            shape: of the tensor.
+            history: ``[S, elements]`` float32 on the CPU, most-forgotten first, θ0 last.
+            out: ``[steps, elements]`` float32 on the CPU, receives θ̂(−1), θ̂(−2), …
+        """
+
+
+@dataclass(frozen=True)
+class Predictors:
+    """A method as the engine runs it.
+
+    Attributes:
+        rows: predicts in blocks of rows.
+        tensors: predicts the tensors that it takes whole; None where a method has no such part.
+    """
+
+    rows: Predictor
+    tensors: TensorPredictor | None = None

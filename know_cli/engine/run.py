@@ -17,7 +17,7 @@ from torch import Tensor
 from know_cli.checkpoints import CheckpointWriter, Trajectory
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Plan, PlannedTensor, Segment, Settings
-from know_cli.engine.predictor import Predictor
+from know_cli.engine.predictor import Predictors, TensorPredictor
 from know_cli.engine.progress import Progress
 from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float32
 from know_cli.engine.report import Report
@@ -63,12 +63,24 @@ class _Buffer:
             torch.zeros(steps, rows, dtype=torch.bool),
         )
 
+    def keep_finite(self, checkpoints: int, step: int, rows: slice) -> None:
+        """Put θ0 where a step's predictions, the first being 0, are not finite.
+
+        NaN would spread through the later steps, so these go on from θ0; the rows are marked,
+        and counted when they are written.
+        """
+        out = self.history[checkpoints + step, rows]
+        finite = torch.isfinite(out)
+        if not finite.all():
+            out.copy_(torch.where(finite, out, self.history[checkpoints - 1, rows]))
+            self.replaced[step, rows] = ~finite
+
 
 def execute(
     trajectory: Trajectory,
     plan: Plan,
     settings: Settings,
-    predictor: Predictor,
+    predictors: Predictors,
     outputs: Sequence[OutputStep],
     progress: Progress,
 ) -> Report:
@@ -81,7 +93,7 @@ def execute(
         trajectory: the inputs.
         plan: made for these inputs and settings.
         settings: what the user wants.
-        predictor: the method.
+        predictors: the method.
         outputs: in ascending order of step; the last is the one that the report is about.
         progress: is told of phases and parameters.
 
@@ -98,7 +110,7 @@ def execute(
             stack.enter_context(CheckpointWriter(output.path, trajectory.first, output.metadata))
             for output in outputs
         ]
-        run = _Run(trajectory, plan, settings, predictor, outputs, writers, progress)
+        run = _Run(trajectory, plan, settings, predictors, outputs, writers, progress)
         predicted = sum(tensor.elements for tensor in plan.with_action(Action.PREDICT))
         progress.phase("predicting", predicted)
         run.predict(stack)
@@ -132,7 +144,7 @@ class _Run:
         trajectory: Trajectory,
         plan: Plan,
         settings: Settings,
-        predictor: Predictor,
+        predictors: Predictors,
         outputs: Sequence[OutputStep],
         writers: Sequence[CheckpointWriter],
         progress: Progress,
@@ -140,11 +152,11 @@ class _Run:
         self.trajectory = trajectory
         self.plan = plan
         self.settings = settings
-        self.predictor = predictor
+        self.predictor, self.tensor_predictor = predictors.rows, predictors.tensors
         self.outputs = list(zip((output.step for output in outputs), writers, strict=True))
         self.progress = progress
         self.report = Report()
-        grid = math.gcd(CHUNK_ROWS, predictor.block_rows)
+        grid = math.gcd(CHUNK_ROWS, self.predictor.block_rows)
         self.layers = list(
             {t.layer.prefix: t.layer for t in plan.with_action(Action.RESCALE) if t.layer}.values()
         )
@@ -184,7 +196,7 @@ class _Run:
     # ------------------------------------------------------------------ predicting
 
     def predict(self, stack: ExitStack) -> None:
-        """All batches; while one is computed, the next is read."""
+        """All batches, then the tensors that are needed whole."""
         reader = stack.enter_context(ThreadPoolExecutor(1, "read"))
         workers = stack.enter_context(
             ThreadPoolExecutor(
@@ -196,6 +208,13 @@ class _Run:
                 initargs=(1,),
             )
         )
+        self._predict_batches(reader, workers)
+        if self.tensor_predictor is not None:
+            for batch in self.plan.whole_tensors():
+                self._predict_whole(batch, self.tensor_predictor, workers)
+
+    def _predict_batches(self, reader: ThreadPoolExecutor, workers: ThreadPoolExecutor) -> None:
+        """While one batch is computed, the next is read."""
         free = [
             _Buffer.new(len(self.trajectory), self.settings.steps, self.plan.batch_rows)
             for _ in range(2)
@@ -209,9 +228,34 @@ class _Run:
             pending = self._start_reading(reader, batches, free[turn])
             with self.timed("computing"):
                 self._compute(batch, buffer, workers)
-            for segment in batch.segments:
-                self._write_segment(segment, buffer)
-            self.progress.advance(batch.rows)
+            self._write(batch, buffer)
+
+    def _predict_whole(
+        self, batch: Batch, predictor: TensorPredictor, workers: ThreadPoolExecutor
+    ) -> None:
+        """One tensor, read whole; nothing else is in memory meanwhile.
+
+        One worker computes it with one thread, as it does a block: the result of a matrix
+        decomposition, too, depends on how many threads share it.
+        """
+        size = len(self.trajectory)
+        (segment,) = batch.segments
+        buffer = _Buffer.new(size, self.settings.steps, batch.rows)
+        self._read(batch, buffer)
+        window, out = buffer.history[:size], buffer.history[size:]
+        with self.timed("computing"):
+            workers.submit(
+                predictor.predict, batch.kind, segment.tensor.shape, window, out
+            ).result()
+            for step in range(self.settings.steps):
+                for start, count in chunks(0, batch.rows):
+                    buffer.keep_finite(size, step, slice(start, start + count))
+        self._write(batch, buffer)
+
+    def _write(self, batch: Batch, buffer: _Buffer) -> None:
+        for segment in batch.segments:
+            self._write_segment(segment, buffer)
+        self.progress.advance(batch.rows)
 
     def _start_reading(
         self, reader: ThreadPoolExecutor, batches: Iterator[Batch], buffer: _Buffer
@@ -267,16 +311,11 @@ class _Run:
         for start in starts:
             stop = min(start + self.predictor.block_rows, batch.rows)
             history = buffer.history[:, start:stop]
-            newest = history[size - 1]
             for step in range(self.settings.steps):
-                out = history[size + step]
-                self.predictor.predict(batch.kind, history[step : size + step], out)
-                # NaN would spread through the later steps, so these go on from θ0; the rows
-                # are marked, and counted when they are written.
-                finite = torch.isfinite(out)
-                if not finite.all():
-                    history[size + step] = torch.where(finite, out, newest)
-                    buffer.replaced[step, start:stop] = ~finite
+                self.predictor.predict(
+                    batch.kind, step + 1, history[: size + step], history[size + step]
+                )
+                buffer.keep_finite(size, step, slice(start, stop))
 
     def _write_segment(self, segment: Segment, buffer: _Buffer) -> None:
         size = len(self.trajectory)

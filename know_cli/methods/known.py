@@ -1,4 +1,7 @@
-"""KNOWN as a method of the engine."""
+"""KNOWN: a hyper-model that reads each parameter's history (arXiv 2508.05059).
+
+Step n predicts from the window that the n − 1 predictions before it have shifted.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import torch
 from torch import Tensor
 
 from know_cli.engine.kernel import Kernel
-from know_cli.errors import CheckpointError
+from know_cli.engine.predictor import Predictors
 from know_cli.hypermodel import Bundle
 from know_cli.kinds import Kind
+from know_cli.methods.inputs import Inputs
 
 
 class KnownPredictor:
@@ -28,6 +32,7 @@ class KnownPredictor:
             kind: Kernel(state, bundle.checkpoints, bundle.preparation, device, local)
             for kind, state in bundle.states.items()
         }
+        self.device = device
 
     @property
     def block_rows(self) -> int:
@@ -39,19 +44,15 @@ class KnownPredictor:
         """Bytes of main memory that it needs for itself in each thread."""
         return self._kernels[Kind.CONV].thread_bytes
 
-    def predict(self, kind: Kind, history: Tensor, out: Tensor) -> None:
+    def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
         """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
-        self._kernels[kind].predict(history, out)
+        self._kernels[kind].predict(history[step - 1 :], out)
 
 
-def check_length(bundle: Bundle, checkpoints: int) -> None:
-    """Refuse a bundle that reads windows of another length than the trajectory has.
+def predictors(inputs: Inputs) -> Predictors:
+    """The method.
 
     Raises:
-        CheckpointError: with both numbers.
+        CheckpointError: the bundle reads windows of another length than the trajectory has.
     """
-    if bundle.checkpoints != checkpoints:
-        raise CheckpointError(
-            f"{bundle.source}: this KNOWN reads {bundle.checkpoints} checkpoints, "
-            f"{checkpoints} were given"
-        )
+    return Predictors(KnownPredictor(inputs.bundle, inputs.device))

@@ -9,8 +9,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +27,7 @@ from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output import check_output
 from know_cli.checkpoints.paths import factor_name, step_path
 from know_cli.engine.plan import Action, Plan, Settings, classify_trajectory, make_plan
+from know_cli.engine.predictor import Predictors
 from know_cli.engine.progress import Progress, Silent
 from know_cli.engine.report import Report
 from know_cli.engine.run import OutputStep, execute
@@ -32,11 +35,18 @@ from know_cli.engine.scan import scan
 from know_cli.errors import OutputError, UsageError
 from know_cli.hypermodel import Bundle, load_bundle
 from know_cli.kinds import Kind
-from know_cli.methods.known import KnownPredictor, check_length
+from know_cli.methods.inputs import Inputs
+from know_cli.methods.registry import (
+    DEFAULT_METHOD,
+    Method,
+    Value,
+    check_weights,
+    complete_options,
+    find_method,
+)
 
 DEFAULT_RATE = 0.5
 DEFAULT_WEIGHTS = "continuation"
-METHOD = "known"
 
 
 @dataclass(frozen=True)
@@ -47,22 +57,28 @@ class Request:
         checkpoints: Θ0 (full data) first, most-forgotten last.
         output: file or folder to write, as Θ0 is one or the other.
         weights: name of a shipped family, or a path; see
-            :func:`~know_cli.bundles.find_bundle`.
+            :func:`~know_cli.bundles.find_bundle`. None is :data:`DEFAULT_WEIGHTS` for methods
+            that read a bundle, and the only choice for the others.
         settings: steps, normalisation and so on.
         rate: sampling rate of the forgetting; None takes the checkpoints' own, else 0.5.
         every_step: also write each intermediate step.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``, for methods with a hyper-model; the
+            others compute on the CPU.
         force: replace existing outputs.
+        method: name of a method; see :data:`~know_cli.methods.registry.METHODS`.
+        options: values for some of the method's options; the others have their defaults.
     """
 
     checkpoints: Sequence[Path]
     output: Path
-    weights: str = DEFAULT_WEIGHTS
+    weights: str | None = None
     settings: Settings = field(default_factory=Settings)
     rate: float | None = None
     every_step: bool = False
     device: str = "auto"
     force: bool = False
+    method: str = DEFAULT_METHOD
+    options: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,8 +88,9 @@ class Prediction:
     Attributes:
         request: what was asked for.
         trajectory: the open inputs, in order.
-        bundle: the KNOWN.
-        device: where it runs.
+        method: what predicts.
+        options: the value of each of its options.
+        bundle: the KNOWN; None where the method reads none.
         rate: sampling rate that names the factor.
         plan: what happens to each tensor.
         outputs: what is written.
@@ -82,13 +99,19 @@ class Prediction:
 
     request: Request
     trajectory: Trajectory
-    bundle: Bundle
-    device: torch.device
+    method: Method
+    options: dict[str, Value]
+    bundle: Bundle | None
     rate: float
     plan: Plan
     outputs: list[OutputStep]
     notices: list[str]
-    _predictor: KnownPredictor
+    _predictors: Predictors
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self._predictors.rows.device
 
     @property
     def factor(self) -> str:
@@ -108,7 +131,7 @@ class Prediction:
             self.trajectory,
             self.plan,
             self.request.settings,
-            self._predictor,
+            self._predictors,
             self.outputs,
             progress or Silent(),
         )
@@ -118,15 +141,18 @@ class Prediction:
     def describe(self) -> dict[str, Any]:
         """The request as plain types, for a JSON report."""
         settings = self.request.settings
+        bundle = {}
+        if self.bundle is not None:
+            bundle = {"bundle": self.bundle.digest, "target": self.bundle.target}
         return {
             "version": __version__,
-            "method": METHOD,
+            "method": self.method.name,
+            "options": self.options,
             "checkpoints": [str(checkpoint.path) for checkpoint in self.trajectory.checkpoints],
             "steps": settings.steps,
             "rate": self.rate,
             "factor": self.factor,
-            "bundle": self.bundle.digest,
-            "target": self.bundle.target,
+            **bundle,
             "norm": settings.norm.value,
             "frozen": settings.frozen.value,
             "device": str(self.device),
@@ -154,21 +180,34 @@ def open_prediction(request: Request) -> Prediction:
     """Check a request against the files and plan it; reads headers and little else.
 
     Raises:
-        UsageError: wishes that cannot be followed.
+        UsageError: wishes that cannot be followed, such as an option that the method does not
+            have, or a tensor that it needs whole and ``max_memory`` does not hold.
         CheckpointError: inputs or a bundle that cannot be used.
         OutputError: an output that must not or cannot be written.
     """
+    method = find_method(request.method)
+    options = complete_options(method, request.options)
+    check_weights(method, request.weights)
     device = choose_device(request.device)
     trajectory = open_trajectory(request.checkpoints)
     try:
-        bundle = load_bundle(find_bundle(request.weights, len(trajectory)))
-        check_length(bundle, len(trajectory))
-        predictor = KnownPredictor(bundle, device)
+        bundle = None
+        if method.reads_bundle:
+            weights = DEFAULT_WEIGHTS if request.weights is None else request.weights
+            bundle = load_bundle(find_bundle(weights, len(trajectory)))
         notices = list(trajectory.notices)
         rate = _rate(request, trajectory, notices)
-        outputs = _outputs(request, trajectory, bundle, rate)
+        predictors: Predictors = import_module(method.module).predictors(
+            Inputs(trajectory, request.settings.steps, rate, device, options, bundle)
+        )
+        provenance = _provenance(method, options, bundle)
+        outputs = _outputs(request, trajectory, rate, provenance)
         for output in outputs:
-            if bundle.source and output.path.resolve().is_relative_to(bundle.source.resolve()):
+            if (
+                bundle
+                and bundle.source
+                and output.path.resolve().is_relative_to(bundle.source.resolve())
+            ):
                 raise OutputError(f"{output.path}: is in the bundle in use; name another output")
             check_output(
                 output.path,
@@ -188,8 +227,7 @@ def open_prediction(request: Request) -> Prediction:
             trajectory,
             request.settings,
             found.frozen,
-            block_rows=predictor.block_rows,
-            thread_bytes=predictor.thread_bytes,
+            predictors=predictors,
             outputs=len(outputs),
         )
         if not plan.with_action(Action.PREDICT):
@@ -199,7 +237,9 @@ def open_prediction(request: Request) -> Prediction:
     except BaseException:
         trajectory.close()
         raise
-    return Prediction(request, trajectory, bundle, device, rate, plan, outputs, notices, predictor)
+    return Prediction(
+        request, trajectory, method, options, bundle, rate, plan, outputs, notices, predictors
+    )
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -235,8 +275,20 @@ def _rate(request: Request, trajectory: Trajectory, notices: list[str]) -> float
     return request.rate
 
 
+def _provenance(
+    method: Method, options: Mapping[str, Value], bundle: Bundle | None
+) -> dict[str, str]:
+    """The metadata that tell the method."""
+    provenance = {keys.METHOD: method.name}
+    if options:
+        provenance[keys.OPTIONS] = json.dumps(options, sort_keys=True)
+    if bundle is not None:
+        provenance |= {keys.BUNDLE: bundle.digest, keys.TARGET: bundle.target}
+    return provenance
+
+
 def _outputs(
-    request: Request, trajectory: Trajectory, bundle: Bundle, rate: float
+    request: Request, trajectory: Trajectory, rate: float, provenance: Mapping[str, str]
 ) -> list[OutputStep]:
     steps, first = request.settings.steps, trajectory.first
     paths = {steps: request.output}
@@ -248,16 +300,23 @@ def _outputs(
             f"--every-step: at a rate of {rate:g} the steps have the same names; leave it out"
         )
     return [
-        OutputStep(step, path, _metadata(request, trajectory, bundle, rate, step))
+        OutputStep(step, path, _metadata(request, trajectory, rate, provenance, step))
         for step, path in sorted(paths.items())
     ]
 
 
 def _metadata(
-    request: Request, trajectory: Trajectory, bundle: Bundle, rate: float, step: int
+    request: Request,
+    trajectory: Trajectory,
+    rate: float,
+    provenance: Mapping[str, str],
+    step: int,
 ) -> dict[str, str]:
     """Θ0's metadata and what made this output; no times or paths, so that bytes repeat."""
     metadata = dict(trajectory.first.metadata)
+    # Θ0 may be a prediction itself, with another method, and so with more to tell.
+    for key in (keys.METHOD, keys.OPTIONS, keys.BUNDLE, keys.TARGET):
+        metadata.pop(key, None)
     session = Session.from_metadata(metadata)
     if session is not None:
         # A prediction takes its place in the trajectory: the session before the first.
@@ -267,13 +326,12 @@ def _metadata(
             session.rate,
             session.trajectory,
         ).to_metadata()
-    return metadata | {
+    return {
+        **metadata,
+        **provenance,
         keys.VERSION: __version__,
-        keys.METHOD: METHOD,
         keys.STEPS: str(step),
         keys.RATE: repr(rate),
         keys.CHECKPOINTS: str(len(trajectory)),
-        keys.BUNDLE: bundle.digest,
-        keys.TARGET: bundle.target,
         keys.NORM: request.settings.norm.value,
     }

@@ -1,0 +1,69 @@
+"""What a method knows before it sees a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from know_cli.checkpoints import Trajectory
+from know_cli.checkpoints.metadata import Session
+from know_cli.errors import CheckpointError
+from know_cli.hypermodel import Bundle
+from know_cli.methods.registry import Value
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a method is made from; each method's ``predictors`` gets one.
+
+    Attributes:
+        trajectory: the open checkpoints, Θ0 first.
+        steps: how many are predicted.
+        rate: sampling rate from one checkpoint to the next.
+        device: where a hyper-model runs.
+        options: a value for each of the method's options.
+        given_bundle: the KNOWN, for methods that read one.
+    """
+
+    trajectory: Trajectory
+    steps: int
+    rate: float
+    device: torch.device
+    options: Mapping[str, Value]
+    given_bundle: Bundle | None = None
+
+    @property
+    def checkpoints(self) -> int:
+        """S."""
+        return len(self.trajectory)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The KNOWN.
+
+        Raises:
+            ValueError: the registry does not say that the method reads one.
+            CheckpointError: it reads windows of another length than the trajectory has.
+        """
+        bundle = self.given_bundle
+        if bundle is None:
+            raise ValueError("this method is not registered as one that reads a bundle")
+        if bundle.checkpoints != self.checkpoints:
+            raise CheckpointError(
+                f"{bundle.source}: this KNOWN reads {bundle.checkpoints} checkpoints, "
+                f"{self.checkpoints} were given"
+            )
+        return bundle
+
+    @property
+    def sessions(self) -> list[Session] | None:
+        """The recorded session of every checkpoint, Θ0's first; None where one has none."""
+        found = [Session.from_metadata(c.metadata) for c in self.trajectory.checkpoints]
+        sessions = [session for session in found if session is not None]
+        return sessions if len(sessions) == len(found) else None
+
+    def number(self, option: str) -> float:
+        """The value of an option that is a number."""
+        return float(self.options[option])
