@@ -172,6 +172,9 @@ LIGHT = [
     ["predict", "missing", "-o", "b"], ["predict", "here", "-o", "b"],
     ["predict", "here", "there", "-o", "b", "--device", "tpu"],
     ["predict", "here", "there", "-o", "b", "--weights", "nothing"],
+    ["predict", "here", "there", "-o", "b", "--method", "best"],
+    ["predict", "here", "there", "-o", "b", "--method", "tsv", "--option", "beta=1"],
+    ["predict", "here", "there", "-o", "b", "--method", "tsv", "--weights", "continuation"],
 ]  # fmt: skip
 
 

@@ -73,7 +73,29 @@ class Method:
         return f"know_cli.methods.{self.name.replace('-', '_')}"
 
 
-METHODS = (Method("known", "the hyper-model KNOWN, n times", reads_bundle=True),)
+_ALPHA = Option("alpha", 1.0)
+
+METHODS = (
+    Method("known", "the hyper-model KNOWN, n times", reads_bundle=True),
+    Method("naive", "Θ0"),
+    Method("last", "the most-forgotten checkpoint Θ(S−1)"),
+    Method(
+        "task-vector",
+        "Θ0 + n·α·(Θ0 − Θ1), or − Θ(S−1)",
+        (_ALPHA, Option("range", "session", ("session", "full"))),
+    ),
+    Method("linear", "least-squares line in the session index, n beyond Θ0"),
+    Method(
+        "logfit",
+        "least-squares line in a logarithm, n beyond Θ0",
+        (Option("of", "data", ("data", "position")),),
+    ),
+    Method("tsv", "Θ0 + n·α·(merged task singular vectors); matrices whole", (_ALPHA,)),
+    Method("lstsq", "the linear rule in a KNOWN's manifest, n times", reads_bundle=True),
+    Method("shrink", "λ^n·Θ0", (Option("lambda", 0.97),)),
+    Method("average", "mean of the checkpoints"),
+    Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", reads_bundle=True),
+)
 
 
 def find_method(name: str) -> Method:

@@ -1,0 +1,18 @@
+"""The mean of all checkpoints: a uniform soup of the trajectory.
+
+"Model soups" (Wortsman et al., ICML 2022, arXiv 2203.05482) average fine-tuned models,
+"Averaging Weights Leads to Wider Optima" (Izmailov et al., UAI 2018, arXiv 1803.05407) those
+along one training. A mean points to no larger data set, so that it is the same for every step.
+"""
+
+from __future__ import annotations
+
+from know_cli.engine.predictor import Predictors
+from know_cli.methods.combination import combine
+from know_cli.methods.inputs import Inputs
+
+
+def predictors(inputs: Inputs) -> Predictors:
+    """The method."""
+    size = inputs.checkpoints
+    return combine([[1 / size] * size] * inputs.steps)

@@ -1,0 +1,84 @@
+"""Predictions that are a fixed linear combination of the window, which many methods are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from know_cli.engine.predictor import Predictors
+from know_cli.kinds import PREDICTED_KINDS, Kind
+
+#: Weights of a window's values, most-forgotten first, θ0 last, for each step: ``[steps][S]``.
+Weights = Sequence[Sequence[float]]
+
+_BLOCK_ROWS = 1 << 14
+
+
+class LinearPredictor:
+    """Predicts θ̂(−step) = Σ weights[kind][step − 1][k] · window[k].
+
+    The sum is taken in float64 and rounded once, so that weights that sum to 1 keep a constant
+    history, and a single weight of 1 hands its checkpoint on, bit by bit in float32.
+
+    Args:
+        weights: for each of conv, fc and bias the weights of each step.
+    """
+
+    device = torch.device("cpu")
+    block_rows = _BLOCK_ROWS
+    #: The sum and one product in float64.
+    thread_bytes = 2 * 8 * _BLOCK_ROWS
+
+    def __init__(self, weights: Mapping[Kind, Weights]) -> None:
+        self._weights = weights
+
+    def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
+        """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        total = torch.zeros(out.shape, dtype=torch.float64)
+        # Products are rounded before they are added: a fused operation would do so or not
+        # depending on where in its block a row is.
+        for weight, values in zip(self._weights[kind][step - 1], history, strict=False):
+            if weight:
+                total.add_(values.double().mul_(weight))
+        out.copy_(total)
+
+
+def combine(weights: Weights) -> Predictors:
+    """A method whose weights ``[steps][S]`` are the same for all kinds."""
+    return Predictors(LinearPredictor(dict.fromkeys(PREDICTED_KINDS, weights)))
+
+
+def only(position: int, checkpoints: int, steps: int, factor: float = 1.0) -> list[list[float]]:
+    """Weights ``[steps][S]`` that take one value of the window, times a factor, at every step.
+
+    >>> only(-1, 3, 1)
+    [[0.0, 0.0, 1.0]]
+    """
+    weights = [0.0] * checkpoints
+    weights[position] = factor
+    return [list(weights) for _ in range(steps)]
+
+
+def line(positions: Sequence[float], targets: Sequence[float]) -> list[list[float]]:
+    """Weights that evaluate the least-squares line through a window elsewhere.
+
+    With x̄ the mean position, the line's value at t is Σ w_k θ_k with
+    w_k = 1/S + (t − x̄)(x_k − x̄) / Σ (x_j − x̄)².
+
+    Args:
+        positions: ``[S]``, of the window's values; not all the same.
+        targets: ``[steps]``, where the line is evaluated.
+
+    Returns:
+        ``[steps][S]``, in the order of the positions.
+    """
+    count = len(positions)
+    mean = sum(positions) / count
+    centred = [position - mean for position in positions]
+    spread = sum(distance**2 for distance in centred)
+    return [
+        [1 / count + (target - mean) * distance / spread for distance in centred]
+        for target in targets
+    ]

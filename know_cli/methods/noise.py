@@ -1,0 +1,89 @@
+"""Θ0 plus noise of the size of KNOWN's change: a control for the direction of the change.
+
+Each parameter is moved as far as KNOWN moves it, up or down by a coin: "perturb" in
+"On Warm-Starting Neural Network Training" (Ash & Adams, NeurIPS 2020, arXiv 1910.08475), with
+KNOWN's amounts. What KNOWN gains over this one is gained by where it goes, not how far.
+
+The coin is a hash of the bits of the parameter's recorded window, so that the same checkpoints
+give the same noise, however they are cut into batches. Parameters with the same window fall
+alike. Step n has the size of KNOWN's change after n steps and the same sign as step 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from know_cli.engine.predictor import Predictors
+from know_cli.kinds import Kind
+from know_cli.methods.inputs import Inputs
+from know_cli.methods.known import KnownPredictor
+
+# The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) mixes each value in.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+
+
+class NoisePredictor:
+    """Predicts Θ0 ± |Θ̂ − Θ0| with KNOWN's Θ̂.
+
+    Args:
+        known: the method whose change is measured.
+        checkpoints: S.
+    """
+
+    def __init__(self, known: KnownPredictor, checkpoints: int) -> None:
+        self._known = known
+        self._checkpoints = checkpoints
+        self.device = known.device
+        self.block_rows = known.block_rows
+
+    @property
+    def thread_bytes(self) -> int:
+        """Bytes of main memory that it needs for itself in each thread: KNOWN's, and copies."""
+        # The window with two predictions more in float32; three numbers of 8 bytes to hash.
+        return self._known.thread_bytes + self.block_rows * (4 * (self._checkpoints + 4) + 24)
+
+    def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
+        """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        window = history[: self._checkpoints]
+        newest = window[-1]
+        shifted = window.clone()
+        # The history has this method's earlier steps, and KNOWN needs its own.
+        for _ in range(step):
+            self._known.predict(kind, 1, shifted, out)
+            predicted = torch.where(torch.isfinite(out), out, newest)
+            shifted = torch.cat([shifted[1:], predicted[None]])
+        torch.sub(out, newest, out=out).abs_()
+        out.mul_(signs(window)).add_(newest)
+
+
+def signs(window: Tensor) -> Tensor:
+    """+1 or −1 for each row, float32, decided by the bits of its window.
+
+    Args:
+        window: ``[S, rows]`` float32.
+    """
+    bits: np.ndarray[Any, np.dtype[np.uint32]] = window.contiguous().numpy().view(np.uint32)
+    state = np.zeros(bits.shape[1], dtype=np.uint64)
+    for values in bits:
+        state += _GOLDEN + values
+        state ^= state >> np.uint64(30)
+        state *= _FIRST
+        state ^= state >> np.uint64(27)
+        state *= _SECOND
+        state ^= state >> np.uint64(31)
+    return torch.from_numpy(1 - 2 * (state >> np.uint64(63)).astype(np.float32))
+
+
+def predictors(inputs: Inputs) -> Predictors:
+    """The method.
+
+    Raises:
+        CheckpointError: the bundle reads windows of another length than the trajectory has.
+    """
+    known = KnownPredictor(inputs.bundle, inputs.device)
+    return Predictors(NoisePredictor(known, inputs.checkpoints))

@@ -1,0 +1,146 @@
+"""Task singular vectors: the trajectory's task vectors, merged matrix by matrix.
+
+TSV-Merge of "Task Singular Vectors: Reducing Task Interference in Model Merging" (Gargiulo et
+al., CVPR 2025, arXiv 2412.00081), with Θ0 in the place of the pre-trained model and the T = S − 1
+forgotten checkpoints in that of the fine-tuned ones. For each matrix:
+
+1. Δk = Θk − Θ0 = Uk Σk Vkᵀ, of which the leading rank/T singular triples are kept.
+2. U = [U1 … UT] and V = [V1 … VT] are replaced by the orthonormal matrices nearest to them
+   (P Qᵀ of their singular value decomposition P D Qᵀ), U⊥ and V⊥.
+3. The merged task vector is U⊥ Σ V⊥ᵀ, and the prediction Θ0 − n·α·U⊥ Σ V⊥ᵀ for step n, negated
+   as in task arithmetic (arXiv 2212.04089). Nothing is iterated.
+
+Where the paper's formulas leave the answer open, nothing is made up: singular vectors of a Δk
+whose singular values are zero but for rounding are arbitrary and left out, and singular values
+of U and V that are, because task vectors share singular vectors, are left at zero.
+
+Beyond the paper, a convolution is the matrix of its output channels by all else, and a tensor of
+the kind fc with more than two dimensions is a stack of matrices. What is no matrix, or too small
+for a singular vector a task, gets the mean of its task vectors, as vectors do in the authors'
+release, and is streamed.
+
+A matrix needs its elements together: it is read whole from all checkpoints and decomposed in
+float64 by one thread. One that does not fit in ``--max-memory`` is refused.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from know_cli.engine.predictor import Predictors
+from know_cli.kinds import Kind
+from know_cli.methods.combination import combine
+from know_cli.methods.inputs import Inputs
+
+
+class SingularPredictor:
+    """Predicts tensors that are matrices, or stacks of them.
+
+    Args:
+        alpha: α.
+        checkpoints: S.
+    """
+
+    def __init__(self, alpha: float, checkpoints: int) -> None:
+        self._alpha = alpha
+        self._tasks = checkpoints - 1
+
+    def takes(self, kind: Kind, shape: tuple[int, ...]) -> bool:
+        """Whether these are matrices with a singular vector for each task."""
+        if kind is Kind.BIAS or len(shape) < 2:
+            return False
+        count, rows, columns = matrices(kind, shape)
+        return count > 0 and min(rows, columns) >= self._tasks
+
+    def nbytes(self, kind: Kind, shape: tuple[int, ...]) -> int:
+        """Bytes of main memory for one matrix's decompositions.
+
+        At most there are at a time five matrices of its size (Θ0, a task vector, what it is the
+        difference of, the copy that is decomposed), the singular vectors of one decomposition
+        and of all tasks, and LAPACK's workspace. Measured peaks were 60 to 90 % of this.
+        """
+        _, rows, columns = matrices(kind, shape)
+        rank = min(rows, columns)
+        return 8 * (5 * rows * columns + 4 * rank * (rows + columns) + 8 * rank * rank)
+
+    def predict(self, kind: Kind, shape: tuple[int, ...], history: Tensor, out: Tensor) -> None:
+        """All steps; see :class:`~know_cli.engine.predictor.TensorPredictor`."""
+        count, rows, columns = matrices(kind, shape)
+        windows = history.view(len(history), count, rows, columns)
+        answers = out.view(len(out), count, rows, columns)
+        for position in range(count):
+            window, newest = windows[:, position], windows[-1, position].double()
+            merged = merge(window).mul_(-self._alpha)
+            for answer in answers[:, position]:
+                answer.copy_(newest.add_(merged))
+
+
+def matrices(kind: Kind, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """How many matrices a tensor is, and their rows and columns.
+
+    >>> matrices(Kind.CONV, (64, 32, 3, 3))
+    (1, 64, 288)
+    >>> matrices(Kind.FC, (8, 64, 32))
+    (8, 64, 32)
+    """
+    if kind is Kind.CONV:
+        return 1, shape[0], math.prod(shape[1:])
+    *stack, rows, columns = shape
+    return math.prod(stack), rows, columns
+
+
+def merge(window: Tensor) -> Tensor:
+    """The merged task vector U⊥ Σ V⊥ᵀ of one matrix.
+
+    Args:
+        window: ``[S, rows, columns]``, most-forgotten first, θ0 last; neither side is shorter
+            than S − 1.
+
+    Returns:
+        ``[rows, columns]`` float64.
+    """
+    if window.shape[1] < window.shape[2]:
+        # Wide matrices are decomposed in half as much memory again as tall ones take.
+        return merge(window.mT).mT
+    *forgotten, newest = window
+    kept = min(newest.shape) // len(forgotten)
+    left, values, right = [], [], []
+    for other in reversed(forgotten):
+        u, s, v = torch.linalg.svd(other.double() - newest.double(), full_matrices=False)
+        counts = (s > _tolerance(s, newest.shape))[:kept]
+        left.append(u[:, :kept] * counts)
+        values.append(s[:kept])
+        right.append(v[:kept] * counts[:, None])
+    scaled = nearest_orthonormal(torch.cat(left, dim=1)).mul_(torch.cat(values))
+    merged: Tensor = scaled @ nearest_orthonormal(torch.cat(right).T).T
+    return merged
+
+
+def nearest_orthonormal(columns: Tensor) -> Tensor:
+    """The matrix with orthonormal columns that is nearest to one, within the space it spans.
+
+    Args:
+        columns: ``[rows, count]`` float64, count ≤ rows. Where they are linearly dependent the
+            answer is a partial isometry, which maps what they map to zero to zero.
+    """
+    p, d, q = torch.linalg.svd(columns, full_matrices=False)
+    answer: Tensor = (p * (d > _tolerance(d, columns.shape))) @ q
+    return answer
+
+
+def _tolerance(values: Tensor, shape: torch.Size) -> float:
+    """Up to which singular values of a matrix are taken for zero, as its rank is counted."""
+    return float(values[0]) * max(shape) * torch.finfo(values.dtype).eps
+
+
+def predictors(inputs: Inputs) -> Predictors:
+    """The method."""
+    alpha, size = inputs.number("alpha"), inputs.checkpoints
+    tasks = size - 1
+    weights = []
+    for step in range(1, inputs.steps + 1):
+        weights.append([-step * alpha / tasks] * tasks + [1 + step * alpha])
+    return Predictors(combine(weights).rows, SingularPredictor(alpha, size))
