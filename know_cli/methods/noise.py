@@ -5,8 +5,9 @@ Each parameter is moved as far as KNOWN moves it, up or down by a coin: "perturb
 KNOWN's amounts. What KNOWN gains over this one is gained by where it goes, not how far.
 
 The coin is a hash of the bits of the parameter's recorded window, so that the same checkpoints
-give the same noise, however they are cut into batches. Parameters with the same window fall
-alike. Step n has the size of KNOWN's change after n steps and the same sign as step 1.
+give the same noise, however they are cut into batches; parameters with the same window get the
+same sign. Step n has the size of KNOWN's change after n steps, and the sign of step 1. For that
+KNOWN is run n times at step n.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def signs(window: Tensor) -> Tensor:
     bits: np.ndarray[Any, np.dtype[np.uint32]] = window.contiguous().numpy().view(np.uint32)
     state = np.zeros(bits.shape[1], dtype=np.uint64)
     for values in bits:
-        state += _GOLDEN + values
+        state += _GOLDEN + values.astype(np.uint64)
         state ^= state >> np.uint64(30)
         state *= _FIRST
         state ^= state >> np.uint64(27)
