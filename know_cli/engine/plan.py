@@ -50,7 +50,7 @@ class Settings:
     """What the user wants of a prediction.
 
     Attributes:
-        steps: how often the window is shifted by a prediction, 1 to 8.
+        steps: how many are predicted, 1 to 8; what a step is, each method says.
         norm: see :class:`NormMode`.
         frozen: see :class:`FrozenMode`.
         overrides: kinds that the user sets.
