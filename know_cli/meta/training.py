@@ -27,6 +27,7 @@ from know_cli.meta.figures import least_squares, predict
 from know_cli.meta.held_out import Table, evaluate, to_json
 from know_cli.meta.split import TRAJECTORIES, Split, split
 from know_cli.meta.windows import Collection, Target, Windows
+from know_cli.methods.lstsq import RULE
 
 #: The distance from which the Huber loss grows linearly, in the unit of the residuals.
 _HUBER = 1.0
@@ -420,7 +421,7 @@ def _manifest(
             },
         },
         # The linear rule that KNOWN must beat, so that it can be tried without these windows.
-        "rule": {
+        RULE: {
             kind.value: [
                 float(weight)
                 for weight in least_squares(
