@@ -11,6 +11,7 @@ import torch
 from know_cli.bundles import shipped, weights_folder
 from know_cli.forgetting import Recorder, nested_subsets
 from know_cli.hypermodel import load_bundle
+from know_cli.kinds import PREDICTED_KINDS
 from tests.conftest import Command
 
 
@@ -69,23 +70,54 @@ def test_says_what_is_missing(folder: Path, know: Command) -> None:
     assert not (folder / "other").exists()
 
 
-@pytest.mark.parametrize("target", ["retrodiction", "continuation"])
-def test_the_shipped_bundles_are_what_their_manifests_say(target: str) -> None:
-    bundle = load_bundle(shipped()[target][5])
-    assert bundle.target == target
-    assert bundle.checkpoints == 5
-    assert sum(tensor.numel() for tensor in next(iter(bundle.states.values())).values()) == 9425
-    assert bundle.manifest["command"].startswith("know train ")
-    assert set(bundle.manifest["figures"]) == {"conv", "fc", "bias"}
+SHIPPED = [(family, size) for family, sizes in shipped().items() for size in sizes]
 
 
-def test_the_model_card_has_the_figures_of_the_manifests() -> None:
+def test_both_families_are_shipped_for_two_to_five_checkpoints() -> None:
+    assert sorted(SHIPPED) == [
+        (family, size) for family in ("continuation", "retrodiction") for size in (2, 3, 4, 5)
+    ]
+
+
+@pytest.mark.parametrize(("family", "size"), SHIPPED)
+def test_the_shipped_bundles_are_what_their_manifests_say(family: str, size: int) -> None:
+    bundle = load_bundle(shipped()[family][size])
+    assert (bundle.target, bundle.checkpoints) == (family, size)
+    for state in bundle.states.values():
+        assert sum(tensor.numel() for tensor in state.values()) == 128 * size + 8785
+    manifest = bundle.manifest
+    assert manifest["command"].startswith("know train ")
+    assert f"weights/{family}/checkpoints-{size} " in manifest["command"]
+    assert {kind: len(rule) for kind, rule in manifest["rule"].items()} == {
+        kind.value: size for kind in PREDICTED_KINDS
+    }
+    data = manifest["data"]
+    assert set(data["held_out"]) == {"trajectories", "architectures", "data sets", "regimes"}
+    assert not set(data["architectures"]) & set(manifest["settings"]["held_out_architectures"])
+    assert not set(data["data_sets"]) & set(manifest["settings"]["held_out_data_sets"])
+    assert set(data["regimes"]) == {"chain"}
+
+
+@pytest.mark.parametrize(("family", "size"), SHIPPED)
+def test_the_model_card_has_the_figures_of_the_manifests(family: str, size: int) -> None:
+    """Its tables are those of ``know train --evaluate``, which measures once more."""
+    bundle = load_bundle(shipped()[family][size])
+    tables = (weights_folder() / "FIGURES.md").read_text(encoding="utf-8")
+    section = tables.split(f"### {family}, {size} checkpoints, {bundle.digest}\n")[1]
+    rows = {
+        tuple(cell.strip() for cell in line.strip("| ").split("|")[:2]): line
+        for line in section.split("###")[0].splitlines()
+        if line.startswith("| ")
+    }
+    for group, kinds in bundle.manifest["figures"].items():
+        for kind, steps in kinds.items():
+            cells = [cell.strip() for cell in rows[group, kind].strip("| ").split("|")]
+            expected = [found["known"] for found in steps.values()]
+            # Rounded to four digits there, and to three here.
+            known = [float(figure) for figure in cells[4].split(" / ")]
+            assert known == pytest.approx(expected, abs=6e-4), (group, kind)
     card = (weights_folder() / "README.md").read_text(encoding="utf-8")
-    for target, sizes in shipped().items():
-        for checkpoints, folder in sizes.items():
-            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-            assert checkpoints == 5
-            for kind, found in manifest["figures"].items():
-                assert (
-                    f"| {target} | {kind} | {found['rows']:,} | **{found['known']:.3f}** |" in card
-                )
+    assert bundle.digest in card
+    if size == 5:
+        for kind in PREDICTED_KINDS:
+            assert rows["trajectories", kind.value] in card
