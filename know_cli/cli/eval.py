@@ -1,0 +1,288 @@
+"""``know eval``: what predicted weights are worth downstream."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from know_cli.cli.options import usable_cores
+from know_cli.cli.output import Output
+from know_cli.cli.predict import NormChoice
+from know_cli.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from know_cli.evaluation.protocol import Outcome
+    from know_cli.evaluation.running import Request
+
+EPILOG = "\n\n".join(
+    (
+        "Examples:",
+        "know eval --suite small -o evaluation",
+        "know eval --task 'fashion-*' --seeds 10 --method continuation --bundle mine=my-known "
+        "-o evaluation",
+        "know eval --task fashion-classes-resnet --norm rescale --norm copy --norm reset "
+        "-o evaluation",
+    )
+)
+RESULTS = "results.json"
+_FEWEST_SESSIONS, _MOST_SESSIONS = 2, 5
+
+
+class Suite(str, Enum):
+    """Values of ``--suite``."""
+
+    SMALL = "small"
+    FULL = "full"
+
+
+def evaluate(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FOLDER",
+            show_default=False,
+            help="Gets results.json, and in 'work' all that is trained, for the next run.",
+        ),
+    ],
+    suite: Annotated[
+        Suite, typer.Option(help="small: every task with 3 seeds; full: with 10.")
+    ] = Suite.SMALL,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="all",
+            help="A task, or a pattern such as 'fashion-*'; repeatable.",
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL", show_default="all", help="A method; repeatable."),
+    ] = None,
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            show_default=False,
+            help="Also evaluate this KNOWN, under this name; repeatable.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=1000, show_default="the suite's", help="Seeds."),
+    ] = None,
+    steps: Annotated[int, typer.Option(metavar="N", min=1, max=8, help="The most steps.")] = 3,
+    norm: Annotated[
+        list[NormChoice] | None,
+        typer.Option(show_default="rescale", help="Treatment of normalisation layers; repeatable."),
+    ] = None,
+    sessions: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="S",
+            min=_FEWEST_SESSIONS,
+            max=_MOST_SESSIONS,
+            show_default="5",
+            help="Predict from the first S checkpoints; repeatable.",
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.md", show_default=False, help="Write all tables as Markdown."),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1024,
+            show_default="one a core",
+            help="Trials at the same time, with one thread each.",
+        ),
+    ] = None,
+    data_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the data sets' files are, FOLDER/NAME each."),
+    ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep/--no-keep",
+            help="Keep checkpoints, so that methods can be added later without training again.",
+        ),
+    ] = True,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Measure what predicted weights are worth downstream, against every rival and control.
+
+    Each task pre-trains a network on images or text that KNOWN has not seen, lets it forget,
+    predicts with every method, and fine-tunes all of them alike; so do Θ0 itself, fresh
+    weights, Θ0 trained longer, and Θ0 trained on twice the data. What is in FOLDER already is not
+    computed again, so a run that was interrupted goes on where it was, and more seeds, tasks and
+    methods cost only themselves.
+    """
+    talk = Output(quiet)
+    bundles = _bundles(bundle or [])
+    if table is not None and not table.parent.is_dir():
+        raise OutputError(f"{table.parent}: no such folder; make it first: mkdir -p {table.parent}")
+    if not output.parent.is_dir():
+        raise OutputError(
+            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
+        )
+    from know_cli.engine.plan import NormMode
+    from know_cli.evaluation import results as of_results
+    from know_cli.evaluation import running
+    from know_cli.evaluation.methods import VARIANTS, find_variants, of_bundle
+    from know_cli.evaluation.protocol import SESSIONS, Wanted
+    from know_cli.evaluation.tasks import find_tasks
+    from know_cli.files import write_text
+
+    variants = find_variants(method or [variant.label for variant in VARIANTS])
+    labels = [variant.label for variant in VARIANTS]
+    for name in bundles:
+        if name in labels:
+            raise UsageError(f"--bundle {name}=…: is the name of a method already")
+    variants += [of_bundle(name, path) for name, path in bundles.items()]
+    norms = dict.fromkeys(norm or [NormChoice.RESCALE])
+    request = running.Request(
+        folder=output,
+        tasks=find_tasks(task or ["*"]),
+        seeds=seeds or running.SUITES[suite.value],
+        wanted=Wanted(
+            variants=tuple(variants),
+            steps=steps,
+            norms=tuple(NormMode(choice.value) for choice in norms),
+            sessions=tuple(dict.fromkeys(sessions or [SESSIONS])),
+            keep=keep,
+        ),
+        data_folder=data_folder,
+        processes=processes or usable_cores(),
+    )
+    for words in running.check_methods(request):
+        talk.notice(f"{words}, left out")
+    not_run = running.not_here(request)
+    request = running.without(request, not_run)
+    for name, reason in not_run.items():
+        talk.notice(f"{name}: not run here, {reason}")
+    if not request.tasks:
+        raise UsageError("none of these tasks can run here; see the notices above")
+
+    outcomes: list[Outcome] = []
+    with _display(talk, request) as tell:
+        for outcome in running.evaluate(request):
+            outcomes.append(outcome)
+            tell(outcome)
+    content = of_results.to_json(request, outcomes, not_run)
+    write_text(output / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    if table is not None:
+        write_text(table, of_results.to_markdown(content))
+    for name, of_task in content["tasks"].items():
+        talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
+    talk.show("", f"wrote {output / RESULTS}")
+    if table is not None:
+        talk.show(f"wrote {table}")
+
+
+def _bundles(texts: list[str]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, sign, path = text.partition("=")
+        if not (name and sign and path):
+            raise UsageError(f"--bundle {text}: write NAME=PATH")
+        if name in found:
+            raise UsageError(f"--bundle {text}: {name} is given twice")
+        found[name] = path
+    return found
+
+
+@contextmanager
+def _display(talk: Output, request: Request) -> Iterator[Callable[[Outcome], None]]:
+    """A live table on a terminal, one line a trial elsewhere."""
+    done: dict[str, list[Outcome]] = {task.name: [] for task in request.tasks}
+
+    def count(outcome: Outcome) -> None:
+        done[outcome.task].append(outcome)
+
+    if talk.quiet or not sys.stderr.isatty():
+
+        def tell(outcome: Outcome) -> None:
+            count(outcome)
+            talk.notice(_line(outcome, sum(map(len, done.values())), request))
+
+        yield tell
+        return
+    from rich.live import Live
+
+    with Live(_progress(done, request), console=talk.console(stderr=True), transient=True) as live:
+
+        def show(outcome: Outcome) -> None:
+            count(outcome)
+            live.update(_progress(done, request))
+
+        yield show
+
+
+def _line(outcome: Outcome, done: int, request: Request) -> str:
+    work = f"{outcome.computed} trainings" if outcome.computed else "all there already"
+    return (
+        f"{outcome.task}, seed {outcome.seed}: {work}, {outcome.seconds:.0f} s of processor time; "
+        f"{done} of {len(request.tasks) * request.seeds}"
+    )
+
+
+def _progress(done: Mapping[str, list[Outcome]], request: Request) -> Table:
+    from know_cli.cli.tables import new_table
+    from know_cli.evaluation.protocol import NAIVE, ORACLE, SCRATCH
+
+    table = new_table("task", "seeds", SCRATCH, NAIVE, ORACLE, "seconds a seed")
+    for name, outcomes in done.items():
+        cells = ["-"] * 4
+        if outcomes:
+            cells = [f"{_mean(outcomes, start):.3f}" for start in (SCRATCH, NAIVE, ORACLE)]
+            cells.append(f"{sum(o.seconds for o in outcomes) / len(outcomes):.0f}")
+        table.add_row(name, f"{len(outcomes)} of {request.seeds}", *cells)
+    return table
+
+
+def _mean(outcomes: list[Outcome], method: str) -> float:
+    """What an anchor came to so far, over seeds and cells."""
+    values = [
+        value
+        for outcome in outcomes
+        for start, cells in outcome.values.items()
+        if start.method == method
+        for value in cells.values()
+    ]
+    return sum(values) / len(values)
+
+
+def _task_table(task: Mapping[str, Any]) -> Table:
+    """Every start of a task: the mean over its cells, as paired difference and recovered gain."""
+    from know_cli.cli.tables import new_table
+    from know_cli.evaluation.protocol import NAIVE
+    from know_cli.evaluation.results import ALL, comparisons
+
+    found, scale = comparisons(task)[ALL], task["measure"]["scale"]
+    unit = f"{task['measure']['name']}, {task['measure']['unit']}"
+    table = new_table(f"start ({found.status.value})", unit, "− naive (95 %)", "recovered gain")
+    for name, mean in found.means.items():
+        difference, gain = "-", "-"
+        if name != NAIVE:
+            estimate = found.differences[name]
+            difference = f"{scale * estimate.value:+.2f} ± {scale * estimate.half_width:.2f}"
+        if name in found.gains:
+            estimate = found.gains[name]
+            gain = f"{estimate.value:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"
+        table.add_row(name, f"{scale * mean:.2f}", difference, gain)
+    return table

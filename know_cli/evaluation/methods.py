@@ -1,0 +1,149 @@
+"""What is evaluated: labels, and what each of them asks of a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from know_cli.bundles import find_bundle
+from know_cli.engine.plan import NormMode, Settings
+from know_cli.errors import CheckpointError, UsageError
+from know_cli.evaluation.tasks.task import RATE
+from know_cli.files import temporary_name
+from know_cli.forgetting.recorder import read_state
+from know_cli.hypermodel import load_bundle
+from know_cli.methods.prediction import Request, open_prediction
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its settings.
+
+    Attributes:
+        label: its name on the command line and in tables.
+        request: keyword arguments of :class:`~know_cli.methods.prediction.Request`; None for
+            the plain mean of the checkpoints.
+        steps: whether it predicts several steps; else there is one result, shown as step 1.
+    """
+
+    label: str
+    request: Mapping[str, Any] | None = field(default_factory=dict)
+    steps: bool = True
+
+
+#: The shipped families of KNOWN, and the mean of all checkpoints (weight averaging as in Izmailov
+#: et al., arXiv 1803.05407, and Wortsman et al., arXiv 2203.05482).
+VARIANTS: tuple[Variant, ...] = (
+    Variant("continuation", {"weights": "continuation"}),
+    Variant("retrodiction", {"weights": "retrodiction"}),
+    Variant("average", None, steps=False),
+)
+
+
+def of_bundle(label: str, path: str) -> Variant:
+    """KNOWN with a bundle of the user's."""
+    return Variant(label, {"weights": path})
+
+
+def find_variants(labels: Sequence[str]) -> list[Variant]:
+    """The variants with these labels.
+
+    Raises:
+        UsageError: there is none of that label.
+    """
+    every = {variant.label: variant for variant in VARIANTS}
+    for label in labels:
+        if label not in every:
+            raise UsageError(f"no method {label!r}: there are {', '.join(every)}")
+    return [every[label] for label in dict.fromkeys(labels)]
+
+
+def is_available(variant: Variant, sessions: int) -> bool:
+    """Whether a variant can read so many checkpoints; a KNOWN reads one number of them.
+
+    Raises:
+        UsageError: its bundle does not exist.
+        CheckpointError: its bundle is corrupt.
+    """
+    if variant.request is None or "weights" not in variant.request:
+        return True
+    try:
+        path = find_bundle(variant.request["weights"], sessions)
+    except CheckpointError:
+        return False
+    return load_bundle(path).checkpoints == sessions
+
+
+@cache
+def _bundle_digest(weights: str, sessions: int) -> str:
+    return load_bundle(find_bundle(weights, sessions)).digest
+
+
+def identity(variant: Variant, sessions: int) -> dict[str, Any]:
+    """What decides a variant's predictions, besides checkpoints and normalisation, as JSON."""
+    if variant.request is None:
+        return {"average": sessions}
+    facts = {name: value for name, value in variant.request.items() if name != "weights"}
+    if "weights" in variant.request:
+        facts["bundle"] = _bundle_digest(variant.request["weights"], sessions)
+    return facts | {"sessions": sessions, "rate": RATE}
+
+
+def predict(
+    variant: Variant, checkpoints: Sequence[Path], norm: NormMode, steps: int
+) -> dict[int, dict[str, Tensor]]:
+    """Predict from checkpoints, Θ0 first.
+
+    Args:
+        variant: the method.
+        checkpoints: files of one folder, where predictions are written for a moment.
+        norm: what happens to normalisation layers; the mean of the checkpoints knows no such.
+        steps: the most steps.
+
+    Returns:
+        By step, from 1, the predicted state dict.
+
+    Raises:
+        CheckpointError: the checkpoints or the bundle cannot be used.
+        OutputError: predictions cannot be written.
+    """
+    if variant.request is None:
+        return {1: average([read_state(path) for path in checkpoints])}
+    output = checkpoints[0].with_name(temporary_name()).with_suffix(".safetensors")
+    request = Request(
+        checkpoints=checkpoints,
+        output=output,
+        settings=Settings(steps=steps if variant.steps else 1, norm=norm),
+        rate=RATE,
+        every_step=True,
+        device="cpu",
+        **variant.request,
+    )
+    with open_prediction(request) as prediction:
+        try:
+            prediction.execute()
+            return {written.step: read_state(written.path) for written in prediction.outputs}
+        finally:
+            for written in prediction.outputs:
+                written.path.unlink(missing_ok=True)
+
+
+def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of state dicts; what is no float, such as a counter, is the first one's.
+
+    Example:
+        >>> average([{"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}])["w"].item()
+        2.0
+    """
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[0].items()
+    }

@@ -1,0 +1,324 @@
+"""The results of a run as JSON, and as the Markdown that is generated from it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from know_cli import __version__
+from know_cli.checkpoints.paths import factor_name
+from know_cli.engine.plan import NormMode
+from know_cli.evaluation.protocol import (
+    ANCHORS,
+    LONGER,
+    MORE_DATA,
+    NAIVE,
+    ORACLE,
+    SESSIONS,
+    Outcome,
+    Start,
+)
+from know_cli.evaluation.running import Request
+from know_cli.evaluation.statistics import Comparison, Estimate, Status, compare
+from know_cli.evaluation.tasks.task import RATE
+
+FORMAT = 1
+#: The mean over all cells of a task, as if it were a cell.
+ALL = "all"
+_DEFAULT_NORM = NormMode.RESCALE.value
+
+
+def to_json(
+    request: Request, outcomes: Sequence[Outcome], not_run: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that was measured, one value a seed, without anything derived from it.
+
+    Returns:
+        ``machine``; ``settings``; ``not_run``, reasons by task; and by task what it is, its
+        ``seeds``, and lists in their order: processor ``seconds``, ``trained`` (by session and
+        anchor the ``train``, ``first`` and ``test`` measure) and ``starts`` (each with ``values`` by cell).
+    """
+    tasks = {}
+    for task in request.tasks:
+        found = sorted((o for o in outcomes if o.task == task.name), key=lambda o: o.seed)
+        if found:
+            problem = task.prepare(found[0].seed, request.data_folder)
+            first = found[0]
+            tasks[task.name] = {
+                "title": task.title,
+                "definition": task.definition(),
+                "parameters": first.parameters,
+                "pretraining_measure": _measure(problem.pretraining_measure),
+                "measure": _measure(problem.measure),
+                "tested": {cell.name: len(cell.test) for cell in problem.cells},
+                "seeds": [outcome.seed for outcome in found],
+                "seconds": [outcome.seconds for outcome in found],
+                "trained": {
+                    name: {
+                        "samples": facts["samples"],
+                        **{
+                            part: [outcome.trained[name][part] for outcome in found]
+                            for part in ("train", "first", "test")
+                        },
+                    }
+                    for name, facts in first.trained.items()
+                },
+                "starts": [
+                    {
+                        "method": start.method,
+                        "step": start.step,
+                        "norm": start.norm,
+                        "sessions": start.sessions,
+                        "values": {
+                            cell: [outcome.values[start][cell] for outcome in found]
+                            for cell in values
+                        },
+                    }
+                    for start, values in first.values.items()
+                ],
+            }
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "machine": machine(),
+        "settings": {
+            "seeds": request.seeds,
+            "rate": RATE,
+            "steps": request.wanted.steps,
+            "norms": [norm.value for norm in request.wanted.norms],
+            "sessions": list(request.wanted.sessions),
+        },
+        "tasks": tasks,
+        "not_run": dict(not_run),
+    }
+
+
+def _measure(measure: Any) -> dict[str, Any]:
+    return {"name": measure.name, "unit": measure.unit, "scale": measure.scale}
+
+
+def machine() -> dict[str, Any]:
+    """What the results were computed on."""
+    processor = platform.processor() or platform.machine()
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    return {
+        "processor": processor,
+        "cores": os.cpu_count() or 1,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def start_name(start: Mapping[str, Any] | Start) -> str:
+    """A start for tables: ``naive``, ``continuation ×2``, ``average, S = 4, norm copy``."""
+    facts = vars(start) if isinstance(start, Start) else start
+    if facts["method"] in ANCHORS:
+        return str(facts["method"])
+    name = f"{facts['method']} {factor_name(RATE, facts['step']).replace('x', '×')}"
+    if facts["sessions"] != SESSIONS:
+        name += f", S = {facts['sessions']}"
+    if facts["norm"] != _DEFAULT_NORM:
+        name += f", norm {facts['norm']}"
+    return name
+
+
+def comparisons(task: Mapping[str, Any]) -> dict[str, Comparison]:
+    """By cell, and under :data:`ALL` for their mean, the comparison of the starts of a task.
+
+    Args:
+        task: one of ``tasks`` of :func:`to_json`.
+
+    Raises:
+        UsageError: scipy is not installed.
+    """
+    cells = list(task["starts"][0]["values"])
+    found = {}
+    for cell in (*cells, ALL):
+        found[cell] = compare(
+            {
+                start_name(start): (
+                    list(np.mean([start["values"][name] for name in cells], axis=0))
+                    if cell == ALL
+                    else start["values"][cell]
+                )
+                for start in task["starts"]
+            }
+        )
+    return found
+
+
+# --- Markdown ----------------------------------------------------------------------------------
+
+
+def to_markdown(results: Mapping[str, Any]) -> str:
+    """The tables of :func:`to_json`'s results, with every number computed from them.
+
+    Raises:
+        UsageError: scipy is not installed.
+    """
+    compared = {name: comparisons(task) for name, task in results["tasks"].items()}
+    lines = [*_heading(results), *_overview(results, compared), *_methods(compared)]
+    for name, task in results["tasks"].items():
+        lines += _task(name, task, compared[name])
+    if results["not_run"]:
+        lines += ["## Not run here", "", "| task | reason |", "|---|---|"]
+        lines += [f"| {name} | {reason} |" for name, reason in results["not_run"].items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _heading(results: Mapping[str, Any]) -> Iterator[str]:
+    of, settings = results["machine"], results["settings"]
+    seconds = sum(sum(task["seconds"]) for task in results["tasks"].values())
+    yield "# What predicted weights are worth"
+    yield ""
+    yield (
+        "Generated by `know eval`; every number is computed from its JSON. "
+        f"{len(results['tasks'])} tasks, {settings['seeds']} seeds each; {seconds / 3600:.2f} "
+        f"hours of processor time on {of['processor']} ({of['cores']} cores, "
+        f"{of['system']}, Python {of['python']}, torch {of['torch']}), "
+        f"know-predict {results['version']}."
+    )
+    yield ""
+    yield (
+        f"Θ0 is trained on D0, and forgets on ever smaller parts of it (S = {SESSIONS} sessions, "
+        f"r = {settings['rate']:g}). From these checkpoints every method predicts, and every start "
+        "is fine-tuned with the same examples, order and fresh head. `naive` is Θ0 itself; "
+        "`scratch` fresh weights; `last` the most-forgotten checkpoint; `longer` Θ0 trained on "
+        "with D0 for as many steps as the forgetting took; `oracle` Θ0 trained on with really "
+        "twice the data, `more-data` a network trained on twice the data from the beginning."
+    )
+    yield ""
+    yield (
+        "Differences are paired, in each task's unit, with the 95 % interval of their mean over "
+        "seeds by Student's t. **Recovered gain** is (method − base) / (oracle − base), where the "
+        "base is the better of `naive` and `longer`: 1 is as good as the data, 0 no better than "
+        "what the same time buys without a prediction. It is a ratio of means, with the 95 % "
+        "interval of the bootstrap over seeds, and only given where a task is *data-limited*: "
+        "`naive` is better than `scratch`, and `oracle` better than the base, both significantly."
+    )
+    yield ""
+
+
+def _overview(
+    results: Mapping[str, Any], compared: Mapping[str, Mapping[str, Comparison]]
+) -> Iterator[str]:
+    yield "## Tasks"
+    yield ""
+    yield (
+        "| task | measure | parameters | seconds a seed | scratch | naive | longer − naive | "
+        "oracle − naive | oracle − base | worth |"
+    )
+    yield "|---|---|" + "---:|" * 7 + "---|"
+    for name, task in results["tasks"].items():
+        whole, scale = compared[name][ALL], task["measure"]["scale"]
+        yield (
+            "| "
+            + " | ".join(
+                (
+                    f"[{name}](#{name})",
+                    task["measure"]["name"],
+                    f"{task['parameters']:,}",
+                    f"{np.mean(task['seconds']):.0f}",
+                    f"{scale * whole.means['scratch']:.2f}",
+                    f"{scale * whole.means[NAIVE]:.2f}",
+                    _difference(whole.differences[LONGER], scale),
+                    _difference(whole.differences[ORACLE], scale),
+                    _difference(whole.oracle, scale),
+                    whole.status.value,
+                )
+            )
+            + " |"
+        )
+    yield ""
+
+
+def _methods(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
+    limited = {
+        name: cells[ALL]
+        for name, cells in compared.items()
+        if cells[ALL].status is Status.DATA_LIMITED
+    }
+    yield "## Methods"
+    yield ""
+    if not limited:
+        yield "No task of this run is data-limited: nothing can be said about recovered gains."
+        yield ""
+        return
+    yield (
+        f"Recovered gain on the {len(limited)} data-limited tasks, the mean over each task's "
+        "cells, and on how many of them its interval lies wholly above or below zero."
+    )
+    yield ""
+    yield "| start | mean recovered gain | lowest | highest | above zero | below zero |"
+    yield "|---|" + "---:|" * 5
+    names = dict.fromkeys(name for comparison in limited.values() for name in comparison.gains)
+    for name in names:
+        gains = [found.gains[name] for found in limited.values() if name in found.gains]
+        values = [gain.value for gain in gains]
+        yield (
+            f"| {name} | {np.mean(values):+.2f} | {min(values):+.2f} | {max(values):+.2f} | "
+            f"{sum(gain.low > 0 for gain in gains)} | {sum(gain.high < 0 for gain in gains)} |"
+        )
+    yield ""
+
+
+def _task(name: str, task: Mapping[str, Any], cells: Mapping[str, Comparison]) -> Iterator[str]:
+    scale, unit = task["measure"]["scale"], task["measure"]["unit"]
+    before = task["pretraining_measure"]
+    yield f"## {name}"
+    yield ""
+    yield (
+        f"{task['title'][0].upper()}{task['title'][1:]}. {before['name'].capitalize()} of the "
+        f"pre-training, in {before['unit']}, mean over {len(task['seeds'])} seeds:"
+    )
+    yield ""
+    yield "| trained | samples | on them | on those of session 0 | on others |"
+    yield "|---|" + "---:|" * 4
+    for key in (*map(str, range(SESSIONS)), LONGER, MORE_DATA, ORACLE):
+        facts = task["trained"][key]
+        label = f"session {key}" if key.isdigit() else key
+        shown = " | ".join(
+            f"{before['scale'] * np.mean(facts[part]):.2f}" for part in ("train", "first", "test")
+        )
+        yield f"| {label} | {facts['samples']:,} | {shown} |"
+    yield ""
+    tested = ", ".join(f"{cell}: {count:,}" for cell, count in task["tested"].items())
+    yield f"Downstream, {task['measure']['name']} in {unit} (test examples: {tested}):"
+    yield ""
+    yield "| start | " + " | ".join(f"{cell} | gain" for cell in cells) + " |"
+    yield "|---|" + "---:|" * (2 * len(cells))
+    yield "| worth | " + " | ".join(f"{found.status.value} | " for found in cells.values()) + " |"
+    for start in cells[ALL].means:
+        row = []
+        for found in cells.values():
+            row.append(
+                f"{scale * found.means[start]:.2f}"
+                if start == NAIVE
+                else _difference(found.differences[start], scale)
+            )
+            row.append(_gain(found.gains.get(start)))
+        yield f"| {start} | " + " | ".join(row) + " |"
+    yield ""
+
+
+def _difference(estimate: Estimate, scale: float) -> str:
+    return f"{scale * estimate.value:+.2f} ± {scale * estimate.half_width:.2f}"
+
+
+def _gain(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate.value:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"

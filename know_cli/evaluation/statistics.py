@@ -1,0 +1,163 @@
+"""Paired differences over seeds with their intervals, and the recovered gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from know_cli.errors import UsageError
+from know_cli.evaluation.protocol import LONGER, NAIVE, ORACLE, SCRATCH
+
+_LEVEL = 0.95
+_RESAMPLES = 10_000
+_BOOTSTRAP_SEED = 5059
+
+Values = NDArray[np.float64]
+
+
+class Status(str, Enum):
+    """What a comparison is worth."""
+
+    DATA_LIMITED = "data-limited"
+    NO_TRANSFER = "pre-training is of no use"
+    LONGER = "longer training explains it"
+    NO_GAIN = "more data does not help"
+    UNKNOWN = "too few seeds"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval.
+
+    Attributes:
+        value: the estimate.
+        low, high: ends of the interval; not a number with a single seed.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half the length of the interval."""
+        return (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The starts of one cell.
+
+    Attributes:
+        seeds: how many there are.
+        means: by start, the mean over seeds.
+        differences: by start, the paired difference to Θ0 (naive), by Student's t.
+        base: ``naive`` or ``longer``, whichever has the higher mean.
+        oracle: the paired difference of the oracle to the base.
+        status: whether the cell says anything about a gain of data.
+        gains: by start, the recovered gain; empty unless the cell is data-limited.
+    """
+
+    seeds: int
+    means: Mapping[str, float]
+    differences: Mapping[str, Estimate]
+    base: str
+    oracle: Estimate
+    status: Status
+    gains: Mapping[str, Estimate]
+
+
+def interval_half_width(values: Sequence[float]) -> float:
+    """Half-width of the 95 % interval of a mean, by Student's t; nan for a single value.
+
+    Raises:
+        UsageError: scipy, which comes with scikit-learn, is not installed.
+    """
+    if len(values) < 2:
+        return math.nan
+    try:
+        from scipy.special import stdtrit
+    except ImportError as error:
+        raise UsageError("intervals need scipy: pip install 'know-predict[demo]'") from error
+    freedom = len(values) - 1
+    quantile = float(stdtrit(freedom, (1 + _LEVEL) / 2))
+    return quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def mean_estimate(values: Sequence[float]) -> Estimate:
+    """Mean with Student's interval."""
+    mean, half = float(np.mean(values)), interval_half_width(values)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def recovered_gain(
+    method: Sequence[float], base: Sequence[float], oracle: Sequence[float]
+) -> Estimate:
+    """(method − base) / (oracle − base), a ratio of means over seeds.
+
+    The interval is that of the percentile bootstrap over seeds, with a fixed seed of its own.
+
+    Args:
+        method: one value a seed.
+        base: of the same seeds.
+        oracle: of the same seeds.
+
+    Example:
+        >>> recovered_gain([0.6, 0.7], [0.5, 0.6], [0.7, 0.8]).value
+        0.5
+    """
+    gain = np.asarray(method, np.float64) - np.asarray(base, np.float64)
+    whole = np.asarray(oracle, np.float64) - np.asarray(base, np.float64)
+    generator = np.random.default_rng(_BOOTSTRAP_SEED)
+    drawn = generator.integers(len(gain), size=(_RESAMPLES, len(gain)))
+    ratios = gain[drawn].mean(1) / whole[drawn].mean(1)
+    tail = 100 * (1 - _LEVEL) / 2
+    low, high = np.percentile(ratios, [tail, 100 - tail])
+    return Estimate(round(float(gain.mean() / whole.mean()), 12), float(low), float(high))
+
+
+def compare(values: Mapping[str, Sequence[float]]) -> Comparison:
+    """Compare the starts of one cell.
+
+    Args:
+        values: by start, one value a seed, of the same seeds in the same order; with the
+            anchors.
+
+    Raises:
+        UsageError: scipy is not installed.
+    """
+    arrays = {name: np.asarray(found, np.float64) for name, found in values.items()}
+    means = {name: float(array.mean()) for name, array in arrays.items()}
+    naive = arrays[NAIVE]
+    base = LONGER if means[LONGER] > means[NAIVE] else NAIVE
+    oracle = mean_estimate(list(arrays[ORACLE] - arrays[base]))
+    status = _status(arrays, oracle)
+    gains = {}
+    if status is Status.DATA_LIMITED:
+        gains = {
+            name: recovered_gain(list(array), list(arrays[base]), list(arrays[ORACLE]))
+            for name, array in arrays.items()
+        }
+    differences = {
+        name: mean_estimate(list(array - naive)) for name, array in arrays.items() if name != NAIVE
+    }
+    return Comparison(len(naive), means, differences, base, oracle, status, gains)
+
+
+def _status(arrays: Mapping[str, Values], oracle: Estimate) -> Status:
+    def is_above(upper: str, lower: str) -> bool:
+        return mean_estimate(list(arrays[upper] - arrays[lower])).low > 0
+
+    if len(arrays[NAIVE]) < 2:
+        return Status.UNKNOWN
+    if not is_above(NAIVE, SCRATCH):
+        return Status.NO_TRANSFER
+    if oracle.low > 0:
+        return Status.DATA_LIMITED
+    # The oracle is no better than the better of both; than Θ0 it may be.
+    return Status.LONGER if is_above(LONGER, NAIVE) or is_above(ORACLE, NAIVE) else Status.NO_GAIN

@@ -1,0 +1,92 @@
+"""The samples that evaluation may use: none that KNOWN's meta-training ever sees."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from know_cli.evaluation.tasks.task import Examples
+from know_cli.forgetting.digits import load_pixels
+from know_cli.meta.data import DataSet, Samples, load, render_glyphs, standardise
+from know_cli.meta.setup import meta_part
+
+#: Seeds of glyphs for training and testing that the data sets of meta-training do not have.
+_GLYPH_SEEDS = (4032, 4033)
+_GLYPHS = (6000, 4000)
+# The digits' pixels are integers from 0 to 16.
+_DIGIT_LEVELS = 16
+
+
+def evaluation_part(data: DataSet) -> Samples:
+    """The training samples of a data set read from files that are not for meta-training.
+
+    Returns:
+        What :func:`~know_cli.meta.setup.meta_part` leaves: the second half.
+    """
+    used = len(meta_part(data))
+    return Samples(data.train.inputs[used:], data.train.labels[used:])
+
+
+@cache
+def load_images(name: str, data_folder: Path | None) -> tuple[Examples, Examples, int]:
+    """Images of a data set for evaluation, standardised.
+
+    Args:
+        name: of the data set; of ``digits`` the half that meta-training has not, of glyphs such
+            that are drawn anew, of others see :func:`evaluation_part`.
+        data_folder: of the data sets' files.
+
+    Returns:
+        Examples to train on and to test on, inputs ``[n, C, H, W]`` float32, and the number of
+        classes. Of the digits, which are few, all are to train on, and the second part is empty.
+
+    Raises:
+        UsageError: the data set is not here, or corrupt.
+    """
+    if name == "digits":
+        pixels, labels = load_pixels("demo")
+        shares = pixels.float() / _DIGIT_LEVELS
+        images = (shares - shares.mean()) / shares.std()
+        return Examples(images, labels), Examples(images[:0], labels[:0]), int(labels.max()) + 1
+    if name.startswith("glyphs-"):
+        alphabet = name.removeprefix("glyphs-")
+        train, test = (
+            render_glyphs(alphabet, count, seed)
+            for count, seed in zip(_GLYPHS, _GLYPH_SEEDS, strict=True)
+        )
+        data = DataSet(name, "image", train, test, int(train.labels.max()) + 1)
+    else:
+        data = load(name, data_folder)
+        train, test = evaluation_part(data), data.test
+    first, second = (
+        Examples(standardise(samples.inputs, data.mean, data.deviation), samples.labels)
+        for samples in (train, test)
+    )
+    return first, second, data.classes
+
+
+def of_classes(examples: Examples, classes: torch.Tensor) -> Examples:
+    """Those of the examples that are of some classes, renumbered from 0.
+
+    Args:
+        examples: with labels ``[n]``.
+        classes: int64 ``[k]``; its first becomes class 0.
+    """
+    numbers = torch.full((int(examples.targets.max()) + 1,), -1)
+    numbers[classes] = torch.arange(len(classes))
+    labels = numbers[examples.targets]
+    return Examples(examples.inputs[labels >= 0], labels[labels >= 0])
+
+
+def resized(examples: Examples, shape: tuple[int, ...]) -> Examples:
+    """Images in another shape ``(C, H, W)``; one channel becomes several equal ones."""
+    channels, height, width = shape
+    images = examples.inputs
+    if tuple(images.shape[2:]) != (height, width):
+        images = nn.functional.interpolate(images, (height, width), mode="bilinear")
+    if images.shape[1] != channels:
+        images = images.expand(-1, channels, -1, -1).contiguous()
+    return Examples(images, examples.targets)
