@@ -42,7 +42,8 @@ def to_json(
     Returns:
         ``machine``; ``settings``; ``not_run``, reasons by task; and by task what it is, its
         ``seeds``, and lists in their order: processor ``seconds``, ``trained`` (by session and
-        anchor the ``train``, ``first`` and ``test`` measure) and ``starts`` (each with ``values`` by cell).
+        anchor the measures ``train``, ``first`` and ``test``) and ``starts`` (each with
+        ``values`` by cell).
     """
     tasks = {}
     for task in request.tasks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from know_cli.errors import UsageError
-from know_cli.evaluation.tasks import classification
+from know_cli.evaluation.tasks import classification, domains, scenes, text
 from know_cli.evaluation.tasks.task import Cell, Downstream, Examples, Problem, Recipe, Task
 
 __all__ = [
@@ -19,7 +19,15 @@ __all__ = [
     "find_tasks",
 ]
 
-TASKS: dict[str, Task] = {task.name: task for task in (*classification.TASKS,)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        *classification.TASKS,
+        *text.TASKS,
+        *domains.TASKS,
+        *scenes.TASKS,
+    )
+}
 
 
 def find_tasks(patterns: list[str]) -> list[Task]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from know_cli.errors import UsageError
+from know_cli.evaluation.tasks.appearance import in_domain
 from know_cli.evaluation.tasks.data import load_images, of_classes, resized
 from know_cli.evaluation.tasks.measures import ACCURACY
 from know_cli.evaluation.tasks.task import (
@@ -23,7 +24,7 @@ from know_cli.evaluation.tasks.task import (
 from know_cli.meta.zoo import Design, Inputs, build
 
 # Streams of random numbers of one seed.
-_CLASSES, _TARGET_CLASSES, _POOL, _TEST, _TARGET_TEST, _SMALL = range(6)
+_CLASSES, _TARGET_CLASSES, _POOL, _TEST, _TARGET_TEST, _TARGET, _CHANGES = range(7)
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Network:
         return Design(self.architecture, Inputs("image", shape), classes, self.options)
 
 
+_CNN_NETWORK = Network("cnn")
+
+
 @dataclass(frozen=True)
 class Classification(Task):
     """From classes of one data set to other classes of the same, or to those of another.
@@ -55,13 +59,18 @@ class Classification(Task):
         source_classes: how many of its classes the pre-training has.
         target: data set of the fine-tuning.
         target_classes: how many of its classes that has.
+        source_domain: how its grey images look, see
+            :data:`~know_cli.evaluation.tasks.appearance.DOMAINS`; empty for as they are.
+        target_domain: likewise.
     """
 
-    network: Network = Network("cnn")
+    network: Network = _CNN_NETWORK
     source: str = ""
     source_classes: int = 0
     target: str = ""
     target_classes: int = 0
+    source_domain: str = ""
+    target_domain: str = ""
 
     @property
     def data_sets(self) -> tuple[str, ...]:
@@ -73,8 +82,9 @@ class Classification(Task):
         train, test, count = load_images(self.source, data_folder)
         order = permutation(count, seed, _CLASSES)
         classes, others = order[: self.source_classes], order[self.source_classes :]
-        shape = tuple(train.inputs.shape[1:])
-        pool = _some(of_classes(train, classes), self.largest, seed, _POOL)
+        pool = some(of_classes(train, classes), self.largest, seed, _POOL)
+        pool = _as_seen(pool, self.source_domain, seed, 0)
+        shape = tuple(pool.inputs.shape[1:])
         if len(pool) < self.largest:
             raise UsageError(
                 f"task {self.name}: needs {self.largest} training images of "
@@ -83,7 +93,12 @@ class Classification(Task):
         network = self.network
         return Problem(
             pool=pool,
-            test=_some(of_classes(test, classes), self.tested, seed, _TEST),
+            test=_as_seen(
+                some(of_classes(test, classes), self.tested, seed, _TEST),
+                self.source_domain,
+                seed,
+                1,
+            ),
             build=lambda number: build(network.design(shape, self.source_classes), number),
             build_downstream=lambda number: build(
                 network.design(shape, self.target_classes), number
@@ -101,22 +116,33 @@ class Classification(Task):
         classes = others[: self.target_classes]
         if self.target != self.source:
             classes = permutation(count, seed, _TARGET_CLASSES)[: self.target_classes]
-        train = resized(of_classes(train, classes), shape)
+        most = max(downstream.size for downstream in self.downstream)
+        train = some(of_classes(train, classes), len(train), seed, _TARGET)
         if len(test):
-            test = resized(of_classes(test, classes), shape)
+            test = of_classes(test, classes)
+            train = train.take(torch.arange(min(4 * most, len(train))))
         else:
             # A small set, divided anew for each seed.
-            drawn = permutation(len(train), seed, _SMALL)
-            size = max(downstream.size for downstream in self.downstream)
-            train, test = train.take(drawn[:size]), train.take(drawn[size:])
-        test = _some(test, self.tested, seed, _TARGET_TEST)
+            every = torch.arange(len(train))
+            train, test = train.take(every[:most]), train.take(every[most:])
+        test = some(test, self.tested, seed, _TARGET_TEST)
+        parts = []
+        for number, part in enumerate((train, test), 2):
+            large = resized(part, (part.inputs.shape[1], *shape[1:]))
+            parts.append(resized(_as_seen(large, self.target_domain, seed, number), shape))
+        train, test = parts
         return tuple(
             Cell(f"{downstream.size} images", downstream, train, test)
             for downstream in self.downstream
         )
 
 
-def _some(examples: Examples, count: int, seed: int, stream: int) -> Examples:
+def _as_seen(examples: Examples, domain: str, seed: int, number: int) -> Examples:
+    return in_domain(examples, domain, seed, _CHANGES, number) if domain else examples
+
+
+def some(examples: Examples, count: int, seed: int, stream: int) -> Examples:
+    """So many of the examples, or all, if there are fewer, in an order that the seed decides."""
     return examples.take(permutation(len(examples), seed, stream)[:count])
 
 
@@ -124,7 +150,8 @@ _CNN = {
     "width": 16, "depth": 3, "kernel": 3, "stem_stride": 2, "activation": "relu",
     "bias": True, "pooling": "maximum", "hidden": 64,
 }  # fmt: skip
-_NETWORKS = {
+#: By name: in words, the network, and how it is pre-trained.
+NETWORKS = {
     "cnn": (
         "a CNN without normalisation",
         Network("cnn", {**_CNN, "norm": "none"}),
@@ -168,9 +195,10 @@ def _task(
     source: tuple[str, int],
     target: tuple[str, int],
     downstream: tuple[Downstream, ...],
-    samples: int = 800,
+    samples: int = 600,
+    domains: tuple[str, str] = ("colour", "colour"),
 ) -> Classification:
-    words, of_zoo, recipe = _NETWORKS[network]
+    words, of_zoo, recipe = NETWORKS[network]
     return Classification(
         name=f"{prefix}-{network}",
         title=f"{title}, {words}",
@@ -182,6 +210,8 @@ def _task(
         source_classes=source[1],
         target=target[0],
         target_classes=target[1],
+        source_domain=domains[0],
+        target_domain=domains[1],
     )
 
 
@@ -190,18 +220,18 @@ TASKS = (
         _task(
             "fashion-classes",
             network,
-            "five classes of Fashion-MNIST to the other five",
+            "five classes of Fashion-MNIST in colours to the other five",
             ("fashion-mnist", 5),
             ("fashion-mnist", 5),
             _DOWNSTREAM,
         )
-        for network in _NETWORKS
+        for network in NETWORKS
     ),
     *(
         _task(
             "fashion-digits",
             network,
-            "Fashion-MNIST to scikit-learn's digits",
+            "Fashion-MNIST in colours to scikit-learn's digits in colours",
             ("fashion-mnist", 10),
             ("digits", 10),
             _DIGITS_DOWNSTREAM,
@@ -212,11 +242,12 @@ TASKS = (
         _task(
             "glyphs-digits",
             network,
-            "Latin letters to scikit-learn's digits",
+            "Latin letters to scikit-learn's digits in colours",
             ("glyphs-latin", 5),
             ("digits", 10),
             _DIGITS_DOWNSTREAM,
             samples=500,
+            domains=("", "colour"),
         )
         for network in ("cnn-batchnorm",)
     ),
@@ -229,6 +260,7 @@ TASKS = (
             ("glyphs-greek", 5),
             (Downstream(50, 30), Downstream(100, 25), Downstream(400, 12)),
             samples=500,
+            domains=("", ""),
         )
         for network in ("cnn", "resnet")
     ),
