@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 
 from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
@@ -60,12 +59,6 @@ def test_the_tasks_share_no_image() -> None:
     assert labels.unique().tolist() == list(range(10))
     flat = {tuple(image.reshape(-1).tolist()) for image in first}
     assert not any(tuple(image.reshape(-1).tolist()) in flat for image in second)
-
-
-def test_intervals_are_student_s() -> None:
-    # Of 1, 2, 3, 4: standard error 0.6455, 3 degrees of freedom, t = 3.182.
-    assert demo._interval([1.0, 2.0, 3.0, 4.0]) == pytest.approx(3.1824 * 0.645497, rel=1e-3)
-    assert demo._interval([0.5] * 20) == 0.0
 
 
 def test_same_start_same_accuracy(tmp_path: Path) -> None:

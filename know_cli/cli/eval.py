@@ -243,7 +243,7 @@ def _line(outcome: Outcome, done: int, request: Request) -> str:
 
 def _progress(done: Mapping[str, list[Outcome]], request: Request) -> Table:
     from know_cli.cli.tables import new_table
-    from know_cli.evaluation.protocol import NAIVE, ORACLE, SCRATCH
+    from know_cli.evaluation.anchors import NAIVE, ORACLE, SCRATCH
 
     table = new_table("task", "seeds", SCRATCH, NAIVE, ORACLE, "seconds a seed")
     for name, outcomes in done.items():
@@ -270,7 +270,7 @@ def _mean(outcomes: list[Outcome], method: str) -> float:
 def _task_table(task: Mapping[str, Any]) -> Table:
     """Every start of a task: the mean over its cells, as paired difference and recovered gain."""
     from know_cli.cli.tables import new_table
-    from know_cli.evaluation.protocol import NAIVE
+    from know_cli.evaluation.anchors import NAIVE
     from know_cli.evaluation.results import ALL, comparisons
 
     found, scale = comparisons(task)[ALL], task["measure"]["scale"]

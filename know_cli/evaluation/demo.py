@@ -8,7 +8,6 @@ twice the data.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from know_cli.evaluation.statistics import interval_half_width
 from know_cli.forgetting.digits import build_model, load_digits
 from know_cli.forgetting.fitting import accuracy, fit
 from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed, read_state
@@ -167,7 +167,7 @@ def fine_tune(
             rows.append(Row(name, _mean(values), None, None))
             continue
         differences = [value - other for value, other in zip(values, base, strict=True)]
-        rows.append(Row(name, _mean(values), _mean(differences), _interval(differences)))
+        rows.append(Row(name, _mean(values), _mean(differences), interval_half_width(differences)))
     return rows
 
 
@@ -194,16 +194,6 @@ def _fine_tune_once(
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _interval(differences: Sequence[float]) -> float:
-    """Half-width of the 95 % interval of the mean, by Student's t."""
-    from scipy.special import stdtrit  # comes with scikit-learn, which the digits need
-
-    freedom = len(differences) - 1
-    mean = _mean(differences)
-    variance = sum((value - mean) ** 2 for value in differences) / freedom
-    return float(stdtrit(freedom, 0.975)) * math.sqrt(variance / len(differences))
 
 
 def starts(folder: Path, predictions: dict[str, Path]) -> dict[str, Path | None]:

@@ -39,11 +39,25 @@ class Variant:
 
 #: The shipped families of KNOWN, and the mean of all checkpoints (weight averaging as in Izmailov
 #: et al., arXiv 1803.05407, and Wortsman et al., arXiv 2203.05482).
-VARIANTS: tuple[Variant, ...] = (
+KNOWN: tuple[Variant, ...] = (
     Variant("continuation", {"weights": "continuation"}),
     Variant("retrodiction", {"weights": "retrodiction"}),
     Variant("average", None, steps=False),
 )
+#: KNOWN's rivals, by methods of ``know predict``; in n steps, shrink multiplies by λ^n.
+RIVALS: tuple[Variant, ...] = (
+    Variant("task-vector", {"method": "task-vector"}),
+    Variant("task-vector-full", {"method": "task-vector", "options": {"range": "full"}}),
+    Variant("linear", {"method": "linear"}),
+    Variant("logfit", {"method": "logfit"}),
+    Variant("tsv", {"method": "tsv"}),
+    Variant("lstsq", {"method": "lstsq", "weights": "continuation"}),
+    Variant("shrink-0.8", {"method": "shrink", "options": {"lambda": 0.8}}),
+    Variant("shrink-0.5", {"method": "shrink", "options": {"lambda": 0.5}}),
+    Variant("noise", {"method": "noise", "weights": "continuation"}),
+)
+#: What can be evaluated. The rivals join when ``Request`` has the field ``method``.
+VARIANTS = KNOWN
 
 
 def of_bundle(label: str, path: str) -> Variant:

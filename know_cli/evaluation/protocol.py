@@ -18,6 +18,15 @@ from torch import Tensor, nn
 from know_cli.checkpoints import save_checkpoint
 from know_cli.engine.plan import NormMode
 from know_cli.evaluation import cache
+from know_cli.evaluation.anchors import (
+    ANCHORS,
+    LAST,
+    LONGER,
+    MORE_DATA,
+    NAIVE,
+    ORACLE,
+    SCRATCH,
+)
 from know_cli.evaluation.methods import Variant, identity, is_available, predict
 from know_cli.evaluation.tasks import Cell, Examples, Problem, Recipe, Task
 from know_cli.evaluation.tasks.task import RATE, permutation
@@ -30,11 +39,6 @@ SESSIONS = 5
 #: To be raised with every change of what this module computes.
 PROTOCOL = 1
 FUNCTION = "know eval"
-
-SCRATCH, NAIVE, LAST = "scratch", "naive", "last"
-LONGER, ORACLE, MORE_DATA = "longer", "oracle", "more-data"
-#: Starts that need no prediction, in the order of tables.
-ANCHORS = (SCRATCH, NAIVE, LAST, LONGER, MORE_DATA, ORACLE)
 _FILES = {
     NAIVE: checkpoint_name(0),
     LAST: checkpoint_name(SESSIONS - 1),

@@ -14,16 +14,8 @@ import torch
 from know_cli import __version__
 from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.plan import NormMode
-from know_cli.evaluation.protocol import (
-    ANCHORS,
-    LONGER,
-    MORE_DATA,
-    NAIVE,
-    ORACLE,
-    SESSIONS,
-    Outcome,
-    Start,
-)
+from know_cli.evaluation.anchors import ANCHORS, LONGER, MORE_DATA, NAIVE, ORACLE, SCRATCH
+from know_cli.evaluation.protocol import SESSIONS, Outcome, Start
 from know_cli.evaluation.running import Request
 from know_cli.evaluation.statistics import Comparison, Estimate, Status, compare
 from know_cli.evaluation.tasks.task import RATE
@@ -233,7 +225,7 @@ def _overview(
                     task["measure"]["name"],
                     f"{task['parameters']:,}",
                     f"{np.mean(task['seconds']):.0f}",
-                    f"{scale * whole.means['scratch']:.2f}",
+                    f"{scale * whole.means[SCRATCH]:.2f}",
                     f"{scale * whole.means[NAIVE]:.2f}",
                     _difference(whole.differences[LONGER], scale),
                     _difference(whole.differences[ORACLE], scale),

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from know_cli.errors import UsageError
-from know_cli.evaluation.protocol import LONGER, NAIVE, ORACLE, SCRATCH
+from know_cli.evaluation.anchors import LONGER, NAIVE, ORACLE, SCRATCH
 
 _LEVEL = 0.95
 _RESAMPLES = 10_000

@@ -99,14 +99,14 @@ def compose(
             row, column = int(across[number]), int(along[number])
             if relation in ("above", "below"):
                 row, column = column, row
-            place = (slice(row, row + OBJECT), slice(column, column + OBJECT))
+            rows, columns = slice(row, row + OBJECT), slice(column, column + OBJECT)
             share = shares[chosen[scene, number]]
             seen = share > _VISIBLE
             colour = palette[colours[scene, number], :, None, None]
             shaded = colour * (0.35 + 0.65 * share)
-            view = images[scene][(slice(None), *place)]
+            view = images[scene, :, rows, columns]
             view[:] = np.where(seen, shaded, view)
-            regions[scene][place][seen] = 1 + labels[chosen[scene, number]]
+            regions[scene, rows, columns][seen] = 1 + labels[chosen[scene, number]]
         first, second = (
             (
                 word["a"],
