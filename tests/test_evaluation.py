@@ -90,7 +90,7 @@ def test_every_task_runs_end_to_end(name: str, tmp_path: Path) -> None:
     assert set(outcome.trained) == {"0", "1", "2", "3", "4", "longer", "more-data", "oracle"}
     assert [outcome.trained[str(k)]["samples"] for k in range(5)] == [34, 17, 8, 4, 2]
     assert outcome.trained["oracle"]["samples"] == outcome.trained["more-data"]["samples"] == 68
-    assert 0 < outcome.parameters < 100_000
+    assert 0 < outcome.facts["parameters"] < 100_000
     for cell in problem.cells:
         assert not shared(cell.pool, cell.test)
     assert not shared(problem.pool, problem.test)

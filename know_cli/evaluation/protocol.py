@@ -98,7 +98,9 @@ class Outcome:
             ``samples``, and the pre-training's measure on the samples trained on (``train``), on
             those of session 0 (``first``) and on others (``test``); and ``key``, the hash of its
             weights.
-        parameters: of one checkpoint.
+        facts: as JSON: ``parameters`` of one checkpoint; ``pretraining_measure`` and
+            ``measure``, each with ``name``, ``unit`` and ``scale``; ``tested``, by cell the
+            number of its test examples.
         values: by start and by the name of the cell, what was measured downstream.
         seconds: of processor time, of this run and of those that trained what was found.
         computed: how many trainings, predictions and fine-tunings this run did.
@@ -107,7 +109,7 @@ class Outcome:
     task: str
     seed: int
     trained: dict[str, dict[str, Any]]
-    parameters: int
+    facts: dict[str, Any]
     values: dict[Start, dict[str, float]] = field(default_factory=dict)
     seconds: float = 0.0
     computed: int = 0
@@ -148,10 +150,17 @@ class Trial:
             KnowError: a bundle or the folder cannot be used.
         """
         trained = self._trained()
-        outcome = Outcome(self.task.name, self.seed, trained["sessions"], trained["parameters"])
+        problem = self.problem
+        facts = {
+            "parameters": trained["parameters"],
+            "pretraining_measure": problem.pretraining_measure.to_json(),
+            "measure": problem.measure.to_json(),
+            "tested": {cell.name: len(cell.test) for cell in problem.cells},
+        }
+        outcome = Outcome(self.task.name, self.seed, trained["sessions"], facts)
         for start, weights_key, state in self._starts(wanted, trained):
             outcome.values[start] = {
-                cell.name: self._downstream(cell, weights_key, state) for cell in self.problem.cells
+                cell.name: self._downstream(cell, weights_key, state) for cell in problem.cells
             }
         if not wanted.keep:
             for path in self.folder.glob("*.safetensors"):

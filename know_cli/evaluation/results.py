@@ -41,15 +41,11 @@ def to_json(
     for task in request.tasks:
         found = sorted((o for o in outcomes if o.task == task.name), key=lambda o: o.seed)
         if found:
-            problem = task.prepare(found[0].seed, request.data_folder)
             first = found[0]
             tasks[task.name] = {
                 "title": task.title,
                 "definition": task.definition(),
-                "parameters": first.parameters,
-                "pretraining_measure": _measure(problem.pretraining_measure),
-                "measure": _measure(problem.measure),
-                "tested": {cell.name: len(cell.test) for cell in problem.cells},
+                **first.facts,
                 "seeds": [outcome.seed for outcome in found],
                 "seconds": [outcome.seconds for outcome in found],
                 "trained": {
@@ -90,10 +86,6 @@ def to_json(
         "tasks": tasks,
         "not_run": dict(not_run),
     }
-
-
-def _measure(measure: Any) -> dict[str, Any]:
-    return {"name": measure.name, "unit": measure.unit, "scale": measure.scale}
 
 
 def machine() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from know_cli.evaluation.tasks.task import Examples, permutation
+from know_cli.forgetting.recorder import derived_seed
 
 
 def _shares(images: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ def in_domain(examples: Examples, domain: str, *seed: int) -> Examples:
     Returns:
         Images ``[n, 3, H, W]`` float32, of about zero mean and unit deviation.
     """
-    generator = torch.Generator().manual_seed(int(permutation(2**31 - 1, *seed)[0]))
+    generator = torch.Generator().manual_seed(derived_seed(*seed))
     images = DOMAINS[domain](_shares(examples.inputs), generator)
     return Examples(((images - 0.5) / 0.3).contiguous(), examples.targets)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,10 @@ class Measure:
     unit: str
     scale: float
     function: Callable[[nn.Module, Examples], float]
+
+    def to_json(self) -> dict[str, Any]:
+        """What tables need of it."""
+        return {"name": self.name, "unit": self.unit, "scale": self.scale}
 
 
 def _outputs(model: nn.Module, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
