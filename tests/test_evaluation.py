@@ -50,7 +50,7 @@ def _little_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Noise in the shape of Fashion-MNIST, and few glyphs, so that nothing takes long."""
     task_data.load_images.cache_clear()
     monkeypatch.setattr(task_data, "load", lambda name, folder: FASHION)
-    monkeypatch.setattr(task_data, "_GLYPHS", (600, 150))
+    monkeypatch.setattr(task_data, "_GLYPHS", (420, 60))
     yield
     task_data.load_images.cache_clear()
 
@@ -477,7 +477,7 @@ def test_the_command_and_its_second_run(tmp_path: Path, know: Command) -> None:
 
     done = run()
     assert done.returncode == 0, done.stderr
-    assert "text-language-model, seed 0: 16 trainings" in done.stderr
+    assert "text-language-model, seed 0: 16 results computed" in done.stderr
     assert "wrote out/results.json" in done.stdout
     assert "## text-language-model" in (tmp_path / "r.md").read_text()
     first = json.loads((tmp_path / "out" / "results.json").read_text())

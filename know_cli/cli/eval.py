@@ -234,7 +234,7 @@ def _display(talk: Output, request: Request) -> Iterator[Callable[[Outcome], Non
 
 
 def _line(outcome: Outcome, done: int, request: Request) -> str:
-    work = f"{outcome.computed} trainings" if outcome.computed else "all there already"
+    work = f"{outcome.computed} results computed" if outcome.computed else "all there already"
     return (
         f"{outcome.task}, seed {outcome.seed}: {work}, {outcome.seconds:.0f} s of processor time; "
         f"{done} of {len(request.tasks) * request.seeds}"
