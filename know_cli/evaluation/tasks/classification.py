@@ -160,17 +160,17 @@ NETWORKS = {
     "cnn-batchnorm": (
         "a CNN with BatchNorm",
         Network("cnn", {**_CNN, "norm": "batch"}),
-        Recipe(40, 1e-3),
+        Recipe(30, 1e-3),
     ),
     "resnet": (
         "a ResNet",
         Network("resnet", {"width": 12, "blocks": 1}),
-        Recipe(40, 2e-3),
+        Recipe(30, 2e-3),
     ),
     "mobilenetv2": (
         "a MobileNetV2",
         Network("mobilenetv2", {"width": 12, "blocks": 1, "expansion": 3}),
-        Recipe(40, 2e-3),
+        Recipe(30, 2e-3),
     ),
     "vit": (
         "a vision transformer",
@@ -185,7 +185,7 @@ NETWORKS = {
 }
 _DOWNSTREAM = (Downstream(20, 40), Downstream(50, 30), Downstream(200, 15, repetitions=1))
 # Of the digits 899 are here, and most of them are needed to measure on.
-_DIGITS_DOWNSTREAM = (Downstream(30, 40), Downstream(60, 30), Downstream(120, 20, repetitions=1))
+_DIGITS_DOWNSTREAM = (Downstream(100, 40, repetitions=1), Downstream(300, 20, repetitions=1))
 
 
 def _task(

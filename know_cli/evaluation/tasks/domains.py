@@ -15,7 +15,6 @@ from know_cli.evaluation.tasks.task import (
     Cell,
     Downstream,
     Problem,
-    Recipe,
     Task,
     permutation,
 )
@@ -91,7 +90,7 @@ TASKS = tuple(
         name=f"domains-{name}",
         title=f"classes of Fashion-MNIST in four domains to others in an unseen one, {words}",
         samples=600,
-        recipe=Recipe(40, recipe.learning_rate),
+        recipe=recipe,
         downstream=(Downstream(120, 20, repetitions=1),),
         tested=1000,
         network=network,

@@ -142,7 +142,7 @@ class Task(ABC):
     samples: int
     recipe: Recipe
     downstream: tuple[Downstream, ...]
-    tested: int = 2000
+    tested: int = 1000
     version: int = 1
 
     @property
