@@ -124,7 +124,7 @@ def evaluate(
     ] = True,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Measure what predicted weights are worth downstream, against every rival and control.
+    """Measure what predicted weights are worth downstream, against every control.
 
     Each task pre-trains a network on images or text that KNOWN has not seen, lets it forget,
     predicts with every method, and fine-tunes all of them alike; so do Θ0 itself, fresh
