@@ -355,6 +355,17 @@ def test_a_torn_result_is_computed_again(tmp_path: Path) -> None:
         assert cache.read(path) is None
 
 
+def test_processes_compute_what_one_computes(tmp_path: Path) -> None:
+    task = tiny("text-language-model")
+    wanted = Wanted(methods.find_variants(["average"]))
+    request = running.Request(tmp_path / "a", [task], 2, wanted, processes=2)
+    outcomes = {outcome.seed: outcome for outcome in running.evaluate(request)}
+    assert sorted(outcomes) == [0, 1]
+    alone = running.Request(tmp_path / "b", [task], 2, wanted)
+    for outcome in running.evaluate(alone):
+        assert fingerprint(outcome) == fingerprint(outcomes[outcome.seed])
+
+
 # --- methods -----------------------------------------------------------------------------------
 
 
