@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from know_cli.bundles import shipped
+from know_cli.checkpoints import save_checkpoint
 from know_cli.engine.plan import NormMode
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.evaluation import cache, methods, protocol, results, running
@@ -370,19 +372,40 @@ def test_processes_compute_what_one_computes(tmp_path: Path) -> None:
 
 
 def test_variants_and_numbers_of_checkpoints() -> None:
-    labels = [variant.label for variant in (*methods.KNOWN, *methods.RIVALS)]
+    labels = [variant.label for variant in methods.VARIANTS]
     assert len(set(labels)) == len(labels)
     assert DEFAULT_WEIGHTS in labels
-    known, mean = methods.find_variants(["continuation", "average"])
-    assert [methods.is_available(known, count) for count in (4, 5)] == [False, True]
+    family, mean = methods.find_variants(["continuation", "average"])
+    assert all(methods.is_available(family, count) for count in (2, 3, 4, 5))
     assert methods.is_available(mean, 3)
     with pytest.raises(UsageError, match="no method 'magic'"):
         methods.find_variants(["magic"])
-    request = running.Request(Path(), [], 1, Wanted([known, mean], sessions=(4, 5)))
-    assert running.check_methods(request) == ["continuation cannot read 4 checkpoints"]
-    request = running.Request(Path(), [], 1, Wanted([known], sessions=(4,)))
-    with pytest.raises(UsageError, match="'continuation': cannot read 4 checkpoints"):
+    five = methods.of_bundle("five", str(shipped()["continuation"][5]))
+    assert [methods.is_available(five, count) for count in (4, 5)] == [False, True]
+    request = running.Request(Path(), [], 1, Wanted([five, mean], sessions=(4, 5)))
+    assert running.check_methods(request) == ["five cannot read 4 checkpoints"]
+    request = running.Request(Path(), [], 1, Wanted([five], sessions=(4,)))
+    with pytest.raises(UsageError, match="'five': cannot read 4 checkpoints"):
         running.check_methods(request)
+
+
+def test_every_variant_predicts(tmp_path: Path) -> None:
+    states = [
+        {"a.weight": torch.randn(6, 5, generator=torch.Generator().manual_seed(k))}
+        for k in range(5)
+    ]
+    paths = [tmp_path / f"ckpt{k}.safetensors" for k in range(5)]
+    for path, state in zip(paths, states, strict=True):
+        save_checkpoint(path, state, {})
+    first = states[0]["a.weight"]
+    for variant in methods.VARIANTS:
+        found = methods.predict(variant, paths, NormMode.RESCALE, 2)
+        assert list(found) == ([1, 2] if variant.steps else [1])
+        answers = [found[step]["a.weight"] for step in found]
+        assert all(torch.isfinite(answer).all() for answer in answers)
+        assert not torch.equal(answers[0], first), variant.label
+        assert not (variant.steps and torch.equal(answers[0], answers[1])), variant.label
+    assert sorted(tmp_path.iterdir()) == paths
 
 
 def test_a_corrupt_bundle_is_an_error(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from know_cli.bundles import find_bundle
@@ -27,37 +26,32 @@ class Variant:
 
     Attributes:
         label: its name on the command line and in tables.
-        request: keyword arguments of :class:`~know_cli.methods.prediction.Request`; None for
-            the plain mean of the checkpoints.
-        steps: whether it predicts several steps; else there is one result, shown as step 1.
+        request: keyword arguments of :class:`~know_cli.methods.prediction.Request`.
+        steps: whether its prediction depends on the number of steps; else there is one result,
+            shown as step 1.
     """
 
     label: str
-    request: Mapping[str, Any] | None = field(default_factory=dict)
+    request: Mapping[str, Any] = field(default_factory=dict)
     steps: bool = True
 
 
-#: The shipped families of KNOWN, and the mean of all checkpoints (weight averaging as in Izmailov
-#: et al., arXiv 1803.05407, and Wortsman et al., arXiv 2203.05482).
-KNOWN: tuple[Variant, ...] = (
+#: What can be evaluated: the shipped families of KNOWN, then its rivals, by methods of
+#: ``know predict``. In n steps, shrink multiplies by λ^n.
+VARIANTS: tuple[Variant, ...] = (
     Variant("continuation", {"weights": "continuation"}),
     Variant("retrodiction", {"weights": "retrodiction"}),
-    Variant("average", None, steps=False),
-)
-#: KNOWN's rivals, by methods of ``know predict``; in n steps, shrink multiplies by λ^n.
-RIVALS: tuple[Variant, ...] = (
+    Variant("average", {"method": "average"}, steps=False),
+    Variant("shrink-0.9", {"method": "shrink", "options": {"lambda": 0.9}}),
+    Variant("shrink-0.8", {"method": "shrink", "options": {"lambda": 0.8}}),
     Variant("task-vector", {"method": "task-vector"}),
     Variant("task-vector-full", {"method": "task-vector", "options": {"range": "full"}}),
     Variant("linear", {"method": "linear"}),
-    Variant("logfit", {"method": "logfit"}),
+    Variant("logfit", {"method": "logfit", "options": {"of": "position"}}),
     Variant("tsv", {"method": "tsv"}),
     Variant("lstsq", {"method": "lstsq", "weights": "continuation"}),
-    Variant("shrink-0.8", {"method": "shrink", "options": {"lambda": 0.8}}),
-    Variant("shrink-0.5", {"method": "shrink", "options": {"lambda": 0.5}}),
     Variant("noise", {"method": "noise", "weights": "continuation"}),
 )
-#: What can be evaluated. The rivals join when ``Request`` has the field ``method``.
-VARIANTS = KNOWN
 
 
 def of_bundle(label: str, path: str) -> Variant:
@@ -85,7 +79,7 @@ def is_available(variant: Variant, sessions: int) -> bool:
         UsageError: its bundle does not exist.
         CheckpointError: its bundle is corrupt.
     """
-    if variant.request is None or "weights" not in variant.request:
+    if "weights" not in variant.request:
         return True
     try:
         path = find_bundle(variant.request["weights"], sessions)
@@ -101,8 +95,6 @@ def _bundle_digest(weights: str, sessions: int) -> str:
 
 def identity(variant: Variant, sessions: int) -> dict[str, Any]:
     """What decides a variant's predictions, besides checkpoints and normalisation, as JSON."""
-    if variant.request is None:
-        return {"average": sessions}
     facts = {name: value for name, value in variant.request.items() if name != "weights"}
     if "weights" in variant.request:
         facts["bundle"] = _bundle_digest(variant.request["weights"], sessions)
@@ -117,7 +109,7 @@ def predict(
     Args:
         variant: the method.
         checkpoints: files of one folder, where predictions are written for a moment.
-        norm: what happens to normalisation layers; the mean of the checkpoints knows no such.
+        norm: what happens to normalisation layers.
         steps: the most steps.
 
     Returns:
@@ -127,8 +119,6 @@ def predict(
         CheckpointError: the checkpoints or the bundle cannot be used.
         OutputError: predictions cannot be written.
     """
-    if variant.request is None:
-        return {1: average([read_state(path) for path in checkpoints])}
     output = checkpoints[0].with_name(temporary_name()).with_suffix(".safetensors")
     request = Request(
         checkpoints=checkpoints,
@@ -146,18 +136,3 @@ def predict(
         finally:
             for written in prediction.outputs:
                 written.path.unlink(missing_ok=True)
-
-
-def average(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of state dicts; what is no float, such as a counter, is the first one's.
-
-    Example:
-        >>> average([{"w": torch.tensor([1.0])}, {"w": torch.tensor([3.0])}])["w"].item()
-        2.0
-    """
-    return {
-        name: torch.stack([state[name] for state in states]).mean(0)
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in states[0].items()
-    }
