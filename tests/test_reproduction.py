@@ -14,7 +14,7 @@ from tests.conftest import Command
 
 COMMITTED = Path(__file__).parent / "data" / "small_figures.json"
 COLLECT = (
-    "collect trajectories --trajectories 14 --data-set digits --architecture mlp "
+    "collect trajectories --trajectories 9 --regime chain --data-set digits --architecture mlp "
     "--architecture cnn --seed 5 --rows-per-tensor 300 --processes 2"
 )
 TRAIN = (
