@@ -18,9 +18,10 @@ from tests.conftest import Command
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
-    for seed in range(6):
-        subsets = nested_subsets(100, 0.5, 5, seed)
-        made = Recorder(folder / "runs" / str(seed), subsets, rate=0.5, seed=seed, before=1)
+    for seed in range(8):
+        kind, sessions = ("runs", 5) if seed < 6 else ("short", 4)
+        subsets = nested_subsets(100, 0.5, sessions, seed)
+        made = Recorder(folder / kind / str(seed), subsets, rate=0.5, seed=seed, before=1)
         generator = torch.Generator().manual_seed(seed)
         state = {
             name: torch.randn(shape, generator=generator)
@@ -68,6 +69,18 @@ def test_says_what_is_missing(folder: Path, know: Command) -> None:
     assert short.returncode == 2
     assert "6 are needed" in short.stderr
     assert not (folder / "other").exists()
+
+
+def test_says_once_why_trajectories_are_left_out(folder: Path, know: Command) -> None:
+    done = know(
+        "train", "runs", "short", "-o", "some", "--checkpoints", "3", "--epochs", "1", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "left out" in line]
+    assert warnings == [
+        f"warning: left out {Path('short', '6')} and 1 more: has 3 sessions, 4 are needed; "
+        "record with --sessions"
+    ]
 
 
 SHIPPED = [(family, size) for family, sizes in shipped().items() for size in sizes]

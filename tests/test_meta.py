@@ -161,7 +161,8 @@ class TestWindows:
         assert found.windows[Kind.CONV].trajectory.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
         assert len(found.windows[Kind.CONV].of([1])) == 4
         texts = ["'weight' is not finite", "has 5 sessions, 6 are needed", "ckpt3.safetensors"]
-        for reason, text in zip(found.skipped, texts, strict=True):
+        assert [path.name for path in found.skipped] == ["b", "c", "e"]
+        for reason, text in zip(found.skipped.values(), texts, strict=True):
             assert text in reason
         with pytest.raises(UsageError, match="7 sessions and 0 continuations"):
             collect_windows(folders[:1], target=Target.CONTINUATION)
@@ -174,7 +175,7 @@ class TestWindows:
             (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
         found = collect_windows(find_trajectories([tmp_path]), target=Target.RETRODICTION)
         assert len(found.trajectories) == 1
-        assert "copy: is the same trajectory as" in found.skipped[0]
+        assert found.skipped == {tmp_path / "copy": f"is the same trajectory as {tmp_path / 'a'}"}
 
     def test_errors_name_file_and_tensor(self, tmp_path: Path) -> None:
         record(tmp_path, counting, seed=1)
@@ -554,7 +555,7 @@ class TestEvaluation:
             RecordedTrajectory(one.folder, one.identity, "", 0.5, "cnn", "x", n % 2 == 0)
             for n, one in enumerate(found.trajectories)
         ]
-        collection = Collection(found.windows, regimes, [])
+        collection = Collection(found.windows, regimes, {})
         settings = Settings(target=Target.RETRODICTION, epochs=1, holdout=0.5)
         bundle, table = train_bundle(collection, settings)
         assert list(table) == [TRAJECTORIES, "data-limited", "not data-limited"]
@@ -594,7 +595,7 @@ class TestEvaluation:
         # Other trajectories beside them, in another order, change nothing.
         order = list(range(len(found.trajectories)))[::-1]
         mixed = Collection(
-            found.windows, [trajectory("abc"), *(found.trajectories[n] for n in order)], []
+            found.windows, [trajectory("abc"), *(found.trajectories[n] for n in order)], {}
         )
         again = split_of(bundle, mixed)
         assert {mixed.trajectories[n].identity for n in again.all_held_out} == {
@@ -606,7 +607,7 @@ class TestEvaluation:
         old.manifest["data"]["held_out"] = bundle.manifest["data"]["held_out"][TRAJECTORIES]
         assert split_of(old, found) == parts
         with pytest.raises(UsageError, match="none of the trajectories held out"):
-            split_of(bundle, Collection(found.windows, [trajectory("abc")], []))
+            split_of(bundle, Collection(found.windows, [trajectory("abc")], {}))
         del old.manifest["data"]
         with pytest.raises(UsageError, match="does not tell what was held out"):
             split_of(old, found)

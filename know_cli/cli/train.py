@@ -247,8 +247,12 @@ def _train(
         rows_per_tensor=settings.rows_per_tensor,
         seed=settings.seed,
     )
-    for reason in collection.skipped:
-        talk.warning(f"left out {reason}")
+    reasons: dict[str, list[Path]] = {}
+    for path, reason in collection.skipped.items():
+        reasons.setdefault(reason, []).append(path)
+    for reason, (first, *others) in reasons.items():
+        also = f" and {len(others)} more" if others else ""
+        talk.warning(f"left out {first}{also}: {reason}")
     rows = ", ".join(f"{len(found):,} {kind.value}" for kind, found in collection.windows.items())
     talk.notice(f"{len(collection.trajectories)} trajectories, windows: {rows}")
 

@@ -111,12 +111,12 @@ class Collection:
     Attributes:
         windows: one table for each of conv, fc and bias; some may be empty.
         trajectories: those used.
-        skipped: why others were not, in words.
+        skipped: others by path, and why they were not, in words.
     """
 
     windows: dict[Kind, Windows]
     trajectories: list[RecordedTrajectory]
-    skipped: list[str]
+    skipped: dict[Path, str]
 
 
 def find_trajectories(paths: Sequence[Path]) -> list[Path]:
@@ -195,7 +195,7 @@ def collect_windows(
     """
     tables: dict[Kind, list[Windows]] = {kind: [] for kind in PREDICTED_KINDS}
     used: list[RecordedTrajectory] = []
-    skipped: list[str] = []
+    skipped: dict[Path, str] = {}
     seen: dict[str, Path] = {}
     for path in paths:
         try:
@@ -214,11 +214,12 @@ def collect_windows(
                 for kind, windows in taken:
                     tables[kind].append(_padded(windows, steps))
         except NotUsableError as error:
-            skipped.append(f"{path}: {error}")
+            skipped[path] = str(error)
             continue
         used.append(_described(path, facts))
     if not used:
-        reason = skipped[0] if skipped else "there are no trajectories"
+        first = [f"{path}: {reason}" for path, reason in skipped.items()][:1]
+        reason = first[0] if first else "there are no trajectories"
         raise UsageError(f"no trajectory can be used for {target.value}: {reason}")
     return Collection(
         {kind: _join(tables[kind], checkpoints, steps) for kind in PREDICTED_KINDS}, used, skipped
