@@ -37,6 +37,8 @@ from tests.conftest import Command, one_line
 
 Values = dict[str, list[float]]
 
+FIVE = shipped()["continuation"][5]
+
 
 def images(count: int, seed: int, classes: int = 10) -> Samples:
     generator = torch.Generator().manual_seed(seed)
@@ -380,7 +382,7 @@ def test_variants_and_numbers_of_checkpoints() -> None:
     assert methods.is_available(mean, 3)
     with pytest.raises(UsageError, match="no method 'magic'"):
         methods.find_variants(["magic"])
-    five = methods.of_bundle("five", str(shipped()["continuation"][5]))
+    five = methods.of_bundle("five", str(FIVE))
     assert [methods.is_available(five, count) for count in (4, 5)] == [False, True]
     request = running.Request(Path(), [], 1, Wanted([five, mean], sessions=(4, 5)))
     assert running.check_methods(request) == ["five cannot read 4 checkpoints"]
@@ -461,7 +463,7 @@ def test_find_tasks() -> None:
         (("--bundle", "x=a", "--bundle", "x=b"), 2, "x is given twice"),
         (("--bundle", "average=a"), 2, "is the name of a method already"),
         (("--bundle", "x=nothing"), 2, "neither a folder with a KNOWN"),
-        (("--sessions", "4", "--method", "continuation"), 2, "cannot read 4 checkpoints"),
+        (("--sessions", "4", "--bundle", f"five={FIVE}"), 2, "cannot read 4 checkpoints"),
         (("--data-folder", "nothing"), 2, "no such folder of data sets"),
         (("--table", "no/r.md"), 4, "mkdir -p no"),
         (("-o", "no/out"), 4, "mkdir -p no"),
