@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import multiprocessing
-
-from know_cli.errors import OutputError, UsageError
+from know_cli.errors import UsageError
 from know_cli.evaluation import cache
 from know_cli.evaluation.methods import is_available
 from know_cli.evaluation.protocol import Outcome, Trial, Wanted
 from know_cli.evaluation.tasks import Task
 from know_cli.meta.data import available
+from know_cli.processes import in_processes
 
 #: Seeds of each suite; all have all tasks.
 SUITES = {"small": 3, "full": 10}
@@ -111,31 +106,9 @@ def evaluate(request: Request) -> Iterator[Outcome]:
         for task, seed in jobs:
             yield _run(request, task, seed)
         return
-    executor = ProcessPoolExecutor(
-        min(request.processes, len(jobs)),
-        # Forked processes would inherit torch's threads in an unknown state.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_process,
+    yield from in_processes(
+        _run, [(request, *job) for job in jobs], request.processes, request.folder
     )
-    try:
-        futures = [executor.submit(_run, request, task, seed) for task, seed in jobs]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise OutputError(
-            f"{request.folder}: a process ended unexpectedly, perhaps for want of memory; run the "
-            "same command again, with fewer --processes"
-        ) from error
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-
-
-def _start_process() -> None:
-    # An interruption is for the process that the user sees, which ends these.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _run(request: Request, task: Task, seed: int) -> Outcome:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import multiprocessing
 
 from know_cli.errors import KnowError, OutputError
 from know_cli.files import write_text
@@ -24,6 +18,7 @@ from know_cli.meta.data import DataSet, load
 from know_cli.meta.recording import record_trajectory
 from know_cli.meta.series import NotUsableError, read_facts, save_series
 from know_cli.meta.setup import draw_setup
+from know_cli.processes import in_processes
 
 _PARTIAL = ".partial-"
 _LEFT_OUT = ".left-out.json"
@@ -134,37 +129,22 @@ def collect(request: Request) -> Iterator[Collected]:
     data = {name: load(name, request.data_folder) for name in request.data_sets}
     # What cannot be drawn at all shows here, before processes start.
     draw_setup(0, data, request.architectures, request.regime)
-    executor = ProcessPoolExecutor(
-        min(request.processes, len(missing)),
-        # Forked processes would inherit torch's threads in an unknown state. Torch's context
-        # shares the data sets' tensors, so that no process loads or renders them again.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_process,
-        initargs=(request, data),
+    # Data sets are shared, so that no process loads or renders them again.
+    yield from in_processes(
+        _collect_one,
+        [(number,) for number in missing],
+        request.processes,
+        request.folder,
+        _prepare,
+        (request, data),
     )
-    try:
-        futures = [executor.submit(_collect_one, number) for number in missing]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise OutputError(
-            f"{request.folder}: a process ended unexpectedly, perhaps for want of memory; run the "
-            "same command again, with fewer --processes"
-        ) from error
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
 
 
 _request: Request
 _data: dict[str, DataSet]
 
 
-def _start_process(request: Request, data: dict[str, DataSet]) -> None:
-    # An interruption is for the process that the user sees, which ends these.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def _prepare(request: Request, data: dict[str, DataSet]) -> None:
     global _request, _data
     _request, _data = request, data
 

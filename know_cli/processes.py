@@ -1,0 +1,71 @@
+"""Work that is shared by several processes, each with one thread of torch."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import multiprocessing
+
+from know_cli.errors import OutputError
+
+Result = TypeVar("Result")
+
+
+def in_processes(
+    function: Callable[..., Result],
+    jobs: Sequence[tuple[Any, ...]],
+    processes: int,
+    folder: Path,
+    prepare: Callable[..., None] | None = None,
+    shared: tuple[Any, ...] = (),
+) -> Iterator[Result]:
+    """Call a function for each job, yielding what comes out of each as it is done.
+
+    Closing the iterator, or an exception thrown into it, ends the processes.
+
+    Args:
+        function: of a module, so that a process can import it.
+        jobs: its arguments.
+        processes: how many there are at most.
+        folder: that they write into, for the message when one is killed.
+        prepare: is called first in each process.
+        shared: with these arguments; tensors in them are shared, not copied.
+
+    Raises:
+        OutputError: a process was killed.
+    """
+    executor = ProcessPoolExecutor(
+        min(processes, len(jobs)),
+        # Forked processes would inherit torch's threads in an unknown state. Torch's context
+        # shares tensors.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(prepare, shared),
+    )
+    try:
+        futures = [executor.submit(function, *job) for job in jobs]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise OutputError(
+            f"{folder}: a process ended unexpectedly, perhaps for want of memory; run the "
+            "same command again, with fewer --processes"
+        ) from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+
+def _start(prepare: Callable[..., None] | None, shared: tuple[Any, ...]) -> None:
+    # An interruption is for the process that the user sees, which ends these.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    if prepare is not None:
+        prepare(*shared)
