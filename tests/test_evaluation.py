@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from know_cli.bundles import shipped
+from know_cli.bundles import shipped, weights_folder
 from know_cli.checkpoints import save_checkpoint
 from know_cli.engine.plan import NormMode
 from know_cli.errors import CheckpointError, UsageError
@@ -520,3 +520,39 @@ def test_the_command_and_its_second_run(tmp_path: Path, know: Command) -> None:
     again = run()
     assert "text-language-model, seed 0: all there already" in again.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == first
+
+
+# --- committed results -------------------------------------------------------------------------
+
+COMMITTED = Path(results.__file__).parent / "RESULTS.json"
+IN_CARD = {
+    **{f"{family} ×{2**step}": f"{family} ×{2**step}" for family in ("continuation", "retrodiction") for step in (1, 2, 3)},
+    "`--method shrink`, λ = 0.9, ×2": "shrink-0.9 ×2",
+    "`--method average`": "average ×2",
+    "authors ×2": "authors ×2",
+    "authors ×8": "authors ×8",
+    "longer": "longer",
+    "twice the data": "oracle",
+}  # fmt: skip
+
+
+def test_the_committed_tables_are_those_of_the_committed_results() -> None:
+    found = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    assert results.to_markdown(found) == COMMITTED.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_the_model_card_has_the_committed_differences() -> None:
+    found = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    whole = [
+        (results.comparisons(task)[results.ALL], task["measure"]["scale"])
+        for task in found["tasks"].values()
+    ]
+    card = (weights_folder() / "README.md").read_text(encoding="utf-8").splitlines()
+    for label, start in IN_CARD.items():
+        (line,) = [line for line in card if line.startswith(f"| {label} |")]
+        cells = [cell.strip().replace("−", "-") for cell in line.strip("| ").split("|")[1:]]
+        expected = [
+            f"{scale * one.differences[start].value:+.2f} ± {scale * one.differences[start].half_width:.2f}"
+            for one, scale in whole
+        ]
+        assert cells == expected, label
