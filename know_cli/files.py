@@ -17,6 +17,18 @@ def temporary_name() -> str:
     return f".know-{secrets.token_hex(8)}.tmp"
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder with those above it, if it is missing.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be made: {error.strerror or error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, replacing a file that exists; what is no file is written into.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from know_cli.cli.options import usable_cores
+from know_cli.cli.options import parse_named, usable_cores
 from know_cli.cli.output import Output
 from know_cli.cli.predict import NormChoice
 from know_cli.errors import OutputError, UsageError
@@ -133,7 +133,7 @@ def evaluate(
     methods cost only themselves.
     """
     talk = Output(quiet)
-    bundles = _bundles(bundle or [])
+    bundles = parse_named(bundle or [], "--bundle", "PATH")
     if table is not None and not table.parent.is_dir():
         raise OutputError(f"{table.parent}: no such folder; make it first: mkdir -p {table.parent}")
     if not output.parent.is_dir():
@@ -192,18 +192,6 @@ def evaluate(
     talk.show("", f"wrote {output / RESULTS}")
     if table is not None:
         talk.show(f"wrote {table}")
-
-
-def _bundles(texts: list[str]) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        name, sign, path = text.partition("=")
-        if not (name and sign and path):
-            raise UsageError(f"--bundle {text}: write NAME=PATH")
-        if name in found:
-            raise UsageError(f"--bundle {text}: {name} is given twice")
-        found[name] = path
-    return found
 
 
 @contextmanager

@@ -16,6 +16,23 @@ _SMALLEST_RATE = 0.01
 _LARGEST_SIZE = 2**60
 
 
+def parse_named(texts: list[str], option: str, value: str) -> dict[str, str]:
+    """What a repeatable option ``NAME=VALUE`` was given, by name.
+
+    Raises:
+        UsageError: one is not of that form, or a name is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, sign, rest = text.partition("=")
+        if not (name and sign and rest):
+            raise UsageError(f"{option} {text}: write NAME={value}")
+        if name in found:
+            raise UsageError(f"{option} {text}: {name} is given twice")
+        found[name] = rest
+    return found
+
+
 # The same values as the recorder's enum, which lives beside torch.
 class RegimeChoice(str, Enum):
     """What a session of a trajectory starts from."""

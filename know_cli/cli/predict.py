@@ -30,7 +30,6 @@ EPILOG = "\n\n".join(
         "know-predict ckpt0 ckpt1 ckpt2 ckpt3 ckpt4 -o predicted --steps 3 --every-step",
         "know-predict run/ckpt0..ckpt4 -o start.safetensors --dry-run",
         "know-predict run/ckpt0..ckpt4 -o rival --method task-vector --option alpha=0.5",
-        "know-predict run/ckpt0..ckpt4 -o rival --method task-vector --option alpha=0.5",
         "Methods, with their options and defaults; n is the number of steps:",
         # What follows \b is not wrapped.
         f"\b\n{describe_methods()}",

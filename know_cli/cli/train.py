@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import RegimeChoice
+from know_cli.cli.options import RegimeChoice, parse_named
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 
@@ -363,10 +363,5 @@ def _bundles(name: str) -> list[Bundle]:
 def _named_bundles(pairs: list[str]) -> dict[str, Bundle]:
     from know_cli.hypermodel import load_bundle
 
-    found = {}
-    for pair in pairs:
-        name, equals, path = pair.partition("=")
-        if not equals or not name or not path or name in found:
-            raise UsageError(f"--compare {pair}: write NAME=BUNDLE, each name once")
-        found[name] = load_bundle(Path(path))
-    return found
+    named = parse_named(pairs, "--compare", "BUNDLE")
+    return {name: load_bundle(Path(path)) for name, path in named.items()}

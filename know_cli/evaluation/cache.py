@@ -13,7 +13,7 @@ from torch import Tensor
 
 from know_cli.engine.reading import as_bytes
 from know_cli.errors import OutputError
-from know_cli.files import write_text
+from know_cli.files import make_folder, write_text
 
 # Folders of the package whose code decides what is predicted from checkpoints.
 _PREDICTING = ("checkpoints", "engine", "hypermodel", "methods", "kinds.py", "normalisation.py")
@@ -67,15 +67,3 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     """
     make_folder(path.parent)
     write_text(path, json.dumps(content) + "\n")
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder with those above it.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be made: {error.strerror or error}") from error

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from know_cli.errors import UsageError
-from know_cli.evaluation import cache
 from know_cli.evaluation.methods import is_available
 from know_cli.evaluation.protocol import Outcome, Trial, Wanted
 from know_cli.evaluation.tasks import Task
+from know_cli.files import make_folder
 from know_cli.meta.data import available
 from know_cli.processes import in_processes
 
@@ -99,7 +99,7 @@ def evaluate(request: Request) -> Iterator[Outcome]:
         CheckpointError: a bundle cannot be used.
         OutputError: the folder cannot be written, or a process was killed.
     """
-    cache.make_folder(request.work)
+    make_folder(request.work)
     # One seed of every task before the next: what can be said early is said of all.
     jobs = [(task, seed) for seed in range(request.seeds) for task in request.tasks]
     if request.processes == 1 or len(jobs) == 1:

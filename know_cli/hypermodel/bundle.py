@@ -18,8 +18,8 @@ from torch import Tensor
 
 from know_cli.bundles import MANIFEST
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
-from know_cli.errors import CheckpointError, OutputError
-from know_cli.files import write_text
+from know_cli.errors import CheckpointError
+from know_cli.files import make_folder, write_text
 from know_cli.hypermodel.keras import read_keras_folder
 from know_cli.hypermodel.known import Known, Preparation
 from know_cli.kinds import PREDICTED_KINDS, Kind
@@ -157,10 +157,7 @@ def save_bundle(bundle: Bundle, path: Path, details: Mapping[str, Any] | None = 
     Raises:
         OutputError: it cannot be written.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be made: {error.strerror or error}") from error
+    make_folder(path)
     for kind in PREDICTED_KINDS:
         save_checkpoint(path / f"{kind.value}.safetensors", bundle.states[kind], {"format": "pt"})
     manifest = {

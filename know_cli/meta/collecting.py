@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from know_cli.errors import KnowError, OutputError
-from know_cli.files import write_text
+from know_cli.files import make_folder, write_text
 from know_cli.forgetting.recorder import Regime, derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.data import DataSet, load
@@ -115,10 +115,7 @@ def collect(request: Request) -> Iterator[Collected]:
         UsageError: a data set or an architecture cannot be used.
         OutputError: the folder cannot be written, or a process was killed.
     """
-    try:
-        request.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{request.folder}: cannot be made: {error.strerror}") from error
+    make_folder(request.folder)
     missing = [
         number
         for number in request.numbers()
