@@ -91,10 +91,11 @@ def test_every_task_runs_end_to_end(name: str, tmp_path: Path) -> None:
     for values in outcome.values.values():
         assert set(values) == {cell.name for cell in problem.cells}
         assert np.isfinite(list(values.values())).all()
-    assert set(outcome.trained) == {"0", "1", "2", "3", "4", "longer", "more-data", "oracle"}
+    anchors = {"longer", "hindsight", "more-data", "oracle"}
+    assert set(outcome.trained) == {"0", "1", "2", "3", "4", *anchors}
     assert [outcome.trained[str(k)]["samples"] for k in range(5)] == [34, 17, 8, 4, 2]
     assert outcome.trained["oracle"]["samples"] == outcome.trained["more-data"]["samples"] == 68
-    assert 0 < outcome.facts["parameters"] < 100_000
+    assert 0 < outcome.facts["parameters"] < (12_000_000 if TASKS[name].large else 100_000)
     for cell in problem.cells:
         assert not shared(cell.pool, cell.test)
     assert not shared(problem.pool, problem.test)
@@ -247,6 +248,7 @@ def cell(naive: float, scratch: float, longer: float, oracle: float, method: flo
     wobble = np.array([-0.01, 0.0, 0.005, 0.005])
     spread = np.array([0.1, 0.0, -0.1, 0.05])
     means = {"scratch": scratch, "naive": naive, "last": naive, "longer": longer,
+             "hindsight": naive,
              "more-data": oracle, "oracle": oracle, "method": method}  # fmt: skip
     return {
         name: list(mean + spread + wobble * (1 + number / 7))
@@ -293,8 +295,8 @@ def test_a_second_run_computes_only_what_is_missing(tmp_path: Path) -> None:
         return Trial(of, seed, tmp_path, None).run(wanted)
 
     first = run(CONTINUATION)
-    # Five sessions and three anchors, one prediction, and a fine-tuning of each start.
-    assert first.computed == 8 + 1 + len(first.values)
+    # Five sessions and four anchors, one prediction, and a fine-tuning of each start.
+    assert first.computed == 9 + 1 + len(first.values)
     again = run(CONTINUATION)
     assert again.computed == 0
     assert fingerprint(again) == fingerprint(first)
@@ -327,7 +329,7 @@ def test_checkpoints_need_not_be_kept_and_an_interrupted_run_goes_on(tmp_path: P
     # Another method needs them again.
     wanted = Wanted(methods.find_variants(["average"]))
     found = Trial(task, 0, tmp_path, None).run(wanted)
-    assert found.computed == 8 + 2
+    assert found.computed == 9 + 2
     fresh = Trial(task, 0, tmp_path / "fresh", None).run(wanted)
     assert fingerprint(fresh) == fingerprint(found)
 
@@ -429,7 +431,7 @@ def test_tables_are_computed_from_the_json(tmp_path: Path) -> None:
     assert found["seeds"] == [0, 1]
     values: Values = cell(0.6, 0.4, 0.65, 0.75, 0.7)
     values = {name: of[:] for name, of in values.items()}
-    names = ["scratch", "naive", "last", "longer", "more-data", "oracle", "method", "method"]
+    names = [*ANCHORS, "method", "method"]
     for name, start in zip(names, found["starts"], strict=True):
         start["values"] = {"8 images": values[name]}
     found["seeds"] = [0, 1, 2, 3]
@@ -450,6 +452,8 @@ def test_tables_are_computed_from_the_json(tmp_path: Path) -> None:
 def test_find_tasks() -> None:
     assert [task.name for task in find_tasks(["text-*"])] == ["text-language-model", "text-lora"]
     assert len(find_tasks(["*"])) == len(TASKS)
+    assert find_tasks([]) == [task for task in TASKS.values() if not task.large]
+    assert {task.name for task in TASKS.values() if task.large} == {"cifar100-cifar10-resnet18"}
     with pytest.raises(UsageError, match="no task 'imagenet'"):
         find_tasks(["imagenet"])
 
@@ -513,7 +517,7 @@ def test_the_command_and_its_second_run(tmp_path: Path, know: Command) -> None:
 
     done = run()
     assert done.returncode == 0, done.stderr
-    assert "text-language-model, seed 0: 16 results computed" in done.stderr
+    assert "text-language-model, seed 0: 18 results computed" in done.stderr
     assert "wrote out/results.json" in done.stdout
     assert "## text-language-model" in (tmp_path / "r.md").read_text()
     first = json.loads((tmp_path / "out" / "results.json").read_text())

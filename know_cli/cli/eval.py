@@ -62,7 +62,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            show_default="all",
+            show_default="all but the large",
             help="A task, or a pattern such as 'fashion-*'; repeatable.",
         ),
     ] = None,
@@ -157,7 +157,7 @@ def evaluate(
     norms = dict.fromkeys(norm or [NormChoice.RESCALE])
     request = running.Request(
         folder=output,
-        tasks=find_tasks(task or ["*"]),
+        tasks=find_tasks(task or []),
         seeds=seeds or running.SUITES[suite.value],
         wanted=Wanted(
             variants=tuple(variants),
@@ -175,6 +175,7 @@ def evaluate(
     request = running.without(request, not_run)
     for name, reason in not_run.items():
         talk.notice(f"{name}: not run here, {reason}")
+    not_run |= running.not_asked_for(request)
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from know_cli.files import make_folder, write_text
 # Folders of the package whose code decides what is predicted from checkpoints.
 _PREDICTING = ("checkpoints", "engine", "hypermodel", "methods", "kinds.py", "normalisation.py")
 _DIGITS = 16
+_LOCK = ".lock"
 
 
 def key(*facts: Any) -> str:
@@ -46,6 +48,32 @@ def code_key() -> str:
             digest.update(file.relative_to(package).as_posix().encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()[:_DIGITS]
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder, waiting for them first.
+
+    The folder is made if it is missing. Where the system has no ``flock``, nobody is kept out.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    make_folder(folder)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path = folder / _LOCK
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with file:
+        with suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read(path: Path) -> dict[str, Any] | None:

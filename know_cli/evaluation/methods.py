@@ -43,7 +43,6 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("retrodiction", {"weights": "retrodiction"}),
     Variant("average", {"method": "average"}, steps=False),
     Variant("shrink-0.9", {"method": "shrink", "options": {"lambda": 0.9}}),
-    Variant("shrink-0.8", {"method": "shrink", "options": {"lambda": 0.8}}),
     Variant("task-vector", {"method": "task-vector"}),
     Variant("task-vector-full", {"method": "task-vector", "options": {"range": "full"}}),
     Variant("linear", {"method": "linear"}),

@@ -7,19 +7,20 @@ what is missing. All of it is decided by the seed, on one machine with one versi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, from_numpy, nn
 
 from know_cli.checkpoints import save_checkpoint
 from know_cli.engine.plan import NormMode
 from know_cli.evaluation import cache
 from know_cli.evaluation.anchors import (
     ANCHORS,
+    HINDSIGHT,
     LAST,
     LONGER,
     MORE_DATA,
@@ -27,27 +28,29 @@ from know_cli.evaluation.anchors import (
     ORACLE,
     SCRATCH,
 )
+from know_cli.evaluation.hindsight import best_combination
 from know_cli.evaluation.methods import Variant, identity, is_available, predict
 from know_cli.evaluation.tasks import Cell, Examples, Problem, Recipe, Task
-from know_cli.evaluation.tasks.task import RATE, permutation
-from know_cli.forgetting.fitting import fit, one_thread
+from know_cli.evaluation.tasks.task import RATE, permutation, train
+from know_cli.forgetting.fitting import one_thread
 from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed, read_state
 from know_cli.forgetting.subsets import nested_subsets
 
 #: Checkpoints of a forgetting.
 SESSIONS = 5
 #: To be raised with every change of what this module computes.
-PROTOCOL = 1
+PROTOCOL = 2
 FUNCTION = "know eval"
 _FILES = {
     NAIVE: checkpoint_name(0),
     LAST: checkpoint_name(SESSIONS - 1),
     LONGER: "longer.safetensors",
+    HINDSIGHT: "hindsight.safetensors",
     MORE_DATA: "more-data.safetensors",
     ORACLE: checkpoint_name(-1),
 }
 # Streams of random numbers of one seed.
-_LONGER, _MORE_DATA, _DOWNSTREAM, _HEAD, _DRAW = range(20, 25)
+_LONGER, _HINDSIGHT, _DOWNSTREAM, _HEAD, _DRAW = range(20, 25)
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,10 @@ class Outcome:
     Attributes:
         task: its name.
         seed: the seed.
-        trained: for each session, as text, and for ``longer``, ``more-data`` and ``oracle``:
-            ``samples``, and the pre-training's measure on the samples trained on (``train``), on
-            those of session 0 (``first``) and on others (``test``); and ``key``, the hash of its
-            weights.
+        trained: for each session, as text, and for ``longer``, ``hindsight``, ``more-data`` and
+            ``oracle``: ``samples``, and the pre-training's measure on the samples trained on
+            (``train``), on those of session 0 (``first``) and on others (``test``); and ``key``,
+            the hash of its weights.
         facts: as JSON: ``parameters`` of one checkpoint; ``pretraining_measure`` and
             ``measure``, each with ``name``, ``unit`` and ``scale``; ``tested``, by cell the
             number of its test examples.
@@ -146,9 +149,15 @@ class Trial:
     def run(self, wanted: Wanted) -> Outcome:
         """Compute what is missing, and collect everything that is wanted.
 
+        Of two runs in one folder the second waits, and finds what the first has computed.
+
         Raises:
             KnowError: a bundle or the folder cannot be used.
         """
+        with cache.held(self.folder):
+            return self._run(wanted)
+
+    def _run(self, wanted: Wanted) -> Outcome:
         trained = self._trained()
         problem = self.problem
         facts = {
@@ -195,9 +204,10 @@ class Trial:
             for index in recorder.indices
         }
         sessions[LONGER] = self._longer()
+        sessions[HINDSIGHT] = self._hindsight()
         sessions[MORE_DATA] = self._more_data()
         files = {str(index): checkpoint_name(index) for index in range(SESSIONS)} | {
-            name: _FILES[name] for name in (LONGER, MORE_DATA, ORACLE)
+            name: _FILES[name] for name in (LONGER, HINDSIGHT, MORE_DATA, ORACLE)
         }
         for name, file in files.items():
             sessions[name]["key"] = cache.tensors_key(read_state(self.folder / file))
@@ -228,8 +238,6 @@ class Trial:
         )
 
     def _pool_part(self, index: int) -> Examples:
-        from torch import from_numpy
-
         return self.problem.pool.take(from_numpy(self._subsets[index + 1]))
 
     def _longer(self) -> dict[str, Any]:
@@ -238,43 +246,60 @@ class Trial:
         recipe = self.task.recipe
         recipe = replace(recipe, epochs=max(round(share * recipe.epochs), 1))
         start = read_state(self.folder / _FILES[NAIVE])
-        return self._anchor(LONGER, 0, recipe, derived_seed(self.seed, _LONGER), start)
+        seed = derived_seed(self.seed, _LONGER)
+
+        def fitted(model: nn.Module) -> Examples:
+            load(model, start)
+            chosen = self._pool_part(0)
+            self._fit(model, chosen, recipe, seed)
+            return chosen
+
+        return self._anchor(LONGER, seed, fitted)
+
+    def _hindsight(self) -> dict[str, Any]:
+        """The sessions' checkpoints combined so as to fit what D(−1) has and D0 has not."""
+        import numpy as np
+
+        states = [read_state(self.folder / checkpoint_name(index)) for index in range(SESSIONS)]
+        added = np.setdiff1d(self._subsets[0], self._subsets[1])
+        seed = derived_seed(self.seed, _HINDSIGHT)
+
+        def combine(model: nn.Module) -> Examples:
+            chosen = self.problem.pool.take(from_numpy(added))
+            best_combination(model, states, chosen, seed)
+            self.computed += 1
+            return chosen
+
+        return self._anchor(HINDSIGHT, seed, combine)
 
     def _more_data(self) -> dict[str, Any]:
         """A network with Θ0's initial weights, trained like it, but on D(−1)."""
-        return self._anchor(MORE_DATA, -1, self.task.recipe, derived_seed(self.seed, 0, 0), None)
+        seed = derived_seed(self.seed, 0, 0)
+
+        def fitted(model: nn.Module) -> Examples:
+            chosen = self._pool_part(-1)
+            self._fit(model, chosen, self.task.recipe, seed)
+            return chosen
+
+        return self._anchor(MORE_DATA, seed, fitted)
 
     def _anchor(
-        self, name: str, subset: int, recipe: Recipe, seed: int, start: Mapping[str, Tensor] | None
+        self, name: str, seed: int, make: Callable[[nn.Module], Examples]
     ) -> dict[str, Any]:
+        """Make an anchor unless it is there; ``make`` returns what it was fitted to."""
         path = self.folder / f"{name}.json"
         found = cache.read(path)
         if found is not None and (self.folder / _FILES[name]).exists():
             return found
         model = self.problem.build(seed)
-        if start is not None:
-            load(model, start)
-        chosen = self._pool_part(subset)
-        self._fit(model, chosen, recipe, seed)
-        measured = self._measured(model, chosen)
+        measured = self._measured(model, make(model))
         cache.write(path, measured)
         save_checkpoint(self.folder / _FILES[name], recorded(model), {"format": "pt"})
         return measured
 
     def _fit(self, model: nn.Module, examples: Examples, recipe: Recipe, seed: int) -> None:
         self.computed += 1
-        fit(
-            model,
-            examples.inputs,
-            examples.targets,
-            epochs=recipe.epochs,
-            learning_rate=recipe.learning_rate,
-            batch_size=recipe.batch_size,
-            least_batch=2,  # BatchNorm needs them
-            seed=seed,
-            weight_decay=recipe.weight_decay,
-            schedule=recipe.schedule,
-        )
+        train(model, examples, recipe, seed)
 
     def _measured(self, model: nn.Module, examples: Examples) -> dict[str, Any]:
         measure = self.problem.pretraining_measure.function

@@ -9,7 +9,7 @@ from pathlib import Path
 from know_cli.errors import UsageError
 from know_cli.evaluation.methods import is_available
 from know_cli.evaluation.protocol import Outcome, Trial, Wanted
-from know_cli.evaluation.tasks import Task
+from know_cli.evaluation.tasks import TASKS, Task
 from know_cli.files import make_folder
 from know_cli.meta.data import available
 from know_cli.processes import in_processes
@@ -59,6 +59,16 @@ def not_here(request: Request) -> dict[str, str]:
         if lacking:
             reasons[task.name] = f"not found here: {', '.join(lacking)}"
     return reasons
+
+
+def not_asked_for(request: Request) -> dict[str, str]:
+    """Large tasks that a request does not have, with what it takes to run them."""
+    asked = {task.name for task in request.tasks}
+    return {
+        name: f"large; --task {name}, with {' and '.join(task.data_sets)} in --data-folder"
+        for name, task in TASKS.items()
+        if task.large and name not in asked
+    }
 
 
 def without(request: Request, names: Collection[str]) -> Request:

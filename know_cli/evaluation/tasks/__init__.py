@@ -33,12 +33,17 @@ TASKS: dict[str, Task] = {
 def find_tasks(patterns: list[str]) -> list[Task]:
     """The tasks that names or glob patterns such as ``fashion-*`` name, in the registry's order.
 
+    Args:
+        patterns: if there are none, all tasks but the large ones.
+
     Raises:
         UsageError: a pattern names none.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in TASKS):
             raise UsageError(f"no task {pattern!r}: there are {', '.join(TASKS)}")
+    if not patterns:
+        return [task for task in TASKS.values() if not task.large]
     return [
         task
         for name, task in TASKS.items()

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from know_cli.evaluation.tasks.appearance import DOMAINS, in_domain, mixed
-from know_cli.evaluation.tasks.classification import NETWORKS, Network, some
+from know_cli.evaluation.tasks.classification import BACKBONES, Network, some
 from know_cli.evaluation.tasks.data import load_images, of_classes
 from know_cli.evaluation.tasks.measures import ACCURACY
 from know_cli.evaluation.tasks.task import (
@@ -18,7 +18,6 @@ from know_cli.evaluation.tasks.task import (
     Task,
     permutation,
 )
-from know_cli.meta.zoo import build
 
 _CLASSES = 5
 _CNN = Network("cnn")
@@ -63,7 +62,7 @@ class Domains(Task):
         shape = (3, *train.inputs.shape[2:])
 
         def network(number: int) -> nn.Module:
-            return build(self.network.design(shape, _CLASSES), number)
+            return self.network.build(shape, _CLASSES, number)
 
         return Problem(
             pool=mixed(
@@ -88,13 +87,13 @@ class Domains(Task):
 TASKS = tuple(
     Domains(
         name=f"domains-{name}",
-        title=f"classes of Fashion-MNIST in four domains to others in an unseen one, {words}",
+        title="classes of Fashion-MNIST in four domains to others in an unseen one, "
+        f"{BACKBONES[name].title}",
         samples=600,
-        recipe=recipe,
-        downstream=(Downstream(120, 20, repetitions=1),),
+        recipe=BACKBONES[name].recipe,
+        downstream=(Downstream(120, 15, BACKBONES[name].downstream_rate, repetitions=1),),
         tested=1000,
-        network=network,
+        network=BACKBONES[name].network,
     )
-    for name, (words, network, recipe) in NETWORKS.items()
-    if name == "resnet"
+    for name in ("resnet",)
 )

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from know_cli.meta.zoo.blocks import HE, TRANSFORMER, initialise, named
+from know_cli.meta.zoo.blocks import (
+    HE,
+    TRANSFORMER,
+    convolution,
+    global_pooling,
+    initialise,
+    named,
+)
+from know_cli.meta.zoo.resnet import BasicBlock
 
 
 def seeded(construct: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -117,6 +126,37 @@ def add_lora(model: LanguageModel, rank: int) -> None:
         block.attn.proj = LoraLinear(block.attn.proj, rank)  # type: ignore[assignment]
         block.fc1 = LoraLinear(block.fc1, rank)  # type: ignore[assignment]
         block.fc2 = LoraLinear(block.fc2, rank)  # type: ignore[assignment]
+
+
+class ResNet18(nn.Module):
+    """ResNet18 (He et al., arXiv 1512.03385), for small images: no stride before its stages.
+
+    Args:
+        channels: of the images.
+        classes: to tell apart.
+    """
+
+    _STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        block = partial(BasicBlock, activation="relu", norm="batch", bias=False)
+        width = self._STAGES[0][0]
+        self.stem = named(conv1=convolution(channels, width, 3), bn1=nn.BatchNorm2d(width))
+        stages = []
+        for outputs, stride in self._STAGES:
+            stages.append(nn.Sequential(block(width, outputs, stride), block(outputs, outputs, 1)))
+            width = outputs
+        self.stages = nn.Sequential(*stages)
+        self.pool = global_pooling("average")
+        self.head = nn.Linear(width, classes)
+        initialise(self, HE[0])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``[n, channels, h, w]`` to logits ``[n, classes]``."""
+        features = self.pool(self.stages(torch.relu(self.stem(images))))
+        logits: Tensor = self.head(features)
+        return logits
 
 
 class Segmenter(nn.Module):

@@ -209,9 +209,12 @@ TASKS = (
         name="scenes-segmentation",
         title="segmented scenes of Fashion-MNIST's classes to scenes of others, an encoder and "
         "decoder with atrous pooling",
-        samples=400,
-        recipe=Recipe(20, 3e-3, batch_size=16),
-        downstream=(Downstream(20, 40, repetitions=1), Downstream(80, 20, repetitions=1)),
+        samples=300,
+        recipe=Recipe(30, 3e-3, batch_size=16),
+        downstream=(
+            Downstream(20, 30, 4e-3, repetitions=1),
+            Downstream(80, 15, 4e-3, repetitions=1),
+        ),
         tested=300,
     ),
     Captioning(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from know_cli.evaluation.tasks.measures import Measure
+from know_cli.forgetting.fitting import fit
 
 #: |D(k + 1)| / |D(k)| in all tasks.
 RATE = 0.5
@@ -135,6 +136,7 @@ class Task(ABC):
         downstream: the conditions.
         tested: test examples, at most.
         version: to be raised with every change of what ``prepare`` gives.
+        large: whether it takes hours, so that it runs only where it is asked for by name.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Task(ABC):
     downstream: tuple[Downstream, ...]
     tested: int = 1000
     version: int = 1
+    large: bool = False
 
     @property
     @abstractmethod
@@ -166,6 +169,29 @@ class Task(ABC):
     def definition(self) -> dict[str, Any]:
         """All of it as JSON takes it."""
         return {"family": type(self).__name__, **asdict(self)}
+
+
+def train(model: nn.Module, examples: Examples, recipe: Recipe, seed: int) -> None:
+    """Train a network in place, and leave it in evaluation mode.
+
+    Args:
+        model: maps inputs to ``[n, classes, …]``.
+        examples: what is trained on.
+        recipe: how.
+        seed: of the order of the examples and of dropout.
+    """
+    fit(
+        model,
+        examples.inputs,
+        examples.targets,
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        batch_size=recipe.batch_size,
+        least_batch=2,  # BatchNorm needs them
+        seed=seed,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+    )
 
 
 def permutation(n: int, *seed: int) -> Tensor:

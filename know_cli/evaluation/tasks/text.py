@@ -28,8 +28,8 @@ from know_cli.evaluation.tasks.task import (
     Recipe,
     Task,
     permutation,
+    train,
 )
-from know_cli.forgetting.fitting import fit
 from know_cli.forgetting.recorder import derived_seed
 
 _LENGTH = 48
@@ -166,18 +166,8 @@ class Lora(Text):
             assert isinstance(model, LanguageModel)
             passages = load_passages(self.base)
             chosen = passages[permutation(len(passages), seed, _BASE_ORDER)[: self.base_samples]]
-            examples, recipe = _examples(chosen), self.base_recipe
-            fit(
-                model,
-                examples.inputs,
-                examples.targets,
-                epochs=recipe.epochs,
-                learning_rate=recipe.learning_rate,
-                batch_size=recipe.batch_size,
-                seed=derived_seed(seed, _BASE_ORDER),
-                weight_decay=recipe.weight_decay,
-                schedule=recipe.schedule,
-            )
+            order = derived_seed(seed, _BASE_ORDER)
+            train(model, _examples(chosen), self.base_recipe, order)
             return model
 
         def adapted() -> nn.Module:
@@ -197,9 +187,12 @@ TASKS = (
     Text(
         name="text-language-model",
         title="a language model of Python's manual to source code",
-        samples=240,
-        recipe=Recipe(40, 3e-3, batch_size=16, weight_decay=0.1),
-        downstream=_DOWNSTREAM,
+        samples=600,
+        recipe=Recipe(20, 3e-3, batch_size=16, weight_decay=0.1),
+        downstream=(
+            Downstream(20, 16, 1e-3, repetitions=1),
+            Downstream(80, 10, 2e-3, repetitions=1),
+        ),
         tested=400,
     ),
     Lora(

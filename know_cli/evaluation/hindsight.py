@@ -1,0 +1,79 @@
+"""What combining the checkpoints of a forgetting could give at best, known only in hindsight.
+
+A predictor that multiplies each checkpoint's tensor by a number of its choice cannot do better
+than one that was shown the additional data when it chose. So where even this one gains little,
+what the additional data teach is not in the checkpoints, and no choice of numbers will find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from know_cli.evaluation.tasks import Examples
+from know_cli.forgetting.fitting import one_thread
+
+_ITERATIONS = 150
+_BATCH = 64
+_LEARNING_RATE = 0.02
+#: Passes that estimate running statistics anew.
+_PASSES = 2
+
+
+@one_thread()
+def best_combination(
+    model: nn.Module, states: Sequence[Mapping[str, Tensor]], examples: Examples, seed: int
+) -> None:
+    """Give a network the combination of checkpoints that fits some examples best.
+
+    Each trained tensor becomes Θ0 + a·Θ0 + Σ c_k·(Θk − Θ0), with numbers a and c_k of its own.
+    They start from 0 and are fitted by Adam to the cross entropy. Running statistics are
+    estimated anew on the examples.
+
+    Args:
+        model: changed in place, and left in evaluation mode.
+        states: the checkpoints, Θ0 first, with all of the network's trained tensors.
+        examples: what is fitted.
+        seed: of the order of the examples and of dropout. The global random state is left as it
+            was.
+    """
+    names = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
+    numbers = torch.zeros(len(names), len(states), requires_grad=True)
+    model.load_state_dict({**model.state_dict(), **states[0]})
+    model.train()
+    step = torch.optim.Adam([numbers], _LEARNING_RATE)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(_ITERATIONS):
+            chosen = examples.take(torch.randperm(len(examples))[:_BATCH])
+            # Buffers are part of the call, so that running statistics of half-fitted weights
+            # are not kept.
+            buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+            weights = _combined(states, names, numbers) | buffers
+            outputs = functional_call(model, weights, (chosen.inputs,))
+            loss = nn.functional.cross_entropy(outputs, chosen.targets)
+            step.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            step.step()
+        with torch.no_grad():
+            model.load_state_dict({**model.state_dict(), **_combined(states, names, numbers)})
+            for _ in range(_PASSES):
+                order = torch.randperm(len(examples))
+                for part in torch.split(order[: len(order) // _BATCH * _BATCH or None], _BATCH):
+                    model(examples.inputs[part])
+    model.eval()
+
+
+def _combined(
+    states: Sequence[Mapping[str, Tensor]], names: Sequence[str], numbers: Tensor
+) -> dict[str, Tensor]:
+    """By name, the combination that the numbers ``[names, checkpoints]`` make."""
+    first = states[0]
+    return {
+        name: first[name] * (1 + row[0])
+        + sum(row[k] * (states[k][name] - first[name]) for k in range(1, len(states)))
+        for name, row in zip(names, numbers, strict=True)
+    }
