@@ -21,6 +21,7 @@ from know_cli.errors import CheckpointError, UsageError
 from know_cli.evaluation import cache, methods, protocol, results, running
 from know_cli.evaluation import statistics as stats
 from know_cli.evaluation.anchors import ANCHORS
+from know_cli.evaluation.hindsight import best_combination
 from know_cli.evaluation.protocol import Outcome, Trial, Wanted
 from know_cli.evaluation.statistics import Status
 from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Recipe, Task, find_tasks
@@ -203,6 +204,55 @@ def test_only_adapters_are_recorded_and_the_base_is_the_seed_s() -> None:
     assert not torch.equal(first.state_dict()[base], other.state_dict()[base])
     adapter = "blocks.0.fc1.lora_A"
     assert not torch.equal(first.state_dict()[adapter], second.state_dict()[adapter])
+
+
+def test_hindsight_finds_the_combination_that_fits() -> None:
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(300, 6, generator=generator)
+    true = torch.randn(3, 6, generator=generator)
+    examples = Examples(inputs, (inputs @ true.T).argmax(1))
+    # Θ0 lacks half of what is to be known, and only the difference to Θ1 has it.
+    base, other = torch.randn(2, 3, 6, generator=generator)
+    states = [
+        {"weight": weight, "bias": torch.zeros(3)} for weight in (base, base + base - true, other)
+    ]
+    model = nn.Linear(6, 3)
+    before = torch.random.get_rng_state()
+    best_combination(model, states, examples, 1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert not model.training
+    found = model.weight.detach().flatten()
+    span = torch.stack([state["weight"].flatten() for state in states], 1)
+    rest = found - span @ torch.linalg.lstsq(span, found).solution
+    assert rest.norm() < 1e-4 * found.norm()
+    assert torch.equal(model.bias, torch.zeros(3))
+    first = ACCURACY.function(fixed_linear(states[0]), examples)
+    assert ACCURACY.function(model, examples) > max(first + 0.1, 0.9)
+    again = nn.Linear(6, 3)
+    best_combination(again, states, examples, 1)
+    assert torch.equal(again.weight, model.weight)
+
+
+def fixed_linear(state: dict[str, Tensor]) -> nn.Linear:
+    model = nn.Linear(6, 3)
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.usefixtures("_little_data")
+def test_hindsight_estimates_running_statistics_and_keeps_what_is_frozen() -> None:
+    for name in ("fashion-classes-cnn-batchnorm", "text-lora"):
+        problem = tiny(name).prepare(1, None)
+        start = problem.build(2)
+        state = {key: tensor.clone() for key, tensor in protocol.recorded(start).items()}
+        model = problem.build(3)
+        best_combination(model, [state] * 5, problem.pool, 4)
+        after = model.state_dict()
+        for key, tensor in start.state_dict().items():
+            if "running" in key:
+                assert not torch.equal(after[key], tensor)
+            elif key not in state:
+                assert torch.equal(after[key], tensor)
 
 
 # --- statistics --------------------------------------------------------------------------------
@@ -441,7 +491,7 @@ def test_tables_are_computed_from_the_json(tmp_path: Path) -> None:
     assert "| 8 images | gain | all | gain |" in text
     assert "| worth | data-limited |  | data-limited |  |" in text
     assert "| other | not found |" in text
-    assert "| continuation ×4 | +0.50 | +0.50 | +0.50 | 1 | 0 |" in text
+    assert "| continuation ×4 | +0.50 ± nan | +0.50 | +0.50 | 1 | 0 |" in text
     seconds = sum(outcome.seconds for outcome in outcomes)
     assert f"{seconds / 3600:.2f} hours" in text
 

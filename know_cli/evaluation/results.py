@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,26 @@ import torch
 from know_cli import __version__
 from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.plan import NormMode
-from know_cli.evaluation.anchors import ANCHORS, LONGER, MORE_DATA, NAIVE, ORACLE, SCRATCH
+from know_cli.evaluation.anchors import (
+    ANCHORS,
+    HINDSIGHT,
+    LONGER,
+    MORE_DATA,
+    NAIVE,
+    ORACLE,
+    SCRATCH,
+)
 from know_cli.evaluation.protocol import SESSIONS, Outcome, Start
 from know_cli.evaluation.running import Request
-from know_cli.evaluation.statistics import Comparison, Estimate, Status, compare
+from know_cli.evaluation.statistics import (
+    Comparison,
+    Estimate,
+    Status,
+    compare,
+    mean_estimate,
+)
 from know_cli.evaluation.tasks.task import RATE
+from know_cli.methods.prediction import DEFAULT_WEIGHTS
 
 FORMAT = 1
 #: The mean over all cells of a task, as if it were a cell.
@@ -154,7 +169,13 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         UsageError: scipy is not installed.
     """
     compared = {name: comparisons(task) for name, task in results["tasks"].items()}
-    lines = [*_heading(results), *_overview(results, compared), *_methods(compared)]
+    lines = [
+        *_heading(results),
+        *_reading(compared),
+        *_explanation(results),
+        *_overview(results, compared),
+        *_methods(compared),
+    ]
     for name, task in results["tasks"].items():
         lines += _task(name, task, compared[name])
     if results["not_run"]:
@@ -177,12 +198,20 @@ def _heading(results: Mapping[str, Any]) -> Iterator[str]:
         f"know-predict {results['version']}."
     )
     yield ""
+
+
+def _explanation(results: Mapping[str, Any]) -> Iterator[str]:
+    settings = results["settings"]
+    yield "## How it is measured"
+    yield ""
     yield (
         f"Θ0 is trained on D0, and forgets on ever smaller parts of it (S = {SESSIONS} sessions, "
         f"r = {settings['rate']:g}). From these checkpoints every method predicts, and every start "
         "is fine-tuned with the same examples, order and fresh head. `naive` is Θ0 itself; "
         "`scratch` fresh weights; `last` the most-forgotten checkpoint; `longer` Θ0 trained on "
-        "with D0 for as many steps as the forgetting took; `oracle` Θ0 trained on with really "
+        "with D0 for as many steps as the forgetting took; `hindsight` the sessions' checkpoints "
+        "combined, tensor by tensor, with the numbers that fit the additional data best, which "
+        "no predictor can know; `oracle` Θ0 trained on with really "
         "twice the data, `more-data` a network trained on twice the data from the beginning."
     )
     yield ""
@@ -195,6 +224,85 @@ def _heading(results: Mapping[str, Any]) -> Iterator[str]:
         "`naive` is better than `scratch`, and `oracle` better than the base, both significantly."
     )
     yield ""
+
+
+def _limited(compared: Mapping[str, Mapping[str, Comparison]]) -> dict[str, Comparison]:
+    """Of the data-limited tasks, the comparison over all cells."""
+    return {
+        name: cells[ALL]
+        for name, cells in compared.items()
+        if cells[ALL].status is Status.DATA_LIMITED
+    }
+
+
+def _starts(limited: Mapping[str, Comparison]) -> list[str]:
+    """Names of all starts that have recovered gains."""
+    return list(dict.fromkeys(name for found in limited.values() for name in found.gains))
+
+
+def _gains(limited: Mapping[str, Comparison], start: str) -> dict[str, Estimate]:
+    """By task, the recovered gain of a start."""
+    return {name: found.gains[start] for name, found in limited.items() if start in found.gains}
+
+
+def _reading(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
+    """What the tables say, in sentences that hold for whatever they say."""
+    limited = _limited(compared)
+    yield "## In short"
+    yield ""
+    yield (
+        f"- On {_listed(limited)} twice the data really help what comes after: "
+        f"{len(limited)} of {len(compared)} tasks, and only these say what a prediction is worth."
+    )
+    for status in Status:
+        names = [name for name, cells in compared.items() if cells[ALL].status is status]
+        if names and status is not Status.DATA_LIMITED:
+            yield f"- Not counted, because {_REASONS[status]}: {_listed(names)}."
+    if not limited:
+        yield ""
+        return
+    for start in _starts(limited):
+        if start.partition(" ")[0] == DEFAULT_WEIGHTS and "," not in start:
+            yield f"- The default of `know-predict`, {_sentence(start, _gains(limited, start))}."
+    predicted = [name for name in _starts(limited) if name not in ANCHORS]
+    if predicted:
+        means = {
+            name: np.mean([gain.value for gain in _gains(limited, name).values()])
+            for name in predicted
+        }
+        best = max(means, key=lambda name: float(means[name]))
+        yield f"- The best of all predictions is {_sentence(best, _gains(limited, best))}."
+    if HINDSIGHT in _starts(limited):
+        yield (
+            "- The numbers that fit the additional data best, "
+            f"{_sentence(HINDSIGHT, _gains(limited, HINDSIGHT))}: so much of what the data would "
+            "teach is in the checkpoints."
+        )
+    yield ""
+
+
+_REASONS = {
+    Status.NO_TRANSFER: "the pre-training itself is of no use",
+    Status.LONGER: "training longer on the same data explains what more data give",
+    Status.NO_GAIN: "more data do not help",
+    Status.UNKNOWN: "there are too few seeds",
+}
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "no task"
+
+
+def _sentence(start: str, gains: Mapping[str, Estimate]) -> str:
+    """A start with its mean recovered gain, and on which tasks it is surely above or below 0."""
+    mean = mean_estimate([gain.value for gain in gains.values()])
+    above = [name for name, gain in gains.items() if gain.low > 0]
+    below = [name for name, gain in gains.items() if gain.high < 0]
+    return (
+        f"`{start}`: recovers {mean.value:+.2f} of what the data would give, mean over tasks "
+        f"(95 % interval {mean.low:+.2f} to {mean.high:+.2f}); surely above zero on "
+        f"{_listed(above)}, surely below on {_listed(below)}"
+    )
 
 
 def _overview(
@@ -231,11 +339,7 @@ def _overview(
 
 
 def _methods(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
-    limited = {
-        name: cells[ALL]
-        for name, cells in compared.items()
-        if cells[ALL].status is Status.DATA_LIMITED
-    }
+    limited = _limited(compared)
     yield "## Methods"
     yield ""
     if not limited:
@@ -244,18 +348,18 @@ def _methods(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
         return
     yield (
         f"Recovered gain on the {len(limited)} data-limited tasks, the mean over each task's "
-        "cells, and on how many of them its interval lies wholly above or below zero."
+        "cells, with the 95 % interval of that mean over tasks by Student's t, and on how many of "
+        "them its own interval lies wholly above or below zero."
     )
     yield ""
     yield "| start | mean recovered gain | lowest | highest | above zero | below zero |"
     yield "|---|" + "---:|" * 5
-    names = dict.fromkeys(name for comparison in limited.values() for name in comparison.gains)
-    for name in names:
-        gains = [found.gains[name] for found in limited.values() if name in found.gains]
+    for name in _starts(limited):
+        gains = list(_gains(limited, name).values())
         values = [gain.value for gain in gains]
         yield (
-            f"| {name} | {np.mean(values):+.2f} | {min(values):+.2f} | {max(values):+.2f} | "
-            f"{sum(gain.low > 0 for gain in gains)} | {sum(gain.high < 0 for gain in gains)} |"
+            f"| {name} | {_difference(mean_estimate(values), 1)} | {min(values):+.2f} | "
+            f"{max(values):+.2f} | {sum(gain.low > 0 for gain in gains)} | {sum(gain.high < 0 for gain in gains)} |"
         )
     yield ""
 
@@ -272,7 +376,7 @@ def _task(name: str, task: Mapping[str, Any], cells: Mapping[str, Comparison]) -
     yield ""
     yield "| trained | samples | on them | on those of session 0 | on others |"
     yield "|---|" + "---:|" * 4
-    for key in (*map(str, range(SESSIONS)), LONGER, MORE_DATA, ORACLE):
+    for key in (*map(str, range(SESSIONS)), LONGER, HINDSIGHT, MORE_DATA, ORACLE):
         facts = task["trained"][key]
         label = f"session {key}" if key.isdigit() else key
         shown = " | ".join(
