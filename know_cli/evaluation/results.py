@@ -357,9 +357,11 @@ def _methods(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
     for name in _starts(limited):
         gains = list(_gains(limited, name).values())
         values = [gain.value for gain in gains]
+        above = sum(gain.low > 0 for gain in gains)
+        below = sum(gain.high < 0 for gain in gains)
         yield (
             f"| {name} | {_difference(mean_estimate(values), 1)} | {min(values):+.2f} | "
-            f"{max(values):+.2f} | {sum(gain.low > 0 for gain in gains)} | {sum(gain.high < 0 for gain in gains)} |"
+            f"{max(values):+.2f} | {above} | {below} |"
         )
     yield ""
 
