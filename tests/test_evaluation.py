@@ -239,6 +239,22 @@ def fixed_linear(state: dict[str, Tensor]) -> nn.Linear:
     return model
 
 
+def test_hindsight_s_running_statistics_are_those_of_the_examples() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    states = [
+        {name: torch.randn(tensor.shape) for name, tensor in model.named_parameters()}
+        for _ in range(2)
+    ]
+    inputs = torch.randn(128, 4)
+    best_combination(model, states, Examples(inputs, torch.arange(128) % 3), 1)
+    assert isinstance(model[1], nn.BatchNorm1d)
+    with torch.no_grad():
+        expected = model[0](inputs).mean(0)
+    assert model[1].running_mean is not None
+    torch.testing.assert_close(model[1].running_mean, expected, atol=1e-5, rtol=1e-5)
+    assert model[1].momentum == 0.1
+
+
 @pytest.mark.usefixtures("_little_data")
 def test_hindsight_estimates_running_statistics_and_keeps_what_is_frozen() -> None:
     for name in ("fashion-classes-cnn-batchnorm", "text-lora"):

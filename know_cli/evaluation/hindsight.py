@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.optim.swa_utils import update_bn
 
 from know_cli.evaluation.tasks import Examples
 from know_cli.forgetting.fitting import one_thread
@@ -19,8 +20,6 @@ from know_cli.forgetting.fitting import one_thread
 _ITERATIONS = 150
 _BATCH = 64
 _LEARNING_RATE = 0.02
-#: Passes that estimate running statistics anew.
-_PASSES = 2
 
 
 @one_thread()
@@ -58,12 +57,11 @@ def best_combination(
             step.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             step.step()
-        with torch.no_grad():
-            model.load_state_dict({**model.state_dict(), **_combined(states, names, numbers)})
-            for _ in range(_PASSES):
-                order = torch.randperm(len(examples))
-                for part in torch.split(order[: len(order) // _BATCH * _BATCH or None], _BATCH):
-                    model(examples.inputs[part])
+        fitted = _combined(states, names, numbers.detach())
+        model.load_state_dict({**model.state_dict(), **fitted})
+        # Batches of one size: layers that normalise over the batch cannot have only one example.
+        order = torch.randperm(len(examples))[: len(examples) // _BATCH * _BATCH or None]
+        update_bn((examples.inputs[part] for part in torch.split(order, _BATCH)), model)
     model.eval()
 
 
