@@ -35,13 +35,22 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, replacing one that exists; what is no file is written into.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     temporary = path.with_name(temporary_name())
     try:
         if path.exists() and not path.is_file():  # a pipe or /dev/stdout
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
             return
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -2,13 +2,14 @@
 
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.output import CheckpointWriter, save_checkpoint
-from know_cli.checkpoints.trajectory import Trajectory, open_trajectory
+from know_cli.checkpoints.trajectory import Trajectory, check_same_model, open_trajectory
 
 __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "TensorEntry",
     "Trajectory",
+    "check_same_model",
     "open_checkpoint",
     "open_trajectory",
     "save_checkpoint",

@@ -85,7 +85,7 @@ def open_trajectory(paths: Sequence[Path]) -> Trajectory:
                 f"the checkpoints are {stride} sessions apart: the sampling rate from one to the "
                 f"next is {rate:.3g}"
             )
-        _compare(checkpoints)
+        check_same_model(checkpoints)
         stack.pop_all()
     return Trajectory(checkpoints, rate, notices, stride)
 
@@ -175,8 +175,12 @@ def _listing(indices: Sequence[int]) -> str:
     return ", ".join(str(index) for index in indices)
 
 
-def _compare(checkpoints: list[Checkpoint]) -> None:
-    """Names, shapes and computability must agree; up to ten differences are listed."""
+def check_same_model(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse checkpoints whose names, shapes or computability differ from the first one's.
+
+    Raises:
+        CheckpointError: they differ; up to ten differences are listed.
+    """
     first, differences = checkpoints[0], []
     for other in checkpoints[1:]:
         for name in first.tensors.keys() - other.tensors.keys():

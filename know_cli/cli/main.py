@@ -25,6 +25,7 @@ from know_cli.cli.eval import evaluate
 from know_cli.cli.forget import EPILOG as FORGET_EPILOG
 from know_cli.cli.forget import forget
 from know_cli.cli.inspect import inspect
+from know_cli.cli.plot import COMMANDS as PLOT_COMMANDS
 from know_cli.cli.predict import EPILOG, predict
 from know_cli.cli.train import EPILOG as TRAIN_EPILOG
 from know_cli.cli.train import train
@@ -36,7 +37,8 @@ _DEBUG = "KNOW_DEBUG"
 
 # A new command is a new file in this folder and one line here: name, function, what it does in
 # a few words, examples.
-_COMMANDS: tuple[tuple[str, Callable[..., None], str, str | None], ...] = (
+_Commands = tuple[tuple[str, Callable[..., None], str, str | None], ...]
+_COMMANDS: _Commands = (
     ("predict", predict, "Predict the weights of more data from checkpoints.", EPILOG),
     ("inspect", inspect, "Show a trajectory before predicting.", None),
     ("demo", demo, "See all of it on real images.", None),
@@ -45,6 +47,10 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str, str | None], ...] = (
     ("train", train, "Train a KNOWN of your own, or measure one.", TRAIN_EPILOG),
     ("eval", evaluate, "Measure what predictions are worth downstream.", EVAL_EPILOG),
     ("convert-weights", convert_weights, "Convert a KNOWN that Keras saved.", None),
+)
+# Commands that have commands: name, what they do in a few words, their commands.
+_GROUPS: tuple[tuple[str, str, _Commands], ...] = (
+    ("plot", "Draw trajectories, landscapes and results.", PLOT_COMMANDS),
 )
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -63,8 +69,20 @@ _Version = Annotated[
 
 def family_app() -> typer.Typer:
     """The command ``know`` with all its sub-commands."""
+    app = _group("Predict the weights your model would have had with more data.", _COMMANDS)
+
+    @app.callback()
+    def _family(version: _Version = False) -> None:
+        pass
+
+    for name, summary, commands in _GROUPS:
+        app.add_typer(_group(summary, commands), name=name)
+    return app
+
+
+def _group(text: str, commands: _Commands) -> typer.Typer:
     app = typer.Typer(
-        help="Predict the weights your model would have had with more data.",
+        help=text,
         context_settings=_SETTINGS,
         pretty_exceptions_enable=False,
         # Help by rich would take a tenth of a second to import.
@@ -72,12 +90,7 @@ def family_app() -> typer.Typer:
         add_completion=False,
         no_args_is_help=True,
     )
-
-    @app.callback()
-    def _family(version: _Version = False) -> None:
-        pass
-
-    for name, function, summary, epilog in _COMMANDS:
+    for name, function, summary, epilog in commands:
         app.command(name, help=_reflow(function.__doc__), short_help=summary, epilog=epilog)(
             function
         )

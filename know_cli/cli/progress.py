@@ -24,43 +24,48 @@ from know_cli.engine.progress import Silent
 
 
 @contextmanager
-def progress_for(talk: Output, *, bar: bool) -> Iterator[EngineProgress]:
-    """The right kind of progress for this terminal and these wishes."""
+def progress_for(talk: Output, *, bar: bool, unit: str = "parameters") -> Iterator[EngineProgress]:
+    """The right kind of progress for this terminal and these wishes; ``unit`` is what counts."""
     if talk.quiet:
         yield Silent()
     elif bar and sys.stderr.isatty():
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            _Parameters(),
+            _Count(unit),
             TimeRemainingColumn(),
             console=talk.console(stderr=True),
             transient=True,
         ) as display:
-            yield _Bar(display)
+            yield _Bar(display, unit)
     else:
-        yield _Lines(talk)
+        yield _Lines(talk, unit)
 
 
-class _Parameters(ProgressColumn):
+class _Count(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
         if not task.total:
             return Text("")
         rate = f", {count_text(task.speed)}/s" if task.speed else ""
-        return Text(f"{count_text(task.completed)} of {count_text(task.total)} parameters{rate}")
+        return Text(f"{count_text(task.completed)} of {count_text(task.total)} {self._unit}{rate}")
 
 
 class _Bar:
     """A rich bar; one line a finished phase."""
 
-    def __init__(self, display: Progress) -> None:
+    def __init__(self, display: Progress, unit: str) -> None:
         self._display = display
+        self._unit = unit
         self._task: TaskID | None = None
 
     def phase(self, text: str, parameters: int = 0) -> None:
         if self._task is not None:
             self._display.remove_task(self._task)
-        self._display.console.print(_phase_line(text, parameters))
+        self._display.console.print(_phase_line(text, parameters, self._unit))
         self._task = self._display.add_task(text, total=parameters or None)
 
     def advance(self, parameters: int) -> None:
@@ -71,15 +76,16 @@ class _Bar:
 class _Lines:
     """One line a phase."""
 
-    def __init__(self, talk: Output) -> None:
+    def __init__(self, talk: Output, unit: str) -> None:
         self._talk = talk
+        self._unit = unit
 
     def phase(self, text: str, parameters: int = 0) -> None:
-        self._talk.notice(_phase_line(text, parameters))
+        self._talk.notice(_phase_line(text, parameters, self._unit))
 
     def advance(self, parameters: int) -> None:
         """Nothing: lines tell of phases only."""
 
 
-def _phase_line(text: str, parameters: int) -> str:
-    return f"{text} {count_text(parameters)} parameters" if parameters else text
+def _phase_line(text: str, count: int, unit: str) -> str:
+    return f"{text} {count_text(count)} {unit}" if count else text

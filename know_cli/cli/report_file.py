@@ -30,7 +30,7 @@ def check_report_path(path: Path, others: Sequence[Path], option: str = "--repor
     if not path.parent.is_dir():
         raise OutputError(f"{path.parent}: no such folder; make it first: mkdir -p {path.parent}")
     if path.is_dir():
-        raise OutputError(f"{path}: is a folder; name a file for the report")
+        raise OutputError(f"{path}: is a folder; name a file")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: no permission to write in {path.parent}")
     resolved = path.resolve()

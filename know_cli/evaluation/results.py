@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 from know_cli import __version__
 from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.plan import NormMode
+from know_cli.errors import UsageError
 from know_cli.evaluation.anchors import (
     ANCHORS,
     HINDSIGHT,
@@ -103,6 +105,48 @@ def to_json(
     }
 
 
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what :func:`to_json` gave, as ``know eval`` writes it.
+
+    Raises:
+        UsageError: it is missing, or no such results.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if results["format"] != FORMAT:
+            raise ValueError(f"format {results['format']!r}")
+        if not results["tasks"]:
+            raise ValueError("no tasks")
+        for name, task in results["tasks"].items():
+            _check_task(name, task)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: is no result of 'know eval' that this version can read "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    found: dict[str, Any] = results
+    return found
+
+
+def _check_task(name: str, task: Mapping[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError where a task lacks what is computed with."""
+    measure, seeds = task["measure"], len(task["seeds"])
+    float(measure["scale"]), str(measure["name"]), str(measure["unit"])
+    missing = set(ANCHORS) - {start["method"] for start in task["starts"]}
+    if missing:
+        raise ValueError(f"task {name}: no {min(missing)}")
+    cells = task["starts"][0]["values"].keys()
+    for start in task["starts"]:
+        series_name(start), int(start["step"])
+        if start["values"].keys() != cells or not cells:
+            raise ValueError(f"task {name}: {start['method']} has other cells")
+        for values in start["values"].values():
+            if len(values) != seeds or not np.isfinite(np.asarray(values, np.float64)).all():
+                raise ValueError(f"task {name}: {start['method']} has no number for each seed")
+
+
 def machine() -> dict[str, Any]:
     """What the results were computed on."""
     processor = platform.processor() or platform.machine()
@@ -122,16 +166,23 @@ def machine() -> dict[str, Any]:
 
 
 def start_name(start: Mapping[str, Any] | Start) -> str:
-    """A start for tables: ``naive``, ``continuation ×2``, ``average, S = 4, norm copy``."""
+    """A start for tables: ``naive``, ``continuation ×2``, ``average ×2, S = 4, norm copy``."""
     facts = vars(start) if isinstance(start, Start) else start
     if facts["method"] in ANCHORS:
         return str(facts["method"])
-    name = f"{facts['method']} {factor_name(RATE, facts['step']).replace('x', '×')}"
-    if facts["sessions"] != SESSIONS:
-        name += f", S = {facts['sessions']}"
-    if facts["norm"] != _DEFAULT_NORM:
-        name += f", norm {facts['norm']}"
-    return name
+    factor = factor_name(RATE, facts["step"]).replace("x", "×")
+    return f"{facts['method']} {factor}{_setting(facts)}"
+
+
+def series_name(start: Mapping[str, Any]) -> str:
+    """What the starts of a method have in common: ``continuation``, ``average, norm copy``."""
+    return f"{start['method']}{_setting(start)}"
+
+
+def _setting(start: Mapping[str, Any]) -> str:
+    """What is not as usual."""
+    text = "" if start["sessions"] == SESSIONS else f", S = {start['sessions']}"
+    return text if start["norm"] == _DEFAULT_NORM else f"{text}, norm {start['norm']}"
 
 
 def comparisons(task: Mapping[str, Any]) -> dict[str, Comparison]:

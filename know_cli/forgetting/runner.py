@@ -51,7 +51,7 @@ class TrainingFunction:
         """Classes ``[n]`` of one trajectory's samples, or None where the function has none."""
         found = self.labels
         if callable(found):
-            with _user_code(self.name, _LABELS):
+            with user_code(self.name, _LABELS):
                 found = found(seed, dict(options))
         return None if found is None else np.asarray(found)
 
@@ -64,7 +64,7 @@ class TrainingFunction:
             UsageError: the function fails, or returns something else.
         """
         where = f"{self.name}: {folder.name}, {session.name}"
-        with _user_code(self.name, f"{folder.name}, {session.name}"):
+        with user_code(self.name, f"{folder.name}, {session.name}"):
             result = self.function(session)
         measurements: Any = {}
         if isinstance(result, tuple) and len(result) == 2:
@@ -76,7 +76,7 @@ class TrainingFunction:
         return state_of(result, where), dict(measurements)
 
 
-class _user_code:  # noqa: N801  used like a function
+class user_code:  # noqa: N801  used like a function
     """Turns whatever a user's code raises into one line that says where."""
 
     def __init__(self, name: str, where: str) -> None:
@@ -144,7 +144,7 @@ def _load_module(name: str, place: str) -> ModuleType:
         module = importlib.util.module_from_spec(specification)
         # Data loader processes and pickle look modules up by name.
         sys.modules[path.stem] = module
-        with _user_code(name, "import"):
+        with user_code(name, "import"):
             specification.loader.exec_module(module)
         return module
     _search_first(Path.cwd())
@@ -157,7 +157,7 @@ def _load_module(name: str, place: str) -> ModuleType:
             f"{name}: there is no module {place!r} here or installed; check the name, or write "
             "the path of its file: file.py:function"
         )
-    with _user_code(name, "import"):
+    with user_code(name, "import"):
         return importlib.import_module(place)
 
 

@@ -1,0 +1,34 @@
+"""Pictures on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from know_cli.cli.report_file import check_report_path
+from know_cli.errors import OutputError, UsageError
+from know_cli.evaluation.plots.picture import FORMATS
+
+
+def check_picture(path: Path, others: Sequence[Path], *, force: bool) -> str:
+    """Refuse a picture that cannot be drawn or written, or would overwrite something.
+
+    Args:
+        path: of the picture.
+        others: files and folders of this run, in which nothing may be written.
+        force: whether a picture that exists may be replaced.
+
+    Returns:
+        Its format, one of :data:`~know_cli.evaluation.plots.picture.FORMATS`.
+
+    Raises:
+        UsageError: no such format.
+        OutputError: the reason, and what to do.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"-o {path}: pictures are written as {' or '.join(FORMATS)}")
+    check_report_path(path, others, "-o")
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists already; --force replaces it")
+    return suffix

@@ -1,0 +1,1 @@
+"""Pictures, one module each. Only here is matplotlib used, and only inside functions."""

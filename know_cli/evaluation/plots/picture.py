@@ -1,0 +1,97 @@
+"""What all pictures have in common: formats, look, and the same bytes for the same input."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from know_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Suffixes of the files that can be drawn.
+FORMATS = (".png", ".svg")
+_DOTS_PER_INCH = 200
+_STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 4.5,
+    "figure.dpi": _DOTS_PER_INCH,
+    "savefig.dpi": _DOTS_PER_INCH,
+    # Names of elements inside an SVG are random otherwise.
+    "svg.hashsalt": "know-predict",
+}
+
+#: Colours whose greys differ by an eighth of the way from black to white or more: 0, 0.34, 0.64,
+#: 0.16, 0.47 and 0.76 of it.
+COLOURS = ("#000000", "#0072B2", "#66C2A5", "#661100", "#D55E00", "#F0C53C")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES: tuple[Any, ...] = (
+    "-",
+    (0, (4, 1.5)),
+    (0, (4, 1.5, 1, 1.5)),
+    (0, (1, 1)),
+    (0, (8, 2)),
+    (0, (4, 1.5, 1, 1, 1, 1.5)),
+    (0, (2, 3)),
+)
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and line of a series; number 0 is for what a picture is about.
+
+    As there are more markers than colours, 42 series look different.
+    """
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number % len(LINES)],
+    }
+
+
+def require_matplotlib() -> None:
+    """Refuse to begin work whose result could not be drawn.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise UsageError("pictures need matplotlib: pip install 'know-predict[plot]'")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The look of all pictures, whatever the user's own settings of matplotlib are.
+
+    A figure has to be made, drawn and rendered inside; afterwards the settings are as before.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        settings: dict[Any, Any] = _STYLE
+        matplotlib.rcParams.update(settings)
+        yield
+
+
+def render(figure: Figure, suffix: str) -> bytes:
+    """A figure as a file; the same figure gives the same bytes, with no date in them.
+
+    Args:
+        figure: made inside :func:`style`.
+        suffix: one of :data:`FORMATS`.
+    """
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if suffix == ".svg" else None
+    figure.savefig(buffer, format=suffix.removeprefix("."), metadata=metadata)
+    return buffer.getvalue()
