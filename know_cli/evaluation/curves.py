@@ -25,7 +25,7 @@ class Curve:
 
     Attributes:
         name: of the method, with what is not as usual.
-        estimates: by number of steps, 0 for no prediction.
+        estimates: by number of steps, ascending from 0, no prediction.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Panel:
     Attributes:
         title: the task's name.
         worth: what the task can tell, in words.
-        quantity: what is measured, with its unit.
+        quantity: what is measured, with its unit, in a line or two.
         curves: in the order of the whole picture's names.
         levels: by name, what does not depend on steps, ``longer`` and ``oracle``.
     """
@@ -60,7 +60,7 @@ class Curves:
         names: of all curves, in order.
         tasks: a panel each, of paired differences to naive in the task's unit.
         summary: recovered gains, the mean over the data-limited tasks, with the lowest and the
-            highest of them instead of an interval; None where there are none.
+            highest of them instead of an interval; None where there are fewer than two.
     """
 
     rate: float
@@ -97,7 +97,7 @@ def curves_of(
     limited = {
         name: found for name, found in compared.items() if found.status is Status.DATA_LIMITED
     }
-    summary = _summary(chosen, limited, names) if limited else None
+    summary = _summary(chosen, limited, names) if len(limited) > 1 else None
     return Curves(results["settings"]["rate"], tuple(names), panels, summary)
 
 
@@ -132,12 +132,13 @@ def _compare(task: Mapping[str, Any], names: Sequence[str]) -> Comparison:
 
 
 def _steps(task: Mapping[str, Any], name: str) -> dict[int, str]:
-    """By number of steps, the start's name in comparisons."""
-    return {
+    """By number of steps, ascending, the start's name in comparisons."""
+    found = {
         start["step"]: start_name(start)
         for start in task["starts"]
         if start["method"] not in ANCHORS and series_name(start) == name
     }
+    return dict(sorted(found.items()))
 
 
 def _panel(title: str, task: Mapping[str, Any], found: Comparison, names: Sequence[str]) -> Panel:
@@ -151,7 +152,7 @@ def _panel(title: str, task: Mapping[str, Any], found: Comparison, names: Sequen
     return Panel(
         title=title,
         worth=found.status.value,
-        quantity=f"{measure['name']}, {measure['unit']}",
+        quantity=f"{measure['name']}\nabove naive, {measure['unit']}",
         curves=tuple(
             Curve(name, {0: nothing} | {k: differences[s] for k, s in steps.items()})
             for name in names
@@ -179,10 +180,9 @@ def _summary(
                 for step in sorted(shared)
             }
             curves.append(Curve(name, estimates))
-    count = len(compared)
     return Panel(
-        title="mean recovered gain",
-        worth=f"{count} data-limited task{'s' * (count > 1)}, lowest to highest",
+        title="recovered gain",
+        worth=f"mean and range of {len(compared)} data-limited tasks",
         quantity="share of the oracle's gain",
         curves=tuple(curves),
         levels={name: over_tasks(dict.fromkeys(compared, name)) for name in (LONGER, ORACLE)},

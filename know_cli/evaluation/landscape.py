@@ -86,10 +86,14 @@ def grid_around(plane: Plane, size: int, margin: float) -> Grid:
     """A grid that holds all checkpoints.
 
     Args:
-        plane: with at least two axes.
+        plane: of the checkpoints.
         size: points along each axis.
         margin: around the checkpoints, as a share of the longer side of their box.
+
+    Raises:
+        UsageError: the checkpoints lie on one line.
     """
+    plane.require_plane()
     points = plane.coordinates[:, :2]
     low, high = points.min(0), points.max(0)
     longest = float((high - low).max())

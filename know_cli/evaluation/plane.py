@@ -61,17 +61,25 @@ class Plane:
             return np.pad(self.coordinates, ((0, 0), (0, 1))), np.pad(self.shares, (0, 1))
         return self.coordinates[:, :2], self.shares[:2]
 
-    def coefficients(self, x: float, y: float) -> Values:
-        """The ``[N]`` coefficients, of sum 1, of the weights at a point of the first two axes.
+    def require_plane(self) -> None:
+        """Refuse checkpoints that lie on one line.
 
         Raises:
-            UsageError: the checkpoints lie on a line, which has no second axis.
+            UsageError: they do.
         """
         if self.is_line:
             raise UsageError(
                 "the checkpoints lie on one line, and a plane needs three that do not; give "
                 "another checkpoint"
             )
+
+    def coefficients(self, x: float, y: float) -> Values:
+        """The ``[N]`` coefficients, of sum 1, of the weights at a point of the first two axes.
+
+        Raises:
+            UsageError: the checkpoints lie on a line, which has no second axis.
+        """
+        self.require_plane()
         count = len(self.combinations)
         return 1 / count + self.combinations[:, :2] @ np.array([x, y], np.float64)
 
@@ -154,7 +162,7 @@ def principal_axes(products: Values, last: int) -> Plane:
         combinations=vectors / lengths,
         shares=values[kept] / values[kept].sum(),
         distances=distances,
-        off_plane=np.sqrt(np.maximum(outside, 0)),
+        off_plane=np.sqrt(np.where(outside > _NO_EXTENT * values[0], outside, 0)),
     )
 
 

@@ -23,11 +23,15 @@ _STYLE: dict[str, Any] = {
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
     "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.1,
     "lines.markersize": 4.5,
     "figure.dpi": _DOTS_PER_INCH,
     "savefig.dpi": _DOTS_PER_INCH,
+    # No empty margins, in a paper or elsewhere.
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.04,
     # Names of elements inside an SVG are random otherwise.
     "svg.hashsalt": "know-predict",
 }

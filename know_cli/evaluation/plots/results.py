@@ -12,16 +12,21 @@ from know_cli.evaluation.plots.picture import look, render, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _PANEL = (2.35, 1.95)
+_SINGLE = (3.4, 2.4)
 _LEGEND_ROW = 0.2
-_LEGEND_COLUMNS = 4
 # Curves stand side by side at each step, so that their intervals can be told apart; all
 # together take so much of the way to the next step.
 _SPREAD = 0.5
 _LEVELS: dict[str, dict[str, Any]] = {
-    LONGER: {"line": (0, (1, 2)), "colour": "0.35", "band": {"hatch": "////", "facecolor": "none"}},
-    ORACLE: {"line": "-", "colour": "0.55", "band": {"facecolor": "0.9"}},
+    LONGER: {
+        "line": (0, (1, 2)),
+        "colour": "0.35",
+        "band": {"hatch": "////", "facecolor": "none", "zorder": 0.6},
+    },
+    ORACLE: {"line": "-", "colour": "0.55", "band": {"facecolor": "0.9", "zorder": 0.5}},
 }
 
 
@@ -40,26 +45,39 @@ def draw_results(curves: Curves, suffix: str) -> bytes:
     panels = [*curves.tasks, *([curves.summary] if curves.summary else [])]
     columns = _columns(len(panels))
     rows = math.ceil(len(panels) / columns)
-    entries = len(curves.names) + len(_LEVELS)
-    below = _LEGEND_ROW * math.ceil(entries / min(_LEGEND_COLUMNS, columns + 1)) + 0.15
     with style():
-        size = (_PANEL[0] * max(columns, 2), _PANEL[1] * rows + below)
-        figure = Figure(figsize=size, layout="constrained")
+        width, height = _SINGLE if len(panels) == 1 else (_PANEL[0] * columns, _PANEL[1] * rows)
+        figure = Figure(figsize=(width, height), layout="constrained")
         handles: dict[str, Any] = {}
         for number, panel in enumerate(panels, start=1):
             axes = figure.add_subplot(rows, columns, number)
             handles |= _draw_panel(axes, panel, curves)
-        figure.supylabel("paired difference to fine-tuning from Θ0, 95 % interval", fontsize=8)
         order = [name for name in (*curves.names, *_LEVELS) if name in handles]
-        figure.legend(
-            [handles[name] for name in order],
-            order,
-            loc="outside lower center",
-            ncols=min(_LEGEND_COLUMNS, columns + 1),
-            frameon=False,
-            handlelength=3.2,
-        )
+        _draw_legend(figure, {name: handles[name] for name in order}, rows, columns, len(panels))
         return render(figure, suffix)
+
+
+def _draw_legend(
+    figure: Figure, handles: dict[str, Any], rows: int, columns: int, panels: int
+) -> None:
+    """In the places that panels leave free; where there are none, below all."""
+    look: dict[str, Any] = {
+        "frameon": False,
+        "handlelength": 3.2,
+        "title": "mean and 95 % interval over seeds",
+    }
+    free = rows * columns - panels
+    if free:
+        axes = figure.add_subplot(rows, columns, (panels + 1, rows * columns))
+        axes.axis("off")
+        axes.legend(
+            handles.values(), handles.keys(), loc="center", ncols=free, labelspacing=0.8, **look
+        )
+        return
+    count = max(2, 2 * columns - 1)
+    size = figure.get_size_inches()
+    figure.set_size_inches(size[0], size[1] + _LEGEND_ROW * (1 + math.ceil(len(handles) / count)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=count, **look)
 
 
 def _columns(panels: int) -> int:
@@ -93,27 +111,24 @@ def _draw_level(axes: Axes, panel: Panel, name: str) -> Any:
     )
     if not math.isfinite(estimate.low):
         return line
-    band = axes.axhspan(
-        estimate.low, estimate.high, edgecolor="0.8", linewidth=0, zorder=0.5, **drawn["band"]
-    )
+    band = axes.axhspan(estimate.low, estimate.high, edgecolor="0.75", linewidth=0, **drawn["band"])
     return (band, line)
 
 
 def _draw_curve(axes: Axes, curve: Curve, number: int, count: int) -> Any:
     drawn = look(number)
     offset = _SPREAD * ((number + 0.5) / count - 0.5)
-    steps = sorted(curve.estimates)
-    # All curves begin in one point, Θ0 itself.
+    steps = list(curve.estimates)
+    # All curves begin in one point, Θ0 itself, which has no marker of its own.
     places = [step + (offset if step else 0) for step in steps]
     estimates = [curve.estimates[step] for step in steps]
-    bars = [
-        (e.value - e.low, e.high - e.value) if math.isfinite(e.low) else (0.0, 0.0)
-        for e in estimates
-    ]
+    below = [e.value - e.low if step else math.nan for step, e in curve.estimates.items()]
+    above = [e.high - e.value if step else math.nan for step, e in curve.estimates.items()]
     return axes.errorbar(
         places,
         [estimate.value for estimate in estimates],
-        yerr=list(zip(*bars, strict=True)),
+        yerr=(below, above),
+        markevery=slice(1, None),
         elinewidth=0.8,
         capsize=1.5,
         capthick=0.8,
