@@ -18,7 +18,8 @@ from know_cli.hypermodel import load_bundle
 from tests.conftest import Command, one_line, random_bundle, states, write_trajectory
 from tests.test_bundle import same, write_keras
 
-COMMANDS = ["predict", "inspect", "demo", "forget", "collect", "train", "convert-weights"]
+COMMANDS = ["predict", "inspect", "demo", "forget", "collect", "train", "convert-weights", "plot"]
+PLOTS = ["trajectory", "landscape", "results"]
 
 
 def test_inspect_measures_steps_and_cosines(tmp_path: Path, know: Command) -> None:
@@ -166,6 +167,25 @@ def test_family_help_and_version(know: Command) -> None:
     assert "No such command 'prdict'" in one_line(done.stderr)
 
 
+@pytest.mark.parametrize("group", [[], ["plot"]])
+def test_commands_of_commands_without_one_show_help(group: list[str], know: Command) -> None:
+    done = know(*group)
+    assert done.returncode == EXIT_USAGE
+    assert done.stderr.startswith("Usage: know")
+    assert "Commands:\n" in done.stderr
+    assert done.stdout == ""
+    done = know("plot", "trajectori")
+    assert "No such command 'trajectori'" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("picture", PLOTS)
+def test_every_picture_has_help(picture: str, know: Command) -> None:
+    done = know("plot", picture, "--help")
+    assert done.returncode == EXIT_DONE
+    assert f"know plot {picture}" in done.stdout
+    assert picture in know("plot", "--help").stdout
+
+
 LIGHT = [
     ["--help"], ["--version"], *([command, "--help"] for command in COMMANDS),
     ["predict"], ["predict", "a", "-o", "b", "--steps", "0"], ["predict", "a", "-o", "b", "--rate", "x"],
@@ -175,6 +195,10 @@ LIGHT = [
     ["predict", "here", "there", "-o", "b", "--method", "best"],
     ["predict", "here", "there", "-o", "b", "--method", "tsv", "--option", "beta=1"],
     ["predict", "here", "there", "-o", "b", "--method", "tsv", "--weights", "continuation"],
+    *(["plot", picture, "--help"] for picture in PLOTS), ["plot"],
+    ["plot", "trajectory", "here", "there", "-o", "b.pdf"], ["plot", "trajectory", "here", "-o", "b.png"],
+    ["plot", "landscape", "here", "there", "-o", "b.png"], ["plot", "results", "here", "-o", "b"],
+    ["plot", "trajectory", "here", "there", "-o", "b.png", "--other", "x"],
 ]  # fmt: skip
 
 

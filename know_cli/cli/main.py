@@ -152,7 +152,9 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
         sys.stdout.flush()
     except typer.TyperException as error:
         problem = error.format_message().rstrip(".")
-        if not problem:  # help was shown in answer to a command without arguments
+        if not problem or problem.startswith("Usage: "):
+            # Help is the answer to a command without arguments; Typer may have shown it itself.
+            print(problem, file=sys.stderr)
             return error.exit_code
         return _fail(name, f"{problem}; see '{name} --help'", error.exit_code)
     except KnowError as error:

@@ -87,6 +87,8 @@ def curves_of(
     chosen = {name: results["tasks"][name] for name in _matching(tasks, results["tasks"], "task")}
     starts = [s for t in chosen.values() for s in t["starts"] if s["method"] not in ANCHORS]
     every = list(dict.fromkeys(map(series_name, starts)))
+    if not starts:
+        raise UsageError("the results have no predictions, only what they are compared with")
     names = _defaults(starts) if methods is None else _matching(methods, every, "method")
     if not names:
         raise UsageError(

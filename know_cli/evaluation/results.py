@@ -117,6 +117,8 @@ def read_results(path: Path) -> dict[str, Any]:
             raise ValueError(f"format {results['format']!r}")
         if not results["tasks"]:
             raise ValueError("no tasks")
+        if not 0 < results["settings"]["rate"] < 1:
+            raise ValueError(f"rate {results['settings']['rate']}")
         for name, task in results["tasks"].items():
             _check_task(name, task)
     except OSError as error:

@@ -22,8 +22,9 @@ _RADII = (0.55, 1.1, 1.8, 2.7, 3.8, 5.0)
 _LEADER = 1.0
 _DIRECTIONS = 16
 # Costs of an area covered, in units of the area of the label: another label, a point, a line,
-# what is beyond the axes. Distance costs little, so that it decides between free places.
-_LABEL, _POINT, _LINE, _OUTSIDE, _DISTANCE = 20.0, 20.0, 4.0, 100.0, 0.25
+# what is beyond the axes. Distance costs little, so that it decides between free places, and so
+# does a line that leads under another label, which stays readable.
+_LABEL, _POINT, _LINE, _OUTSIDE, _DISTANCE, _CROSSED = 30.0, 20.0, 4.0, 100.0, 0.25, 0.5
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _cost(
     if radius >= _LEADER:
         end = _nearest(box, point)
         crossed = sum(other.length_inside(point, end) for other in placed)
-        cost += _LABEL * crossed / height
+        cost += _CROSSED * crossed / height
     return cost
 
 
