@@ -523,6 +523,15 @@ def test_results_without_predictions_have_no_curves(committed: dict[str, Any]) -
             of_curves.curves_of(changed, ["*"])
 
 
+def test_a_task_without_the_method_has_an_empty_panel(committed: dict[str, Any]) -> None:
+    changed = copy.deepcopy(committed)
+    task = changed["tasks"]["text-lora"]
+    task["starts"] = [s for s in task["starts"] if s["method"] != "noise"]
+    found = of_curves.curves_of(changed, ["text*"], ["noise"])
+    assert [len(panel.curves) for panel in found.tasks] == [1, 0]
+    assert draw_results(found, ".svg").startswith(b"<?xml")
+
+
 def test_a_single_seed_has_no_interval_but_a_picture(committed: dict[str, Any]) -> None:
     changed = copy.deepcopy(committed)
     for task in changed["tasks"].values():

@@ -61,7 +61,7 @@ def _draw_legend(
     figure: Figure, handles: dict[str, Any], rows: int, columns: int, panels: int
 ) -> None:
     """In the places that panels leave free; where there are none, below all."""
-    look: dict[str, Any] = {
+    manner: dict[str, Any] = {
         "frameon": False,
         "handlelength": 3.2,
         "title": "mean and 95 % interval over seeds",
@@ -71,13 +71,15 @@ def _draw_legend(
         axes = figure.add_subplot(rows, columns, (panels + 1, rows * columns))
         axes.axis("off")
         axes.legend(
-            handles.values(), handles.keys(), loc="center", ncols=free, labelspacing=0.8, **look
+            handles.values(), handles.keys(), loc="center", ncols=free, labelspacing=0.8, **manner
         )
         return
     count = max(2, 2 * columns - 1)
     size = figure.get_size_inches()
     figure.set_size_inches(size[0], size[1] + _LEGEND_ROW * (1 + math.ceil(len(handles) / count)))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=count, **look)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=count, **manner
+    )
 
 
 def _columns(panels: int) -> int:
@@ -97,7 +99,7 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> dict[str, Any]:
     for curve in panel.curves:
         number = curves.names.index(curve.name)
         handles[curve.name] = _draw_curve(axes, curve, number, len(curves.names))
-    steps = sorted({step for curve in panel.curves for step in curve.estimates})
+    steps = sorted({0, *(step for curve in panel.curves for step in curve.estimates)})
     # A step multiplies the data by 1/rate, so that steps are evenly spaced on a logarithmic axis.
     axes.set_xticks(steps, [factor_name(curves.rate, step).replace("x", "×") for step in steps])
     axes.set_xlim(steps[0] - 0.3, steps[-1] + 0.5)
