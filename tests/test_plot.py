@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -25,9 +26,12 @@ from know_cli.engine.progress import Silent
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.evaluation import curves as of_curves
 from know_cli.evaluation import landscape, plane, points, results
+from know_cli.evaluation.anchors import ANCHORS
+from know_cli.evaluation.methods import VARIANTS
 from know_cli.evaluation.plots import labels, picture
 from know_cli.evaluation.plots.labels import Box
 from know_cli.evaluation.plots.results import draw_results
+from know_cli.evaluation.statistics import Status
 from know_cli.kinds import parse_override
 from tests.conftest import states, write_trajectory
 
@@ -428,6 +432,11 @@ def test_length_inside_is_that_of_the_samples(a: float, b: float, c: float, d: f
 # --- results -----------------------------------------------------------------------------------
 
 
+def student(count: int) -> float:
+    """The 97.5 % quantile of Student's t for the mean of so many values."""
+    return float(scipy.stats.t.ppf(0.975, count - 1))
+
+
 @pytest.fixture(scope="module")
 def committed() -> dict[str, Any]:
     return results.read_results(RESULTS)
@@ -450,8 +459,7 @@ def test_curves_are_the_paired_differences(committed: dict[str, Any]) -> None:
     differences = 100 * (means["shrink-0.9", 2] - means["naive", 0])
     estimate = shrink.estimates[2]
     assert estimate.value == pytest.approx(differences.mean())
-    # 2.776 is the 97.5 % quantile of Student's t with four degrees of freedom.
-    half = 2.7764451 * differences.std(ddof=1) / np.sqrt(5)
+    half = student(len(differences)) * differences.std(ddof=1) / len(differences) ** 0.5
     assert (estimate.low, estimate.high) == pytest.approx(
         (differences.mean() - half, differences.mean() + half)
     )
@@ -459,28 +467,41 @@ def test_curves_are_the_paired_differences(committed: dict[str, Any]) -> None:
     assert panel.levels["oracle"].value == pytest.approx(oracle)
     assert set(panel.levels) == {"longer", "oracle"}
     assert panel.quantity == "accuracy\nabove naive, points"
-    assert panel.worth == "data-limited"
+    assert panel.worth == results.comparisons(task)["all"].status.value
 
 
-def test_the_summary_is_the_table_of_methods(committed: dict[str, Any]) -> None:
-    found = of_curves.curves_of(committed, ["*"])
-    # The usual methods, and a bundle of the user's.
-    assert found.names == ("continuation", "retrodiction", "shrink-0.9", "average", "authors")
+def test_the_summary_is_the_mean_over_data_limited_tasks(committed: dict[str, Any]) -> None:
+    found = of_curves.curves_of(committed, ["*"], ["continuation", "shrink-0.9", "average"])
     assert [panel.title for panel in found.tasks] == list(committed["tasks"])
+    compared = {name: results.comparisons(task)["all"] for name, task in committed["tasks"].items()}
+    limited = [found for found in compared.values() if found.status is Status.DATA_LIMITED]
+    assert len(limited) > 1
     assert found.summary is not None
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in RESULTS.with_suffix(".md").read_text(encoding="utf-8").splitlines()
-        if line.startswith("| ") and line.count("|") == 7
-    ]
-    table = {row[0]: row[1:4] for row in rows}
+    assert [curve.name for curve in found.summary.curves] == list(found.names)
     for curve in found.summary.curves:
+        assert list(curve.estimates) == ([0, 1] if curve.name == "average" else [0, 1, 2, 3])
         for step, estimate in curve.estimates.items():
             name = "naive" if step == 0 else f"{curve.name} ×{2**step}"
-            shown = [f"{value:+.2f}" for value in (estimate.value, estimate.low, estimate.high)]
-            assert shown == table[name], name
+            gains = [comparison.gains[name].value for comparison in limited]
+            half = student(len(gains)) * np.std(gains, ddof=1) / len(gains) ** 0.5
+            assert estimate.value == pytest.approx(np.mean(gains))
+            assert estimate.half_width == pytest.approx(half)
     assert found.summary.levels["oracle"].value == pytest.approx(1)
-    assert found.summary.worth == "mean and range of 4 data-limited tasks"
+    assert found.summary.worth == f"over {len(limited)} data-limited tasks"
+
+
+def test_usually_known_families_simple_rivals_and_bundles_are_drawn(
+    committed: dict[str, Any],
+) -> None:
+    changed = copy.deepcopy(committed)
+    usual = {variant.label for variant in VARIANTS}
+    for task in changed["tasks"].values():
+        task["starts"] = [s for s in task["starts"] if s["step"] == 0 or s["method"] in usual]
+        task["starts"] += [
+            {**s, "method": "mine"} for s in task["starts"] if s["method"] == "retrodiction"
+        ]
+    found = of_curves.curves_of(changed, ["*"])
+    assert found.names == ("continuation", "retrodiction", "shrink-0.9", "average", "mine")
 
 
 def test_other_settings_are_curves_of_their_own(committed: dict[str, Any]) -> None:
@@ -496,7 +517,8 @@ def test_other_settings_are_curves_of_their_own(committed: dict[str, Any]) -> No
     assert of_curves.curves_of(changed, ["text-lora"], ["average"]).names == ("average",)
     # Where a run has only another setting, that is the usual one.
     for task in changed["tasks"].values():
-        task["starts"] = [s for s in task["starts"] if s["norm"] != "rescale"]
+        anchors = [s for s in task["starts"] if s["method"] in ANCHORS]
+        task["starts"] = anchors + [s for s in task["starts"] if s["norm"] == "copy"]
     assert of_curves.curves_of(changed, ["text-lora"]).names == ("average, norm copy",)
 
 
@@ -614,9 +636,9 @@ def test_results_that_lack_something_are_refused(
     elif what == "cells":
         start["values"].popitem()
     elif what == "seeds":
-        start["values"]["20 passages"].pop()
+        next(iter(start["values"].values())).pop()
     elif what == "nan":
-        start["values"]["20 passages"][0] = float("nan")
+        next(iter(start["values"].values()))[0] = float("nan")
     elif what == "scale":
         task["measure"]["scale"] = "large"
     else:

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
-
 from know_cli.errors import UsageError
 from know_cli.evaluation.anchors import ANCHORS, LONGER, NAIVE, ORACLE
 from know_cli.evaluation.methods import VARIANTS
 from know_cli.evaluation.results import ALL, comparisons, series_name, start_name
-from know_cli.evaluation.statistics import Comparison, Estimate, Status
+from know_cli.evaluation.statistics import Comparison, Estimate, Status, mean_estimate
 
 #: Drawn unless others are asked for, with all bundles of the user's.
 DEFAULT_METHODS = ("continuation", "retrodiction", "shrink-0.9", "average")
@@ -59,8 +57,8 @@ class Curves:
         rate: sampling rate, from which a number of steps has its factor.
         names: of all curves, in order.
         tasks: a panel each, of paired differences to naive in the task's unit.
-        summary: recovered gains, the mean over the data-limited tasks, with the lowest and the
-            highest of them instead of an interval; None where there are fewer than two.
+        summary: recovered gains, the mean over the data-limited tasks with its interval over
+            tasks by Student's t; None where there are fewer than two.
     """
 
     rate: float
@@ -168,8 +166,7 @@ def _summary(
     tasks: Mapping[str, Any], compared: Mapping[str, Comparison], names: Sequence[str]
 ) -> Panel:
     def over_tasks(starts: Mapping[str, str]) -> Estimate:
-        gains = [compared[task].gains[start].value for task, start in starts.items()]
-        return Estimate(float(np.mean(gains)), min(gains), max(gains))
+        return mean_estimate([compared[task].gains[start].value for task, start in starts.items()])
 
     curves = []
     for name in names:
@@ -184,7 +181,7 @@ def _summary(
             curves.append(Curve(name, estimates))
     return Panel(
         title="recovered gain",
-        worth=f"mean and range of {len(compared)} data-limited tasks",
+        worth=f"over {len(compared)} data-limited tasks",
         quantity="share of the oracle's gain",
         curves=tuple(curves),
         levels={name: over_tasks(dict.fromkeys(compared, name)) for name in (LONGER, ORACLE)},

@@ -53,19 +53,19 @@ def draw_results(curves: Curves, suffix: str) -> bytes:
             axes = figure.add_subplot(rows, columns, number)
             handles |= _draw_panel(axes, panel, curves)
         order = [name for name in (*curves.names, *_LEVELS) if name in handles]
-        _draw_legend(figure, {name: handles[name] for name in order}, rows, columns, len(panels))
+        title = "mean and 95 % interval over seeds"
+        if curves.summary:
+            title += "\n(of recovered gain: over tasks)"
+        ordered = {name: handles[name] for name in order}
+        _draw_legend(figure, ordered, title, rows, columns, len(panels))
         return render(figure, suffix)
 
 
 def _draw_legend(
-    figure: Figure, handles: dict[str, Any], rows: int, columns: int, panels: int
+    figure: Figure, handles: dict[str, Any], title: str, rows: int, columns: int, panels: int
 ) -> None:
     """In the places that panels leave free; where there are none, below all."""
-    manner: dict[str, Any] = {
-        "frameon": False,
-        "handlelength": 3.2,
-        "title": "mean and 95 % interval over seeds",
-    }
+    manner: dict[str, Any] = {"frameon": False, "handlelength": 3.2, "title": title}
     free = rows * columns - panels
     if free:
         axes = figure.add_subplot(rows, columns, (panels + 1, rows * columns))
@@ -76,7 +76,8 @@ def _draw_legend(
         return
     count = max(2, 2 * columns - 1)
     size = figure.get_size_inches()
-    figure.set_size_inches(size[0], size[1] + _LEGEND_ROW * (1 + math.ceil(len(handles) / count)))
+    lines = len(title.splitlines()) + math.ceil(len(handles) / count)
+    figure.set_size_inches(size[0], size[1] + _LEGEND_ROW * lines)
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=count, **manner
     )
