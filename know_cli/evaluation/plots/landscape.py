@@ -24,6 +24,8 @@ _WIDTH = 5.2
 # Of legend, colour bar and axis labels around the plane itself, in inches.
 _BESIDE, _BELOW = 1.2, 1.0
 _LEVELS = 10
+# Between the number of a contour and a checkpoint, in pixels.
+_MARGIN = 10
 
 
 def draw_landscape(
@@ -67,16 +69,18 @@ def draw_landscape(
         numbers = axes.clabel(lines, fontsize=6, inline_spacing=2)
         figure.colorbar(filled, cax=axes.inset_axes((1.03, 0, 0.03, 1)), label=label)
         draw_points(figure, axes, points, coordinates, shares)
-        _drop_cut(axes, numbers)
+        _drop_covered(axes, numbers, coordinates)
         return render(figure, suffix)
 
 
-def _drop_cut(axes: Axes, numbers: Sequence[Text]) -> None:
-    """Remove the numbers of contours that the frame cuts through: half of one misleads."""
+def _drop_covered(axes: Axes, numbers: Sequence[Text], coordinates: Values) -> None:
+    """Remove the numbers of contours that the frame or a checkpoint cuts: half of one misleads."""
     frame = axes.get_window_extent()
+    points = axes.transData.transform(coordinates)
     for number in numbers:
         extent = number.get_window_extent()
-        if not (frame.contains(*extent.min) and frame.contains(*extent.max)):
+        inside = frame.contains(*extent.min) and frame.contains(*extent.max)
+        if not inside or extent.padded(_MARGIN).count_contains(points):
             number.remove()
 
 
