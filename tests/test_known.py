@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,49 @@ def test_module_and_kernel_follow_the_formula(checkpoints: int, preparation: Pre
         kernel = Kernel(state, checkpoints, preparation, torch.device("cpu"))
         kernel.predict(window.T.contiguous(), out)
         np.testing.assert_allclose(out.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("preparation", list(Preparation))
+def test_the_kernel_is_the_module_s_equal_in_whole_and_in_part_blocks(
+    preparation: Preparation,
+) -> None:
+    bundle = random_bundle(5, preparation=preparation)
+    kernel = Kernel(bundle.states[Kind.CONV], 5, preparation, torch.device("cpu"))
+    block = kernel.block_rows
+    # The workspace holds what the call before left there.
+    for rows in (block, 3, block - 1, 1, block):
+        history = torch.randn(5, rows, generator=torch.Generator().manual_seed(rows)) * 0.2
+        out = torch.empty(rows)
+        kernel.predict(history, out)
+        with torch.no_grad():
+            expected = bundle.module(Kind.CONV)(history.T.contiguous())
+        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+
+
+@given(st.integers(2, 8), st.integers(1, 1536), st.sampled_from(list(Preparation)))
+@settings(max_examples=20)
+def test_threads_that_share_a_workspace_s_holder_do_not_meet(
+    checkpoints: int, rows: int, preparation: Preparation
+) -> None:
+    bundle = random_bundle(checkpoints, preparation=preparation)
+    local = threading.local()
+    kernels = [
+        Kernel(state, checkpoints, preparation, torch.device("cpu"), local)
+        for state in bundle.states.values()
+    ]
+    generator = torch.Generator().manual_seed(rows)
+    histories = [torch.randn(checkpoints, rows, generator=generator) * 0.2 for _ in range(12)]
+
+    def predict(turn: int) -> torch.Tensor:
+        out = torch.empty(rows)
+        kernels[turn % 3].predict(histories[turn], out)
+        return out
+
+    with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        together = list(pool.map(predict, range(12)))
+        alone = [pool.submit(predict, turn).result() for turn in range(12)]
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_nothing_moves_nothing_changes_when_prepared_by_spread() -> None:

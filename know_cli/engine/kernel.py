@@ -1,14 +1,38 @@
 """KNOWN for fixed blocks of rows, with the algebra folded and every buffer allocated once.
 
 ``x`` feeds only a linear layer and the exponential, so squeeze∘input collapses to S → 8 and
-output∘linear to 8 → 32; log2(e) folds into the rate layer, so that exp becomes exp2. All
-folding is done in float64 once. The last block is padded, so that every matrix product has the
-same shape and a parameter's result does not depend on what else is in its batch.
+output∘linear to 8 → 32. All folding is done in float64 once. Biases ride in the matrix products:
+the windows and the squeezed features hold a row of ones, which both streams share. The last
+block is padded, so that every matrix product has the same shape and a parameter's result does
+not depend on what else is in its batch.
+
+What was tried, on one thread of a shared two-core Xeon with AVX-512, torch 2.13 with MKL, the
+variants taking turns in one process; times are nanoseconds a parameter and step, of 200 (raw
+windows; 257 prepared by spread) that this kernel takes, 400 (485) that the one before took, and
+1500 that the reference module takes:
+
+- Rows of a block: 1024 and 1536 take 200, 2048 takes 210, 3072 takes 232, 4096 some 280: the two
+  ``[rows, 64]`` buffers and the features must stay in the second-level cache (2 MiB a core). With
+  512 the interpreter between the operations shows (238).
+- Biases as a row of ones instead of ``addmm``, which copies them first, and views made once: 30.
+- ``exp`` (20) instead of ``exp2`` (32), also for numpy's ``exp2`` (21); older torch, with MKL's
+  ``exp``, had it the other way round.
+- Both streams in one buffer of 128 columns: the products of rates and amplitudes as one
+  block-diagonal one do twice the work (50 instead of 33), and separate ones save nothing.
+- Features × rows instead of rows × features: products with few inputs take a quarter longer (40
+  instead of 32 for rates and amplitudes). The squeezed features are better that way (3
+  instead of 5), since MKL likes a last dimension that is a multiple of 16.
+- Inputs of a product padded to 16: 13 instead of 8 for each of the small ones.
+- oneDNN's products fused with the multiplication or the leaky ReLU (private to torch): 25 to 40
+  instead of 20 to 27 for each pair.
+
+What is left is 105 for matrix products, which run near the core's full rate, 21 for the
+exponential, and about 45 for multiplications and the leaky ReLU, which wait for the cache:
+eager torch cannot fuse them.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 
 import torch
@@ -20,58 +44,97 @@ from know_cli.hypermodel.known import (
     NEGATIVE_SLOPE,
     SQUEEZED,
     Preparation,
-    prepare,
 )
 
-#: Rows of a block on a CPU. Of 512, 1024, 2048 and 4096, two threads were fastest with 4096
-#: (4.3 M parameters/s a step; 3.6, 2.2 and 1.6 with the smaller ones, which wait for the
-#: interpreter between operations).
-CPU_BLOCK_ROWS = 4096
+#: Rows of a block on a CPU.
+CPU_BLOCK_ROWS = 1536
 #: Rows of a block on other devices, where a launch costs more than what a block holds.
 DEVICE_BLOCK_ROWS = 1 << 17
 
 
 class _Stream:
-    """Folded weights of one stream, each [in, out] for row-major products."""
+    """Folded weights of one stream, each [in, out], one of the inputs being 1.
 
-    def __init__(self, state: dict[str, Tensor], name: str, device: torch.device) -> None:
+    Args:
+        state: of a KNOWN.
+        name: of the stream.
+        ones_first: whether the row of ones comes before the others, as in the stream of
+            differences, or after them.
+        device: where it runs.
+    """
+
+    def __init__(
+        self, state: dict[str, Tensor], name: str, ones_first: bool, device: torch.device
+    ) -> None:
         def layer(which: str) -> tuple[Tensor, Tensor]:
             weight = state[f"{name}.{which}.weight"].double()
             return weight, state[f"{name}.{which}.bias"].double()
+
+        def with_bias(weight: Tensor, bias: Tensor) -> Tensor:
+            parts = [bias[None], weight.T] if ones_first else [weight.T, bias[None]]
+            return torch.cat(parts)
 
         def put(weight: Tensor) -> Tensor:
             return weight.float().contiguous().to(device)
 
         (w_in, b_in), (w_sq, b_sq), (w_lin, b_lin) = map(layer, ("input", "squeeze", "linear"))
-        (w_amp, b_amp), (w_rate, b_rate), (w_out, b_out) = map(
-            layer, ("amplitude", "rate", "output")
-        )
-        log2e = math.log2(math.e)
-        self.input = put(w_in.T), put(b_in)
-        self.squeeze = put((w_sq @ w_in).T), put(w_sq @ b_in + b_sq)
-        self.amplitude = put(w_amp.T), put(b_amp)
-        self.rate = put(w_rate.T * log2e), put(b_rate * log2e)
-        self.linear = put((w_out @ w_lin).T), put(w_out @ b_lin + b_out)
+        w_out, b_out = layer("output")
+        #: ``[inputs, 8]`` float64; :class:`Kernel` joins both streams'.
+        self.squeeze = with_bias(w_sq @ w_in, w_sq @ b_in + b_sq)
+        self.input = put(with_bias(w_in, b_in))
+        self.amplitude = put(with_bias(*layer("amplitude")))
+        self.rate = put(with_bias(*layer("rate")))
+        self.linear = put(with_bias(w_out @ w_lin, w_out @ b_lin + b_out))
         self.output = put(w_out.T)
 
 
 class _Workspace:
-    """Intermediate results of one block; one a thread."""
+    """Intermediate results of one block, and the parts of them that are used; one a thread.
+
+    Views are made here once, since making one costs about as much as starting an operation.
+
+    Attributes:
+        window: ``[2S, rows]``: the window, a row of ones, the differences.
+        values, newest: the window in it, and its last row, the slot of θ0.
+        later, earlier, differences: ``[S − 1, rows]``, the third being the first less the second.
+        squeezed: ``[17, rows]``: 8 features of the window, a row of ones, 8 of the differences.
+        inputs: a stream, its ``[rows, inputs]`` and ``[rows, 9]``, and where its features go.
+        x, y: ``[rows, 64]``.
+        features: ``[rows, 64]``.
+        change: ``[rows, 1]``; ``flat`` is the same as ``[rows]``.
+        origin: ``[rows]``, θ0 itself, where windows are prepared.
+        magnitude: ``[S − 1, rows]``; ``spread`` and ``divisor``: ``[rows]``, to prepare with.
+    """
 
     def __init__(self, rows: int, checkpoints: int, device: torch.device) -> None:
         self.nbytes = 0
 
-        def new(columns: int) -> Tensor:
-            tensor = torch.empty(rows, columns, device=device)
+        def new(*shape: int) -> Tensor:
+            tensor = torch.empty(shape, device=device)
             self.nbytes += tensor.nbytes
             return tensor
 
-        self.window = new(checkpoints)
-        self.difference = new(checkpoints - 1)
-        self.x, self.amplitude, self.rate = new(HIDDEN), new(HIDDEN), new(HIDDEN)
-        self.z = new(SQUEEZED)
-        self.features = new(2 * FEATURES)
-        self.change = new(1)
+        S = checkpoints
+        self.window = new(2 * S, rows)
+        self.window[S].fill_(1)
+        self.values, self.newest = self.window[:S], self.window[S - 1]
+        self.later, self.earlier = self.window[1:S], self.window[: S - 1]
+        self.differences = self.window[S + 1 :]
+        self.squeezed = new(2 * SQUEEZED + 1, rows)
+        self.x, self.y = new(rows, HIDDEN), new(rows, HIDDEN)
+        self.features = new(rows, 2 * FEATURES)
+        self.inputs = [
+            (
+                self.window[: S + 1].T,
+                self.squeezed[: SQUEEZED + 1].T,
+                self.features[:, :FEATURES],
+            ),
+            (self.window[S:].T, self.squeezed[SQUEEZED:].T, self.features[:, FEATURES:]),
+        ]
+        self.change = new(rows, 1)
+        self.flat = self.change.view(-1)
+        self.magnitude = new(S - 1, rows)
+        self.origin, self.spread, self.divisor = new(rows), new(rows), new(rows)
 
 
 class Kernel:
@@ -83,6 +146,7 @@ class Kernel:
         preparation: what is done to a window first.
         device: where it runs.
         local: holds the workspaces of threads; kernels for the same S and device may share it.
+        block_rows: rows of a block; None is the device's own.
     """
 
     def __init__(
@@ -92,13 +156,18 @@ class Kernel:
         preparation: Preparation,
         device: torch.device,
         local: threading.local | None = None,
+        block_rows: int | None = None,
     ) -> None:
         self.checkpoints = checkpoints
         self.preparation = preparation
         self.device = device
-        self.block_rows = CPU_BLOCK_ROWS if device.type == "cpu" else DEVICE_BLOCK_ROWS
-        self._window = _Stream(state, "window", device)
-        self._difference = _Stream(state, "difference", device)
+        own = CPU_BLOCK_ROWS if device.type == "cpu" else DEVICE_BLOCK_ROWS
+        self.block_rows = block_rows or own
+        self._streams = (
+            _Stream(state, "window", False, device),
+            _Stream(state, "difference", True, device),
+        )
+        self._squeeze = _join_squeeze(*self._streams).to(device)
         self._head_weight = state["head.weight"].T.contiguous().to(device)
         self._head_bias = state["head.bias"].to(device)
         self._local = local or threading.local()
@@ -113,34 +182,27 @@ class Kernel:
         """
         work = self._workspace()
         rows = history.shape[1]
-        work.window[:rows].copy_(history.T)
-        work.window[rows:].zero_()
-        newest = work.window[:, -1].clone()
-        scale = None
-        if self.preparation is Preparation.RAW:
-            torch.sub(work.window[:, 1:], work.window[:, :-1], out=work.difference)
+        if rows == self.block_rows:
+            work.values.copy_(history)
         else:
-            values, scale = prepare(work.window, self.preparation)
-            work.window.copy_(values)
-            work.window[:, -1] = 0
-            torch.sub(work.window[:, 1:], work.window[:, :-1], out=work.difference)
-            work.window[:, -1] = values[:, -1]
-        self._stream(self._window, work, work.window, work.features[:, :FEATURES])
-        self._stream(self._difference, work, work.difference, work.features[:, FEATURES:])
-        torch.addmm(self._head_bias, work.features, self._head_weight, out=work.change)
-        change = work.change.squeeze(1).tanh_()
-        if scale is not None:
-            change.mul_(scale)
-        out.copy_(newest.add_(change)[:rows])
+            work.values[:, :rows].copy_(history)
+            work.values[:, rows:].zero_()
+        if self.preparation is Preparation.RAW:
+            torch.sub(work.later, work.earlier, out=work.differences)
+            self._change(work)
+            change = work.flat.add_(work.newest)
+        else:
+            _prepare(work)
+            self._change(work)
+            change = work.flat.mul_(work.spread).add_(work.origin)
+        out.copy_(change if rows == self.block_rows else change[:rows])
 
     @property
     def thread_bytes(self) -> int:
         """Bytes of main memory that each thread that predicts needs for itself."""
         if self.device.type != "cpu":
             return 0
-        # Beside the workspace, preparing a window and a stream's features make copies.
-        copies = self.block_rows * (3 * self.checkpoints + FEATURES) * 4
-        return _Workspace(self.block_rows, self.checkpoints, torch.device("meta")).nbytes + copies
+        return _Workspace(self.block_rows, self.checkpoints, torch.device("meta")).nbytes
 
     def _workspace(self) -> _Workspace:
         work: _Workspace | None = getattr(self._local, "workspace", None)
@@ -149,13 +211,39 @@ class Kernel:
             self._local.workspace = work
         return work
 
-    @staticmethod
-    def _stream(stream: _Stream, work: _Workspace, values: Tensor, out: Tensor) -> None:
-        torch.addmm(stream.input[1], values, stream.input[0], out=work.x)
-        torch.addmm(stream.squeeze[1], values, stream.squeeze[0], out=work.z).relu_()
-        torch.addmm(stream.amplitude[1], work.z, stream.amplitude[0], out=work.amplitude)
-        torch.addmm(stream.rate[1], work.z, stream.rate[0], out=work.rate)
-        work.rate.mul_(work.x).exp2_().mul_(work.amplitude)
-        features = torch.addmm(stream.linear[1], work.z, stream.linear[0])
-        features.addmm_(work.rate, stream.output)
-        out.copy_(torch.nn.functional.leaky_relu_(features, NEGATIVE_SLOPE))
+    def _change(self, work: _Workspace) -> None:
+        """Predict the change from a prepared window and its differences, into ``work.change``."""
+        torch.mm(self._squeeze, work.window, out=work.squeezed).relu_()
+        x, y = work.x, work.y
+        for stream, (values, squeezed, features) in zip(self._streams, work.inputs, strict=True):
+            torch.mm(values, stream.input, out=x)
+            torch.mm(squeezed, stream.rate, out=y).mul_(x).exp_()
+            # x is not needed any more; two buffers stay in the cache where three would not.
+            torch.mm(squeezed, stream.amplitude, out=x)
+            y.mul_(x)
+            torch.mm(squeezed, stream.linear, out=features).addmm_(y, stream.output)
+        torch.nn.functional.leaky_relu_(work.features, NEGATIVE_SLOPE)
+        torch.addmm(self._head_bias, work.features, self._head_weight, out=work.change).tanh_()
+
+
+def _join_squeeze(window: _Stream, difference: _Stream) -> Tensor:
+    """Both streams' squeeze as one product: ``[17, 2S]`` float32, the middle row giving 1."""
+    S = len(difference.squeeze)
+    joined = torch.zeros(2 * SQUEEZED + 1, 2 * S, dtype=torch.float64)
+    joined[:SQUEEZED, : S + 1] = window.squeeze.T
+    joined[SQUEEZED, S] = 1
+    joined[SQUEEZED + 1 :, S:] = difference.squeeze.T
+    return joined.float()
+
+
+def _prepare(work: _Workspace) -> None:
+    """As :func:`~know_cli.hypermodel.known.prepare` does for ``SPREAD``, in place."""
+    work.origin.copy_(work.newest)
+    work.values.sub_(work.origin)
+    torch.abs(work.earlier, out=work.magnitude)
+    torch.amax(work.magnitude, dim=0, out=work.spread)
+    # A spread of 0 would give 0/0; dividing by infinity gives the 0 that is meant.
+    work.divisor.copy_(work.spread).masked_fill_(work.spread == 0, torch.inf)
+    work.values.div_(work.divisor)
+    torch.sub(work.later, work.earlier, out=work.differences)
+    torch.div(work.origin, work.divisor, out=work.newest).asinh_()
