@@ -188,7 +188,7 @@ def test_bytes_depend_on_nothing_but_the_inputs(
     reference_path = folder / f"reference{steps}"
     if not reference_path.exists():
         predict(big_paths, bundle_path, reference_path, **wishes)
-    least = threads * 1_500_000 + 2 * (4 * (5 + steps) + 1 + steps) * 1536
+    least = threads * 1_500_000 + (2 << 20) + 2 * (4 * (5 + steps) + 1 + steps) * 1536
     predict(
         big_paths, bundle_path, folder / "out", threads=threads, max_memory=max(memory, least), **wishes
     )  # fmt: skip

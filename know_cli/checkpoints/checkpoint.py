@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -95,6 +96,21 @@ class Checkpoint:
                     "it was read; do not write to inputs during a run"
                 )
             position, view = position + count, view[count:]
+
+    def forget(self, entry: TensorEntry, offset: int, nbytes: int) -> None:
+        """Let the system drop bytes of a tensor from its page cache, where it can be told so.
+
+        They can be read again, from the disk. Advice that is refused changes nothing.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with self._lock, suppress(OSError):
+            os.posix_fadvise(
+                self._descriptor(entry.path),
+                entry.info.begin + offset,
+                nbytes,
+                os.POSIX_FADV_DONTNEED,
+            )
 
     def _descriptor(self, path: Path) -> int:
         descriptor = self._files.pop(path, None)

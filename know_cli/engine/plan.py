@@ -249,7 +249,7 @@ def make_plan(
         for name, entry in trajectory.first.tensors.items()
     )
     row_bytes = _row_bytes(len(trajectory), settings.steps)
-    fixed = settings.threads * predictors.rows.thread_bytes
+    fixed = settings.threads * predictors.rows.thread_bytes + _CHUNK_BYTES
     batch_rows = _batch_rows(
         settings.max_memory, fixed, row_bytes, predictors.rows.block_rows, _longest_stream(tensors)
     )
@@ -306,8 +306,10 @@ def _decide_norm(
 # predictions in float32. Converting from other dtypes and casting back goes in chunks.
 _BATCHES_IN_MEMORY = 2
 _MAX_BATCH_ROWS = 1 << 20
-#: Elements that are converted, checked and written at a time.
-CHUNK_ROWS = 1 << 16
+#: Elements that are converted, checked and written at a time; torch takes so few with one thread.
+CHUNK_ROWS = 1 << 15
+# A chunk on its way in or out: read in its own dtype, compared, cast back, summed in float64.
+_CHUNK_BYTES = 64 * CHUNK_ROWS
 
 
 def _row_bytes(checkpoints: int, steps: int) -> int:
@@ -354,7 +356,7 @@ def _batch_rows(max_memory: int, fixed: int, row_bytes: int, block_rows: int, lo
     if max_memory < fixed + row_bytes * block_rows:
         raise UsageError(
             f"--max-memory {max_memory} is too small: one block needs "
-            f"{fixed + row_bytes * block_rows} bytes, of which the threads take {fixed}; allow "
+            f"{fixed + row_bytes * block_rows} bytes, of which {fixed} for the threads; allow "
             "more, or fewer --threads"
         )
     blocks = min((max_memory - fixed) // row_bytes, max(_MAX_BATCH_ROWS, block_rows)) // block_rows

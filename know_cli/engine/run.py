@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from know_cli.checkpoints import CheckpointWriter, Trajectory
+from know_cli.checkpoints import Checkpoint, CheckpointWriter, TensorEntry, Trajectory
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Plan, PlannedTensor, Segment, Settings
 from know_cli.engine.predictor import Predictors, TensorPredictor
@@ -26,7 +26,7 @@ from know_cli.errors import CheckpointError
 from know_cli.kinds import Kind
 from know_cli.normalisation import NormLayer
 
-_COPY_BYTES = 8 << 20
+_COPY_BYTES = 1 << 20
 # Blocks are handed to workers in groups: small enough that all finish together, large enough
 # that handing them out costs nothing.
 _GROUPS_PER_THREAD = 4
@@ -156,6 +156,9 @@ class _Run:
         self.outputs = list(zip((output.step for output in outputs), writers, strict=True))
         self.progress = progress
         self.report = Report()
+        # The page cache, too, shall not hold more for this run than it may take itself.
+        inputs = sum(checkpoint.nbytes for checkpoint in trajectory.checkpoints)
+        self.forgets = inputs > settings.max_memory
         grid = math.gcd(CHUNK_ROWS, self.predictor.block_rows)
         self.layers = list(
             {t.layer.prefix: t.layer for t in plan.with_action(Action.RESCALE) if t.layer}.values()
@@ -197,16 +200,13 @@ class _Run:
 
     def predict(self, stack: ExitStack) -> None:
         """All batches, then the tensors that are needed whole."""
-        reader = stack.enter_context(ThreadPoolExecutor(1, "read"))
-        workers = stack.enter_context(
-            ThreadPoolExecutor(
-                self.settings.threads,
-                "predict",
-                # One thread a block: the pool is the parallelism, and a result must not
-                # depend on how many threads share a matrix product.
-                initializer=torch.set_num_threads,
-                initargs=(1,),
+        # One thread a block: the pools are the parallelism, and a result must not depend on how
+        # many threads share a matrix product.
+        reader, workers = (
+            stack.enter_context(
+                ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(1,))
             )
+            for threads, name in ((1, "read"), (self.settings.threads, "predict"))
         )
         self._predict_batches(reader, workers)
         if self.tensor_predictor is not None:
@@ -274,6 +274,7 @@ class _Run:
                 for k, checkpoint in enumerate(self.trajectory.checkpoints):
                     out = buffer.history[size - 1 - k, rows]
                     read_float32(checkpoint, entries[k], segment.start, out)
+                    self._forget(checkpoint, entries[k], segment.start, segment.count)
                 # In chunks, since the check makes copies.
                 for row, count in chunks(segment.row, segment.count):
                     history = buffer.history[:size, row : row + count]
@@ -284,6 +285,11 @@ class _Run:
                         copied.copy_(~finite.all(dim=0))
                         history.masked_fill_(copied, 0.0)
         return batch
+
+    def _forget(self, checkpoint: Checkpoint, entry: TensorEntry, start: int, count: int) -> None:
+        if self.forgets:
+            size = torch_dtype(entry.dtype).itemsize
+            checkpoint.forget(entry, start * size, count * size)
 
     def _refuse_nonfinite(self, segment: Segment, finite: Tensor) -> None:
         if self.settings.allow_nonfinite:
@@ -397,13 +403,16 @@ class _Run:
     def _copy(self, tensor: PlannedTensor, writers: Iterable[CheckpointWriter]) -> None:
         entry = self.trajectory.first.tensors[tensor.name]
         nonfinite = 0
+        buffer = torch.empty(min(tensor.nbytes, _COPY_BYTES), dtype=torch.uint8)
         for start, count in chunks(0, tensor.nbytes, _COPY_BYTES):
-            data = torch.empty(count, dtype=torch.uint8)
+            data = buffer[:count]
             with self.timed("reading"):
                 self.trajectory.first.read_into(entry, start, as_bytes(data))
             with self.timed("writing"):
                 for writer in writers:
                     writer.write(tensor.name, start, as_bytes(data))
+            if self.forgets:
+                self.trajectory.first.forget(entry, start, count)
             if is_float(tensor.dtype):
                 nonfinite += int((~torch.isfinite(data.view(torch_dtype(tensor.dtype)))).sum())
         belongs_to_weights = tensor.kind is not Kind.COPY or tensor.layer is not None

@@ -1,0 +1,121 @@
+"""Peak resident memory of a run, mapped pages counted, measured from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from know_cli.checkpoints import open_checkpoint, open_trajectory
+from know_cli.methods.prediction import Request, Settings, open_prediction
+from tests.conftest import write_trajectory
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
+MIB = 1 << 20
+# Of a process of its own, since the peak that Linux reports of a child starts with its parent's.
+LAUNCHER = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:])
+_, status, usage = os.wait4(child.pid, 0)
+assert status == 0, status
+print(usage.ru_maxrss)
+"""
+
+
+def peak(*arguments: object) -> int:
+    """Peak resident bytes of ``python …``."""
+    command = [sys.executable, "-c", LAUNCHER, sys.executable, *map(str, arguments)]
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout.split()[-1]) * 1024
+
+
+def write_sparse(path: Path, rows: int, value: float) -> None:
+    """A checkpoint with one float32 tensor of ``[rows, 1024]`` zeros but for the first."""
+    nbytes = rows * 1024 * 4
+    entry = {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, nbytes]}
+    header = json.dumps({"w": entry}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header + struct.pack("<f", value))
+        file.truncate(8 + len(header) + nbytes)
+
+
+def within_bounds(folder: Path, rows: int, memory: int) -> None:
+    paths = [folder / f"ckpt{k}.safetensors" for k in range(5)]
+    for k, path in enumerate(paths):
+        write_sparse(path, rows, 0.1 + 0.01 * k)
+    try:
+        torch_alone = peak("-c", "import torch")
+        used = peak(
+            "-m", "know_cli", "predict", *paths, "-o", folder / "out.safetensors",
+            "--max-memory", memory, "--threads", 2, "--quiet",
+        )  # fmt: skip
+        # Zeros that never moved stay zeros; the one value that moved is predicted.
+        out = np.memmap(folder / "out.safetensors", np.float32, mode="r")[-rows * 1024 :]
+        assert 0.05 < out[0] < 0.15
+        assert out[0] != np.float32(0.1)
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+    assert used < (torch_alone + memory) * 1.1, (torch_alone / MIB, used / MIB)
+
+
+def test_a_tensor_larger_than_the_memory_stays_within_it(tmp_path: Path) -> None:
+    within_bounds(tmp_path, 5 << 10, 64 * MIB)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_gigabytes_stay_within_the_memory(tmp_path: Path) -> None:
+    within_bounds(tmp_path, 256 << 10, 256 * MIB)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no such advice here")
+@pytest.mark.parametrize("memory", [4 * MIB, 1 << 30])
+def test_what_was_read_is_dropped_from_the_page_cache_if_it_is_more_than_the_memory(
+    tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    paths = [tmp_path / f"ckpt{k}.safetensors" for k in range(5)]
+    for k, path in enumerate(paths):
+        write_sparse(path, 300, 0.1 + 0.01 * k)
+    dropped: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(
+        os, "posix_fadvise", lambda file, start, size, advice: dropped.append((start, size, advice))
+    )
+    request = Request(
+        paths, tmp_path / "out", str(bundle_path), Settings(max_memory=memory), device="cpu"
+    )
+    with open_prediction(request) as opened:
+        opened.execute()
+    if memory > 4 * MIB:
+        assert not dropped
+        return
+    assert all(advice == os.POSIX_FADV_DONTNEED for _, _, advice in dropped)
+    with open_trajectory(paths) as trajectory:
+        begin = trajectory.first.tensors["w"].info.begin
+    assert sum(size for _, size, _ in dropped) == 5 * 300 * 4096
+    assert {start for start, _, _ in dropped} >= {begin}
+
+
+def test_a_file_system_that_takes_no_advice_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse, raising=False)
+    (path, *_) = write_trajectory(tmp_path)
+    with open_checkpoint(path) as checkpoint:
+        entry = checkpoint.tensors["fc.weight"]
+        checkpoint.forget(entry, 0, 100)
+        buffer = bytearray(4)
+        checkpoint.read_into(entry, 0, memoryview(buffer))
+    assert struct.unpack("<f", buffer)[0] == load_file(path)["fc.weight"][0, 0]
