@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "know_cli"
 # From the top of the data flow down; a module imports only from its own layer and those below.
 LAYERS = [
-    "cli", "evaluation", "meta", "forgetting", "methods", "engine", "hypermodel", "checkpoints",
+    "cli", "benchmark", "evaluation", "meta", "forgetting", "methods", "engine", "hypermodel", "checkpoints",
     "normalisation", "kinds", "bundles", "processes", "files", "errors",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

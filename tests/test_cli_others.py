@@ -18,7 +18,10 @@ from know_cli.hypermodel import load_bundle
 from tests.conftest import Command, one_line, random_bundle, states, write_trajectory
 from tests.test_bundle import same, write_keras
 
-COMMANDS = ["predict", "inspect", "demo", "forget", "collect", "train", "convert-weights", "plot"]
+COMMANDS = [
+    "predict", "inspect", "demo", "forget", "collect", "train", "eval", "plot", "bench",
+    "convert-weights",
+]  # fmt: skip
 PLOTS = ["trajectory", "landscape", "results"]
 
 

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from know_cli import __version__
+from know_cli.cli.bench import EPILOG as BENCH_EPILOG
+from know_cli.cli.bench import bench
 from know_cli.cli.collect import EPILOG as COLLECT_EPILOG
 from know_cli.cli.collect import collect
 from know_cli.cli.convert_weights import convert_weights
@@ -46,6 +48,7 @@ _COMMANDS: _Commands = (
     ("collect", collect, "Record many small networks, for 'train'.", COLLECT_EPILOG),
     ("train", train, "Train a KNOWN of your own, or measure one.", TRAIN_EPILOG),
     ("eval", evaluate, "Measure what predictions are worth downstream.", EVAL_EPILOG),
+    ("bench", bench, "Measure how fast the engine is on this machine.", BENCH_EPILOG),
     ("convert-weights", convert_weights, "Convert a KNOWN that Keras saved.", None),
 )
 # Commands that have commands: name, what they do in a few words, their commands.

@@ -1,0 +1,1 @@
+"""How fast the engine is on this machine, against named baselines in the same run."""

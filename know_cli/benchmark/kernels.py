@@ -1,0 +1,118 @@
+"""The kernel alone, in memory, against the reference module, Keras and a matrix product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from know_cli.benchmark.keras import keras_predictor
+from know_cli.benchmark.timing import Times, take_turns
+from know_cli.engine.kernel import Kernel
+from know_cli.hypermodel import Bundle, Known, Preparation
+from know_cli.hypermodel.known import FEATURES, HIDDEN, SQUEEZED
+from know_cli.kinds import Kind
+
+#: Rows that the reference module and Keras take at a time.
+CHUNK_ROWS = 100_000
+_GEMM_SIZE = 1024
+GEMM_FLOP = 2 * _GEMM_SIZE**3
+GEMM = "matrix product"
+
+
+def flop(checkpoints: int) -> int:
+    """Floating-point operations a parameter and step, of the folded algebra's matrix products.
+
+    >>> flop(5)
+    14736
+    """
+    inputs = 2 * checkpoints - 1
+    laws = 2 * (2 * SQUEEZED * HIDDEN + SQUEEZED * FEATURES + HIDDEN * FEATURES)
+    return 2 * (inputs * (HIDDEN + SQUEEZED) + laws + 2 * FEATURES)
+
+
+def kernel_name(preparation: Preparation) -> str:
+    """How a table calls the kernel."""
+    return f"kernel, {preparation.value} windows"
+
+
+def reference_name(preparation: Preparation) -> str:
+    """How a table calls the readable module."""
+    return f"reference module, {preparation.value} windows"
+
+
+KERAS = "Keras model (tf_keras), raw windows"
+
+
+def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dict[str, Times]:
+    """Times of one step for ``rows`` parameters each, and of one matrix product of 1024³.
+
+    The windows are random walks of the size that weights have. Which preparation the bundle was
+    trained for does not matter here: both are measured with its conv weights.
+    """
+    generator = torch.Generator().manual_seed(0)
+    walk = torch.randn(bundle.checkpoints, rows, generator=generator) * 0.01
+    history = (walk.cumsum(0) + torch.randn(rows, generator=generator) * 0.05).contiguous()
+    state, out = bundle.states[Kind.CONV], torch.empty(rows)
+    square, product = torch.randn(2, _GEMM_SIZE, _GEMM_SIZE, generator=generator)
+    with (
+        torch_threads(threads),
+        ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        cases: dict[str, Callable[[], object]] = {
+            GEMM: lambda: torch.mm(square, square, out=product)
+        }
+        for preparation in Preparation:
+            kernel = Kernel(state, bundle.checkpoints, preparation, torch.device("cpu"))
+            module = Known(bundle.checkpoints, preparation)
+            module.load_state_dict(state)
+            cases[kernel_name(preparation)] = _in_blocks(kernel, history, out, pool, threads)
+            cases[reference_name(preparation)] = _in_chunks(module, history, out)
+        keras = keras_predictor(state, bundle.checkpoints, threads)
+        if keras is not None:
+            cases[KERAS] = lambda: keras(history, CHUNK_ROWS)
+        return take_turns(cases, rounds)
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Torch's own operations on so many threads, and as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_blocks(
+    kernel: Kernel, history: Tensor, out: Tensor, pool: ThreadPoolExecutor, threads: int
+) -> Callable[[], None]:
+    block = kernel.block_rows
+    blocks = list(zip(torch.split(history, block, 1), torch.split(out, block), strict=True))
+
+    def some(first: int) -> None:
+        for one, answer in blocks[first::threads]:
+            kernel.predict(one, answer)
+
+    def run() -> None:
+        for job in [pool.submit(some, first) for first in range(threads)]:
+            job.result()
+
+    return run
+
+
+def _in_chunks(module: Known, history: Tensor, out: Tensor) -> Callable[[], None]:
+    windows = history.T.contiguous()
+
+    def run() -> None:
+        with torch.no_grad():
+            for one, answer in zip(
+                torch.split(windows, CHUNK_ROWS), torch.split(out, CHUNK_ROWS), strict=True
+            ):
+                answer.copy_(module(one))
+
+    return run

@@ -1,0 +1,132 @@
+"""Whole predictions of generated checkpoints on disk, against a bare copy of the same bytes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from know_cli.benchmark.timing import Times, take_turns
+from know_cli.checkpoints.header import encode_header
+from know_cli.engine.plan import Settings
+from know_cli.errors import OutputError
+from know_cli.methods.prediction import Request, open_prediction
+
+PIPELINE = "pipeline"
+COMMAND = "command"
+COPY = "bare copy"
+_COPY_BYTES = 1 << 20
+_LARGEST_TENSOR = 1 << 24
+_OUT = "out.safetensors"
+
+
+def write_trajectory(folder: Path, parameters: int, checkpoints: int) -> list[Path]:
+    """Random checkpoints of about so many float32 parameters: convolutions, matrices and biases.
+
+    They are written a tensor at a time; each checkpoint is the one before it and some noise.
+
+    Raises:
+        OutputError: there is no space.
+    """
+    layout = [(name, "F32", shape) for name, shape in shapes(parameters).items()]
+    start, infos = encode_header(layout, {})
+    paths = [folder / f"ckpt{k}.safetensors" for k in range(checkpoints)]
+    try:
+        for path in paths:
+            path.write_bytes(start)
+        for number, info in enumerate(infos.values()):
+            random = np.random.default_rng(number)
+            values = random.standard_normal(info.elements, dtype=np.float32) * 0.05
+            for k, path in enumerate(paths):
+                with path.open("ab") as file:
+                    file.write(values.data)
+                noise = random.standard_normal(info.elements, dtype=np.float32)
+                values += np.float32(0.01 * 0.5**k) * noise
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return paths
+
+
+def shapes(parameters: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of tensors: half convolutions, half matrices, a bias for each matrix."""
+    found: dict[str, tuple[int, ...]] = {}
+    left, number = parameters, 0
+    while left >= 64 * 9:
+        size = min(left // 2, _LARGEST_TENSOR)
+        width = max(int((size / 9) ** 0.5), 1)
+        found[f"layers.{number}.conv.weight"] = (width, width, 3, 3)
+        side = max(int(size**0.5) - 1, 1)
+        found[f"layers.{number}.fc.weight"] = (side, side)
+        found[f"layers.{number}.fc.bias"] = (side,)
+        left -= width * width * 9 + side * side + side
+        number += 1
+    return found
+
+
+def measure_runs(
+    folder: Path,
+    parameters: int,
+    weights: str | None,
+    checkpoints: int,
+    threads: int,
+    max_memory: int,
+    rounds: int,
+) -> tuple[int, dict[str, Times]]:
+    """Predict one step from generated files: as a library, as a command, and a copy of the bytes.
+
+    Args:
+        folder: for the files, which are removed again.
+        parameters: about how many.
+        weights: of KNOWN, as for ``know predict``.
+        checkpoints: S.
+        threads: workers.
+        max_memory: bytes.
+        rounds: of each.
+
+    Returns:
+        The number of parameters, and the times. The command's processor time is not known.
+
+    Raises:
+        OutputError: there is no space.
+    """
+    paths = write_trajectory(folder, parameters, checkpoints)
+    out = folder / _OUT
+    try:
+        settings = Settings(threads=threads, max_memory=max_memory)
+        request = Request(paths, out, weights, settings, force=True, device="cpu")
+
+        def pipeline() -> None:
+            with open_prediction(request) as prediction:
+                prediction.execute()
+
+        command = [
+            sys.executable, "-m", "know_cli", "predict", *map(str, paths), "-o", str(out),
+            "--force", "--quiet", "--device", "cpu", "--threads", str(threads),
+            "--max-memory", str(max_memory), *(["--weights", weights] if weights else []),
+        ]  # fmt: skip
+        cases: dict[str, Callable[[], object]] = {
+            PIPELINE: pipeline,
+            COMMAND: lambda: subprocess.run(command, check=True),
+            COPY: lambda: _copy(paths, out),
+        }
+        elements = sum(int(np.prod(shape)) for shape in shapes(parameters).values())
+        return elements, take_turns(cases, rounds)
+    finally:
+        for path in (*paths, out):
+            path.unlink(missing_ok=True)
+
+
+def _copy(paths: list[Path], out: Path) -> None:
+    """Read all inputs and write one of them, and have it on disk, as a prediction must at least."""
+    buffer = memoryview(bytearray(_COPY_BYTES))
+    with out.open("wb", buffering=0) as target:
+        for path in paths:
+            with path.open("rb", buffering=0) as source:
+                while count := source.readinto(buffer):
+                    if path == paths[0]:
+                        target.write(buffer[:count])
+        os.fsync(target.fileno())

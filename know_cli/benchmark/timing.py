@@ -1,0 +1,52 @@
+"""Times of several functions that take turns, so that a busy moment of the machine meets all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call, a round each.
+
+    Attributes:
+        wall: by the clock on the wall.
+        processor: of all threads of this process together; on a busy machine this is the
+            steadier of the two.
+    """
+
+    wall: tuple[float, ...]
+    processor: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Median by the clock on the wall."""
+        return median(self.wall)
+
+    @property
+    def processor_seconds(self) -> float:
+        """Median of processor time."""
+        return median(self.processor)
+
+
+def take_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
+    """Call each function once to warm up, then all of them in turn, ``rounds`` times."""
+    for function in functions.values():
+        function()
+    wall: dict[str, list[float]] = {name: [] for name in functions}
+    processor: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            began, began_processor = time.perf_counter(), time.process_time()
+            function()
+            processor[name].append(time.process_time() - began_processor)
+            wall[name].append(time.perf_counter() - began)
+    return {name: Times(tuple(wall[name]), tuple(processor[name])) for name in functions}
+
+
+def median_ratio(slow: tuple[float, ...], fast: tuple[float, ...]) -> float:
+    """Median over the rounds of how many times longer the first takes than the second."""
+    return median(one / other for one, other in zip(slow, fast, strict=True))
