@@ -201,6 +201,15 @@ def predict(
             rich_help_panel=_MACHINE,
         ),
     ] = 1 << 30,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep what is finished in a hidden journal beside OUT until OUT is complete, and "
+            "go on from it after a run that was killed. Needs the space of the output once more.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=_TALK),
@@ -279,6 +288,7 @@ def predict(
         force=force,
         method=method,
         options=options,
+        resume=resume,
     )
     with open_prediction(request) as prediction:
         if report is not None:

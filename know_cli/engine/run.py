@@ -16,6 +16,7 @@ from torch import Tensor
 
 from know_cli.checkpoints import Checkpoint, CheckpointWriter, TensorEntry, Trajectory
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
+from know_cli.engine.journal import Finished, Journal
 from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Plan, PlannedTensor, Segment, Settings
 from know_cli.engine.predictor import Predictors, TensorPredictor
 from know_cli.engine.progress import Progress
@@ -83,6 +84,7 @@ def execute(
     predictors: Predictors,
     outputs: Sequence[OutputStep],
     progress: Progress,
+    journal: Journal | None = None,
 ) -> Report:
     """Predict, and write every output whole or not at all.
 
@@ -96,6 +98,7 @@ def execute(
         predictors: the method.
         outputs: in ascending order of step; the last is the one that the report is about.
         progress: is told of phases and parameters.
+        journal: of batches that an earlier run has finished, and for those of this one.
 
     Returns:
         The numbers of the run.
@@ -110,7 +113,7 @@ def execute(
             stack.enter_context(CheckpointWriter(output.path, trajectory.first, output.metadata))
             for output in outputs
         ]
-        run = _Run(trajectory, plan, settings, predictors, outputs, writers, progress)
+        run = _Run(trajectory, plan, settings, predictors, outputs, writers, progress, journal)
         predicted = sum(tensor.elements for tensor in plan.with_action(Action.PREDICT))
         progress.phase("predicting", predicted)
         run.predict(stack)
@@ -125,6 +128,8 @@ def execute(
                 writer.flush()
             for writer in writers:
                 writer.commit()
+        if journal is not None:
+            journal.remove()
         report = run.report
         report.outputs = [(output.path, output.step) for output in outputs]
         report.bytes_written = sum(writer.nbytes for writer in writers)
@@ -148,8 +153,10 @@ class _Run:
         outputs: Sequence[OutputStep],
         writers: Sequence[CheckpointWriter],
         progress: Progress,
+        journal: Journal | None,
     ) -> None:
         self.trajectory = trajectory
+        self.journal = journal
         self.plan = plan
         self.settings = settings
         self.predictor, self.tensor_predictor = predictors.rows, predictors.tensors
@@ -208,18 +215,32 @@ class _Run:
             )
             for threads, name in ((1, "read"), (self.settings.threads, "predict"))
         )
-        self._predict_batches(reader, workers)
+        self._predict_batches(self._unfinished(self.plan.batches()), reader, workers)
         if self.tensor_predictor is not None:
-            for batch in self.plan.whole_tensors():
+            for batch in self._unfinished(self.plan.whole_tensors()):
                 self._predict_whole(batch, self.tensor_predictor, workers)
 
-    def _predict_batches(self, reader: ThreadPoolExecutor, workers: ThreadPoolExecutor) -> None:
+    def _unfinished(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Write the batches that the journal has, and yield the others."""
+        for batch in batches:
+            finished = self.journal and self.journal.finished(self._journal_bytes(batch))
+            if finished:
+                self._write_finished(batch, finished)
+            else:
+                yield batch
+
+    def _journal_bytes(self, batch: Batch) -> int:
+        rows = sum(s.count * torch_dtype(s.tensor.dtype).itemsize for s in batch.segments)
+        return rows * len(self.outputs)
+
+    def _predict_batches(
+        self, batches: Iterator[Batch], reader: ThreadPoolExecutor, workers: ThreadPoolExecutor
+    ) -> None:
         """While one batch is computed, the next is read."""
         free = [
             _Buffer.new(len(self.trajectory), self.settings.steps, self.plan.batch_rows)
             for _ in range(2)
         ]
-        batches = iter(self.plan.batches())
         pending = self._start_reading(reader, batches, free[0])
         turn = 0
         while pending is not None:
@@ -253,8 +274,37 @@ class _Run:
         self._write(batch, buffer)
 
     def _write(self, batch: Batch, buffer: _Buffer) -> None:
-        for segment in batch.segments:
-            self._write_segment(segment, buffer)
+        replaced = sum(self._write_segment(segment, buffer) for segment in batch.segments)
+        copied = buffer.copied[: batch.rows]
+        self.report.replaced += replaced
+        self.report.nonfinite += int(copied.sum())
+        if self.journal is not None:
+            rows = torch.nonzero(copied).flatten().tolist()
+            self.journal.finish({"replaced": replaced, "copied": rows})
+        self.progress.advance(batch.rows)
+
+    def _write_finished(self, batch: Batch, finished: Finished) -> None:
+        """Write what the journal has, and take from it what :meth:`_write_segment` would."""
+        assert self.journal is not None
+        position = finished.position
+        copied = torch.zeros(batch.rows, dtype=torch.bool)
+        copied[torch.tensor(finished.facts["copied"], dtype=torch.int64)] = True
+        for segment, start, rows in _pieces(batch):
+            tensor, count = segment.tensor, rows.stop - rows.start
+            before = torch.empty(count)
+            first = self.trajectory.first
+            read_float32(first, first.tensors[tensor.name], start, before)
+            for step, writer in self.outputs:
+                values = torch.empty(count, dtype=torch_dtype(tensor.dtype))
+                self.journal.read(position, as_bytes(values))
+                position += values.nbytes
+                writer.write(tensor.name, start * values.element_size(), as_bytes(values))
+                last = writer is self.outputs[-1][1]
+                self._observe(
+                    step, tensor, start, rows.start, before, values, copied[rows], last=last
+                )
+        self.report.replaced += finished.facts["replaced"]
+        self.report.nonfinite += len(finished.facts["copied"])
         self.progress.advance(batch.rows)
 
     def _start_reading(
@@ -323,41 +373,48 @@ class _Run:
                 )
                 buffer.keep_finite(size, step, slice(start, stop))
 
-    def _write_segment(self, segment: Segment, buffer: _Buffer) -> None:
-        size = len(self.trajectory)
-        tensor = segment.tensor
-        for row, count in chunks(segment.row, segment.count):
-            rows = slice(row, row + count)
-            start = segment.start + row - segment.row
-            before = buffer.history[size - 1, rows]
+    def _write_segment(self, segment: Segment, buffer: _Buffer) -> int:
+        """Write a segment to every output.
+
+        Returns:
+            How many predictions were replaced by Θ0's values.
+        """
+        size, tensor, replaced = len(self.trajectory), segment.tensor, 0
+        for start, rows in _pieces_of(segment):
+            before, copied = buffer.history[size - 1, rows], buffer.copied[rows]
             for step, writer in self.outputs:
                 last = writer is self.outputs[-1][1]
-                values = self._cast(
+                values, count = self._cast(
                     tensor,
                     start,
                     buffer.history[size + step - 1, rows],
-                    buffer.copied[rows],
+                    copied,
                     buffer.replaced[step - 1, rows],
                 )
+                replaced += count
                 with self.timed("writing"):
                     writer.write(tensor.name, start * values.element_size(), as_bytes(values))
-                copied = buffer.copied[rows]
-                self._observe(step, tensor, start, row, before, values, copied, last=last)
-            self.report.nonfinite += int(buffer.copied[rows].sum())
+                    if self.journal is not None:
+                        self.journal.add(as_bytes(values))
+                self._observe(step, tensor, start, rows.start, before, values, copied, last=last)
+        return replaced
 
     def _cast(
         self, tensor: PlannedTensor, start: int, values: Tensor, copied: Tensor, replaced: Tensor
-    ) -> Tensor:
-        """To the output's dtype, with Θ0's own values where there is no finite prediction."""
+    ) -> tuple[Tensor, int]:
+        """To the output's dtype, with Θ0's own values where there is no finite prediction.
+
+        Returns:
+            The values, and how many predictions were replaced.
+        """
         cast = values.to(torch_dtype(tensor.dtype))
         replaced = (replaced | ~torch.isfinite(cast)) & ~copied
         taken = replaced | copied
         if not taken.any():
-            return cast
-        self.report.replaced += int(replaced.sum())
+            return cast, 0
         entry = self.trajectory.first.tensors[tensor.name]
         original = read_elements(self.trajectory.first, entry, start, len(cast))
-        return torch.where(taken, original, cast)
+        return torch.where(taken, original, cast), int(replaced.sum())
 
     def _observe(
         self,
@@ -485,3 +542,15 @@ class _Run:
         entry = self.trajectory.first.tensors[name]
         values = read_elements(self.trajectory.first, entry, 0, entry.info.elements)
         return values.double().numpy()
+
+
+def _pieces_of(segment: Segment) -> Iterator[tuple[int, slice]]:
+    """Where each chunk of a segment starts in its tensor, and its rows in the batch."""
+    for row, count in chunks(segment.row, segment.count):
+        yield segment.start + row - segment.row, slice(row, row + count)
+
+
+def _pieces(batch: Batch) -> Iterator[tuple[Segment, int, slice]]:
+    for segment in batch.segments:
+        for start, rows in _pieces_of(segment):
+            yield segment, start, rows

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +27,7 @@ from know_cli.checkpoints import metadata as keys
 from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output import check_output
 from know_cli.checkpoints.paths import factor_name, step_path
+from know_cli.engine.journal import Journal, file_identity
 from know_cli.engine.plan import Action, Plan, Settings, classify_trajectory, make_plan
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.progress import Progress, Silent
@@ -67,6 +69,8 @@ class Request:
         force: replace existing outputs.
         method: name of a method; see :data:`~know_cli.methods.registry.METHODS`.
         options: values for some of the method's options; the others have their defaults.
+        resume: keep a journal beside the output until it is complete, and go on from the one
+            that is there, if it is of the same inputs and wishes.
     """
 
     checkpoints: Sequence[Path]
@@ -79,6 +83,7 @@ class Request:
     force: bool = False
     method: str = DEFAULT_METHOD
     options: Mapping[str, Value] = field(default_factory=dict)
+    resume: bool = False
 
 
 @dataclass
@@ -127,16 +132,50 @@ class Prediction:
 
     def execute(self, progress: Progress | None = None) -> Report:
         """Predict and write; see :func:`know_cli.engine.run.execute`."""
-        report = execute(
-            self.trajectory,
-            self.plan,
-            self.request.settings,
-            self._predictors,
-            self.outputs,
-            progress or Silent(),
-        )
+        progress = progress or Silent()
+        with ExitStack() as stack:
+            journal = None
+            if self.request.resume:
+                journal = stack.enter_context(Journal(self.request.output, self._identity()))
+            report = execute(
+                self.trajectory,
+                self.plan,
+                self.request.settings,
+                self._predictors,
+                self.outputs,
+                progress,
+                journal,
+            )
+        if journal and journal.begun_anew:
+            report.notices.append(
+                "--resume: the journal that was there was of other inputs or wishes; all was "
+                "computed anew"
+            )
         report.notices = [*self.notices, *report.notices]
         return report
+
+    def _identity(self) -> str:
+        """Everything that the bytes of a batch depend on, as text."""
+        files = [path for c in self.trajectory.checkpoints for path in c.headers]
+        wishes = self.describe()
+        for name in ("checkpoints", "threads", "max_memory"):
+            del wishes[name]
+        tensors = [
+            (tensor.name, tensor.kind.value, tensor.action.value, tensor.whole)
+            for tensor in self.plan.tensors
+        ]
+        return json.dumps(
+            {
+                "files": [file_identity(path) for path in files],
+                "wishes": wishes,
+                "torch": torch.__version__,
+                "allow_nonfinite": self.request.settings.allow_nonfinite,
+                "rows": [self.plan.batch_rows, self._predictors.rows.block_rows],
+                "outputs": [[output.step, dict(output.metadata)] for output in self.outputs],
+                "tensors": tensors,
+            },
+            sort_keys=True,
+        )
 
     def describe(self) -> dict[str, Any]:
         """The request as plain types, for a JSON report."""

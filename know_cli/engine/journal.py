@@ -1,0 +1,235 @@
+"""Finished batches of a run, kept beside the output, so that a run that was ended can be resumed.
+
+The journal is a file of records, one a batch in the order of the plan, that is only ever added
+to: the bytes that were written to the outputs, then a line of JSON with what else the report
+needs, and checksums. A run that finds a journal of the same inputs and wishes takes the batches
+from it instead of computing them; a record that was not finished ends it. The run's output
+itself is always a new temporary file, so that nothing half-written can get into it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from know_cli.errors import CheckpointError, OutputError
+
+_MAGIC = b"know journal 1\n"
+# Of a record's end: its length, then its CRC-32 continued from that of the data before it.
+_END = struct.Struct("<II")
+_LARGEST_END = 1 << 30
+_CHUNK = 1 << 20
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A batch that an earlier run has written.
+
+    Attributes:
+        position: of its data in the journal.
+        nbytes: of its data.
+        facts: what else was noted of it.
+    """
+
+    position: int
+    nbytes: int
+    facts: dict[str, Any]
+
+
+def journal_path(output: Path) -> Path:
+    """Where the journal of an output is; hidden, and not longer than names may be."""
+    digest = hashlib.sha256(os.fsencode(output.absolute().name)).hexdigest()[:16]
+    return output.absolute().parent / f".know-{digest}.journal"
+
+
+def file_identity(path: Path) -> list[int | str]:
+    """What tells a safetensors file from another, without reading its data.
+
+    Returns:
+        Its size, the time of its last change in nanoseconds, and the SHA-256 of its header.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            start = file.read(8)
+            header = file.read(int.from_bytes(start, "little"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return [found.st_size, found.st_mtime_ns, hashlib.sha256(start + header).hexdigest()]
+
+
+class Journal:
+    """The records of one run. Use as a context manager.
+
+    Ask for the records in the order of the batches with :meth:`finished` until there is none,
+    then :meth:`add` data and :meth:`finish` each batch; :meth:`remove` it when the output is
+    complete. It stays where the ``with`` block is left without that.
+
+    Args:
+        output: the run's last output.
+        identity: everything that the numbers depend on; a journal of another identity is
+            started anew.
+
+    Attributes:
+        path: of the file.
+        begun_anew: whether a journal of something else was there.
+    """
+
+    def __init__(self, output: Path, identity: str) -> None:
+        self.path = journal_path(output)
+        self.begun_anew = False
+        self._output = output
+        digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
+        self._start = _MAGIC + digest.encode() + b"\n"
+        self._descriptor = -1
+        self._position = 0
+        self._crc = 0
+        self._reading = True
+
+    def __enter__(self) -> Journal:
+        with self._errors():
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._descriptor = os.open(self.path, flags, 0o600)
+        try:
+            with self._errors():
+                self._lock()
+                found = os.pread(self._descriptor, len(self._start), 0)
+                if found != self._start:
+                    self.begun_anew = bool(found)
+                    self._truncate(0)
+                    self._write(memoryview(self._start))
+                self._position = len(self._start)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        return self
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{self._output}: another run resumes it; wait until it is done, or name another "
+                "output"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+
+    def finished(self, nbytes: int) -> Finished | None:
+        """The next batch, whose data has so many bytes, if it is there whole.
+
+        After the first that is not, the journal takes new ones only.
+
+        Raises:
+            OutputError: the journal cannot be read.
+        """
+        if not self._reading:
+            return None
+        with self._errors():
+            found = self._next(nbytes)
+            if found is None:
+                self._reading = False
+                self._truncate(self._position)
+        return found
+
+    def _next(self, nbytes: int) -> Finished | None:
+        data, crc = self._position, 0
+        position = data
+        while position < data + nbytes:
+            chunk = os.pread(self._descriptor, min(_CHUNK, data + nbytes - position), position)
+            if not chunk:
+                return None
+            position, crc = position + len(chunk), zlib.crc32(chunk, crc)
+        end = os.pread(self._descriptor, _END.size, position)
+        if len(end) < _END.size:
+            return None
+        length, expected = _END.unpack(end)
+        position += _END.size
+        if length > _LARGEST_END:
+            return None
+        text = os.pread(self._descriptor, length, position)
+        if len(text) < length or zlib.crc32(text, crc) != expected:
+            return None
+        self._position = position + length
+        return Finished(data, nbytes, json.loads(text))
+
+    def read(self, position: int, buffer: memoryview) -> None:
+        """Fill a buffer from the data of a finished batch.
+
+        Raises:
+            OutputError: the journal cannot be read, or has become shorter.
+        """
+        with self._errors():
+            while len(buffer):
+                count = os.preadv(self._descriptor, [buffer], position)
+                if not count:
+                    raise OutputError(f"{self.path}: has become shorter while it was read")
+                position, buffer = position + count, buffer[count:]
+
+    def add(self, data: memoryview) -> None:
+        """Note data of the batch at hand.
+
+        Raises:
+            OutputError: there is no space.
+        """
+        with self._errors():
+            self._crc = zlib.crc32(data, self._crc)
+            self._write(data)
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Note that the batch at hand is finished.
+
+        Raises:
+            OutputError: there is no space.
+        """
+        text = json.dumps(facts).encode()
+        with self._errors():
+            crc, self._crc = zlib.crc32(text, self._crc), 0
+            self._write(memoryview(_END.pack(len(text), crc) + text))
+
+    def remove(self) -> None:
+        """Take it away: the output is complete."""
+        with self._errors():
+            self.path.unlink(missing_ok=True)
+
+    def _truncate(self, position: int) -> None:
+        os.ftruncate(self._descriptor, position)
+        self._position = position
+
+    def _write(self, data: memoryview) -> None:
+        while len(data):
+            count = os.pwrite(self._descriptor, data, self._position)
+            self._position, data = self._position + count, data[count:]
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.path}: the journal of --resume cannot be used: {error.strerror or error}"
+            ) from error
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)
