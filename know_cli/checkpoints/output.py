@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, is_inside
 from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import TensorInfo, encode_header
 from know_cli.errors import OutputError
@@ -216,11 +216,13 @@ def _holds_weights(folder: Path) -> bool:
 def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
     """Copy what lies beside a folder's weights (config, tokenizer, shard index) into ``target``.
 
-    Links are followed. Hidden files and weights in other formats are left out, and so are whole
-    sub-folders that hold weights, such as those that a trainer saves with its state.
+    Links are followed within the folder. Hidden files and weights in other formats are left out,
+    and so are whole sub-folders that hold weights, such as those that a trainer saves with its
+    state, and links that lead out of the folder: what is published with a model must not be any
+    file of this disk that a stranger's link names.
 
     Returns:
-        The files left out because they hold other weights or training state.
+        The files left out because they hold other weights or training state, or lead elsewhere.
     """
     states = [path for path in source.path.iterdir() if path.is_dir() and _holds_weights(path)]
     left_out = sorted(path for path in states if not path.name.startswith("."))
@@ -234,6 +236,9 @@ def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
         if path.suffix in _LEFT_OUT or of_other_weights:
             if path not in source.headers:
                 left_out.append(path)
+            continue
+        if not is_inside(path, source.path):
+            left_out.append(path)
             continue
         copy = target / relative
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from know_cli.cli.eval import evaluate
 from know_cli.cli.forget import EPILOG as FORGET_EPILOG
 from know_cli.cli.forget import forget
 from know_cli.cli.inspect import inspect
+from know_cli.cli.output import printable
 from know_cli.cli.predict import EPILOG, predict
 from know_cli.cli.train import EPILOG as TRAIN_EPILOG
 from know_cli.cli.train import train
@@ -33,6 +34,7 @@ from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_OUTPUT, 
 # What a shell reports for a program that SIGPIPE ended.
 _EXIT_BROKEN_PIPE = 141
 _DEBUG = "KNOW_DEBUG"
+_MAX_MESSAGE = 4000
 
 # A new command is a new file in this folder and one line here: name, function, what it does in
 # a few words, examples.
@@ -183,6 +185,9 @@ def _silence_stdout() -> None:
 
 
 def _fail(name: str, message: str, code: int) -> int:
+    line = printable(" ".join(message.splitlines()))
+    if len(line) > _MAX_MESSAGE:  # a name can be as long as its author likes
+        line = f"{line[: _MAX_MESSAGE // 2]} … {line[-_MAX_MESSAGE // 2 :]}"
     with suppress(OSError):
-        print(f"{name}: error: {' '.join(message.splitlines())}", file=sys.stderr)
+        print(f"{name}: error: {line}", file=sys.stderr)
     return code
