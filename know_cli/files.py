@@ -32,15 +32,17 @@ def make_folder(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, replacing a file that exists; what is no file is written into.
 
+    Names of files that are no UTF-8, as Python decodes them, become the bytes that they were.
+
     Raises:
         OutputError: it cannot be written.
     """
     temporary = path.with_name(temporary_name())
     try:
         if path.exists() and not path.is_file():  # a pipe or /dev/stdout
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")
             return
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

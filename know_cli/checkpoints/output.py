@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, is_inside
 from know_cli.checkpoints.dtypes import safetensors_dtype
@@ -80,6 +80,36 @@ def _refuse_input(output: Path, checkpoint: Checkpoint, is_folder: bool) -> None
                     f"{output}: is the input {checkpoint.path}; an input is never overwritten, "
                     "name another output"
                 )
+
+
+class Sink(Protocol):
+    """Where the tensors of an output go; :class:`CheckpointWriter` is one."""
+
+    @property
+    def left_out(self) -> list[Path]:
+        """Files beside the inputs' weights that are not part of the output."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the output's safetensors files."""
+
+    def write(self, name: str, offset: int, data: memoryview) -> None:
+        """Take bytes of one tensor, ``offset`` counted from the start of its data."""
+
+    def flush(self) -> None:
+        """Have everything where it cannot be lost."""
+
+    def commit(self) -> None:
+        """Show the output under its name."""
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
 
 
 class CheckpointWriter:

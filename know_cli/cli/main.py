@@ -29,6 +29,8 @@ from know_cli.cli.output import printable
 from know_cli.cli.predict import EPILOG, predict
 from know_cli.cli.train import EPILOG as TRAIN_EPILOG
 from know_cli.cli.train import train
+from know_cli.cli.verify import EPILOG as VERIFY_EPILOG
+from know_cli.cli.verify import verify
 from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_OUTPUT, KnowError
 
 # What a shell reports for a program that SIGPIPE ended.
@@ -40,6 +42,7 @@ _MAX_MESSAGE = 4000
 # a few words, examples.
 _COMMANDS: tuple[tuple[str, Callable[..., None], str, str | None], ...] = (
     ("predict", predict, "Predict the weights of more data from checkpoints.", EPILOG),
+    ("verify", verify, "Check a prediction against its inputs.", VERIFY_EPILOG),
     ("inspect", inspect, "Show a trajectory before predicting.", None),
     ("demo", demo, "See all of it on real images.", None),
     ("forget", forget, "Record structured forgetting.", FORGET_EPILOG),
