@@ -72,9 +72,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if text == "-0" or len(text) > _MAX_DIGITS:
-        raise ValueError(f"no count: {text[:_MAX_DIGITS]}")
-    return int(text)
+    """A number; −1, which is no count of anything, for what is one to Python only."""
+    return -1 if text == "-0" or len(text) > _MAX_DIGITS else int(text)
 
 
 def _constant(text: str) -> NoReturn:
