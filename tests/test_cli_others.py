@@ -18,7 +18,17 @@ from know_cli.hypermodel import load_bundle
 from tests.conftest import Command, one_line, random_bundle, states, write_trajectory
 from tests.test_bundle import same, write_keras
 
-COMMANDS = ["predict", "verify", "inspect", "demo", "forget", "collect", "train", "convert-weights"]
+COMMANDS = [
+    "predict",
+    "verify",
+    "inspect",
+    "demo",
+    "forget",
+    "collect",
+    "train",
+    "convert",
+    "convert-weights",
+]
 
 
 def test_inspect_measures_steps_and_cosines(tmp_path: Path, know: Command) -> None:
@@ -169,7 +179,7 @@ def test_family_help_and_version(know: Command) -> None:
 LIGHT = [
     ["--help"], ["--version"], *([command, "--help"] for command in COMMANDS),
     ["predict"], ["predict", "a", "-o", "b", "--steps", "0"], ["predict", "a", "-o", "b", "--rate", "x"],
-    ["verify", "a"], ["verify", "here", "there", "missing"],
+    ["convert", "here"], ["convert", "here", "-o", "there"], ["verify", "a"], ["verify", "here", "there", "missing"],
     ["predict", "missing", "-o", "b"], ["predict", "here", "-o", "b"],
     ["predict", "here", "there", "-o", "b", "--device", "tpu"],
     ["predict", "here", "there", "-o", "b", "--weights", "nothing"],

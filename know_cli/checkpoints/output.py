@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +80,30 @@ def _refuse_input(output: Path, checkpoint: Checkpoint, is_folder: bool) -> None
                     f"{output}: is the input {checkpoint.path}; an input is never overwritten, "
                     "name another output"
                 )
+
+
+def check_file_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse a single file that must not or cannot be written, before any work is done.
+
+    Args:
+        output: the path as the user gave it.
+        inputs: files that must never be overwritten.
+        force: whether an existing output may be replaced.
+
+    Raises:
+        OutputError: the reason, and what to do.
+    """
+    check_output(output, [], is_folder=False, force=True)
+    try:
+        for path in inputs:
+            if output.exists() and path.exists() and output.samefile(path):
+                raise OutputError(
+                    f"{output}: is the input; an input is never overwritten, name another output"
+                )
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+    if not force and (output.exists() or output.is_symlink()):
+        raise OutputError(f"{output}: exists already; --force replaces it")
 
 
 class Sink(Protocol):

@@ -18,6 +18,8 @@ import typer
 from know_cli import __version__
 from know_cli.cli.collect import EPILOG as COLLECT_EPILOG
 from know_cli.cli.collect import collect
+from know_cli.cli.convert import EPILOG as CONVERT_EPILOG
+from know_cli.cli.convert import convert
 from know_cli.cli.convert_weights import convert_weights
 from know_cli.cli.demo import demo
 from know_cli.cli.eval import EPILOG as EVAL_EPILOG
@@ -49,6 +51,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str, str | None], ...] = (
     ("collect", collect, "Record many small networks, for 'train'.", COLLECT_EPILOG),
     ("train", train, "Train a KNOWN of your own, or measure one.", TRAIN_EPILOG),
     ("eval", evaluate, "Measure what predictions are worth downstream.", EVAL_EPILOG),
+    ("convert", convert, "Turn a PyTorch pickle into safetensors.", CONVERT_EPILOG),
     ("convert-weights", convert_weights, "Convert a KNOWN that Keras saved.", None),
 )
 _SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
