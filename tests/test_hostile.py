@@ -45,14 +45,15 @@ def peak_megabytes() -> float:
 
 def read(path: Path) -> Checkpoint | str:
     """The open checkpoint, or the message that it is refused with; anything else is a failure."""
-    began = time.monotonic()
+    # Of this process's own time: a busy machine may let it wait.
+    began = time.process_time()
     message = None
     try:
         return open_checkpoint(path)
     except CheckpointError as error:
         message = str(error)
     finally:
-        assert time.monotonic() - began < SECONDS
+        assert time.process_time() - began < SECONDS
     assert CheckpointError.exit_code == EXIT_CHECKPOINT
     assert message.startswith(str(path))
     assert len(printable(message).splitlines()) == 1

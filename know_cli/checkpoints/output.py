@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, is_inside
 from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import TensorInfo, encode_header
+from know_cli.checkpoints.temporary import Temporary
 from know_cli.errors import OutputError
-from know_cli.files import temporary_name
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, for
             raise OutputError(f"{output}: is neither a file nor a folder; name another output")
         if output.is_dir() and output.resolve().parent == output.resolve():
             raise OutputError(f"{output}: is the root of all files; name another output")
-        if not force and not (is_folder and not any(output.iterdir())):
+        if not force and _is_taken(output):
             raise OutputError(f"{output}: exists already; --force replaces it")
     folder = output if output.is_dir() else parent
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -153,23 +153,27 @@ class CheckpointWriter:
             because they hold other weights or training state.
     """
 
-    def __init__(self, output: Path, like: Checkpoint, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, output: Path, like: Checkpoint, metadata: Mapping[str, str], *, force: bool = True
+    ) -> None:
         self.output = output
+        self._force = force
         self.left_out: list[Path] = []
         self._like = like
         self._metadata = dict(metadata)
         self._place: dict[str, tuple[int, TensorInfo]] = {}
         self._descriptors: list[int] = []
         self._flushed = False
-        name = temporary_name()
-        # A folder that exists may be a file system of its own, into which nothing can be renamed.
-        self._temporary = output / name if output.is_dir() else output.with_name(name)
+        self._temporary: Temporary | None = None
 
     def __enter__(self) -> CheckpointWriter:
         with _output_errors(self.output):
+            self._temporary = Temporary(self.output, is_folder=self._like.is_folder)
             try:
-                if self._like.is_folder:
-                    self._temporary.mkdir()
+                if not self._force and _is_taken(self.output):
+                    raise OutputError(
+                        f"{self.output}: another run has just written it; --force replaces it"
+                    )
                 for path, header in self._like.headers.items():
                     self._start_file(path, list(header.tensors.values()))
             except BaseException:
@@ -177,12 +181,20 @@ class CheckpointWriter:
                 raise
         return self
 
+    @property
+    def _place_of_files(self) -> Path:
+        assert self._temporary is not None, "use it in a with block"
+        return self._temporary.path
+
     def _start_file(self, path: Path, tensors: list[TensorInfo]) -> None:
         start, infos = encode_header(
             [(info.name, info.dtype, info.shape) for info in tensors], self._metadata
         )
-        target = self._temporary / path.name if self._like.is_folder else self._temporary
-        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if self._like.is_folder:
+            target, flags = self._place_of_files / path.name, os.O_CREAT | os.O_EXCL
+        else:
+            target, flags = self._place_of_files, 0
+        descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
         self._descriptors.append(descriptor)
         _write_at(descriptor, memoryview(start), 0)
         size = max((info.end for info in infos.values()), default=len(start))
@@ -223,7 +235,7 @@ class CheckpointWriter:
                 os.fsync(descriptor)
             self._close()
             if self._like.is_folder:
-                self.left_out = copy_other_files(self._like, self._temporary)
+                self.left_out = copy_other_files(self._like, self._place_of_files)
         self._flushed = True
 
     def commit(self) -> None:
@@ -237,10 +249,12 @@ class CheckpointWriter:
         if not self._flushed:
             self.flush()
         with _output_errors(self.output):
-            if self._like.is_folder:
-                _move_folder(self._temporary, self.output)
-            else:
-                self._temporary.replace(self.output)
+            assert self._temporary is not None, "use it in a with block"
+            if not self._like.is_folder:
+                self._temporary.path.replace(self.output)
+                self._temporary.moved()
+            elif _move_folder(self._temporary.path, self.output):
+                self._temporary.moved()
             _sync_folder(self.output.absolute().parent)
 
     def _close(self) -> None:
@@ -249,10 +263,8 @@ class CheckpointWriter:
 
     def _discard(self) -> None:
         self._close()
-        if self._temporary.is_dir():
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        else:
-            self._temporary.unlink(missing_ok=True)
+        if self._temporary is not None:
+            self._temporary.discard()
 
     def __exit__(
         self,
@@ -326,10 +338,10 @@ def save_checkpoint(
     except KeyError as error:
         raise OutputError(f"{path}: safetensors has no dtype {error}") from error
     start, infos = encode_header(layout, metadata)
-    temporary = path.with_name(temporary_name())
     with _output_errors(path):
+        temporary = Temporary(path, is_folder=False)
         try:
-            with temporary.open("xb") as file:
+            with temporary.path.open("r+b") as file:
                 file.write(start)
                 for name in infos:
                     tensor = kept[name]
@@ -339,17 +351,26 @@ def save_checkpoint(
                     file.write(flat.view(torch.uint8).numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.path.replace(path)
+            temporary.moved()
         finally:
-            temporary.unlink(missing_ok=True)
+            temporary.discard()
         _sync_folder(path.parent)
 
 
-def _move_folder(temporary: Path, output: Path) -> None:
+def _is_taken(output: Path) -> bool:
+    """Whether something other than an empty folder, or our temporary in it, has the name."""
+    if output.is_dir():
+        return any(not path.name.startswith(".know-") for path in output.iterdir())
+    return output.exists() or output.is_symlink()
+
+
+def _move_folder(temporary: Path, output: Path) -> bool:
+    """Give a folder its name, or its files their places; whether it was the folder itself."""
     _sync_folder(temporary)
     if not output.exists():
         temporary.rename(output)
-        return
+        return True
     old = _weights_of(output)
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
@@ -369,6 +390,7 @@ def _move_folder(temporary: Path, output: Path) -> None:
     for name in old - {path.name for path in weights}:
         (output / name).unlink(missing_ok=True)
     _sync_folder(output)
+    return False
 
 
 def _weights_of(folder: Path) -> set[str]:

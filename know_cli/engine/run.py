@@ -34,11 +34,15 @@ _GROUPS_PER_THREAD = 4
 
 @dataclass(frozen=True)
 class OutputStep:
-    """A checkpoint to write: after which step, where, and with which metadata."""
+    """A checkpoint to write: after which step, where, and with which metadata.
+
+    ``force`` allows what has come to be at ``path`` to be replaced.
+    """
 
     step: int
     path: Path
     metadata: Mapping[str, str]
+    force: bool = True
 
 
 @dataclass
@@ -112,7 +116,9 @@ def execute(
             stack.enter_context(
                 open_sink(output)
                 if open_sink
-                else CheckpointWriter(output.path, trajectory.first, output.metadata)
+                else CheckpointWriter(
+                    output.path, trajectory.first, output.metadata, force=output.force
+                )
             )
             for output in outputs
         ]

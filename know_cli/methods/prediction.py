@@ -359,7 +359,7 @@ def _outputs(
             f"--every-step: at a rate of {rate:g} the steps have the same names; leave it out"
         )
     return [
-        OutputStep(step, path, _metadata(trajectory, rate, provenance, step))
+        OutputStep(step, path, _metadata(trajectory, rate, provenance, step), request.force)
         for step, path in sorted(paths.items())
     ]
 
