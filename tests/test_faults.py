@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -114,8 +113,10 @@ def after_a_kill(server: ForkServer, folder: Path, expected: bytes) -> str:
     return "old" if left == b"precious" else "new"
 
 
-def kill_at_random(server: ForkServer, folder: Path, count: int, seed: int) -> dict[str, Any]:
-    """Kill so many runs at random moments, until each was killed before its end."""
+def kill_at_random(
+    test: str, server: ForkServer, folder: Path, count: int, seed: int
+) -> Counter[str]:
+    """Kill so many runs at random moments before their end; in which phases they were."""
     expected, seconds = undisturbed(server, folder)
     chance, phases, outputs = random.Random(seed), Counter[str](), Counter[str]()
     leftovers = survived = finished = 0
@@ -135,18 +136,18 @@ def kill_at_random(server: ForkServer, folder: Path, count: int, seed: int) -> d
         leftovers += len(temporaries(folder))
         outputs[after_a_kill(server, folder, expected)] += 1
         survived += 1
-    return {"survived": survived, "leftovers": leftovers, "phases": phases, "outputs": outputs}
+        record(test, survived=survived, leftovers=leftovers, phases=phases, outputs=outputs)
+    return phases
 
 
 def test_killed_at_random_moments(server: ForkServer, run: Path) -> None:
-    record("kills", **kill_at_random(server, run, 8, seed=0))
+    assert kill_at_random("kills", server, run, 8, seed=0).total() == 8
 
 
 @pytest.mark.slow
 def test_killed_at_many_random_moments(server: ForkServer, run: Path) -> None:
-    figures = kill_at_random(server, run, 200, seed=1)
-    assert {"opening", "predicting"} <= figures["phases"].keys()
-    record("kills_slow", **figures)
+    phases = kill_at_random("kills_slow", server, run, 200, seed=1)
+    assert {"opening", "predicting"} <= phases.keys()
 
 
 # Every step of writing: function → calls of it at which the run is killed.
