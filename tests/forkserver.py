@@ -22,6 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+#: Exit code of a child that ended before its command line had begun.
+NOT_BEGUN = 99
+
 
 class ForkServer:
     """The other end: starts the program and speaks with it."""
@@ -130,7 +133,7 @@ def main() -> None:
     while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:
-            code = 99
+            code = NOT_BEGUN
             try:
                 code = _child(json.loads(line))
             finally:

@@ -34,7 +34,7 @@ from know_cli.errors import (
 from know_cli.methods.prediction import Request, open_prediction
 from tests.conftest import one_line, write_trajectory
 from tests.figures import record
-from tests.forkserver import ForkServer
+from tests.forkserver import NOT_BEGUN, ForkServer
 from tests.test_checkpoint import shards
 
 PREDICT = ("predict", "ckpt0", "ckpt1", "ckpt2", "-o", "out", "--force", "--method", "linear",
@@ -272,13 +272,15 @@ def test_signals_at_random_moments(server: ForkServer, run: Path, wish: signal.S
     before, chance, interrupted = names(run), random.Random(int(wish)), 0
     for _ in range(6):
         child = server.start(*PREDICT, cwd=run)
-        # Not before the program has had a chance to say how it wants to be interrupted.
-        time.sleep(chance.uniform(0.2, 0.9) * seconds)
+        time.sleep(chance.uniform(0.1, 0.9) * seconds)
         os.kill(child, wish)
         code = server.wait()
         if code == EXIT_INTERRUPTED:
             interrupted += 1
             assert "interrupted" in one_line((run / "stderr.txt").read_text())
+        elif code in (-wish, NOT_BEGUN):
+            interrupted += 1
+            assert (run / "stderr.txt").read_text() == ""
         else:
             assert code == EXIT_DONE, (run / "stderr.txt").read_text()
         assert (run / "out").read_bytes() in (b"precious", expected)

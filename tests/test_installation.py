@@ -93,7 +93,17 @@ def test_the_readme_says_what_is_there() -> None:
     help_text = subprocess.run(
         [sys.executable, "-m", "know_cli", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    for command in ("predict", "inspect", "forget", "demo", "collect", "train", "convert-weights"):
+    for command in (
+        "predict",
+        "inspect",
+        "forget",
+        "demo",
+        "collect",
+        "train",
+        "verify",
+        "convert",
+        "convert-weights",
+    ):
         assert f"`know {command}`" in readme
         assert command in help_text
     for line in readme.splitlines():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # Weights in other formats and training state would contradict the predicted weights beside them.
 _LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+_WRITE_BYTES = 8 << 20
 
 
 def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, force: bool) -> None:
@@ -343,12 +344,17 @@ def save_checkpoint(
         try:
             with temporary.path.open("r+b") as file:
                 file.write(start)
+                buffer = torch.empty(_WRITE_BYTES, dtype=torch.uint8)
                 for name in infos:
-                    tensor = kept[name]
-                    # A copy of its own, since one element may come with any stride.
-                    flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
-                    flat.copy_(tensor.reshape(-1))
-                    file.write(flat.view(torch.uint8).numpy().data)
+                    flat = kept[name].reshape(-1)
+                    # Piece by piece into one buffer: a tensor that is mapped from a file, or on
+                    # another device, needs no second copy of itself, and any stride will do.
+                    rows = _WRITE_BYTES // flat.element_size()
+                    for row in range(0, len(flat), rows):
+                        piece = flat[row : row + rows]
+                        bytes_of = buffer[: len(piece) * flat.element_size()]
+                        bytes_of.view(flat.dtype).copy_(piece)
+                        file.write(bytes_of.numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.path.replace(path)
