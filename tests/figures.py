@@ -46,7 +46,7 @@ ROWS = (
     Row("runs ended by SIGINT, SIGTERM or SIGHUP, without a trace", "signals", "interrupted", True),
     Row("failures of disk and system injected", "faults_system", "injected"),
     Row("inputs changed while they were read, and noticed", "inputs_changed", "injected", True),
-    Row("tensors in one checkpoint, in linear time", "tensors", "tensors"),
+    Row("tensors in one checkpoint", "tensors", "tensors"),
 )  # fmt: skip
 
 
