@@ -36,3 +36,21 @@ class OutputError(KnowError):
     """The output exists already, or cannot be written."""
 
     exit_code = EXIT_OUTPUT
+
+
+_MAX_QUOTED = 120
+
+
+def quoted(value: object) -> str:
+    """What a file or a user gave, for a message: as Python writes it, cut in its middle if long.
+
+    Characters that a terminal would act on are escaped.
+
+    >>> quoted("conv1.weight")
+    "'conv1.weight'"
+    """
+    text = repr(value)
+    if len(text) <= _MAX_QUOTED:
+        return text
+    half = _MAX_QUOTED // 2
+    return f"{text[:half]}…{text[-half:]}"

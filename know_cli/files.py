@@ -32,10 +32,12 @@ def make_folder(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, replacing a file that exists; what is no file is written into.
 
+    Names of files that are no UTF-8, as Python decodes them, become the bytes that they were.
+
     Raises:
         OutputError: it cannot be written.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

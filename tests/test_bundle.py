@@ -159,7 +159,15 @@ def test_faults_of_bundles(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"format": 99}, {"preparation": "x"}, {"checkpoints": "5"}, {"digest": None}]
+    "change",
+    [
+        {"format": 99},
+        {"preparation": "x"},
+        {"checkpoints": "5"},
+        {"checkpoints": 1},
+        {"checkpoints": 10**9},
+        {"digest": None},
+    ],
 )
 def test_faults_of_manifests(tmp_path: Path, change: dict[str, object]) -> None:
     save_bundle(random_bundle(), tmp_path / "b")

@@ -19,8 +19,8 @@ from tests.conftest import Command, one_line, random_bundle, states, write_traje
 from tests.test_bundle import same, write_keras
 
 COMMANDS = [
-    "predict", "inspect", "demo", "forget", "collect", "train", "eval", "plot", "bench",
-    "convert-weights",
+    "predict", "verify", "inspect", "demo", "forget", "collect", "train", "eval", "plot", "bench",
+    "convert", "convert-weights",
 ]  # fmt: skip
 PLOTS = ["trajectory", "landscape", "results"]
 
@@ -192,6 +192,7 @@ def test_every_picture_has_help(picture: str, know: Command) -> None:
 LIGHT = [
     ["--help"], ["--version"], *([command, "--help"] for command in COMMANDS),
     ["predict"], ["predict", "a", "-o", "b", "--steps", "0"], ["predict", "a", "-o", "b", "--rate", "x"],
+    ["convert", "here"], ["convert", "here", "-o", "there"], ["verify", "a"], ["verify", "here", "there", "missing"],
     ["predict", "missing", "-o", "b"], ["predict", "here", "-o", "b"],
     ["predict", "here", "there", "-o", "b", "--device", "tpu"],
     ["predict", "here", "there", "-o", "b", "--weights", "nothing"],

@@ -114,11 +114,13 @@ def test_output_has_metadata_and_provenance_and_no_more(bundle_path: Path, tmp_p
     predict(paths, bundle_path, tmp_path / "out", steps=2, rate=1 / 3)
     with safe_open(tmp_path / "out", "pt") as file:
         metadata = file.metadata()
+    assert len(set(metadata["know.inputs"].split())) == 5
     assert metadata == {
         "format": "pt", "author": "me", "know.version": metadata["know.version"],
         "know.method": "known", "know.steps": "2", "know.rate": repr(1 / 3),
         "know.checkpoints": "5", "know.bundle": load_bundle(bundle_path).digest,
-        "know.target": "retrodiction", "know.norm": "rescale",
+        "know.target": "retrodiction", "know.norm": "rescale", "know.frozen": "copy",
+        "know.device": "cpu", "know.inputs": metadata["know.inputs"],
     }  # fmt: skip
 
 

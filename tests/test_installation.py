@@ -94,8 +94,8 @@ def test_the_readme_says_what_is_there() -> None:
         [sys.executable, "-m", "know_cli", "--help"], capture_output=True, text=True, check=True
     ).stdout
     for command in (
-        "predict", "inspect", "forget", "demo", "collect", "train", "eval", "plot", "bench",
-        "convert-weights",
+        "predict", "verify", "inspect", "forget", "demo", "collect", "train", "eval", "plot",
+        "bench", "convert", "convert-weights",
     ):  # fmt: skip
         assert f"`know {command}`" in readme
         assert command in help_text

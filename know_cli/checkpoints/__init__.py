@@ -1,12 +1,13 @@
 """Safetensors checkpoints: lazy reading, the aligned trajectory, atomic streamed output."""
 
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
-from know_cli.checkpoints.output import CheckpointWriter, save_checkpoint
+from know_cli.checkpoints.output import CheckpointWriter, Sink, save_checkpoint
 from know_cli.checkpoints.trajectory import Trajectory, check_same_model, open_trajectory
 
 __all__ = [
     "Checkpoint",
     "CheckpointWriter",
+    "Sink",
     "TensorEntry",
     "Trajectory",
     "check_same_model",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
+import stat
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,11 +12,16 @@ from pathlib import Path
 from threading import Lock
 from types import TracebackType
 
-from know_cli.checkpoints.header import Header, TensorInfo, read_header, unreadable
-from know_cli.errors import CheckpointError
+from know_cli.checkpoints.header import Header, Stamp, TensorInfo, read_header, unreadable
+from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
+from know_cli.checkpoints.paths import SUFFIX
+from know_cli.errors import CheckpointError, quoted
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# What a fingerprint reads: the ends of so many tensors.
+_FINGERPRINT_TENSORS = 256
+_FINGERPRINT_BYTES = 64
 # Open descriptors a checkpoint keeps; hundreds of shards must not meet the usual limit of 1024.
 _MAX_OPEN_FILES = 32
 
@@ -92,7 +98,7 @@ class Checkpoint:
                     raise unreadable(entry.path, error) from error
             if count == 0:
                 raise CheckpointError(
-                    f"{entry.path}: tensor {entry.name!r}: the file has become shorter while "
+                    f"{entry.path}: tensor {quoted(entry.name)}: the file has become shorter while "
                     "it was read; do not write to inputs during a run"
                 )
             position, view = position + count, view[count:]
@@ -111,6 +117,47 @@ class Checkpoint:
                 nbytes,
                 os.POSIX_FADV_DONTNEED,
             )
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell checkpoints of one training apart.
+
+        They come from all names, dtypes and shapes and from the first and last 64 bytes of up
+        to 256 tensors, so that it is as quick for the largest checkpoint; the same for a file
+        and a sharded folder. It is no checksum: most changes of single values do not show.
+
+        Raises:
+            CheckpointError: a file cannot be read.
+        """
+        hasher = hashlib.sha256()
+        names = sorted(self.tensors)
+        for name in names:
+            entry = self.tensors[name]
+            hasher.update(f"{name!r} {entry.dtype} {entry.shape}\n".encode())
+        for name in names[:: -(-len(names) // _FINGERPRINT_TENSORS)]:
+            entry = self.tensors[name]
+            size = min(_FINGERPRINT_BYTES, entry.info.nbytes)
+            ends = bytearray(2 * size)
+            self.read_into(entry, 0, memoryview(ends)[:size])
+            self.read_into(entry, entry.info.nbytes - size, memoryview(ends)[size:])
+            hasher.update(ends)
+        return hasher.hexdigest()[:16]
+
+    def check_unchanged(self) -> None:
+        """Refuse files that are no longer those whose headers were read.
+
+        Raises:
+            CheckpointError: one has vanished, was replaced or written to since.
+        """
+        for path, header in self.headers.items():
+            try:
+                same = Stamp.of(path.stat()) == header.stamp
+            except OSError as error:
+                raise unreadable(path, error) from error
+            if not same:
+                raise CheckpointError(
+                    f"{path}: has changed while it was read, so that nothing made of it can be "
+                    "relied on; do not write to inputs during a run, and run again"
+                )
 
     def _descriptor(self, path: Path) -> int:
         descriptor = self._files.pop(path, None)
@@ -147,16 +194,42 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: nothing usable is there; the message says what was looked for.
     """
+    try:
+        return _open(path)
+    except OSError as error:  # no permission to search the folder, for one
+        raise unreadable(path, error) from error
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path in a folder leads to a file of that folder, links followed.
+
+    The cache of Hugging Face counts as inside: there, ``snapshots/REVISION`` holds links to
+    files in ``blobs`` two levels up.
+    """
+    real, root = path.resolve(), folder.resolve()
+    if real.is_relative_to(root):
+        return True
+    in_cache = root.parent.name == "snapshots"
+    return in_cache and real.parent == root.parent.parent / "blobs"
+
+
+def _open(path: Path) -> Checkpoint:
     if not path.is_dir():
         return _collect(path, False, [path], None)
     index = path / INDEX_FILE
-    if index.exists():
+    if index.exists() or index.is_symlink():
         shards = _read_index(index)
         if (path / SINGLE_FILE).exists() and SINGLE_FILE not in shards:
             raise CheckpointError(
                 f"{path}: the folder has both {SINGLE_FILE} and the shards of {INDEX_FILE}, two "
                 "models for two kinds of readers; remove the one that is not meant"
             )
+        for file in (index, *(path / shard for shard in shards)):
+            if not is_inside(file, path):
+                raise CheckpointError(
+                    f"{file}: is a link that leads out of the folder, so the checkpoint may not "
+                    "be what it seems; refused; copy the file to its place if it is meant"
+                )
         checkpoint = _collect(path, True, [path / shard for shard in shards], index)
         _check_index(checkpoint, shards)
         return checkpoint
@@ -176,7 +249,7 @@ def _collect(path: Path, is_folder: bool, files: list[Path], index: Path | None)
         for name, info in header.tensors.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"{file}: tensor {name!r} is in {tensors[name].path.name} as well; "
+                    f"{file}: tensor {quoted(name)} is in {tensors[name].path.name} as well; "
                     "save the checkpoint again"
                 )
             tensors[name] = TensorEntry(info, file)
@@ -188,24 +261,39 @@ def _collect(path: Path, is_folder: bool, files: list[Path], index: Path | None)
 def _read_index(index: Path) -> dict[str, list[str]]:
     """Shard file name → names of its tensors, sorted by shard; bare names only."""
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        found = index.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise CheckpointError(f"{index}: is not a file")
+        if found.st_size > MAX_BYTES:
+            raise CheckpointError(
+                f"{index}: is too long: {found.st_size} bytes, of {MAX_BYTES} that are read"
+            )
+        content = parse_json(index.read_bytes())
     except OSError as error:
         raise unreadable(index, error) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{index}: is not valid JSON ({error}); download it again") from error
+    except BadJsonError as error:
+        raise CheckpointError(f"{index}: {error}; download it again") from error
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; download it again")
     shards: dict[str, list[str]] = {}
     for name, shard in weight_map.items():
-        # A shard name that is a path could make us read, or mirror to, any place on this disk.
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+        if not isinstance(shard, str) or not _is_bare_name(shard):
             raise CheckpointError(
-                f"{index}: tensor {name!r}: {shard!r} is not the bare name of a file in the "
-                "folder; refused"
+                f"{index}: tensor {quoted(name)}: {quoted(shard)} is not the bare name of a "
+                f"{SUFFIX} file in the folder; refused"
             )
         shards.setdefault(shard, []).append(name)
     return dict(sorted(shards.items()))
+
+
+def _is_bare_name(shard: str) -> bool:
+    """Whether a shard's name cannot lead anywhere but to a file in the folder.
+
+    A name that is a path could make us read, or mirror to, any place on this disk.
+    """
+    plain = is_unicode(shard) and not any(mark in shard for mark in "/\\\0")
+    return plain and shard.endswith(SUFFIX) and len(shard) > len(SUFFIX)
 
 
 def _check_index(checkpoint: Checkpoint, shards: dict[str, list[str]]) -> None:
@@ -217,6 +305,6 @@ def _check_index(checkpoint: Checkpoint, shards: dict[str, list[str]]) -> None:
         ):
             if wrong:
                 raise CheckpointError(
-                    f"{checkpoint.path / shard}: {problem} tensor {min(wrong)!r} "
+                    f"{checkpoint.path / shard}: {problem} tensor {quoted(min(wrong))} "
                     f"({len(wrong)} such); index and shards are not of one checkpoint"
                 )

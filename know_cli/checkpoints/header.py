@@ -1,14 +1,17 @@
 """The header of a safetensors file: read with every rule checked, and laid out for writing.
 
 We read tensors by offset rather than through the safetensors library, so the library's rules
-are enforced here, and two that its README states but that it lets pass: no tensor name and no
-metadata key may occur twice.
+are enforced here, and some that it lets pass: no tensor name, metadata key or field may occur
+twice, a tensor has its three fields by name and no others, and sizes without the zeros among
+them must be countable, too.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import stat
 import struct
 from collections.abc import Iterable, Mapping
@@ -17,15 +20,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from know_cli.checkpoints.dtypes import BITS, RANK
-from know_cli.errors import CheckpointError
+from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
+from know_cli.errors import CheckpointError, quoted
 
-MAX_HEADER_BYTES = 100_000_000
 METADATA_KEY = "__metadata__"
 _LENGTH = struct.Struct("<Q")
 _ALIGNMENT = 8
+# The library counts bits in 64 of them; torch's sizes are signed.
+_MAX_COUNT = 2**63
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of one file: ``dtype`` by its safetensors name, byte offsets in the file."""
 
@@ -53,6 +58,22 @@ class Header:
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     file_bytes: int
+    stamp: Stamp
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What changes with a file: which file it is, its size, and when it was last written to."""
+
+    device: int
+    inode: int
+    file_bytes: int
+    modified_ns: int
+
+    @staticmethod
+    def of(found: os.stat_result) -> Stamp:
+        """The stamp of a file that was looked at."""
+        return Stamp(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def read_header(path: Path) -> Header:
@@ -67,17 +88,17 @@ def read_header(path: Path) -> Header:
         if not stat.S_ISREG(path.stat().st_mode):
             _fail(path, "is not a file; a checkpoint is read at many places, so no pipe will do")
         with path.open("rb") as file:
-            file_bytes = path.stat().st_size
+            stamp = Stamp.of(os.fstat(file.fileno()))
             start = file.read(_LENGTH.size)
             if len(start) < _LENGTH.size:
-                _fail(path, f"is only {file_bytes} bytes long; no safetensors file is")
+                _fail(path, f"is only {stamp.file_bytes} bytes long; no safetensors file is")
             (length,) = _LENGTH.unpack(start)
-            if length > MAX_HEADER_BYTES or _LENGTH.size + length > file_bytes:
-                _fail(path, _what_it_is(start + file.read(512), length, file_bytes))
+            if length > MAX_BYTES or _LENGTH.size + length > stamp.file_bytes:
+                _fail(path, _what_it_is(start + file.read(512), length, stamp.file_bytes))
             raw = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
-    return _parse(path, raw, file_bytes)
+    return _parse(path, raw, stamp)
 
 
 def unreadable(path: Path, error: OSError) -> CheckpointError:
@@ -137,56 +158,69 @@ def _fail(path: Path, problem: str) -> NoReturn:
     raise CheckpointError(f"{path}: {problem}")
 
 
+# First bytes of what else is given for a checkpoint → what it is and what to do.
+_PICKLE = "is a PyTorch pickle, which can run code when it is loaded; make a safetensors file of it"
+_OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
+    ((b"PK\x03\x04", *(b"\x80%c" % n for n in range(2, 6))), f"{_PICKLE} with 'know convert'"),
+    ((b"\x89HDF\r\n",), "is an HDF5 file, not a safetensors file"),
+    ((b"GGUF",), "is a GGUF file, not a safetensors file"),
+    ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "is compressed; unpack it first"),
+    ((b"\x93NUMPY",), "is a NumPy file, not a safetensors file"),
+)
+_LFS_SIZE = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
+
+
 def _what_it_is(start: bytes, length: int, file_bytes: int) -> str:
     """Name what was given instead of a safetensors file, from its first bytes."""
-    head = start.lstrip().lower()
+    head = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
-        return "is a Git-LFS pointer, not the file itself; run 'git lfs pull' in its repository"
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "is a web page, not a checkpoint; download the file itself"
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        return "is a PyTorch pickle; save it with safetensors.torch.save_file and give that file"
-    if start.startswith(b"\x89HDF\r\n"):
-        return "is an HDF5 file, not a safetensors file"
-    if start[8:9] == b"{" and length <= MAX_HEADER_BYTES:
-        needed = _LENGTH.size + length
-        if needed <= file_bytes:
-            return "its header is not valid JSON; download or copy it again"
+        size = _LFS_SIZE.search(start)
+        real = f" of {int(size[1])} bytes" if size else ""
         return (
-            f"is cut short: its header alone needs {needed} bytes and the file has "
-            f"{file_bytes}; download or copy it again"
+            f"is a Git-LFS pointer of {file_bytes} bytes, not the file itself{real}; run "
+            "'git lfs pull' in its repository"
         )
+    if head.startswith((b"/annex/objects/", b"../.git/annex/", b".git/annex/")):
+        return "is a git-annex pointer, not the file itself; run 'git annex get' on it"
+    if head.startswith(b"<"):
+        return (
+            f"is a web page of {file_bytes} bytes, not a checkpoint; download the file itself, "
+            "perhaps you need to log in"
+        )
+    for starts, what in _OTHERS:
+        if start.startswith(starts):
+            return what
+    if not start.strip(b"\0"):
+        return "begins with zeros only, as an unfinished download does; download it again"
+    if start[8:9] == b"{":
+        needed = _LENGTH.size + length
+        if length > MAX_BYTES:
+            return f"claims a header of {length} bytes; at most {MAX_BYTES} are read"
+        if needed > file_bytes:
+            return (
+                f"is cut short: its header alone needs {needed} bytes and the file has "
+                f"{file_bytes}; download or copy it again"
+            )
+    if head.startswith((b"{", b"[")):
+        return "is a JSON text, not a checkpoint; perhaps a server's error message"
     return f"is not a safetensors file (it claims a header of {length} bytes)"
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _DuplicateKeyError(key)
-        found[key] = value
-    return found
-
-
-class _DuplicateKeyError(Exception):
-    """A JSON object has one key twice."""
-
-
-def _parse(path: Path, raw: bytes, file_bytes: int) -> Header:
+def _parse(path: Path, raw: bytes, stamp: Stamp) -> Header:
     try:
-        content = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
-    except _DuplicateKeyError as error:
-        _fail(path, f"header has the key {str(error)!r} twice; save the checkpoint again")
-    except (ValueError, RecursionError):
-        _fail(path, _what_it_is(_LENGTH.pack(len(raw)) + raw[:512], len(raw), file_bytes))
+        content = parse_json(raw)
+    except BadJsonError as error:
+        if raw[:1] != b"{":
+            _fail(path, _what_it_is(_LENGTH.pack(len(raw)) + raw[:512], len(raw), stamp.file_bytes))
+        _fail(path, f"its header {error}; download it or save it again")
     if not isinstance(content, dict):
         _fail(path, "header is not a JSON object")
     metadata = content.pop(METADATA_KEY, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _fail(path, f"header: {METADATA_KEY} must map strings to strings")
     for text in (*content, *metadata, *metadata.values()):
-        if not _is_unicode(text):
-            _fail(path, f"header: {text!a} is not valid Unicode; save the checkpoint again")
+        if not is_unicode(text):
+            _fail(path, f"header: {quoted(text)} is not valid Unicode; save the checkpoint again")
     data_start = _LENGTH.size + len(raw)
     tensors = [_tensor(path, name, entry, data_start) for name, entry in content.items()]
     tensors.sort(key=lambda info: (info.begin, info.end))
@@ -194,46 +228,54 @@ def _parse(path: Path, raw: bytes, file_bytes: int) -> Header:
     for info in tensors:
         if info.begin != position:
             problem = "overlaps the one before" if info.begin < position else "leaves a hole"
-            _fail(path, f"tensor {info.name!r} {problem} (data offset {info.begin - data_start})")
+            _fail(
+                path,
+                f"tensor {quoted(info.name)} {problem} (data offset {info.begin - data_start})",
+            )
         position = info.end
-    if position != file_bytes:
+    if position != stamp.file_bytes:
         _fail(
             path,
-            f"is {'cut short' if file_bytes < position else 'too long'}: {position} bytes by "
-            f"its header, {file_bytes} on disk; download or copy it again",
+            f"is {'cut short' if stamp.file_bytes < position else 'too long'}: {position} bytes "
+            f"by its header, {stamp.file_bytes} on disk; download or copy it again",
         )
-    return Header({info.name: info for info in tensors}, metadata, file_bytes)
+    return Header({info.name: info for info in tensors}, metadata, stamp.file_bytes, stamp)
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    def fail(problem: str) -> NoReturn:
+        _fail(path, f"tensor {quoted(name)}: {problem}")
+
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        _fail(path, f"tensor {name!r}: needs exactly dtype, shape and data_offsets")
+        fail("needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
-        _fail(path, f"tensor {name!r}: unknown dtype {dtype!r}")
+        fail(f"unknown dtype {quoted(dtype)}")
     if not _is_counts(shape):
-        _fail(path, f"tensor {name!r}: shape {shape!r} is not a list of counts")
+        fail(f"shape {quoted(shape)} is not a list of counts")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _fail(path, f"tensor {name!r}: bad data_offsets {offsets!r}")
-    bits = BITS[dtype] * math.prod(shape)
+        fail(f"bad data_offsets {quoted(offsets)}")
+    bits = _bits(dtype, shape)
+    if bits is None:
+        fail(f"shape {quoted(shape)} is larger than can be counted")
     if bits % 8 or bits // 8 != offsets[1] - offsets[0]:
-        _fail(
-            path,
-            f"tensor {name!r}: {dtype} of shape {shape} does not fill data_offsets {offsets}",
-        )
+        fail(f"{dtype} of shape {quoted(shape)} does not fill data_offsets {quoted(offsets)}")
     return TensorInfo(name, dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
 
 
-def _is_unicode(text: str) -> bool:
-    """JSON can escape halves of characters, which no file can hold as UTF-8."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+def _bits(dtype: str, shape: list[int]) -> int | None:
+    """Bits of a tensor's data; None where its sizes, zeros left out, multiply to too many."""
+    bits = BITS[dtype]
+    for size in shape:
+        bits *= size or 1
+        # Stopping here bounds the time, too: a product of 100,000 sizes would take minutes.
+        if bits >= _MAX_COUNT:
+            return None
+    return 0 if 0 in shape else bits
 
 
 def _is_counts(value: Any) -> bool:
     return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**63 for item in value
+        isinstance(item, int) and not isinstance(item, bool) and 0 <= item < _MAX_COUNT
+        for item in value
     )

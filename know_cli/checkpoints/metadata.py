@@ -25,6 +25,11 @@ CHECKPOINTS = "know.checkpoints"
 BUNDLE = "know.bundle"
 TARGET = "know.target"
 NORM = "know.norm"
+FROZEN = "know.frozen"
+KINDS = "know.kinds"
+NONFINITE = "know.nonfinite"
+DEVICE = "know.device"
+INPUTS = "know.inputs"
 
 
 @dataclass(frozen=True)

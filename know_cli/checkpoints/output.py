@@ -9,23 +9,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, is_inside
 from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import TensorInfo, encode_header
+from know_cli.checkpoints.temporary import Temporary
 from know_cli.errors import OutputError
-from know_cli.files import temporary_name
 
 if TYPE_CHECKING:
     import torch
 
 # Weights in other formats and training state would contradict the predicted weights beside them.
 _LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+_WRITE_BYTES = 8 << 20
 
 
 def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, force: bool) -> None:
@@ -61,7 +62,7 @@ def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, for
             raise OutputError(f"{output}: is neither a file nor a folder; name another output")
         if output.is_dir() and output.resolve().parent == output.resolve():
             raise OutputError(f"{output}: is the root of all files; name another output")
-        if not force and not (is_folder and not any(output.iterdir())):
+        if not force and _is_taken(output):
             raise OutputError(f"{output}: exists already; --force replaces it")
     folder = output if output.is_dir() else parent
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -82,6 +83,60 @@ def _refuse_input(output: Path, checkpoint: Checkpoint, is_folder: bool) -> None
                 )
 
 
+def check_file_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
+    """Refuse a single file that must not or cannot be written, before any work is done.
+
+    Args:
+        output: the path as the user gave it.
+        inputs: files that must never be overwritten.
+        force: whether an existing output may be replaced.
+
+    Raises:
+        OutputError: the reason, and what to do.
+    """
+    check_output(output, [], is_folder=False, force=True)
+    try:
+        for path in inputs:
+            if output.exists() and path.exists() and output.samefile(path):
+                raise OutputError(
+                    f"{output}: is the input; an input is never overwritten, name another output"
+                )
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
+    if not force and (output.exists() or output.is_symlink()):
+        raise OutputError(f"{output}: exists already; --force replaces it")
+
+
+class Sink(Protocol):
+    """Where the tensors of an output go; :class:`CheckpointWriter` is one."""
+
+    @property
+    def left_out(self) -> list[Path]:
+        """Files beside the inputs' weights that are not part of the output."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the output's safetensors files."""
+
+    def write(self, name: str, offset: int, data: memoryview) -> None:
+        """Take bytes of one tensor, ``offset`` counted from the start of its data."""
+
+    def flush(self) -> None:
+        """Have everything where it cannot be lost."""
+
+    def commit(self) -> None:
+        """Show the output under its name."""
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
 class CheckpointWriter:
     """Streams a checkpoint that has the tensors of another, each at its final offset.
 
@@ -99,23 +154,27 @@ class CheckpointWriter:
             because they hold other weights or training state.
     """
 
-    def __init__(self, output: Path, like: Checkpoint, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, output: Path, like: Checkpoint, metadata: Mapping[str, str], *, force: bool = True
+    ) -> None:
         self.output = output
+        self._force = force
         self.left_out: list[Path] = []
         self._like = like
         self._metadata = dict(metadata)
         self._place: dict[str, tuple[int, TensorInfo]] = {}
         self._descriptors: list[int] = []
         self._flushed = False
-        name = temporary_name()
-        # A folder that exists may be a file system of its own, into which nothing can be renamed.
-        self._temporary = output / name if output.is_dir() else output.with_name(name)
+        self._temporary: Temporary | None = None
 
     def __enter__(self) -> CheckpointWriter:
         with _output_errors(self.output):
+            self._temporary = Temporary(self.output, is_folder=self._like.is_folder)
             try:
-                if self._like.is_folder:
-                    self._temporary.mkdir()
+                if not self._force and _is_taken(self.output):
+                    raise OutputError(
+                        f"{self.output}: another run has just written it; --force replaces it"
+                    )
                 for path, header in self._like.headers.items():
                     self._start_file(path, list(header.tensors.values()))
             except BaseException:
@@ -123,12 +182,20 @@ class CheckpointWriter:
                 raise
         return self
 
+    @property
+    def _place_of_files(self) -> Path:
+        assert self._temporary is not None, "use it in a with block"
+        return self._temporary.path
+
     def _start_file(self, path: Path, tensors: list[TensorInfo]) -> None:
         start, infos = encode_header(
             [(info.name, info.dtype, info.shape) for info in tensors], self._metadata
         )
-        target = self._temporary / path.name if self._like.is_folder else self._temporary
-        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if self._like.is_folder:
+            target, flags = self._place_of_files / path.name, os.O_CREAT | os.O_EXCL
+        else:
+            target, flags = self._place_of_files, 0
+        descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
         self._descriptors.append(descriptor)
         _write_at(descriptor, memoryview(start), 0)
         size = max((info.end for info in infos.values()), default=len(start))
@@ -169,7 +236,7 @@ class CheckpointWriter:
                 os.fsync(descriptor)
             self._close()
             if self._like.is_folder:
-                self.left_out = copy_other_files(self._like, self._temporary)
+                self.left_out = copy_other_files(self._like, self._place_of_files)
         self._flushed = True
 
     def commit(self) -> None:
@@ -183,10 +250,12 @@ class CheckpointWriter:
         if not self._flushed:
             self.flush()
         with _output_errors(self.output):
-            if self._like.is_folder:
-                _move_folder(self._temporary, self.output)
-            else:
-                self._temporary.replace(self.output)
+            assert self._temporary is not None, "use it in a with block"
+            if not self._like.is_folder:
+                self._temporary.path.replace(self.output)
+                self._temporary.moved()
+            elif _move_folder(self._temporary.path, self.output):
+                self._temporary.moved()
             _sync_folder(self.output.absolute().parent)
 
     def _close(self) -> None:
@@ -195,10 +264,8 @@ class CheckpointWriter:
 
     def _discard(self) -> None:
         self._close()
-        if self._temporary.is_dir():
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        else:
-            self._temporary.unlink(missing_ok=True)
+        if self._temporary is not None:
+            self._temporary.discard()
 
     def __exit__(
         self,
@@ -216,11 +283,13 @@ def _holds_weights(folder: Path) -> bool:
 def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
     """Copy what lies beside a folder's weights (config, tokenizer, shard index) into ``target``.
 
-    Links are followed. Hidden files and weights in other formats are left out, and so are whole
-    sub-folders that hold weights, such as those that a trainer saves with its state.
+    Links are followed within the folder. Hidden files and weights in other formats are left out,
+    and so are whole sub-folders that hold weights, such as those that a trainer saves with its
+    state, and links that lead out of the folder: what is published with a model must not be any
+    file of this disk that a stranger's link names.
 
     Returns:
-        The files left out because they hold other weights or training state.
+        The files left out because they hold other weights or training state, or lead elsewhere.
     """
     states = [path for path in source.path.iterdir() if path.is_dir() and _holds_weights(path)]
     left_out = sorted(path for path in states if not path.name.startswith("."))
@@ -234,6 +303,9 @@ def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
         if path.suffix in _LEFT_OUT or of_other_weights:
             if path not in source.headers:
                 left_out.append(path)
+            continue
+        if not is_inside(path, source.path):
+            left_out.append(path)
             continue
         copy = target / relative
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -267,30 +339,44 @@ def save_checkpoint(
     except KeyError as error:
         raise OutputError(f"{path}: safetensors has no dtype {error}") from error
     start, infos = encode_header(layout, metadata)
-    temporary = path.with_name(temporary_name())
     with _output_errors(path):
+        temporary = Temporary(path, is_folder=False)
         try:
-            with temporary.open("xb") as file:
+            with temporary.path.open("r+b") as file:
                 file.write(start)
+                buffer = torch.empty(_WRITE_BYTES, dtype=torch.uint8)
                 for name in infos:
-                    tensor = kept[name]
-                    # A copy of its own, since one element may come with any stride.
-                    flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
-                    flat.copy_(tensor.reshape(-1))
-                    file.write(flat.view(torch.uint8).numpy().data)
+                    flat = kept[name].reshape(-1)
+                    # Piece by piece into one buffer: a tensor that is mapped from a file, or on
+                    # another device, needs no second copy of itself, and any stride will do.
+                    rows = _WRITE_BYTES // flat.element_size()
+                    for row in range(0, len(flat), rows):
+                        piece = flat[row : row + rows]
+                        bytes_of = buffer[: len(piece) * flat.element_size()]
+                        bytes_of.view(flat.dtype).copy_(piece)
+                        file.write(bytes_of.numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.path.replace(path)
+            temporary.moved()
         finally:
-            temporary.unlink(missing_ok=True)
+            temporary.discard()
         _sync_folder(path.parent)
 
 
-def _move_folder(temporary: Path, output: Path) -> None:
+def _is_taken(output: Path) -> bool:
+    """Whether something other than an empty folder, or our temporary in it, has the name."""
+    if output.is_dir():
+        return any(not path.name.startswith(".know-") for path in output.iterdir())
+    return output.exists() or output.is_symlink()
+
+
+def _move_folder(temporary: Path, output: Path) -> bool:
+    """Give a folder its name, or its files their places; whether it was the folder itself."""
     _sync_folder(temporary)
     if not output.exists():
         temporary.rename(output)
-        return
+        return True
     old = _weights_of(output)
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
@@ -310,6 +396,7 @@ def _move_folder(temporary: Path, output: Path) -> None:
     for name in old - {path.name for path in weights}:
         (output / name).unlink(missing_ok=True)
     _sync_folder(output)
+    return False
 
 
 def _weights_of(folder: Path) -> set[str]:

@@ -13,7 +13,7 @@ from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkp
 from know_cli.checkpoints.dtypes import is_float
 from know_cli.checkpoints.metadata import Continuation, Session
 from know_cli.checkpoints.paths import check_count
-from know_cli.errors import CheckpointError, UsageError
+from know_cli.errors import CheckpointError, UsageError, quoted
 
 _MAX_DIFFERENCES = 10
 
@@ -45,6 +45,15 @@ class Trajectory:
     def entries(self, name: str) -> list[TensorEntry]:
         """One tensor in all S checkpoints, Θ0 first."""
         return [checkpoint.tensors[name] for checkpoint in self.checkpoints]
+
+    def check_unchanged(self) -> None:
+        """Refuse inputs that have changed since they were opened.
+
+        Raises:
+            CheckpointError: with the file.
+        """
+        for checkpoint in self.checkpoints:
+            checkpoint.check_unchanged()
 
     def close(self) -> None:
         """Close all files."""
@@ -135,8 +144,8 @@ def _put_in_order(
     if len({session.trajectory for session, _ in recorded}) > 1:
         (first, one), (second, other) = _two_different(recorded)
         raise CheckpointError(
-            f"{other.path}: is of another trajectory ({second.trajectory}) than {one.path} "
-            f"({first.trajectory}); give checkpoints of one trajectory"
+            f"{other.path}: is of another trajectory ({quoted(second.trajectory)}) than {one.path} "
+            f"({quoted(first.trajectory)}); give checkpoints of one trajectory"
         )
     indices = [session.index for session, _ in recorded]
     in_order = sorted(indices)
@@ -184,18 +193,18 @@ def check_same_model(checkpoints: Sequence[Checkpoint]) -> None:
     first, differences = checkpoints[0], []
     for other in checkpoints[1:]:
         for name in first.tensors.keys() - other.tensors.keys():
-            differences.append((name, f"{name!r} is missing in {other.path}"))
+            differences.append((name, f"{quoted(name)} is missing in {other.path}"))
         for name in other.tensors.keys() - first.tensors.keys():
-            differences.append((name, f"{name!r} is only in {other.path}"))
+            differences.append((name, f"{quoted(name)} is only in {other.path}"))
         for name in first.tensors.keys() & other.tensors.keys():
             one, two = first.tensors[name], other.tensors[name]
             if one.shape != two.shape:
                 differences.append(
-                    (name, f"{name!r} is {_shape(one)} but {_shape(two)} in {other.path}")
+                    (name, f"{quoted(name)} is {_shape(one)} but {_shape(two)} in {other.path}")
                 )
             elif one.dtype != two.dtype and not (is_float(one.dtype) and is_float(two.dtype)):
                 differences.append(
-                    (name, f"{name!r} is {one.dtype} but {two.dtype} in {other.path}")
+                    (name, f"{quoted(name)} is {one.dtype} but {two.dtype} in {other.path}")
                 )
     if differences:
         differences.sort()

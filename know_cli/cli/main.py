@@ -20,6 +20,8 @@ from know_cli.cli.bench import EPILOG as BENCH_EPILOG
 from know_cli.cli.bench import bench
 from know_cli.cli.collect import EPILOG as COLLECT_EPILOG
 from know_cli.cli.collect import collect
+from know_cli.cli.convert import EPILOG as CONVERT_EPILOG
+from know_cli.cli.convert import convert
 from know_cli.cli.convert_weights import convert_weights
 from know_cli.cli.demo import demo
 from know_cli.cli.eval import EPILOG as EVAL_EPILOG
@@ -27,21 +29,26 @@ from know_cli.cli.eval import evaluate
 from know_cli.cli.forget import EPILOG as FORGET_EPILOG
 from know_cli.cli.forget import forget
 from know_cli.cli.inspect import inspect
+from know_cli.cli.output import printable
 from know_cli.cli.plot import COMMANDS as PLOT_COMMANDS
 from know_cli.cli.predict import EPILOG, predict
 from know_cli.cli.train import EPILOG as TRAIN_EPILOG
 from know_cli.cli.train import train
+from know_cli.cli.verify import EPILOG as VERIFY_EPILOG
+from know_cli.cli.verify import verify
 from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_OUTPUT, KnowError
 
 # What a shell reports for a program that SIGPIPE ended.
 _EXIT_BROKEN_PIPE = 141
 _DEBUG = "KNOW_DEBUG"
+_MAX_MESSAGE = 4000
 
 # A new command is a new file in this folder and one line here: name, function, what it does in
 # a few words, examples.
 _Commands = tuple[tuple[str, Callable[..., None], str, str | None], ...]
 _COMMANDS: _Commands = (
     ("predict", predict, "Predict the weights of more data from checkpoints.", EPILOG),
+    ("verify", verify, "Check a prediction against its inputs.", VERIFY_EPILOG),
     ("inspect", inspect, "Show a trajectory before predicting.", None),
     ("demo", demo, "See all of it on real images.", None),
     ("forget", forget, "Record structured forgetting.", FORGET_EPILOG),
@@ -49,6 +56,7 @@ _COMMANDS: _Commands = (
     ("train", train, "Train a KNOWN of your own, or measure one.", TRAIN_EPILOG),
     ("eval", evaluate, "Measure what predictions are worth downstream.", EVAL_EPILOG),
     ("bench", bench, "Measure how fast the engine is on this machine.", BENCH_EPILOG),
+    ("convert", convert, "Turn a PyTorch pickle into safetensors.", CONVERT_EPILOG),
     ("convert-weights", convert_weights, "Convert a KNOWN that Keras saved.", None),
 )
 # Commands that have commands: name, what they do in a few words, their commands.
@@ -185,7 +193,7 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
         text = f"{type(error).__name__}: {error}"
         return _fail(name, f"bug: {text}; please report it with the output of {_DEBUG}=1", EXIT_BUG)
     if code == EXIT_INTERRUPTED:  # Typer turns most interruptions into this number itself
-        return _fail(name, "interrupted; what was being written is not kept", EXIT_INTERRUPTED)
+        return _fail(name, "interrupted; the output is left as it was", EXIT_INTERRUPTED)
     return code if isinstance(code, int) else EXIT_DONE
 
 
@@ -201,6 +209,9 @@ def _silence_stdout() -> None:
 
 
 def _fail(name: str, message: str, code: int) -> int:
+    line = printable(" ".join(message.splitlines()))
+    if len(line) > _MAX_MESSAGE:  # a name can be as long as its author likes
+        line = f"{line[: _MAX_MESSAGE // 2]} … {line[-_MAX_MESSAGE // 2 :]}"
     with suppress(OSError):
-        print(f"{name}: error: {' '.join(message.splitlines())}", file=sys.stderr)
+        print(f"{name}: error: {line}", file=sys.stderr)
     return code

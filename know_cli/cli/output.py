@@ -12,6 +12,25 @@ if TYPE_CHECKING:
 
 #: Columns for files and pipes: so many that no table is cut.
 _NO_TERMINAL = 10_000
+# Names and metadata come from strangers' files: controls (C0 but tab and line feed, delete, C1)
+# and the signs that turn the direction of text around could forge what a terminal shows.
+_CONTROLS = (
+    *range(9),
+    *range(11, 32),
+    *range(127, 160),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+)
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
+
+
+def printable(text: str) -> str:
+    r"""A text with every character escaped that a terminal would act on.
+
+    >>> print(printable("w\x1b[2J"))
+    w\x1b[2J
+    """
+    return text.translate(_ESCAPES)
 
 
 @dataclass(frozen=True)
@@ -29,7 +48,7 @@ class Output:
         if not self.quiet:
             # Work does not stop because nobody listens.
             with suppress(OSError):
-                print(text, file=sys.stderr)
+                print(printable(text), file=sys.stderr)
 
     def warning(self, text: str) -> None:
         """A line about what may be wrong, on stderr."""
@@ -40,8 +59,11 @@ class Output:
         if not self.quiet:
             console = self.console()
             for renderable in renderables:
-                # Plain lines are never broken: paths in them are there to be copied.
-                console.print(renderable, soft_wrap=isinstance(renderable, str))
+                if isinstance(renderable, str):
+                    # Plain lines are never broken: paths in them are there to be copied.
+                    console.print(printable(renderable), soft_wrap=True)
+                else:
+                    console.print(renderable)
 
     def console(self, *, stderr: bool = False) -> Console:
         """A rich console as wide as the terminal; where there is none, as wide as the text is."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from know_cli.cli.options import parse_rate, parse_size, usable_cores
+from know_cli.cli.options import DEVICE, parse_rate, parse_size, usable_cores
 from know_cli.cli.output import Output
 from know_cli.methods.registry import (
     DEFAULT_METHOD,
@@ -58,9 +57,6 @@ class FrozenChoice(str, Enum):
 
     COPY = "copy"
     PREDICT = "predict"
-
-
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def predict(
@@ -214,6 +210,14 @@ def predict(
         bool,
         typer.Option("--dry-run", help="Print the plan and write nothing.", rich_help_panel=_TALK),
     ] = False,
+    checksum: Annotated[
+        bool,
+        typer.Option(
+            "--checksum",
+            help="Also write OUT.sha256, which 'sha256sum -c' and 'know verify' check.",
+            rich_help_panel=_TALK,
+        ),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -255,7 +259,7 @@ def predict(
     except ValueError as error:
         raise UsageError(str(error)) from error
     check_count(paths)
-    if _DEVICE.fullmatch(device) is None:
+    if DEVICE.fullmatch(device) is None:
         raise UsageError(f"--device {device}: is none of auto, cpu, cuda, cuda:0 …")
     chosen = find_method(method)
     options = parse_options(chosen, option or ())
@@ -289,6 +293,7 @@ def predict(
         method=method,
         options=options,
         resume=resume,
+        checksum=checksum,
     )
     with open_prediction(request) as prediction:
         if report is not None:

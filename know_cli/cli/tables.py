@@ -131,6 +131,7 @@ def report_tables(prediction: Prediction, report: Report) -> list[RenderableType
     )
     sizes = report.bytes_written // max(len(report.outputs), 1)
     lines += [f"wrote {path} ({bytes_text(sizes)})" for path, _ in report.outputs]
+    lines += [f"wrote {path}" for path in report.digests]
     return lines
 
 

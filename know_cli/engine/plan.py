@@ -139,6 +139,11 @@ class Plan:
         """The tensors that something happens to."""
         return [tensor for tensor in self.tensors if tensor.action is action]
 
+    @property
+    def predicted(self) -> int:
+        """Parameters that are predicted."""
+        return sum(tensor.elements for tensor in self.with_action(Action.PREDICT))
+
     def batches(self) -> Iterator[Batch]:
         """The batches of parameters that are predicted row by row, kind after kind."""
         for kind in PREDICTED_KINDS:

@@ -53,6 +53,7 @@ class Report:
 
     Attributes:
         outputs: each checkpoint written, with its step.
+        digests: files written with the outputs' digests.
         kinds: sums a kind.
         reasons: for what was not predicted, reason → number of tensors.
         replaced: predictions that were not finite, or not in the output's dtype, and were
@@ -63,6 +64,7 @@ class Report:
     """
 
     outputs: list[tuple[Path, int]] = field(default_factory=list)
+    digests: list[Path] = field(default_factory=list)
     kinds: dict[Kind, KindReport] = field(
         default_factory=lambda: {kind: KindReport() for kind in Kind}
     )
@@ -84,6 +86,7 @@ class Report:
         """Plain types for a JSON file."""
         return {
             "outputs": [{"path": str(path), "step": step} for path, step in self.outputs],
+            "digests": [str(path) for path in self.digests],
             "bytes_written": self.bytes_written,
             "kinds": {
                 kind.value: {

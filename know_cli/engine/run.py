@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from know_cli.checkpoints import Checkpoint, CheckpointWriter, TensorEntry, Trajectory
+from know_cli.checkpoints import Checkpoint, CheckpointWriter, Sink, TensorEntry, Trajectory
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.engine.journal import Finished, Journal
 from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Plan, PlannedTensor, Segment, Settings
@@ -35,11 +35,15 @@ _GROUPS_PER_THREAD = 4
 
 @dataclass(frozen=True)
 class OutputStep:
-    """A checkpoint to write: after which step, where, and with which metadata."""
+    """A checkpoint to write: after which step, where, and with which metadata.
+
+    ``force`` allows what has come to be at ``path`` to be replaced.
+    """
 
     step: int
     path: Path
     metadata: Mapping[str, str]
+    force: bool = True
 
 
 @dataclass
@@ -85,6 +89,7 @@ def execute(
     outputs: Sequence[OutputStep],
     progress: Progress,
     journal: Journal | None = None,
+    open_sink: Callable[[OutputStep], Sink] | None = None,
 ) -> Report:
     """Predict, and write every output whole or not at all.
 
@@ -99,6 +104,7 @@ def execute(
         outputs: in ascending order of step; the last is the one that the report is about.
         progress: is told of phases and parameters.
         journal: of batches that an earlier run has finished, and for those of this one.
+        open_sink: where each output goes; None is into a new checkpoint.
 
     Returns:
         The numbers of the run.
@@ -110,18 +116,25 @@ def execute(
     began = time.perf_counter()
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(CheckpointWriter(output.path, trajectory.first, output.metadata))
+            stack.enter_context(
+                open_sink(output)
+                if open_sink
+                else CheckpointWriter(
+                    output.path, trajectory.first, output.metadata, force=output.force
+                )
+            )
             for output in outputs
         ]
         run = _Run(trajectory, plan, settings, predictors, outputs, writers, progress, journal)
-        predicted = sum(tensor.elements for tensor in plan.with_action(Action.PREDICT))
-        progress.phase("predicting", predicted)
+        progress.phase("predicting", plan.predicted)
         run.predict(stack)
         progress.phase("copying")
         run.copy()
         run.reset()
         run.rescale()
-        progress.phase("flushing to disk")
+        trajectory.check_unchanged()
+        if open_sink is None:
+            progress.phase("flushing to disk")
         with run.timed("writing"):
             # All are on disk before the first is seen, so that hardly anything can come between.
             for writer in writers:
@@ -151,7 +164,7 @@ class _Run:
         settings: Settings,
         predictors: Predictors,
         outputs: Sequence[OutputStep],
-        writers: Sequence[CheckpointWriter],
+        writers: Sequence[Sink],
         progress: Progress,
         journal: Journal | None,
     ) -> None:
@@ -457,7 +470,7 @@ class _Run:
         for tensor in self.plan.with_action(Action.COPY):
             self._copy(tensor, [writer for _, writer in self.outputs])
 
-    def _copy(self, tensor: PlannedTensor, writers: Iterable[CheckpointWriter]) -> None:
+    def _copy(self, tensor: PlannedTensor, writers: Iterable[Sink]) -> None:
         entry = self.trajectory.first.tensors[tensor.name]
         nonfinite = 0
         buffer = torch.empty(min(tensor.nbytes, _COPY_BYTES), dtype=torch.uint8)
@@ -505,9 +518,7 @@ class _Run:
                 last = writer is self.outputs[-1][1]
                 self._rescale(layer, step, writer, last=last)
 
-    def _rescale(
-        self, layer: NormLayer, step: int, writer: CheckpointWriter, *, last: bool
-    ) -> None:
+    def _rescale(self, layer: NormLayer, step: int, writer: Sink, *, last: bool) -> None:
         names = layer.running_mean, layer.running_var
         assert layer.source_weight is not None
         before = {name: self._values(name) for name in names if name is not None}

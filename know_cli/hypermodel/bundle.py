@@ -18,6 +18,8 @@ from torch import Tensor
 
 from know_cli.bundles import MANIFEST
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
+from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, parse_json
+from know_cli.checkpoints.paths import MAX_CHECKPOINTS, MIN_CHECKPOINTS
 from know_cli.errors import CheckpointError
 from know_cli.files import make_folder, write_text
 from know_cli.hypermodel.keras import read_keras_folder
@@ -102,21 +104,24 @@ def load_bundle(path: Path) -> Bundle:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: is too long for a bundle's manifest")
+        manifest = parse_json(path.read_bytes())
         fine = (
             manifest["format"] == FORMAT
             and isinstance(manifest["checkpoints"], int)
-            and manifest["checkpoints"] >= 2
+            and MIN_CHECKPOINTS <= manifest["checkpoints"] <= MAX_CHECKPOINTS
             and manifest["preparation"] in [item.value for item in Preparation]
             and isinstance(manifest["target"], str)
             and isinstance(manifest["digest"], str)
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, BadJsonError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is not a bundle's manifest ({error!r})") from error
     if not fine:
         raise CheckpointError(
-            f"{path}: is not a manifest of format {FORMAT}; it needs format, checkpoints, "
-            "preparation (raw or spread), target and digest"
+            f"{path}: is not a manifest of format {FORMAT}; it needs format, checkpoints "
+            f"({MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}), preparation (raw or spread), target and "
+            "digest"
         )
     return dict(manifest)
 

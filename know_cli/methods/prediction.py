@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -22,8 +22,14 @@ import torch
 
 from know_cli import __version__
 from know_cli.bundles import find_bundle
-from know_cli.checkpoints import Trajectory, open_trajectory
+from know_cli.checkpoints import Sink, Trajectory, open_trajectory
 from know_cli.checkpoints import metadata as keys
+from know_cli.checkpoints.digest import (
+    check_digest_output,
+    digest_path,
+    remove_digest,
+    write_digest,
+)
 from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output import check_output
 from know_cli.checkpoints.paths import factor_name, step_path
@@ -71,6 +77,9 @@ class Request:
         options: values for some of the method's options; the others have their defaults.
         resume: keep a journal beside the output until it is complete, and go on from the one
             that is there, if it is of the same inputs and wishes.
+        checksum: also write each output's digest; see :mod:`know_cli.checkpoints.digest`.
+        rewrite: whether the output is to be written; if not, it is one that exists and is only
+            compared with.
     """
 
     checkpoints: Sequence[Path]
@@ -84,6 +93,8 @@ class Request:
     method: str = DEFAULT_METHOD
     options: Mapping[str, Value] = field(default_factory=dict)
     resume: bool = False
+    checksum: bool = False
+    rewrite: bool = True
 
 
 @dataclass
@@ -128,7 +139,13 @@ class Prediction:
         """Every file and folder that is read or written."""
         inputs = self.trajectory.checkpoints
         files = [file for checkpoint in inputs for file in (checkpoint.path, *checkpoint.headers)]
-        return [*files, *(output.path for output in self.outputs)]
+        digests = [digest_path(output.path) for output in self.outputs]
+        return [*files, *(output.path for output in self.outputs), *digests]
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block; each is computed alike wherever batches are cut."""
+        return self._predictors.rows.block_rows
 
     def execute(self, progress: Progress | None = None) -> Report:
         """Predict and write; see :func:`know_cli.engine.run.execute`."""
@@ -137,22 +154,39 @@ class Prediction:
             journal = None
             if self.request.resume:
                 journal = stack.enter_context(Journal(self.request.output, self._identity()))
-            report = execute(
-                self.trajectory,
-                self.plan,
-                self.request.settings,
-                self._predictors,
-                self.outputs,
-                progress,
-                journal,
-            )
+            report = self.run(self.plan, progress, journal=journal)
         if journal and journal.begun_anew:
             report.notices.append(
                 "--resume: the journal that was there was of other inputs or wishes; all was "
                 "computed anew"
             )
+        for output in self.outputs:
+            if self.request.checksum:
+                progress.phase(f"computing the digest of {output.path}")
+                report.digests.append(write_digest(output.path))
+            else:
+                remove_digest(output.path)
         report.notices = [*self.notices, *report.notices]
         return report
+
+    def run(
+        self,
+        plan: Plan,
+        progress: Progress,
+        open_sink: Callable[[OutputStep], Sink] | None = None,
+        journal: Journal | None = None,
+    ) -> Report:
+        """Run a plan, this prediction's own or a part of it, into some other place, too."""
+        return execute(
+            self.trajectory,
+            plan,
+            self.request.settings,
+            self._predictors,
+            self.outputs,
+            progress,
+            journal,
+            open_sink,
+        )
 
     def _identity(self) -> str:
         """Everything that the bytes of a batch depend on, as text."""
@@ -239,21 +273,11 @@ def open_prediction(request: Request) -> Prediction:
         predictors: Predictors = import_module(method.module).predictors(
             Inputs(trajectory, request.settings.steps, rate, device, options, bundle)
         )
-        provenance = _provenance(method, options, bundle)
+        provenance = _provenance(method, options, bundle, request, trajectory, device)
         outputs = _outputs(request, trajectory, rate, provenance)
-        for output in outputs:
-            if (
-                bundle
-                and bundle.source
-                and output.path.resolve().is_relative_to(bundle.source.resolve())
-            ):
-                raise OutputError(f"{output.path}: is in the bundle in use; name another output")
-            check_output(
-                output.path,
-                trajectory.checkpoints,
-                is_folder=trajectory.first.is_folder,
-                force=request.force,
-            )
+        if request.rewrite:
+            for output in outputs:
+                _check_output(output.path, request, trajectory, bundle)
         classes = classify_trajectory(trajectory, request.settings.overrides)
         found = scan(trajectory, [name for name, of in classes.items() if of.kind is not Kind.COPY])
         unordered = Session.from_metadata(trajectory.first.metadata) is None
@@ -279,6 +303,20 @@ def open_prediction(request: Request) -> Prediction:
     return Prediction(
         request, trajectory, method, options, bundle, rate, plan, outputs, notices, predictors
     )
+
+
+def _check_output(
+    output: Path, request: Request, trajectory: Trajectory, bundle: Bundle | None
+) -> None:
+    if bundle and bundle.source and output.resolve().is_relative_to(bundle.source.resolve()):
+        raise OutputError(f"{output}: is in the bundle in use; name another output")
+    check_output(
+        output,
+        trajectory.checkpoints,
+        is_folder=trajectory.first.is_folder,
+        force=request.force,
+    )
+    check_digest_output(output, trajectory.checkpoints, force=request.force)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -315,12 +353,33 @@ def _rate(request: Request, trajectory: Trajectory, notices: list[str]) -> float
 
 
 def _provenance(
-    method: Method, options: Mapping[str, Value], bundle: Bundle | None
+    method: Method,
+    options: Mapping[str, Value],
+    bundle: Bundle | None,
+    request: Request,
+    trajectory: Trajectory,
+    device: torch.device,
 ) -> dict[str, str]:
-    """The metadata that tell the method."""
-    provenance = {keys.METHOD: method.name}
+    """The metadata that tell the method and its wishes, and which inputs it was given.
+
+    No times or paths, so that bytes repeat; enough for 'know verify' to compute it again.
+    """
+    settings = request.settings
+    provenance = {
+        keys.METHOD: method.name,
+        keys.NORM: settings.norm.value,
+        keys.FROZEN: settings.frozen.value,
+        keys.DEVICE: device.type,
+        keys.CHECKPOINTS: str(len(trajectory)),
+        keys.INPUTS: " ".join(c.fingerprint() for c in trajectory.checkpoints),
+    }
     if options:
         provenance[keys.OPTIONS] = json.dumps(options, sort_keys=True)
+    if settings.overrides:
+        texts = [f"{override.pattern}={override.kind.value}" for override in settings.overrides]
+        provenance[keys.KINDS] = json.dumps(texts)
+    if settings.allow_nonfinite:
+        provenance[keys.NONFINITE] = "copy"
     if bundle is not None:
         provenance |= {keys.BUNDLE: bundle.digest, keys.TARGET: bundle.target}
     return provenance
@@ -339,22 +398,21 @@ def _outputs(
             f"--every-step: at a rate of {rate:g} the steps have the same names; leave it out"
         )
     return [
-        OutputStep(step, path, _metadata(request, trajectory, rate, provenance, step))
+        OutputStep(step, path, _metadata(trajectory, rate, provenance, step), request.force)
         for step, path in sorted(paths.items())
     ]
 
 
 def _metadata(
-    request: Request,
     trajectory: Trajectory,
     rate: float,
     provenance: Mapping[str, str],
     step: int,
 ) -> dict[str, str]:
-    """Θ0's metadata and what made this output; no times or paths, so that bytes repeat."""
+    """Θ0's metadata and what made this output."""
     metadata = dict(trajectory.first.metadata)
     # Θ0 may be a prediction itself, with another method, and so with more to tell.
-    for key in (keys.METHOD, keys.OPTIONS, keys.BUNDLE, keys.TARGET):
+    for key in (keys.OPTIONS, keys.KINDS, keys.NONFINITE, keys.BUNDLE, keys.TARGET):
         metadata.pop(key, None)
     session = Session.from_metadata(metadata)
     if session is not None:
@@ -371,6 +429,4 @@ def _metadata(
         keys.VERSION: __version__,
         keys.STEPS: str(step),
         keys.RATE: repr(rate),
-        keys.CHECKPOINTS: str(len(trajectory)),
-        keys.NORM: request.settings.norm.value,
     }

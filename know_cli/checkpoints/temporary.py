@@ -1,0 +1,148 @@
+"""Where an output is until it is complete: beside its place, locked, one a name.
+
+The name is made from the output's, so that a run that was killed leaves at most one, and the
+next run to the same output finds and empties it. The lock (``flock``) is the operating system's
+and ends with its process: what is not locked is stale, whoever left it. Where a file system has
+no locks, each run has a temporary of its own, and the last one to finish wins whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from know_cli.errors import OutputError
+from know_cli.files import temporary_name
+
+_ATTEMPTS = 100
+# What systems answer where there is nothing to lock with (NFS answers EBADF for folders).
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class Temporary:
+    """A file or folder that this process alone writes.
+
+    Attributes:
+        path: where it is; empty at first.
+    """
+
+    def __init__(self, output: Path, *, is_folder: bool) -> None:
+        """Make and lock it.
+
+        Args:
+            output: what it is going to be.
+            is_folder: what to make.
+
+        Raises:
+            OutputError: another run is writing the same output, or something that is not ours
+                is in the place.
+            OSError: it cannot be made.
+        """
+        self._output = output
+        self._is_folder = is_folder
+        # A folder that exists may be a file system of its own, into which nothing can be renamed.
+        self._folder = output if output.is_dir() else output.absolute().parent
+        name = output.resolve().name if output.is_dir() else output.name
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+        self.path = self._folder / f".know-{digest}.tmp"
+        self._lock: int | None = None
+        self._moved = False
+        self._acquire()
+
+    def _acquire(self) -> None:
+        for _ in range(_ATTEMPTS):
+            try:
+                descriptor = self._open()
+            except (FileNotFoundError, FileExistsError):
+                continue  # another run made or removed it in this moment
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._is_still(descriptor):
+                    self._empty(descriptor)
+                    self._lock, descriptor = descriptor, -1
+                    return
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                self._go_without_lock()
+                return
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+        raise OutputError(
+            f"{self._output}: another run is writing it; wait until it is done, or name another "
+            "output"
+        )
+
+    def _open(self) -> int:
+        """The file or folder, made if it is missing; links are not followed."""
+        kind = os.O_DIRECTORY if self._is_folder else os.O_RDWR
+        try:
+            if self._is_folder:
+                self.path.mkdir()
+            else:
+                return os.open(self.path, kind | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            # In a folder that all may write to, a stranger could have put it there.
+            found = self.path.lstat()
+            ours = stat.S_ISDIR(found.st_mode) if self._is_folder else stat.S_ISREG(found.st_mode)
+            if (
+                not ours
+                or found.st_uid != os.geteuid()
+                or (found.st_nlink > 1 and kind & os.O_RDWR)
+            ):
+                raise OutputError(
+                    f"{self.path}: is not a temporary of this program and user, but is where one "
+                    "must go; remove it, or name another output"
+                ) from None
+        return os.open(self.path, kind | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def _is_still(self, descriptor: int) -> bool:
+        """Whether what was locked still has the name: its writer may just have renamed it."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            return False
+        locked = os.fstat(descriptor)
+        return (found.st_dev, found.st_ino) == (locked.st_dev, locked.st_ino)
+
+    def _empty(self, descriptor: int) -> None:
+        """Take away what a run that was killed left."""
+        if not self._is_folder:
+            os.ftruncate(descriptor, 0)
+            return
+        for path in self.path.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def _go_without_lock(self) -> None:
+        self.path = self._folder / temporary_name()
+        if self._is_folder:
+            self.path.mkdir()
+        else:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+
+    def moved(self) -> None:
+        """Note that it has the output's name now; its old name may be another run's."""
+        self._moved = True
+
+    def discard(self) -> None:
+        """Remove it, unless it was moved, and let go of the lock."""
+        if not self._moved:
+            if self._is_folder:
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:
+                self.path.unlink(missing_ok=True)
+            self._moved = True
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

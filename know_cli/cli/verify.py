@@ -1,0 +1,161 @@
+"""``know verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from know_cli.cli.options import DEVICE, parse_size, usable_cores
+from know_cli.cli.output import Output
+
+if TYPE_CHECKING:
+    from know_cli.methods.verification import Verification
+
+EPILOG = "\n\n".join(
+    (
+        "Examples:",
+        "know verify start.safetensors run/ckpt0..ckpt4",
+        "know verify start.safetensors run/ckpt0..ckpt4 --full",
+        "Exit codes: 0 it is what it says, 3 it is not, or cannot be verified.",
+    )
+)
+
+
+def verify(
+    output: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", show_default=False, help="A checkpoint that 'know predict' wrote."
+        ),
+    ],
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CKPT...",
+            show_default=False,
+            help="The checkpoints that it was made from, in the same order.",
+        ),
+    ],
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="Compute everything again, not a sample."),
+    ] = False,
+    spans: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Blocks of parameters in the sample."),
+    ] = 256,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            show_default="another one each time",
+            help="Which sample; it is printed, to be repeated.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            show_default="the shipped one of that digest",
+            help="KNOWN bundle that it was made with.",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|cpu|cuda[:i]",
+            show_default="where it was made",
+            help="Where to compute; another device may round otherwise.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=1024,
+            show_default="one a usable core",
+            help="Worker threads on the CPU.",
+        ),
+    ] = None,
+    max_memory: Annotated[
+        int,
+        typer.Option(
+            metavar="SIZE",
+            parser=parse_size,
+            show_default="1GiB",
+            help="Bound of the working memory, such as 512M or 4GiB.",
+        ),
+    ] = 1 << 30,
+    json: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", show_default=False, help="Write what is found as JSON."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="Plain lines, no progress bar.")
+    ] = False,
+) -> None:
+    """Compute a predicted checkpoint again from its inputs, and compare the bytes.
+
+    What was done is read from the checkpoint's own metadata. A random sample of blocks, and of
+    the tensors that are copied, is checked in seconds; --full checks all. If there is an
+    OUT.sha256 ('know predict --checksum'), the whole checkpoint is compared with it, too.
+    """
+    talk = Output(quiet)
+    from know_cli.checkpoints.paths import check_count, expand_arguments
+    from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.errors import UsageError
+
+    paths = expand_arguments(checkpoints)
+    (found,) = expand_arguments([str(output)])
+    check_count(paths)
+    if device is not None and DEVICE.fullmatch(device) is None:
+        raise UsageError(f"--device {device}: is none of auto, cpu, cuda, cuda:0 …")
+    if full and seed is not None:
+        raise UsageError("--seed: all is computed with --full; leave one of the two out")
+    if json is not None:
+        check_report_path(json, [*paths, found], "--json")
+
+    from know_cli.cli.progress import progress_for
+    from know_cli.methods.verification import verify as verify_output
+
+    with progress_for(talk, bar=not no_progress) as progress:
+        result = verify_output(
+            found,
+            paths,
+            spans=None if full else spans,
+            seed=seed,
+            weights=weights,
+            device=device,
+            threads=threads or usable_cores(),
+            max_memory=max_memory,
+            progress=progress,
+        )
+    for notice in result.notices:
+        talk.notice(notice)
+    if json is not None:
+        write_report(json, result.to_json())
+    result.check(found)
+    talk.show(*_lines(found, result))
+
+
+def _lines(output: Path, result: Verification) -> list[str]:
+    from know_cli.cli.tables import bytes_text
+
+    what = "everything" if result.seed is None else f"a sample (--seed {result.seed})"
+    lines = [
+        f"{output}: {what} computed again is the same: {bytes_text(result.bytes_compared)} of "
+        f"{bytes_text(result.bytes_total)}, in {result.tensors} of {result.tensors_total} tensors"
+    ]
+    if result.rescaled:
+        lines.append(
+            f"not in a sample: {result.rescaled} running statistics, which depend on whole layers"
+        )
+    lines.append(
+        f"digest as in {result.digest}" if result.digest else "no digest (OUT.sha256) to compare"
+    )
+    return lines
