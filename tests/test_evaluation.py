@@ -601,9 +601,22 @@ IN_CARD = (
 )  # fmt: skip
 
 
-def test_the_committed_tables_are_those_of_the_committed_results() -> None:
+@pytest.mark.parametrize(
+    "path", sorted(COMMITTED.parent.glob("*.json")), ids=lambda path: path.stem
+)
+def test_the_committed_tables_are_those_of_the_committed_results(path: Path) -> None:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert results.to_markdown(found) == path.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_the_committed_results_have_ten_seeds_and_every_method() -> None:
     found = json.loads(COMMITTED.read_text(encoding="utf-8"))
-    assert results.to_markdown(found) == COMMITTED.with_suffix(".md").read_text(encoding="utf-8")
+    small = {name for name, task in TASKS.items() if not task.large}
+    assert set(found["tasks"]) == small
+    labels = {variant.label for variant in methods.VARIANTS} | set(ANCHORS)
+    for task in found["tasks"].values():
+        assert task["seeds"] == list(range(10))
+        assert labels <= {start["method"] for start in task["starts"]}
 
 
 def test_the_model_card_has_the_committed_differences() -> None:

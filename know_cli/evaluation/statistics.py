@@ -115,7 +115,9 @@ def recovered_gain(
     whole = np.asarray(oracle, np.float64) - np.asarray(base, np.float64)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
     drawn = generator.integers(len(gain), size=(_RESAMPLES, len(gain)))
-    ratios = gain[drawn].mean(1) / whole[drawn].mean(1)
+    # With few seeds a draw may have no gain of the oracle at all.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = gain[drawn].mean(1) / whole[drawn].mean(1)
     tail = 100 * (1 - _LEVEL) / 2
     low, high = np.percentile(ratios, [tail, 100 - tail])
     return Estimate(round(float(gain.mean() / whole.mean()), 12), float(low), float(high))
