@@ -633,3 +633,25 @@ def test_the_model_card_has_the_committed_differences() -> None:
             *(f"{scale * one.value:+.2f} ± {scale * one.half_width:.2f}" for one in differences),
             whole.status.value,
         ], name
+
+
+def test_the_readme_has_the_committed_recovered_gains() -> None:
+    found = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    whole = [results.comparisons(task)[results.ALL] for task in found["tasks"].values()]
+    readme = (weights_folder().parent / "README.md").read_text(encoding="utf-8")
+    text = " ".join(readme.split())
+    for start, words in {
+        "continuation ×2": "recovers {} at ×2",
+        "continuation ×4": "{} at ×4",
+        "continuation ×8": "and {} at ×8",
+        "naive": "Θ0 as it is stands at {}",
+        "longer": "Θ0 trained longer at {}",
+        "retrodiction ×2": "`--weights retrodiction` ×2 at {}",
+        "authors ×2": "release ×2 at {}",
+        "authors ×8": "and ×8 at {}",
+        "shrink-0.9 ×8": "lambda=0.9` ×8, at {}",
+        "hindsight": "recovers only {}",
+    }.items():
+        mean = stats.mean_estimate([one.gains[start].value for one in whole if one.gains])
+        value = f"{mean.value:+.2f} ± {mean.half_width:.2f}".replace("-", "−")
+        assert words.format(value) in text, start
