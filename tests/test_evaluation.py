@@ -81,7 +81,10 @@ CONTINUATION = Wanted(methods.find_variants(["continuation"]), steps=2)
 
 
 @pytest.mark.usefixtures("_little_data")
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * task.large) for name, task in TASKS.items()],
+)
 def test_every_task_runs_end_to_end(name: str, tmp_path: Path) -> None:
     trial = Trial(tiny(name), 3, tmp_path, None)
     problem = trial.problem
