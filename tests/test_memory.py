@@ -54,7 +54,8 @@ def within_bounds(folder: Path, rows: int, memory: int) -> None:
     for k, path in enumerate(paths):
         write_sparse(path, rows, 0.1 + 0.01 * k)
     try:
-        torch_alone = peak("-c", "import torch")
+        # Torch, and the program's own modules, which take some 10 MiB more.
+        alone = peak("-c", "import know_cli.cli.main, know_cli.methods.prediction")
         used = peak(
             "-m", "know_cli", "predict", *paths, "-o", folder / "out.safetensors",
             "--max-memory", memory, "--threads", 2, "--quiet",
@@ -66,11 +67,11 @@ def within_bounds(folder: Path, rows: int, memory: int) -> None:
     finally:
         for path in folder.iterdir():
             path.unlink()
-    assert used < (torch_alone + memory) * 1.1, (torch_alone / MIB, used / MIB)
+    assert used < (alone + memory) * 1.1, (alone / MIB, used / MIB)
 
 
 def test_a_tensor_larger_than_the_memory_stays_within_it(tmp_path: Path) -> None:
-    within_bounds(tmp_path, 5 << 10, 64 * MIB)
+    within_bounds(tmp_path, 10 << 10, 128 * MIB)
 
 
 @pytest.mark.slow
