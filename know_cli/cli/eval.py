@@ -175,7 +175,8 @@ def evaluate(
     request = running.without(request, not_run)
     for name, reason in not_run.items():
         talk.notice(f"{name}: not run here, {reason}")
-    not_run |= running.not_asked_for(request)
+    # A large task that was asked for and lacks its data keeps that reason.
+    not_run = running.not_asked_for(request) | not_run
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
 
