@@ -16,8 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from know_cli.benchmark import results
+from know_cli.benchmark.halves import Errors, measure_errors, units
 from know_cli.benchmark.keras import keras_predictor
-from know_cli.benchmark.kernels import GEMM, GEMM_FLOP, KERAS, flop, kernel_name, reference_name
+from know_cli.benchmark.kernels import (
+    GEMM,
+    GEMM_FLOP,
+    KERAS,
+    flop,
+    half_name,
+    kernel_name,
+    random_walks,
+    reference_name,
+)
 from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE, shapes, write_trajectory
 from know_cli.benchmark.timing import Times, median_ratio, take_turns
 from know_cli.checkpoints import open_trajectory
@@ -41,11 +51,19 @@ def example(**more: Times) -> dict[str, Any]:
         reference_name(Preparation.RAW): seconds(6.0, 7.0, 20.0),
         kernel_name(Preparation.SPREAD): seconds(1.0, 1.0, 1.0),
         reference_name(Preparation.SPREAD): seconds(5.0, 5.0, 5.0),
+        half_name(Preparation.RAW): seconds(2.0, 2.0, 8.0),
+        half_name(Preparation.SPREAD): seconds(0.5, 0.5, 0.5),
         **more,
+    }
+    halves = {
+        Preparation.RAW: [
+            Errors("conv", "BF16", 0.9989, (0.1, 0.2, 0.3, 0.8)),
+            Errors("fc", "F16", 0.999, (0.1, 0.2, 0.3, 12.34)),
+        ]
     }
     runs = [(2_000_000, {PIPELINE: seconds(4.0), COMMAND: seconds(9.0), COPY: seconds(0.5)})]
     settings = {"checkpoints": 5, "rows": ROWS, "rounds": 3, "threads": 1}
-    return results.to_json(kernels, runs, settings)
+    return results.to_json(kernels, halves, runs, settings)
 
 
 def test_floating_point_operations_are_those_of_the_folded_layers() -> None:
@@ -79,6 +97,10 @@ def test_tables_are_computed_from_the_results() -> None:
     assert (
         f"| matrix product's rate, spread windows | 55% | {share:.0%} | {share:.0%} | no |" in text
     )
+    assert "| raw | 0.50 × | 0.50 × | no |" in text
+    assert "| spread | 2.00 × | 2.00 × | yes |" in text
+    assert "| for raw windows | conv | BF16 | 99.9% | 0.1 | 0.2 | 0.3 | 0.8 | no |" in text
+    assert "| for raw windows | fc | F16 | 99.9% | 0.1 | 0.2 | 0.3 | 12 | yes |" in text
     assert "| 2,000,000 | 4 | 2 | 9 | 0.5 | 8.0 | 0.50 |" in text
     rate = GEMM_FLOP / 2 / 1e9
     assert f"| matrix product |  | {rate:.1f} |  | {2 * rate:.1f} |" in text
@@ -86,6 +108,37 @@ def test_tables_are_computed_from_the_results() -> None:
     with_keras = results.to_markdown(example(**{KERAS: seconds(5.0, 5.0, 12.0)}))
     assert "| Keras model (tf_keras), raw windows | 4 × | 5.0 × | 5.0 × | yes |" in with_keras
     assert "was not installed" not in with_keras
+
+
+def test_warming_up_can_be_left_out() -> None:
+    calls: list[int] = []
+    take_turns({"a": lambda: calls.append(1)}, 2, warm_up=False)
+    assert len(calls) == 2
+
+
+@given(st.floats(-(2.0**14), 2.0**14, width=16).filter(lambda value: abs(value) >= 2.0**-14))
+def test_a_unit_is_the_distance_to_the_next_number(value: float) -> None:
+    unit = float(units(torch.tensor([value]), torch.float16))
+    number = np.float16(abs(value))
+    assert unit == float(np.nextafter(number, np.float16(np.inf)) - number)
+
+
+@pytest.mark.parametrize("preparation", Preparation)
+def test_errors_of_bfloat16_products_are_measured_in_units_of_the_output(
+    preparation: Preparation,
+) -> None:
+    bundle = random_bundle(5)
+    history = random_walks(5, 2000, torch.Generator().manual_seed(1))
+    found = measure_errors(bundle, preparation, history)
+    assert [(of.kind, of.dtype) for of in found] == [
+        (kind, dtype) for kind in ("conv", "fc", "bias") for dtype in ("BF16", "F16")
+    ]
+    for coarse, fine in zip(found[::2], found[1::2], strict=True):
+        assert list(coarse.quantiles) == sorted(coarse.quantiles)
+        # A unit of bfloat16 is eight of float16, so the same error is an eighth of as many.
+        assert 0 < coarse.quantiles[0] < fine.quantiles[0]
+        assert coarse.within_half >= fine.within_half
+        assert 0.1 * fine.quantiles[1] < coarse.quantiles[1] < 0.2 * fine.quantiles[1]
 
 
 @pytest.mark.parametrize(("load", "words"), [(1.0, ": 1 on"), (99.0, "busy with other work")])

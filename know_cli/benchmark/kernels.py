@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from know_cli.benchmark.halves import HalfKernel
 from know_cli.benchmark.keras import keras_predictor
 from know_cli.benchmark.timing import Times, take_turns
 from know_cli.engine.kernel import Kernel
@@ -39,6 +40,11 @@ def kernel_name(preparation: Preparation) -> str:
     return f"kernel, {preparation.value} windows"
 
 
+def half_name(preparation: Preparation) -> str:
+    """How a table calls the kernel with bfloat16 products."""
+    return f"kernel with bfloat16 products, {preparation.value} windows"
+
+
 def reference_name(preparation: Preparation) -> str:
     """How a table calls the readable module."""
     return f"reference module, {preparation.value} windows"
@@ -50,12 +56,11 @@ KERAS = "Keras model (tf_keras), raw windows"
 def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dict[str, Times]:
     """Times of one step for ``rows`` parameters each, and of one matrix product of 1024³.
 
-    The windows are random walks of the size that weights have. Which preparation the bundle was
+    Which preparation the bundle was
     trained for does not matter here: both are measured with its conv weights.
     """
     generator = torch.Generator().manual_seed(0)
-    walk = torch.randn(bundle.checkpoints, rows, generator=generator) * 0.01
-    history = (walk.cumsum(0) + torch.randn(rows, generator=generator) * 0.05).contiguous()
+    history = random_walks(bundle.checkpoints, rows, generator)
     state, out = bundle.states[Kind.CONV], torch.empty(rows)
     square, product = torch.randn(2, _GEMM_SIZE, _GEMM_SIZE, generator=generator)
     with (
@@ -69,12 +74,20 @@ def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dic
             kernel = Kernel(state, bundle.checkpoints, preparation, torch.device("cpu"))
             module = Known(bundle.checkpoints, preparation)
             module.load_state_dict(state)
+            half = HalfKernel(state, bundle.checkpoints, preparation, torch.device("cpu"))
             cases[kernel_name(preparation)] = _in_blocks(kernel, history, out, pool, threads)
+            cases[half_name(preparation)] = _in_blocks(half, history, out, pool, threads)
             cases[reference_name(preparation)] = _in_chunks(module, history, out)
         keras = keras_predictor(state, bundle.checkpoints, threads)
         if keras is not None:
             cases[KERAS] = lambda: keras(history, CHUNK_ROWS)
         return take_turns(cases, rounds)
+
+
+def random_walks(checkpoints: int, rows: int, generator: torch.Generator) -> Tensor:
+    """Histories of the size that weights have: ``[checkpoints, rows]`` float32."""
+    walk = torch.randn(checkpoints, rows, generator=generator) * 0.01
+    return (walk.cumsum(0) + torch.randn(rows, generator=generator) * 0.05).contiguous()
 
 
 @contextmanager

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from know_cli import __version__
+from know_cli.benchmark.halves import QUANTILES, Errors
 from know_cli.benchmark.kernels import (
     GEMM,
     GEMM_FLOP,
     KERAS,
     flop,
+    half_name,
     kernel_name,
     reference_name,
 )
@@ -25,24 +28,31 @@ from know_cli.hypermodel import Preparation
 FORMAT = 1
 # What the kernel is meant to reach.
 _TARGET_REFERENCE, _TARGET_KERAS, _TARGET_GEMM = 6.0, 4.0, 0.55
+# What bfloat16 products would have to reach to be the default for 16-bit checkpoints.
+_TARGET_HALF, _TARGET_WITHIN_HALF = 2.0, 0.999
 
 Runs = Sequence[tuple[int, Mapping[str, Times]]]
 
 
 def to_json(
-    kernels: Mapping[str, Times], runs: Runs, settings: Mapping[str, int]
+    kernels: Mapping[str, Times],
+    halves: Mapping[Preparation, Sequence[Errors]],
+    runs: Runs,
+    settings: Mapping[str, int],
 ) -> dict[str, Any]:
     """Plain types.
 
     Args:
         kernels: of :func:`~know_cli.benchmark.kernels.measure_kernels`.
+        halves: of :func:`~know_cli.benchmark.halves.measure_errors`.
         runs: of :func:`~know_cli.benchmark.runs.measure_runs`, smallest first.
         settings: ``checkpoints``, ``rows`` (of the kernels' windows), ``rounds``, ``threads``.
 
     Returns:
         ``machine`` with its ``load`` (mean number of processes that ran or waited in the last
         fifteen minutes; None where it is not known); ``settings``; seconds of every round by
-        name in ``kernels``, and in ``runs`` for each number of ``parameters``.
+        name in ``kernels``, and in ``runs`` for each number of ``parameters``; ``halves``, the
+        errors by preparation.
     """
     load = round(os.getloadavg()[2], 1) if hasattr(os, "getloadavg") else None
     return {
@@ -51,6 +61,10 @@ def to_json(
         "machine": {**machine(), "load": load},
         "settings": dict(settings),
         "kernels": {name: _times_json(times) for name, times in kernels.items()},
+        "halves": {
+            preparation.value: [asdict(errors) for errors in of]
+            for preparation, of in halves.items()
+        },
         "runs": [
             {"parameters": count, **{name: _times_json(times) for name, times in of.items()}}
             for count, of in runs
@@ -74,6 +88,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
             *_heading(results),
             *_kernel_table(kernels, results["settings"]),
             *_targets(kernels, results["settings"]),
+            *_half_tables(kernels, results["halves"]),
             *_run_table(results),
         ]
     )
@@ -168,6 +183,43 @@ def _targets(kernels: Mapping[str, Times], settings: Mapping[str, int]) -> Itera
         yield ""
 
 
+def _half_tables(
+    kernels: Mapping[str, Times], halves: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> Iterator[str]:
+    yield "## Would bfloat16 do?"
+    yield ""
+    yield (
+        "The kernel with its largest products in bfloat16. It would be the default for 16-bit "
+        f"checkpoints if it were {_TARGET_HALF:g} times as fast and {_TARGET_WITHIN_HALF:.1%} of "
+        "its values were less than half a unit in the last place of the output's dtype away from "
+        "float32's, before rounding. Distances are in such units. The command has no such mode."
+    )
+    yield ""
+    yield "| windows | kernel's time / that with bfloat16 products | processor time | met |"
+    yield "|---|---:|---:|---|"
+    for preparation in Preparation:
+        exact, half = kernels[kernel_name(preparation)], kernels[half_name(preparation)]
+        clock = median_ratio(exact.wall, half.wall)
+        processor = median_ratio(exact.processor, half.processor)
+        yield (
+            f"| {preparation.value} | {clock:.2f} × | {processor:.2f} × | "
+            f"{_met(clock, processor, _TARGET_HALF)} |"
+        )
+    yield ""
+    heads = " | ".join(f"{quantile:.1%}" for quantile in QUANTILES)
+    yield f"| weights | kind | output | below half a unit | {heads} | met |"
+    yield "|---|---|---|---:|" + "---:|" * len(QUANTILES) + "---|"
+    for windows, found in halves.items():
+        for errors in found:
+            cells = " | ".join(f"{value:.2g}" for value in errors["quantiles"])
+            met = "yes" if errors["within_half"] >= _TARGET_WITHIN_HALF else "no"
+            yield (
+                f"| for {windows} windows | {errors['kind']} | {errors['dtype']} | "
+                f"{errors['within_half']:.1%} | {cells} | {met} |"
+            )
+    yield ""
+
+
 def _met(clock: float, processor: float, target: float) -> str:
     reached = {clock >= target, processor >= target}
     if reached == {True}:
@@ -183,9 +235,9 @@ def _run_table(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"Seconds to predict one step from {size} generated float32 checkpoints on disk, in the "
-        f"page cache after the first round. `{PIPELINE}` is the library: open, check, plan, read, "
-        f"compute, write, flush to disk. `{COMMAND}` is `know predict` with the start of Python "
-        f"and torch. `{COPY}` reads the same bytes and writes and flushes one checkpoint."
+        f"page cache as far as it holds them. `{PIPELINE}` is the library: open, check, plan, "
+        f"read, compute, write, flush to disk. `{COMMAND}` is `know predict` with the start of "
+        f"Python and torch. `{COPY}` reads the same bytes and writes and flushes one checkpoint."
     )
     yield ""
     yield (

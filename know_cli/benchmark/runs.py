@@ -20,6 +20,8 @@ PIPELINE = "pipeline"
 COMMAND = "command"
 COPY = "bare copy"
 _COPY_BYTES = 1 << 20
+# From so many parameters on a run takes minutes, to which a first, slower one hardly matters.
+_MANY = 10**8
 _LARGEST_TENSOR = 1 << 24
 _OUT = "out.safetensors"
 
@@ -85,7 +87,7 @@ def measure_runs(
         checkpoints: S.
         threads: workers.
         max_memory: bytes.
-        rounds: of each.
+        rounds: of each; one, without another to warm up, from a hundred million parameters on.
 
     Returns:
         The number of parameters, and the times. The command's processor time is not known.
@@ -114,7 +116,8 @@ def measure_runs(
             COPY: lambda: _copy(paths, out),
         }
         elements = sum(int(np.prod(shape)) for shape in shapes(parameters).values())
-        return elements, take_turns(cases, rounds)
+        many = parameters >= _MANY
+        return elements, take_turns(cases, 1 if many else rounds, warm_up=not many)
     finally:
         for path in (*paths, out):
             path.unlink(missing_ok=True)

@@ -32,10 +32,13 @@ class Times:
         return median(self.processor)
 
 
-def take_turns(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
+def take_turns(
+    functions: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
+) -> dict[str, Times]:
     """Call each function once to warm up, then all of them in turn, ``rounds`` times."""
-    for function in functions.values():
-        function()
+    if warm_up:
+        for function in functions.values():
+            function()
     wall: dict[str, list[float]] = {name: [] for name in functions}
     processor: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):

@@ -54,7 +54,8 @@ def bench(
             metavar="N",
             min=1,
             max=1000,
-            help=f"Repetitions; of whole predictions at most {_MOST_RUN_ROUNDS}.",
+            help=f"Repetitions; of whole predictions at most {_MOST_RUN_ROUNDS}, of 1e8 "
+            "parameters or more one.",
         ),
     ] = 7,
     threads: Annotated[
@@ -122,7 +123,10 @@ def bench(
     place = Path(tempfile.gettempdir()) if folder is None else folder
     _check_space(place, max(wanted, default=0))
 
-    from know_cli.benchmark.kernels import measure_kernels
+    import torch
+
+    from know_cli.benchmark.halves import measure_errors
+    from know_cli.benchmark.kernels import measure_kernels, random_walks
     from know_cli.benchmark.results import draw, to_json, to_markdown
     from know_cli.benchmark.runs import measure_runs
     from know_cli.bundles import find_bundle
@@ -138,6 +142,8 @@ def bench(
         )
     talk.notice(f"kernel: {rounds} rounds of {rows:,} parameters")
     kernels = measure_kernels(bundle, rows, rounds, workers)
+    history = random_walks(_CHECKPOINTS, rows, torch.Generator().manual_seed(0))
+    halves = {bundle.preparation: measure_errors(bundle, bundle.preparation, history)}
     runs = []
     for size in wanted:
         talk.notice(f"predictions of {size:,} parameters")
@@ -149,7 +155,7 @@ def bench(
                 )
             )  # fmt: skip
     settings = {"checkpoints": _CHECKPOINTS, "rows": rows, "rounds": rounds, "threads": workers}
-    results = to_json(kernels, runs, settings)
+    results = to_json(kernels, halves, runs, settings)
     talk.show(*_tables(results))
     if json is not None:
         write_report(json, results)

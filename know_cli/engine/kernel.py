@@ -8,7 +8,7 @@ not depend on what else is in its batch.
 
 What was tried, on one thread of a shared two-core Xeon with AVX-512, torch 2.13 with MKL, the
 variants taking turns in one process; times are nanoseconds a parameter and step, of 200 (raw
-windows; 257 prepared by spread) that this kernel takes, 400 (485) that the one before took, and
+windows; 222 prepared by spread) that this kernel takes, 400 (485) that the one before took, and
 1500 that the reference module takes:
 
 - Rows of a block: 1024 and 1536 take 200, 2048 takes 210, 3072 takes 232, 4096 some 280: the two
@@ -26,12 +26,16 @@ windows; 257 prepared by spread) that this kernel takes, 400 (485) that the one 
 - oneDNN's products fused with the multiplication or the leaky ReLU (private to torch): 25 to 40
   instead of 20 to 27 for each pair.
 
-- bfloat16 for all products (384) or only for those of 64 inputs (328): with AMX, too, slower than
-  float32, since products this thin wait for conversions; and less exact than half a unit in the
-  last place of a bfloat16 output in 0.2 to 47 % of the reference windows.
+- numpy's ``arcsinh`` (2) instead of torch's (13), ``threshold_`` instead of a mask (1 instead of
+  4), for windows prepared by spread.
+- ``torch.compile`` of the same algebra (Inductor and the C++ compiler of the machine; with
+  ``max_autotune``, too): 290 to 310, and 20 s to compile it the first time.
+- bfloat16 (:mod:`know_cli.benchmark.halves`, measured by ``know bench``): with AMX, too, slower
+  than float32, since products this thin wait for conversions, and too inexact to be a default.
 
-What is left is 105 for matrix products, which run near the core's full rate, 21 for the
-exponential, and about 45 for multiplications and the leaky ReLU, which wait for the cache:
+What is left is 100 for matrix products, where 84 is what a product of 1024 × 1024 matrices would
+take for as many operations, 20 for the exponential, 35 for multiplications and the leaky ReLU,
+which wait for the cache, and some 20 for some thirty starts of operations and the small rest:
 eager torch cannot fuse them.
 """
 
@@ -39,6 +43,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +61,7 @@ CPU_BLOCK_ROWS = 1536
 DEVICE_BLOCK_ROWS = 1 << 17
 
 
-class _Stream:
+class Stream:
     """Folded weights of one stream, each [in, out], one of the inputs being 1.
 
     Args:
@@ -100,6 +105,7 @@ class _Workspace:
     Attributes:
         window: ``[2S, rows]``: the window, a row of ones, the differences.
         values, newest: the window in it, and its last row, the slot of θ0.
+        newest_array: the same memory as ``newest``, for numpy; None on other devices.
         later, earlier, differences: ``[S − 1, rows]``, the third being the first less the second.
         squeezed: ``[17, rows]``: 8 features of the window, a row of ones, 8 of the differences.
         inputs: a stream, its ``[rows, inputs]`` and ``[rows, 9]``, and where its features go.
@@ -122,6 +128,7 @@ class _Workspace:
         self.window = new(2 * S, rows)
         self.window[S].fill_(1)
         self.values, self.newest = self.window[:S], self.window[S - 1]
+        self.newest_array = self.newest.numpy() if device.type == "cpu" else None
         self.later, self.earlier = self.window[1:S], self.window[: S - 1]
         self.differences = self.window[S + 1 :]
         self.squeezed = new(2 * SQUEEZED + 1, rows)
@@ -168,8 +175,8 @@ class Kernel:
         own = CPU_BLOCK_ROWS if device.type == "cpu" else DEVICE_BLOCK_ROWS
         self.block_rows = block_rows or own
         self._streams = (
-            _Stream(state, "window", False, device),
-            _Stream(state, "difference", True, device),
+            Stream(state, "window", False, device),
+            Stream(state, "difference", True, device),
         )
         self._squeeze = _join_squeeze(*self._streams).to(device)
         self._head_weight = state["head.weight"].T.contiguous().to(device)
@@ -225,12 +232,17 @@ class Kernel:
             # x is not needed any more; two buffers stay in the cache where three would not.
             torch.mm(squeezed, stream.amplitude, out=x)
             y.mul_(x)
-            torch.mm(squeezed, stream.linear, out=features).addmm_(y, stream.output)
+            torch.mm(squeezed, stream.linear, out=features)
+            self._add_output(stream, y, features)
         torch.nn.functional.leaky_relu_(work.features, NEGATIVE_SLOPE)
         torch.addmm(self._head_bias, work.features, self._head_weight, out=work.change).tanh_()
 
+    def _add_output(self, stream: Stream, y: Tensor, features: Tensor) -> None:
+        """The product that is more than half of all work: ``features += y @ stream.output``."""
+        features.addmm_(y, stream.output)
 
-def _join_squeeze(window: _Stream, difference: _Stream) -> Tensor:
+
+def _join_squeeze(window: Stream, difference: Stream) -> Tensor:
     """Both streams' squeeze as one product: ``[17, 2S]`` float32, the middle row giving 1."""
     S = len(difference.squeeze)
     joined = torch.zeros(2 * SQUEEZED + 1, 2 * S, dtype=torch.float64)
@@ -247,7 +259,12 @@ def _prepare(work: _Workspace) -> None:
     torch.abs(work.earlier, out=work.magnitude)
     torch.amax(work.magnitude, dim=0, out=work.spread)
     # A spread of 0 would give 0/0; dividing by infinity gives the 0 that is meant.
-    work.divisor.copy_(work.spread).masked_fill_(work.spread == 0, torch.inf)
+    torch.threshold_(work.divisor.copy_(work.spread), 0.0, torch.inf)
     work.values.div_(work.divisor)
     torch.sub(work.later, work.earlier, out=work.differences)
-    torch.div(work.origin, work.divisor, out=work.newest).asinh_()
+    torch.div(work.origin, work.divisor, out=work.newest)
+    if work.newest_array is None:
+        work.newest.asinh_()
+    else:
+        # Torch's takes a value at a time, eight times as long as numpy's.
+        np.arcsinh(work.newest_array, out=work.newest_array)

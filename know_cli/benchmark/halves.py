@@ -1,0 +1,116 @@
+"""Would bfloat16 do? The kernel with its largest products in bfloat16: its speed and its errors."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from know_cli.checkpoints.dtypes import torch_dtype
+from know_cli.engine.kernel import Kernel, Stream
+from know_cli.hypermodel import Bundle, Preparation
+from know_cli.hypermodel.known import FEATURES, HIDDEN
+from know_cli.kinds import PREDICTED_KINDS
+
+#: Quantiles of the errors that are published.
+QUANTILES = (0.5, 0.9, 0.99, 0.999)
+#: Output dtypes, as safetensors calls them, for which less than float32 could be enough.
+DTYPES = ("BF16", "F16")
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far results are from those of float32 products, before either is rounded for output.
+
+    Attributes:
+        kind: of KNOWN.
+        dtype: of the checkpoints.
+        within_half: share of values less than half a unit in the last place of it away.
+        quantiles: of the distances, in such units, as in :data:`QUANTILES`.
+    """
+
+    kind: str
+    dtype: str
+    within_half: float
+    quantiles: tuple[float, ...]
+
+
+class HalfKernel(Kernel):
+    """The kernel with the products that are more than half of its work in bfloat16.
+
+    The others have too few inputs to gain: with all of them in bfloat16 it is slower still, and
+    less exact.
+    """
+
+    def __init__(
+        self,
+        state: dict[str, Tensor],
+        checkpoints: int,
+        preparation: Preparation,
+        device: torch.device,
+    ) -> None:
+        super().__init__(state, checkpoints, preparation, device)
+        self._weights = {id(stream): stream.output.bfloat16() for stream in self._streams}
+        self._buffers = threading.local()
+
+    def _add_output(self, stream: Stream, y: Tensor, features: Tensor) -> None:
+        buffers = self._buffers.__dict__
+        if not buffers:
+            buffers["y"] = torch.empty(len(y), HIDDEN, dtype=torch.bfloat16)
+            buffers["product"] = torch.empty(len(y), FEATURES, dtype=torch.bfloat16)
+        weights = self._weights[id(stream)]
+        features.add_(torch.mm(buffers["y"].copy_(y), weights, out=buffers["product"]))
+
+
+def measure_errors(bundle: Bundle, preparation: Preparation, history: Tensor) -> list[Errors]:
+    """Errors of :class:`HalfKernel` in one step, for each kind and output dtype.
+
+    Args:
+        bundle: whose weights are used.
+        preparation: of windows.
+        history: ``[S, rows]`` float32, most-forgotten first, finite.
+    """
+    found = []
+    cpu = torch.device("cpu")
+    for kind in PREDICTED_KINDS:
+        exact, half = (
+            make(bundle.states[kind], bundle.checkpoints, preparation, cpu)
+            for make in (Kernel, HalfKernel)
+        )
+        for name in DTYPES:
+            dtype = torch_dtype(name)
+            stored = history.to(dtype).float()
+            expected, answer = (_predict(kernel, stored) for kernel in (exact, half))
+            distance = (answer - expected).abs() / units(expected, dtype)
+            wanted = torch.tensor(QUANTILES, dtype=torch.float64)
+            found.append(
+                Errors(
+                    kind.value,
+                    name,
+                    float((distance < 0.5).double().mean()),
+                    tuple(distance.double().quantile(wanted).tolist()),
+                )
+            )
+    return found
+
+
+def units(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The unit in the last place of a dtype at each value, float32.
+
+    Args:
+        values: float32, finite.
+        dtype: of a smaller float.
+    """
+    of = torch.finfo(dtype)
+    _, exponents = torch.frexp(values.abs().clamp(min=of.smallest_normal))
+    return of.eps * torch.exp2((exponents - 1).float())
+
+
+def _predict(kernel: Kernel, history: Tensor) -> Tensor:
+    out = torch.empty(history.shape[1])
+    blocks = (torch.split(tensor, kernel.block_rows, -1) for tensor in (history, out))
+    for block, answer in zip(*blocks, strict=True):
+        kernel.predict(block, answer)
+    return out
