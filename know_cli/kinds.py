@@ -31,7 +31,7 @@ class Kind(str, Enum):
 PREDICTED_KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Classification:
     """The kind of one tensor, and a phrase for users that says why."""
 

@@ -36,7 +36,7 @@ _PAIRS = (
 _SEQUENTIAL = "number before"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NormLayer:
     """One normalisation layer; tensors by their full names, None where it has no such.
 

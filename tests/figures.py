@@ -43,6 +43,7 @@ ROWS = (
     Row("spoilt bundles that were refused", "bundles", "refused"),
     Row("runs killed (`kill -9`) at a random moment, and put right by the next", "kills", "survived"),
     Row("runs killed at a step of writing, and put right", "kills_steps", "survived"),
+    Row("runs killed at a step of replacing a folder, and put right", "kills_folder", "survived"),
     Row("runs ended by SIGINT, SIGTERM or SIGHUP, without a trace", "signals", "interrupted", True),
     Row("failures of disk and system injected", "faults_system", "injected"),
     Row("inputs changed while they were read, and noticed", "inputs_changed", "injected", True),

@@ -425,6 +425,26 @@ def test_a_double_too_large_for_float32_is_refused(bundle_path: Path, tmp_path: 
         predict(write_trajectory(tmp_path, trajectory), bundle_path, tmp_path / "out")
 
 
+def test_the_first_of_many_small_tensors_that_are_not_finite_is_named(
+    tmp_path: Path, bundle_path: Path
+) -> None:
+    """All are checked together; the one named is the first by its place, in its first file."""
+    trajectory = [
+        {f"t{n}.weight": torch.full((2, 3), 1 + k / 8) for n in range(9)} for k in range(5)
+    ]
+    trajectory[1]["t6.weight"][0, 0] = torch.nan
+    for k in (4, 3):
+        trajectory[k]["t5.weight"][1, 2] = torch.inf
+    paths = write_trajectory(tmp_path, trajectory)
+    with pytest.raises(CheckpointError, match=r"ckpt3.safetensors: tensor 't5.weight'.*not finite"):
+        predict(paths, bundle_path, tmp_path / "out")
+    out, report = predict(paths, bundle_path, tmp_path / "out", allow_nonfinite=True)
+    assert report.nonfinite == 2
+    for name, place in (("t5.weight", (1, 2)), ("t6.weight", (0, 0))):
+        assert out[name][place] == trajectory[0][name][place]
+        assert (out[name] != trajectory[0][name]).sum() == 5
+
+
 def test_allow_nonfinite_copies_those_values_from_the_first(
     bundle_path: Path, tmp_path: Path
 ) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import shutil
-import struct
+import sys
+import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,9 +20,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from know_cli.checkpoints import open_checkpoint
-from know_cli.engine.plan import Settings
+import know_cli
+from know_cli.checkpoints import Checkpoint, TensorEntry, open_checkpoint, open_trajectory
+from know_cli.checkpoints import checkpoint as checkpoint_module
+from know_cli.checkpoints.foreign import convert_pickle
+from know_cli.engine.inspection import inspect_trajectory
+from know_cli.engine.plan import Settings, classify_trajectory
+from know_cli.engine.progress import Silent
 from know_cli.methods.prediction import Request, open_prediction
+from know_cli.methods.verification import verify
 from tests.conftest import write_trajectory
 from tests.figures import record
 from tests.hostile import safetensors_file
@@ -107,57 +118,151 @@ def test_odd_names_and_shapes(tmp_path: Path) -> None:
         assert found[name].shape == tensor.shape
 
 
-def tiny(folder: Path, count: int) -> list[Path]:
-    """Two checkpoints of very many tensors of two elements, a third of them not predicted."""
+#: Tensors of a layer of :func:`tiny`: every kind, and statistics that are rescaled.
+PARTS: dict[str, tuple[str, list[int]]] = {
+    "conv1.weight": ("F32", [2, 3, 1, 1]),
+    "conv1.bias": ("F32", [2]),
+    "bn1.weight": ("F32", [2]),
+    "bn1.bias": ("F32", [2]),
+    "bn1.running_mean": ("F32", [2]),
+    "bn1.running_var": ("F32", [2]),
+    "bn1.num_batches_tracked": ("I32", []),
+    "fc.weight": ("F32", [2, 1]),
+    # A vector called weight would be taken for a normalisation layer's.
+    "fc.bias": ("F32", [2]),
+    "steps": ("I32", [2]),
+}
+
+
+def tiny(folder: Path, layers: int) -> list[Path]:
+    """Two checkpoints of very many tensors of hardly any elements, ten a layer."""
     folder.mkdir()
-    entries = {
-        f"layers.{n // 3}.{('weight', 'bias', 'steps')[n % 3]}": {
-            "dtype": "I32" if n % 3 == 2 else "F32",
-            # A vector called weight would be taken for a normalisation layer's.
-            "shape": [2, 1] if n % 3 == 0 else [2],
-            "data_offsets": [8 * n, 8 * n + 8],
-        }
-        for n in range(count)
-    }
+    entries, position = {}, 0
+    for layer in range(layers):
+        for name, (dtype, shape) in PARTS.items():
+            end = position + 4 * math.prod(shape)
+            entries[f"layers.{layer}.{name}"] = {
+                "dtype": dtype, "shape": shape, "data_offsets": [position, end],
+            }  # fmt: skip
+            position = end
     header = json.dumps(entries).encode()
+    values = np.arange(position // 4, dtype=np.float32).reshape(layers, -1)
     paths = []
     for k in range(2):
-        values = np.arange(2 * count, dtype=np.float32).reshape(-1, 3, 2) + np.float32(k) / 4
-        values[:, 2] = 1  # as integers just bits, the same in both
         path = folder / f"ckpt{k}.safetensors"
-        path.write_bytes(safetensors_file(header, values.tobytes()))
+        # Integers are just bits, the same in both.
+        integers = [name == "steps" or "num" in name for name in PARTS for _ in _elements(name)]
+        path.write_bytes(
+            safetensors_file(header, np.where(integers, values, values + k / 4).tobytes())
+        )
         paths.append(path)
     return paths
 
 
-def seconds_for(count: int, folder: Path) -> float:
-    """Time of this process for predicting so many tensors, and a look at what comes out."""
-    paths = tiny(folder, count)
-    began = time.process_time()
-    predict(paths, folder / "out", "linear")
-    seconds = time.process_time() - began
-    with open_checkpoint(folder / "out") as out:
-        assert len(out.tensors) == count
-        entry = out.tensors[f"layers.{count // 3 - 1}.bias"]
-        data = bytearray(8)
-        out.read_into(entry, 0, memoryview(data))
-        start = 2 * count - 4
-        assert struct.unpack("<2f", data) == (start - 0.25, start + 0.75)
+def _elements(part: str) -> range:
+    return range(math.prod(PARTS[part][1]))
+
+
+def convert(folder: Path, layers: int) -> None:
+    names = [f"layers.{layer}.{name}" for layer in range(layers) for name in PARTS]
+    torch.save({name: torch.tensor([float(n)]) for n, name in enumerate(names)}, folder / "in.pt")
+    convert_pickle(folder / "in.pt", folder / "converted")
+
+
+def look(paths: list[Path]) -> None:
+    with open_trajectory(paths) as trajectory:
+        inspect_trajectory(trajectory, classify_trajectory(trajectory), Silent())
+
+
+#: What the commands do, on the inputs of so many layers in a folder.
+WORKS: dict[str, Callable[[Path, list[Path], int], object]] = {
+    "predict": lambda folder, paths, _: predict(paths, folder / "out", "linear"),
+    "inspect": lambda folder, paths, _: look(paths),
+    "verify": lambda folder, paths, _: verify(folder / "out", paths, spans=None),
+    "verify a sample": lambda folder, paths, _: verify(folder / "out", paths, seed=0),
+    "convert": lambda folder, _, layers: convert(folder, layers),
+}
+
+
+def instructions(work: Callable[[], object]) -> int:
+    """How many of Python's instructions this project's code executes in a call, in all threads."""
+    counter, package = itertools.count(), str(Path(know_cli.__file__).parent)
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            next(counter)
+        return trace
+
+    before = sys.gettrace()
+    threading.settrace(trace)
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+        threading.settrace(before)  # type: ignore[arg-type]
+    return next(counter)
+
+
+def test_work_grows_in_step_with_the_number_of_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice as many more tensors are twice as many more instructions, not four times."""
+    # A fingerprint reads so many tensors at most, which would be all of these.
+    monkeypatch.setattr(checkpoint_module, "_FINGERPRINT_TENSORS", 8)
+    counts: dict[str, list[int]] = {name: [] for name in WORKS}
+    for layers in (2, 10, 20, 40):  # the first is warming up
+        folder = tmp_path / str(layers)
+        paths = tiny(folder, layers)
+        for name, work in WORKS.items():
+            counts[name].append(instructions(lambda: work(folder, paths, layers)))  # noqa: B023
+    for name, (_, few, more, most) in counts.items():
+        assert few > 10 * len(PARTS) * 10, name
+        assert 1.95 < (most - more) / (more - few) < 2.05, (name, counts[name])
+
+
+def seconds_for(layers: int, folder: Path, works: Iterable[str]) -> dict[str, float]:
+    """This process's time for each command on so many layers, and a look at what comes out."""
+    paths, seconds = tiny(folder, layers), {}
+    for name in works:
+        began = time.process_time()
+        WORKS[name](folder, paths, layers)
+        seconds[name] = time.process_time() - began
+    with open_checkpoint(folder / "out") as out, open_checkpoint(paths[0]) as first:
+        assert out.tensors.keys() == first.tensors.keys()
+        assert len(out.tensors) == layers * len(PARTS)
+        expected = {"fc.bias": -0.25, "fc.weight": -0.25, "conv1.weight": -0.25, "bn1.weight": 0.0}
+        for part, change in {**expected, "steps": 0.0}.items():
+            name = f"layers.{layers - 1}.{part}"
+            before, after = (read_float32s(c, c.tensors[name]) for c in (first, out))
+            np.testing.assert_array_equal(after, before + np.float32(change))
+        name = f"layers.{layers - 1}.bn1.running_var"
+        before, after = (read_float32s(c, c.tensors[name]) for c in (first, out))
+        assert (after < before).all()
     shutil.rmtree(folder)
     return seconds
 
 
-def test_ten_thousand_tensors_take_linear_time(tmp_path: Path) -> None:
-    few, many = (seconds_for(count, tmp_path / str(count)) for count in (1_998, 9_999))
-    assert many < 5 * few * 2 + 1
-    record("tensors", tensors=9_999, seconds=round(many, 1))
+def read_float32s(checkpoint: Checkpoint, entry: TensorEntry) -> np.ndarray:
+    data = bytearray(entry.info.nbytes)
+    checkpoint.read_into(entry, 0, memoryview(data))
+    return np.frombuffer(data, np.float32)
+
+
+def test_ten_thousand_tensors(tmp_path: Path) -> None:
+    seconds = seconds_for(1_000, tmp_path / "many", ["predict"])
+    record("tensors", tensors=10_000, seconds=round(seconds["predict"], 1))
 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_tensors_take_linear_time(tmp_path: Path) -> None:
-    few, many = (seconds_for(count, tmp_path / str(count)) for count in (9_999, 99_999))
-    assert many < 10 * few * 2
-    record("tensors_slow", tensors=99_999, seconds=round(many, 1))
+    few, many = (seconds_for(layers, tmp_path / str(layers), WORKS) for layers in (1_000, 10_000))
+    for name in WORKS:
+        assert many[name] < 15 * few[name], (name, few, many)
+    record("tensors_slow", tensors=100_000, seconds=round(many["predict"], 1))
 
 
 def test_a_checkpoint_of_one_scalar(tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,7 @@ from tests.conftest import one_line, write_trajectory
 from tests.figures import record
 from tests.forkserver import NOT_BEGUN, ForkServer
 from tests.test_checkpoint import shards
+from tests.test_output import files, model, seen_by_transformers, seen_by_us
 
 PREDICT = ("predict", "ckpt0", "ckpt1", "ckpt2", "-o", "out", "--force", "--method", "linear",
            "--threads", "1", "--max-memory", "3M", "--steps", "2")  # fmt: skip
@@ -196,6 +200,45 @@ def test_a_killed_run_into_a_new_folder(server: ForkServer, tmp_path: Path) -> N
             for path in (tmp_path / "out").iterdir():
                 path.unlink()
             (tmp_path / "out").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("test", "calls"),
+    [
+        ("kills_folder", ("replace", "unlink")),
+        pytest.param("kills_folder_slow", ("fsync", "mkdir"), marks=pytest.mark.slow),
+    ],
+)
+def test_killed_while_a_folder_is_replaced(
+    test: str, calls: Sequence[str], server: ForkServer, tmp_path: Path
+) -> None:
+    """A reader then finds the old model, the new one or none; the next run puts it right."""
+    for k in range(2):
+        model(tmp_path / f"s{k}", "two shards", 2.0 + k)
+    model(tmp_path / "old", "three shards", 1.0)
+    out, command = tmp_path / "out", ("predict", "s0", "s1", "-o", "out", "--method", "naive")
+    shutil.copytree(tmp_path / "old", out)
+    assert server.run(*command, "--force", cwd=tmp_path) == EXIT_DONE
+    expected, seen = files(out), Counter[tuple[float, ...]]()
+    assert seen_by_us(out) == {2.0}
+    for name in calls:
+        for at in itertools.count(1):
+            shutil.rmtree(out)
+            shutil.copytree(tmp_path / "old", out)
+            code = server.run(*command, "--force", cwd=tmp_path, die={name: at})
+            if code == EXIT_DONE:
+                break
+            assert code == -signal.SIGKILL
+            assert names(tmp_path) == ["old", "out", "s0", "s1"]
+            config = json.loads((out / "config.json").read_text())["model"]
+            found = seen_by_us(out)
+            assert found == seen_by_transformers(out)
+            assert found in (set(), {config}), (name, at)
+            seen[tuple(found)] += 1
+            assert server.run(*command, "--force", cwd=tmp_path) == EXIT_DONE
+            assert files(out) == expected, (name, at)
+    assert seen.keys() >= {(1.0,), ()}
+    record(test, survived=seen.total())
 
 
 # ------------------------------------------------------------------------------------ faults

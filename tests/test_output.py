@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from know_cli.checkpoints import CheckpointWriter, open_checkpoint, save_checkpoint
 from know_cli.checkpoints import output as module
 from know_cli.checkpoints.output import check_output
-from know_cli.errors import OutputError
+from know_cli.errors import CheckpointError, OutputError
 from tests.conftest import network
-from tests.test_checkpoint import shards
+from tests.test_checkpoint import shards, values
+
+INDEX = "model.safetensors.index.json"
 
 
 def copy(source: Path, target: Path, metadata: dict[str, str] | None = None) -> None:
@@ -277,6 +282,200 @@ def test_an_index_is_there_only_with_all_its_shards(
     assert seen[-1][0] == "model.safetensors.index.json"
     assert len(seen) == 3
     assert not any(has_index for _, has_index in seen)
+
+
+#: Which files a folder's six tensors are in; an index that names them where there are several.
+LAYOUTS: dict[str, list[str]] = {
+    "nothing": [],
+    "one file": ["model.safetensors"],
+    "one file with an index": ["model.safetensors", "index"],
+    "two shards": [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)] + ["index"],
+    "three shards": [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)] + ["index"],
+    "odd names": ["a.safetensors", "model.b.safetensors", "index"],
+}
+
+
+def model(folder: Path, layout: str, value: float, config: float | None = None) -> Path:
+    """A folder whose tensors are all of one value, which its configuration tells, too."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model": value if config is None else config}))
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.txt").write_text("a b c")
+    shards = [name for name in LAYOUTS[layout] if name != "index"]
+    held = {
+        name: [f"layer{n}.weight" for n in range(number, 6, len(shards))]
+        for number, name in enumerate(shards)
+    }
+    for name, tensors in held.items():
+        save_file({tensor: torch.full((2,), value) for tensor in tensors}, folder / name)
+    if shards != LAYOUTS[layout]:
+        weight_map = {tensor: name for name, tensors in held.items() for tensor in tensors}
+        (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+def seen_by_us(folder: Path) -> set[float]:
+    """Values of the tensors that this program finds; none where it refuses."""
+    try:
+        checkpoint = open_checkpoint(folder)
+    except CheckpointError as error:
+        assert str(folder) in str(error)  # noqa: PT017
+        return set()
+    with checkpoint:
+        assert len(checkpoint.tensors) == 6
+        return {value for name in checkpoint.tensors for value in values(checkpoint, name)}
+
+
+def seen_by_transformers(folder: Path) -> set[float]:
+    """The same by the rules of transformers' ``from_pretrained``: a single file, else the index.
+
+    See ``_get_resolved_checkpoint_files`` in its modeling_utils.py.
+    """
+    try:
+        if (folder / "model.safetensors").is_file():
+            tensors = load_file(folder / "model.safetensors")
+        else:
+            weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+            tensors = {}
+            for shard in sorted(set(weight_map.values())):
+                tensors |= load_file(folder / shard)
+    except FileNotFoundError:
+        return set()
+    assert len(tensors) == 6
+    return {value for tensor in tensors.values() for value in tensor.tolist()}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def moments_of(source: Path, out: Path, place: Path) -> list[Path]:
+    """Replace a folder; copies of it as it was before each step, and so after a kill there."""
+    moments: list[Path] = []
+
+    def watch(function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **named: Any) -> Any:
+            moments.append(place / str(len(moments)) / out.name)
+            shutil.copytree(out, moments[-1])
+            return function(*arguments, **named)
+
+        return watched
+
+    with open_checkpoint(source) as like, CheckpointWriter(out, like, {}) as writer:
+        for entry in like.tensors.values():
+            data = bytearray(entry.info.nbytes)
+            like.read_into(entry, 0, memoryview(data))
+            writer.write(entry.name, 0, memoryview(data))
+        writer.flush()
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in (
+                (Path, "replace"),
+                (Path, "unlink"),
+                (Path, "mkdir"),
+                (os, "fsync"),
+            ):
+                patch.setattr(owner, name, watch(getattr(owner, name)))
+            writer.commit()
+    return moments
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "other_config"),
+    [
+        ("one file", "one file", False),
+        ("one file", "one file", True),
+        ("one file", "two shards", True),
+        ("one file", "one file with an index", False),
+        ("two shards", "one file", False),
+        ("two shards", "two shards", False),
+        ("two shards", "three shards", True),
+        ("two shards", "one file with an index", False),
+        ("three shards", "two shards", True),
+        ("three shards", "odd names", True),
+        ("odd names", "two shards", True),
+        ("odd names", "one file", False),
+        ("one file with an index", "one file", False),
+        ("one file with an index", "two shards", False),
+        ("nothing", "two shards", True),
+    ],
+)
+def test_a_folder_that_is_replaced_never_holds_a_mixture(
+    before: str, after: str, other_config: bool, tmp_path: Path
+) -> None:
+    """Whatever the step that it is killed at: the model before, the new one, or clearly none."""
+    source = model(tmp_path / "in", after, 2.0)
+    out = model(tmp_path / "out", before, 1.0, None if other_config else 2.0)
+    (out / "mine.txt").write_text("kept")
+    moments = moments_of(source, out, tmp_path / "moments")
+    expected = files(out)
+    assert seen_by_us(out) == seen_by_transformers(out) == {2.0}
+    assert expected.keys() == {*files(source), "mine.txt"}
+    at_once = "one file" in (before, after) and after.startswith("one file") and not other_config
+    found: list[tuple[set[float], set[float]]] = []
+    for moment in moments:
+        config = json.loads((moment / "config.json").read_text())["model"]
+        found.append((seen_by_us(moment), seen_by_transformers(moment)))
+        for values_found in found[-1]:
+            assert values_found in (set(), {1.0}, {2.0}), "a mixture"
+            assert not (values_found and other_config) or values_found == {config}
+        # The next run puts it right, the same one or one of another layout.
+        copy(source, moment)
+        assert files(moment) == expected
+    order = [{1.0}, set(), {2.0}]
+    for reader in zip(*found, strict=True):
+        positions = [order.index(values_found) for values_found in reader]
+        assert before == "nothing" or positions == sorted(positions), "the model before came back"
+    if before == after == "one file" and at_once:
+        assert all(set() not in pair for pair in found), "needs no moment without a model"
+
+
+def test_what_a_killed_exchange_left_is_no_hindrance_to_another_model(tmp_path: Path) -> None:
+    source, out = (
+        model(tmp_path / "in", "two shards", 2.0),
+        model(tmp_path / "out", "odd names", 1.0),
+    )
+    other = model(tmp_path / "other", "three shards", 3.0)
+    for moment in moments_of(source, out, tmp_path / "moments"):
+        copy(other, moment)
+        assert files(moment).keys() == files(other).keys()
+        assert seen_by_us(moment) == seen_by_transformers(moment) == {3.0}
+
+
+@pytest.mark.parametrize("what", ["config.json", "tokenizer", "model-00002-of-00002.safetensors"])
+def test_an_exchange_that_cannot_end_is_not_begun(what: str, tmp_path: Path) -> None:
+    source, out = (
+        model(tmp_path / "in", "two shards", 2.0),
+        model(tmp_path / "out", "one file", 1.0),
+    )
+    if what == "tokenizer":
+        shutil.rmtree(out / what)
+        (out / what).write_text("a file where a folder must go")
+    else:
+        (out / what).unlink(missing_ok=True)
+        (out / what).mkdir()
+    before = files(out)
+    with pytest.raises(OutputError, match=f"{what}: is "):
+        copy(source, out)
+    assert files(out) == before
+    assert seen_by_us(out) == {1.0}
+
+
+def test_an_index_of_the_model_before_names_nothing_but_weights_beside_it(tmp_path: Path) -> None:
+    source, out = model(tmp_path / "in", "two shards", 2.0), model(tmp_path / "out", "nothing", 1.0)
+    (tmp_path / "precious.safetensors").write_text("x")
+    names = ["..", "../precious.safetensors", "notes.txt", "sub.safetensors"]
+    (out / INDEX).write_text(json.dumps({"weight_map": dict(enumerate(names))}))
+    (out / "notes.txt").write_text("x")
+    (out / "sub.safetensors").mkdir()
+    copy(source, out)
+    assert (tmp_path / "precious.safetensors").exists()
+    assert (out / "notes.txt").exists()
+    assert (out / "sub.safetensors").is_dir()
+    assert seen_by_us(out) == {2.0}
 
 
 def test_an_existing_folder_may_be_another_file_system(

@@ -26,7 +26,7 @@ _FINGERPRINT_BYTES = 64
 _MAX_OPEN_FILES = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """A tensor of a checkpoint, and the file that holds it."""
 

@@ -6,10 +6,12 @@ the ``with`` block without it, for whatever reason, removes every temporary.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, is_inside
 from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import TensorInfo, encode_header
+from know_cli.checkpoints.paths import SUFFIX
 from know_cli.checkpoints.temporary import Temporary
 from know_cli.errors import OutputError
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 # Weights in other formats and training state would contradict the predicted weights beside them.
 _LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
 _WRITE_BYTES = 8 << 20
+# What shards are called by custom; an index may name others.
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, force: bool) -> None:
@@ -244,8 +249,8 @@ class CheckpointWriter:
 
         Raises:
             OutputError: the disk refuses; an output that existed is untouched, except that an
-                existing folder may have lost its index file if the failure comes between the
-                renames of its shards, so that old and new shards are never taken for one model.
+                existing folder may have lost its weights if the failure comes while its files
+                are exchanged, so that old and new ones are never taken for one model.
         """
         if not self._flushed:
             self.flush()
@@ -372,42 +377,77 @@ def _is_taken(output: Path) -> bool:
 
 
 def _move_folder(temporary: Path, output: Path) -> bool:
-    """Give a folder its name, or its files their places; whether it was the folder itself."""
+    """Give a folder its name, or its files their places; whether it was the folder itself.
+
+    Whoever opens the output meanwhile, or after a run that was killed in here, finds the model
+    before, the new one, or that there is none; never weights of both, or the weights of one with
+    the configuration of the other. Nothing is removed that the next run could not tell from what
+    belongs there: the old index, which names the old shards, goes after them.
+    """
     _sync_folder(temporary)
     if not output.exists():
         temporary.rename(output)
         return True
+    files = {
+        path.relative_to(temporary): path for path in sorted(temporary.rglob("*")) if path.is_file()
+    }
+    for relative in files:
+        _refuse_folder_in_place(output, relative)
+    index = files.pop(Path(INDEX_FILE), None)
+    weights = {at: files.pop(at) for at in list(files) if at.suffix == SUFFIX}
     old = _weights_of(output)
-    files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    weights = [path for path in files if path.suffix == ".safetensors"]
-    if [path.name for path in weights] != [SINGLE_FILE]:
-        # While shards are exchanged no index may lead a reader to a mixture of two models.
-        (output / INDEX_FILE).unlink(missing_ok=True)
-    index = [path for path in files if path.name == INDEX_FILE]
-    others = [path for path in files if path not in weights and path not in index]
-    for path in [*others, *weights, *index]:
-        target = output / path.relative_to(temporary)
+    if not _is_one_step(weights, files, output):
+        _remove(output, [*sorted(old), INDEX_FILE])
+    for relative, path in {**files, **weights}.items():
+        target = output / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
-    if not index:
-        # A folder with an index is read by it: one left from before would hide the new file.
-        (output / INDEX_FILE).unlink(missing_ok=True)
     # What is left of the model before would be taken for this one's weights by some readers.
-    for name in old - {path.name for path in weights}:
-        (output / name).unlink(missing_ok=True)
-    _sync_folder(output)
+    _remove(output, sorted(old - {at.name for at in weights}))
+    if index is not None:
+        index.replace(output / INDEX_FILE)
+        _sync_folder(output)
+    else:
+        # A folder with an index is read by it: one left from before would hide the new file.
+        _remove(output, [INDEX_FILE])
     return False
 
 
+def _refuse_folder_in_place(output: Path, relative: Path) -> None:
+    """Refuse to begin an exchange that would fail in its middle."""
+    target = output / relative
+    if target.is_dir() and not target.is_symlink():
+        raise OutputError(f"{target}: is a folder where a file must go; name another output")
+    for parent in relative.parents:
+        if (output / parent).exists() and not (output / parent).is_dir():
+            raise OutputError(f"{output / parent}: is no folder, but one must go there")
+
+
+def _is_one_step(weights: Mapping[Path, Path], others: Mapping[Path, Path], output: Path) -> bool:
+    """Whether a single file is all that changes, so that renaming it is the whole exchange."""
+    filecmp.clear_cache()  # which goes by times and sizes
+    return list(weights) == [Path(SINGLE_FILE)] and all(
+        (output / at).is_file() and filecmp.cmp(path, output / at, shallow=False)
+        for at, path in others.items()
+    )
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files, and have all that was done in the folder on disk before anything else."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    _sync_folder(folder)
+
+
 def _weights_of(folder: Path) -> set[str]:
-    """Names of the files that a model in a folder consists of."""
-    names = {SINGLE_FILE}
+    """Names of the files that a model in a folder consists of, or did before a run was killed."""
+    names = {SINGLE_FILE, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))}
     try:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        names |= {Path(name).name for name in index["weight_map"].values()}
+        names |= {name for name in index["weight_map"].values() if Path(name).name == name}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # no index, or none that says what there is
-    return names
+    return {name for name in names if name.endswith(SUFFIX) and not (folder / name).is_dir()}
 
 
 def _write_at(descriptor: int, data: memoryview, position: int) -> None:

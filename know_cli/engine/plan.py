@@ -68,7 +68,7 @@ class Settings:
     threads: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """One tensor, and what happens to it.
 
@@ -97,7 +97,7 @@ class PlannedTensor:
     whole: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A run of one tensor's elements inside a batch: ``[start, start + count)`` at ``row``."""
 

@@ -42,6 +42,18 @@ def read_elements(checkpoint: Checkpoint, entry: TensorEntry, start: int, count:
     return values
 
 
+def read_bytes(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: int) -> bytearray:
+    """Elements ``[start, start + count)`` of a (float) tensor, as they are in the file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    size = torch_dtype(entry.dtype).itemsize
+    data = bytearray(count * size)
+    checkpoint.read_into(entry, start * size, memoryview(data))
+    return data
+
+
 def read_float32(checkpoint: Checkpoint, entry: TensorEntry, start: int, out: Tensor) -> None:
     """Read ``out.numel()`` elements from ``start`` on as float32, into a contiguous ``out``.
 

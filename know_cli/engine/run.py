@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from torch import Tensor
 from know_cli.checkpoints import Checkpoint, CheckpointWriter, Sink, TensorEntry, Trajectory
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.engine.journal import Finished, Journal
-from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Plan, PlannedTensor, Segment, Settings
+from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Plan, PlannedTensor, Settings
 from know_cli.engine.predictor import Predictors, TensorPredictor
 from know_cli.engine.progress import Progress
 from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float32
@@ -287,7 +287,7 @@ class _Run:
         self._write(batch, buffer)
 
     def _write(self, batch: Batch, buffer: _Buffer) -> None:
-        replaced = sum(self._write_segment(segment, buffer) for segment in batch.segments)
+        replaced = sum(self._write_stretch(stretch, buffer) for stretch in _stretches(batch))
         copied = buffer.copied[: batch.rows]
         self.report.replaced += replaced
         self.report.nonfinite += int(copied.sum())
@@ -297,25 +297,23 @@ class _Run:
         self.progress.advance(batch.rows)
 
     def _write_finished(self, batch: Batch, finished: Finished) -> None:
-        """Write what the journal has, and take from it what :meth:`_write_segment` would."""
+        """Write what the journal has, and take from it what :meth:`_write_stretch` would."""
         assert self.journal is not None
-        position = finished.position
+        position, first = finished.position, self.trajectory.first
         copied = torch.zeros(batch.rows, dtype=torch.bool)
         copied[torch.tensor(finished.facts["copied"], dtype=torch.int64)] = True
-        for segment, start, rows in _pieces(batch):
-            tensor, count = segment.tensor, rows.stop - rows.start
-            before = torch.empty(count)
-            first = self.trajectory.first
-            read_float32(first, first.tensors[tensor.name], start, before)
+        for stretch in _stretches(batch):
+            before = torch.empty(stretch.count)
+            for piece in stretch.pieces:
+                entry = first.tensors[piece.tensor.name]
+                read_float32(first, entry, piece.start, before[piece.rows])
             for step, writer in self.outputs:
-                values = torch.empty(count, dtype=torch_dtype(tensor.dtype))
+                values = torch.empty(stretch.count, dtype=torch_dtype(stretch.dtype))
                 self.journal.read(position, as_bytes(values))
                 position += values.nbytes
-                writer.write(tensor.name, start * values.element_size(), as_bytes(values))
+                _write_pieces(writer, stretch, values)
                 last = writer is self.outputs[-1][1]
-                self._observe(
-                    step, tensor, start, rows.start, before, values, copied[rows], last=last
-                )
+                self._observe(step, stretch, before, values, copied[stretch.rows], last=last)
         self.report.replaced += finished.facts["replaced"]
         self.report.nonfinite += len(finished.facts["copied"])
         self.progress.advance(batch.rows)
@@ -338,15 +336,15 @@ class _Run:
                     out = buffer.history[size - 1 - k, rows]
                     read_float32(checkpoint, entries[k], segment.start, out)
                     self._forget(checkpoint, entries[k], segment.start, segment.count)
-                # In chunks, since the check makes copies.
-                for row, count in chunks(segment.row, segment.count):
-                    history = buffer.history[:size, row : row + count]
-                    finite = torch.isfinite(history)
-                    if not finite.all():
-                        self._refuse_nonfinite(segment, finite)
-                        copied = buffer.copied[row : row + count]
-                        copied.copy_(~finite.all(dim=0))
-                        history.masked_fill_(copied, 0.0)
+            # In chunks, since the check makes copies; not tensor by tensor, which may be tiny.
+            for row, count in chunks(0, batch.rows):
+                history = buffer.history[:size, row : row + count]
+                finite = torch.isfinite(history)
+                if not finite.all():
+                    self._refuse_nonfinite(batch, row, finite)
+                    copied = buffer.copied[row : row + count]
+                    copied.copy_(~finite.all(dim=0))
+                    history.masked_fill_(copied, 0.0)
         return batch
 
     def _forget(self, checkpoint: Checkpoint, entry: TensorEntry, start: int, count: int) -> None:
@@ -354,10 +352,14 @@ class _Run:
             size = torch_dtype(entry.dtype).itemsize
             checkpoint.forget(entry, start * size, count * size)
 
-    def _refuse_nonfinite(self, segment: Segment, finite: Tensor) -> None:
+    def _refuse_nonfinite(self, batch: Batch, row: int, finite: Tensor) -> None:
+        """Name the first tensor with such values in the rows from ``row`` on, and its file."""
         if self.settings.allow_nonfinite:
             return
-        k = len(self.trajectory) - 1 - int(torch.nonzero(~finite.all(dim=1))[-1])
+        first = row + int(torch.nonzero(~finite.all(dim=0))[0])
+        segment = next(s for s in batch.segments if first < s.row + s.count)
+        its = finite[:, max(segment.row - row, 0) : segment.row + segment.count - row]
+        k = len(self.trajectory) - 1 - int(torch.nonzero(~its.all(dim=1))[-1])
         entry = self.trajectory.entries(segment.tensor.name)[k]
         raise CheckpointError(
             f"{entry.path}: tensor {entry.name!r}: has values that are not finite in float32; "
@@ -386,55 +388,53 @@ class _Run:
                 )
                 buffer.keep_finite(size, step, slice(start, stop))
 
-    def _write_segment(self, segment: Segment, buffer: _Buffer) -> int:
-        """Write a segment to every output.
+    def _write_stretch(self, stretch: _Stretch, buffer: _Buffer) -> int:
+        """Write a stretch to every output.
 
         Returns:
             How many predictions were replaced by Θ0's values.
         """
-        size, tensor, replaced = len(self.trajectory), segment.tensor, 0
-        for start, rows in _pieces_of(segment):
-            before, copied = buffer.history[size - 1, rows], buffer.copied[rows]
-            for step, writer in self.outputs:
-                last = writer is self.outputs[-1][1]
-                values, count = self._cast(
-                    tensor,
-                    start,
-                    buffer.history[size + step - 1, rows],
-                    copied,
-                    buffer.replaced[step - 1, rows],
-                )
-                replaced += count
-                with self.timed("writing"):
-                    writer.write(tensor.name, start * values.element_size(), as_bytes(values))
-                    if self.journal is not None:
-                        self.journal.add(as_bytes(values))
-                self._observe(step, tensor, start, rows.start, before, values, copied, last=last)
+        size, rows, replaced = len(self.trajectory), stretch.rows, 0
+        before, copied = buffer.history[size - 1, rows], buffer.copied[rows]
+        for step, writer in self.outputs:
+            last = writer is self.outputs[-1][1]
+            values, count = self._cast(
+                stretch,
+                buffer.history[size + step - 1, rows],
+                copied,
+                buffer.replaced[step - 1, rows],
+            )
+            replaced += count
+            with self.timed("writing"):
+                _write_pieces(writer, stretch, values)
+                if self.journal is not None:
+                    self.journal.add(as_bytes(values))
+            self._observe(step, stretch, before, values, copied, last=last)
         return replaced
 
     def _cast(
-        self, tensor: PlannedTensor, start: int, values: Tensor, copied: Tensor, replaced: Tensor
+        self, stretch: _Stretch, values: Tensor, copied: Tensor, replaced: Tensor
     ) -> tuple[Tensor, int]:
         """To the output's dtype, with Θ0's own values where there is no finite prediction.
 
         Returns:
             The values, and how many predictions were replaced.
         """
-        cast = values.to(torch_dtype(tensor.dtype))
+        cast = values.to(torch_dtype(stretch.dtype))
         replaced = (replaced | ~torch.isfinite(cast)) & ~copied
         taken = replaced | copied
         if not taken.any():
             return cast, 0
-        entry = self.trajectory.first.tensors[tensor.name]
-        original = read_elements(self.trajectory.first, entry, start, len(cast))
+        first, original = self.trajectory.first, torch.empty_like(cast)
+        for piece in stretch.pieces:
+            entry = first.tensors[piece.tensor.name]
+            original[piece.rows] = read_elements(first, entry, piece.start, piece.count)
         return torch.where(taken, original, cast), int(replaced.sum())
 
     def _observe(
         self,
         step: int,
-        tensor: PlannedTensor,
-        start: int,
-        row: int,
+        stretch: _Stretch,
         before: Tensor,
         values: Tensor,
         copied: Tensor,
@@ -442,26 +442,31 @@ class _Run:
         last: bool,
     ) -> None:
         """Take from what was written whatever rescaling and the report need."""
-        sums = self.sums.get((step, tensor.name))
-        bias = self.biases.get((step, tensor.name))
-        if last or sums is not None or bias is not None:
-            new = values.double()
-            # A copied value has not changed; its history was blanked out before predicting.
-            old = torch.where(copied, new, before.double())
-            if bias is not None:
-                bias[start : start + len(values)] = new.numpy()
-            if copied.any():
-                old, new = (
-                    torch.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0) for v in (old, new)
-                )
-            if sums is not None:
-                sums.add(start, row, old.numpy(), new.numpy())
-            if last:
-                change = new - old
-                numbers = self.report.kinds[tensor.kind]
-                numbers.absolute_change += float(change.abs().sum())
-                numbers.squared_change += float(change.square().sum())
-                numbers.squared_norm += float(old.square().sum())
+        biases = [p for p in stretch.pieces if (step, p.tensor.name) in self.biases]
+        weights = [p for p in stretch.pieces if (step, p.tensor.name) in self.sums]
+        if not (last or biases or weights):
+            return
+        new = values.double()
+        # A copied value has not changed; its history was blanked out before predicting.
+        old = torch.where(copied, new, before.double())
+        for piece in biases:
+            bias = self.biases[step, piece.tensor.name]
+            bias[piece.start : piece.start + piece.count] = new[piece.rows].numpy()
+        if copied.any():
+            old, new = (torch.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0) for v in (old, new))
+        for piece in weights:
+            self.sums[step, piece.tensor.name].add(
+                piece.start,
+                stretch.rows.start + piece.rows.start,
+                old[piece.rows].numpy(),
+                new[piece.rows].numpy(),
+            )
+        if last:
+            change = new - old
+            numbers = self.report.kinds[stretch.kind]
+            numbers.absolute_change += float(change.abs().sum())
+            numbers.squared_change += float(change.square().sum())
+            numbers.squared_norm += float(old.square().sum())
 
     # ------------------------------------------------------------------ the other tensors
 
@@ -513,12 +518,15 @@ class _Run:
 
     def rescale(self) -> None:
         """Adjust running statistics to the weights that were predicted before them."""
+        rescaled = {tensor.name for tensor in self.plan.with_action(Action.RESCALE)}
         for layer in self.layers:
             for step, writer in self.outputs:
                 last = writer is self.outputs[-1][1]
-                self._rescale(layer, step, writer, last=last)
+                self._rescale(layer, rescaled, step, writer, last=last)
 
-    def _rescale(self, layer: NormLayer, step: int, writer: Sink, *, last: bool) -> None:
+    def _rescale(
+        self, layer: NormLayer, rescaled: Container[str], step: int, writer: Sink, *, last: bool
+    ) -> None:
         names = layer.running_mean, layer.running_var
         assert layer.source_weight is not None
         before = {name: self._values(name) for name in names if name is not None}
@@ -530,7 +538,6 @@ class _Run:
         after = self.sums[step, layer.source_weight].mean_and_variance(
             mean, variance, bias, bias_after
         )
-        rescaled = {tensor.name for tensor in self.plan.with_action(Action.RESCALE)}
         for (name, old), new in zip(before.items(), after, strict=True):
             if name not in rescaled:
                 continue
@@ -555,13 +562,64 @@ class _Run:
         return values.double().numpy()
 
 
-def _pieces_of(segment: Segment) -> Iterator[tuple[int, slice]]:
-    """Where each chunk of a segment starts in its tensor, and its rows in the batch."""
-    for row, count in chunks(segment.row, segment.count):
-        yield segment.start + row - segment.row, slice(row, row + count)
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A run of one tensor's elements inside a stretch: those from ``start`` on at ``rows``."""
+
+    tensor: PlannedTensor
+    start: int
+    rows: slice
+
+    @property
+    def count(self) -> int:
+        return int(self.rows.stop - self.rows.start)
 
 
-def _pieces(batch: Batch) -> Iterator[tuple[Segment, int, slice]]:
+@dataclass(frozen=True)
+class _Stretch:
+    """Rows of a batch that are cast, written and summed up together: one chunk, one dtype.
+
+    Of tiny tensors there are thousands in one, which then cost hardly more than their bytes.
+
+    Attributes:
+        kind: of the batch.
+        dtype: of its tensors, by its safetensors name.
+        rows: its rows in the batch.
+        pieces: its tensors, by rows of the stretch.
+    """
+
+    kind: Kind
+    dtype: str
+    rows: slice
+    pieces: tuple[_Piece, ...]
+
+    @property
+    def count(self) -> int:
+        return int(self.rows.stop - self.rows.start)
+
+
+def _stretches(batch: Batch) -> Iterator[_Stretch]:
+    """Cut a batch wherever the dtype changes, and at the multiples of a chunk."""
+    pieces: list[_Piece] = []
+    begin = 0
     for segment in batch.segments:
-        for start, rows in _pieces_of(segment):
-            yield segment, start, rows
+        for row, count in chunks(segment.row, segment.count):
+            if pieces and (row % CHUNK_ROWS == 0 or segment.tensor.dtype != pieces[0].tensor.dtype):
+                yield _stretch(batch.kind, begin, pieces)
+                begin, pieces = row, []
+            rows = slice(row - begin, row - begin + count)
+            pieces.append(_Piece(segment.tensor, segment.start + row - segment.row, rows))
+    if pieces:
+        yield _stretch(batch.kind, begin, pieces)
+
+
+def _stretch(kind: Kind, begin: int, pieces: list[_Piece]) -> _Stretch:
+    rows = slice(begin, begin + pieces[-1].rows.stop)
+    return _Stretch(kind, pieces[0].tensor.dtype, rows, tuple(pieces))
+
+
+def _write_pieces(writer: Sink, stretch: _Stretch, values: Tensor) -> None:
+    data, size = as_bytes(values), values.element_size()
+    for piece in stretch.pieces:
+        part = data[piece.rows.start * size : piece.rows.stop * size]
+        writer.write(piece.tensor.name, piece.start * size, part)

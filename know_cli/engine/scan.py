@@ -13,7 +13,8 @@ from itertools import pairwise
 import torch
 
 from know_cli.checkpoints import Trajectory
-from know_cli.engine.reading import as_bytes, chunks, read_elements
+from know_cli.checkpoints.dtypes import torch_dtype
+from know_cli.engine.reading import chunks, read_bytes
 
 # With ever less data, each session moves the weights less; on recorded trajectories the last
 # step was always shorter than the first. A reversed order shows the opposite.
@@ -60,15 +61,20 @@ def scan(trajectory: Trajectory, names: Iterable[str]) -> Scan:
         entries = trajectory.entries(name)
         same = len({entry.dtype for entry in entries}) == 1
         for position, (start, count) in enumerate(chunks(0, entries[0].info.elements)):
-            values = [
-                read_elements(checkpoint, entry, start, count)
+            # As bytes, which are compared many times as fast as what torch would lend of them.
+            raw = [
+                read_bytes(checkpoint, entry, start, count)
                 for checkpoint, entry in zip(trajectory.checkpoints, entries, strict=True)
             ]
             if position == 0:
+                values = [
+                    torch.frombuffer(data, dtype=torch_dtype(entry.dtype)).double()
+                    for data, entry in zip(raw, entries, strict=True)
+                ]
                 for k, (before, after) in enumerate(pairwise(values)):
-                    distance = torch.linalg.vector_norm(before.double() - after.double())
-                    squared[k] += float(distance) ** 2
-            same = same and all(as_bytes(other) == as_bytes(values[0]) for other in values[1:])
+                    change = before - after
+                    squared[k] += float(torch.dot(change, change))
+            same = same and all(other == raw[0] for other in raw[1:])
             if not same:
                 break
         if same:
