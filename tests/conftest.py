@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -20,8 +20,10 @@ from torch import Tensor
 from know_cli.cli.main import family_app, run
 from know_cli.hypermodel import Bundle, Known, Preparation, save_bundle
 from know_cli.kinds import PREDICTED_KINDS
+from tests.forkserver import ForkServer
 
-torch.set_num_threads(2)
+# Two cores, shared by the processes that the tests run in.
+torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 # Speed is not tested: on a busy machine any example may take long.
 settings.register_profile("project", parent=settings(), deadline=None)
 settings.load_profile("project")
@@ -173,6 +175,14 @@ def _run_here(command: list[str], folder: Path) -> subprocess.CompletedProcess[s
             for wish, handler in handlers.items():
                 signal.signal(wish, handler)
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ForkServer]:
+    """Starts command lines quickly."""
+    running = ForkServer()
+    yield running
+    running.close()
 
 
 def one_line(text: str) -> str:

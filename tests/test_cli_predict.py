@@ -201,7 +201,7 @@ def test_checkpoints_may_be_cut_into_shards_differently(
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' own figures")
 def test_working_memory_is_bounded(tmp_path: Path, bundle_path: Path) -> None:
-    """One tensor of 32 MB in five checkpoints, in 16 MiB of working memory."""
+    """One tensor of 16 MB in five checkpoints, in 16 MiB of working memory."""
     code = (
         "import sys\n"
         "from know_cli.cli.main import predict_app, run\n"
@@ -210,7 +210,7 @@ def test_working_memory_is_bounded(tmp_path: Path, bundle_path: Path) -> None:
         "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
     )
     peaks = {}
-    for rows in (20, 8000):
+    for rows in (20, 4000):
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(rows, 1000, generator=generator)
         write_trajectory(tmp_path, [{"w": weight * (1 - 0.1 * k)} for k in range(5)])
@@ -220,7 +220,7 @@ def test_working_memory_is_bounded(tmp_path: Path, bundle_path: Path) -> None:
             cwd=tmp_path, capture_output=True, text=True, check=True,
         )  # fmt: skip
         peaks[rows] = int(done.stdout) / 1024  # MiB
-    assert peaks[8000] - peaks[20] < 24, peaks
+    assert peaks[4000] - peaks[20] < 24, peaks
 
 
 def test_dry_run_tells_everything_and_writes_nothing(
@@ -415,13 +415,16 @@ def test_a_bug_is_one_line_unless_asked_for_more(tmp_path: Path) -> None:
         assert ("Traceback" in done.stderr) == bool(debug)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+# That SIGTERM does the same is seen by default in test_faults.py, where processes start quickly.
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_leaves_nothing_behind(
     tmp_path: Path, bundle_path: Path, signal_number: signal.Signals
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     write_trajectory(
-        tmp_path, [{"w": torch.randn(3000, 2000, generator=generator)} for _ in range(5)]
+        tmp_path, [{"w": torch.randn(1500, 2000, generator=generator)} for _ in range(5)]
     )
     (tmp_path / "out").write_text("precious")
     before = sorted(tmp_path.iterdir())
@@ -518,7 +521,10 @@ def test_readers_that_go_away(run: Path, bundle_path: Path) -> None:
     assert (run / "b.safetensors").exists()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "-q >&-"])
+@pytest.mark.parametrize(
+    "closed",
+    [">&- 2>&-", "-q >&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-"))],
+)
 def test_closed_streams_are_no_bugs(closed: str, run: Path, bundle_path: Path) -> None:
     done = shell(
         f"KNOW predict ckpt0..ckpt4 --weights {bundle_path} -o a.safetensors {closed}", run

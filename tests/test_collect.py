@@ -166,19 +166,20 @@ def test_shards_divide_the_trajectories(tmp_path: Path) -> None:
 def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> None:
     """The whole way, as a user goes it."""
     arguments = ["collect", "found", "--data-set", "digits", "--architecture", "cnn",
-                 "--rows-per-tensor", "300", "--processes", "1"]  # fmt: skip
+                 "--rows-per-tensor", "300", "--processes", "1",
+                 "--seed", "260"]  # fmt: skip  # whose first networks are small
     done = know(*arguments, "--trajectories", "1", cwd=tmp_path, process=True)
     assert done.returncode == 0, done.stderr
     assert "00000 cnn on digits" in done.stderr
     assert "1 of 1 trajectories, 0 of them left out" in done.stdout
     first = (tmp_path / "found" / "00000.safetensors").read_bytes()
-    done = know(*arguments, "--trajectories", "4", cwd=tmp_path, process=True)
+    done = know(*arguments, "--trajectories", "3", cwd=tmp_path)
     assert "1 trajectories are there already, going on" in done.stderr
     assert (tmp_path / "found" / "00000.safetensors").read_bytes() == first
-    assert len(list(tmp_path.glob("found/*.safetensors"))) == 4
+    assert len(list(tmp_path.glob("found/*.safetensors"))) == 3
     assert not list(tmp_path.glob("found/.partial*"))
     files = find_trajectories([tmp_path / "found"])
-    assert len({load_series(file).identity for file in files}) == 4
+    assert len({load_series(file).identity for file in files}) == 3
 
     train = ["train", "found", "--checkpoints", "3", "--epochs", "1", "--threads", "1"]
     done = know(*train, "-o", "known", "--target", "continuation", "--holdout", "0.5", cwd=tmp_path)

@@ -112,7 +112,9 @@ def test_corrupt_idx_files_are_named(tmp_path: Path, case: str, suffix: str) -> 
         load("mnist", tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(bytes(5000))[:-12]])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(bytes(5000))[:-12]], ids=["none", "cut short"]
+)
 def test_corrupt_compression_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "train-labels-idx1-ubyte.gz"
     path.write_bytes(content)

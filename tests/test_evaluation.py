@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from know_cli.bundles import shipped, weights_folder
 from know_cli.checkpoints import save_checkpoint
 from know_cli.engine.plan import NormMode
 from know_cli.errors import CheckpointError, UsageError
-from know_cli.evaluation import cache, methods, protocol, results, running
+from know_cli.evaluation import cache, hindsight, methods, protocol, results, running
 from know_cli.evaluation import statistics as stats
 from know_cli.evaluation.anchors import ANCHORS
 from know_cli.evaluation.hindsight import best_combination
@@ -47,12 +48,14 @@ def images(count: int, seed: int, classes: int = 10) -> Samples:
     return Samples(pixels, torch.arange(count) % classes)
 
 
+FEW = 5
 FASHION = DataSet("fashion-mnist", "image", images(2400, 1), images(400, 2), 10)
 
 
 @pytest.fixture
 def _little_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Noise in the shape of Fashion-MNIST, and few glyphs, so that nothing takes long."""
+    """Noise in the shape of Fashion-MNIST, few glyphs and little hindsight: nothing takes long."""
+    monkeypatch.setattr(hindsight, "_ITERATIONS", FEW)
     task_data.load_images.cache_clear()
     monkeypatch.setattr(task_data, "load", lambda name, folder: FASHION)
     monkeypatch.setattr(task_data, "_GLYPHS", (420, 60))
@@ -436,9 +439,9 @@ def test_processes_compute_what_one_computes(tmp_path: Path) -> None:
     request = running.Request(tmp_path / "a", [task], 2, wanted, processes=2)
     outcomes = {outcome.seed: outcome for outcome in running.evaluate(request)}
     assert sorted(outcomes) == [0, 1]
-    alone = running.Request(tmp_path / "b", [task], 2, wanted)
-    for outcome in running.evaluate(alone):
-        assert fingerprint(outcome) == fingerprint(outcomes[outcome.seed])
+    (alone,) = running.evaluate(running.Request(tmp_path / "b", [task], 1, wanted))
+    assert fingerprint(alone) == fingerprint(outcomes[0])
+    assert fingerprint(alone) != fingerprint(outcomes[1])
 
 
 # --- methods -----------------------------------------------------------------------------------
@@ -571,7 +574,8 @@ def test_the_command_and_its_second_run(tmp_path: Path, know: Command) -> None:
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent.parent)!r})\n"
         "from tests.test_evaluation import tiny\n"
-        "from know_cli.evaluation import tasks\n"
+        "from know_cli.evaluation import hindsight, tasks\n"
+        f"hindsight._ITERATIONS = {FEW}\n"
         "tasks.TASKS['text-language-model'] = tiny('text-language-model')\n"
         "from know_cli.cli.main import know\n"
         "sys.argv = ['know', *sys.argv[1:]]\n"
@@ -604,6 +608,16 @@ IN_CARD = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def committed() -> dict[str, tuple[dict[str, Any], stats.Comparison]]:
+    """By task, the committed results and their comparison over all cells."""
+    found = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    return {
+        name: (task, results.comparisons(task)[results.ALL])
+        for name, task in found["tasks"].items()
+    }
+
+
 @pytest.mark.parametrize(
     "path", sorted(COMMITTED.parent.glob("*.json")), ids=lambda path: path.stem
 )
@@ -622,14 +636,15 @@ def test_the_committed_results_have_ten_seeds_and_every_method() -> None:
         assert labels <= {start["method"] for start in task["starts"]}
 
 
-def test_the_model_card_has_the_committed_differences() -> None:
-    found = json.loads(COMMITTED.read_text(encoding="utf-8"))
+def test_the_model_card_has_the_committed_differences(
+    committed: dict[str, tuple[dict[str, Any], stats.Comparison]],
+) -> None:
     card = (weights_folder() / "README.md").read_text(encoding="utf-8").splitlines()
     assert f"| task | Θ0 | {' | '.join(IN_CARD)} | worth |" in card
-    for name, task in found["tasks"].items():
+    for name, (task, whole) in committed.items():
         (line,) = [line for line in card if line.startswith(f"| `{name}` |")]
         cells = [cell.strip().replace("−", "-") for cell in line.strip("| ").split("|")[1:]]
-        whole, scale = results.comparisons(task)[results.ALL], task["measure"]["scale"]
+        scale = task["measure"]["scale"]
         differences = [whole.differences[start] for start in IN_CARD]
         assert cells == [
             f"{scale * whole.means['naive']:.2f}",
@@ -638,9 +653,10 @@ def test_the_model_card_has_the_committed_differences() -> None:
         ], name
 
 
-def test_the_readme_has_the_committed_recovered_gains() -> None:
-    found = json.loads(COMMITTED.read_text(encoding="utf-8"))
-    whole = [results.comparisons(task)[results.ALL] for task in found["tasks"].values()]
+def test_the_readme_has_the_committed_recovered_gains(
+    committed: dict[str, tuple[dict[str, Any], stats.Comparison]],
+) -> None:
+    whole = [comparison for _, comparison in committed.values()]
     readme = (weights_folder().parent / "README.md").read_text(encoding="utf-8")
     text = " ".join(readme.split())
     for start, words in {

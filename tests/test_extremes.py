@@ -6,13 +6,14 @@ import itertools
 import json
 import math
 import shutil
+import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,11 +28,13 @@ from know_cli.checkpoints.foreign import convert_pickle
 from know_cli.engine.inspection import inspect_trajectory
 from know_cli.engine.plan import Settings, classify_trajectory
 from know_cli.engine.progress import Silent
+from know_cli.kinds import Kind
 from know_cli.methods.prediction import Request, open_prediction
-from know_cli.methods.verification import verify
+from know_cli.methods.verification import Sample, _Stream, verify
 from tests.conftest import write_trajectory
 from tests.figures import record
 from tests.hostile import safetensors_file
+from tests.test_memory import peak
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -263,6 +266,131 @@ def test_a_hundred_thousand_tensors_take_linear_time(tmp_path: Path) -> None:
     for name in WORKS:
         assert many[name] < 15 * few[name], (name, few, many)
     record("tensors_slow", tensors=100_000, seconds=round(many["predict"], 1))
+
+
+#: One more element than a signed 32-bit number counts, and what is not zero among them: at the
+#: start, where bytes and elements pass 2³¹, and at the end, where bytes pass 2³².
+ELEMENTS = 2**31 + 1
+PLACES = {0: 1.0, 2**30 - 1: -1.0, 2**30: -2.0, 2**31 - 1: 3.0, 2**31: -4.0}
+
+
+def sparse(folder: Path, count: int) -> list[Path]:
+    """Checkpoints of one such bfloat16 tensor, which take next to no room on disk."""
+    header = safetensors_file(
+        {"w": {"dtype": "BF16", "shape": [ELEMENTS], "data_offsets": [0, 2 * ELEMENTS]}}
+    )
+    paths = []
+    for k in range(count):
+        paths.append(folder / f"ckpt{k}.safetensors")
+        with paths[-1].open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + 2 * ELEMENTS)
+            for place, value in PLACES.items():
+                bits = torch.tensor(value * 0.5**k).bfloat16().view(torch.int16).item()
+                file.seek(len(header) + 2 * place)
+                file.write(struct.pack("<h", bits))
+    return paths
+
+
+class Kept:
+    """A sink that keeps what is not zero: (name, place) → bits."""
+
+    left_out: ClassVar[list[Path]] = []
+
+    def __init__(self, size: int) -> None:
+        self.size, self.nbytes = size, 0
+        self.found: dict[tuple[str, int], int] = {}
+
+    def write(self, name: str, offset: int, data: memoryview) -> None:
+        self.nbytes += data.nbytes
+        if data.nbytes % 8 == 0 and not np.frombuffer(data, "<u8").any():
+            return  # looked at by eights, which is quicker
+        values = np.frombuffer(data, f"<u{self.size}")
+        for row in np.flatnonzero(values):
+            self.found[name, offset // self.size + int(row)] = int(values[row])
+
+    def flush(self) -> None: ...
+
+    def commit(self) -> None: ...
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def bits_of(values: dict[int, float]) -> dict[tuple[str, int], int]:
+    return {
+        ("w", place): torch.tensor(value).bfloat16().view(torch.uint16).item()
+        for place, value in values.items()
+    }
+
+
+def test_blocks_beyond_32_bits_are_read_and_written_where_they_belong(tmp_path: Path) -> None:
+    """Of such a tensor, the blocks at the places above only, and what they are is not written."""
+    request = Request(sparse(tmp_path, 3), tmp_path / "out", device="cpu", method="task-vector")
+    with open_prediction(request) as prediction:
+        assert prediction.plan.predicted == ELEMENTS
+        rows = prediction.block_rows
+        stream = _Stream.of(prediction.plan, Kind.BIAS, rows)
+        assert stream.blocks == -(-ELEMENTS // rows)
+        blocks = tuple(stream.block(number) for number in sorted({p // rows for p in PLACES}))
+        part = Sample(prediction.plan.tensors, rows, 0, 0, 0, blocks)
+        kept = Kept(2)
+        report = prediction.run(part, Silent(), lambda _: kept)
+    assert kept.found == bits_of({place: value * 1.5 for place, value in PLACES.items()})
+    assert kept.nbytes == 2 * sum(batch.rows for batch in blocks)
+    assert report.kinds[Kind.BIAS].absolute_change == sum(abs(v) / 2 for v in PLACES.values())
+
+
+def test_a_tensor_of_more_bytes_than_32_bits_count_is_copied_whole(tmp_path: Path) -> None:
+    header = safetensors_file(
+        {"w": {"dtype": "U8", "shape": [ELEMENTS], "data_offsets": [0, ELEMENTS]}}
+    )
+    paths = [tmp_path / f"ckpt{k}.safetensors" for k in range(2)]
+    for path in paths:
+        with path.open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + ELEMENTS)
+            for place in PLACES:
+                file.seek(len(header) + place)
+                file.write(bytes([1 + place % 251]))
+    kept = Kept(1)
+    with open_prediction(Request(paths, tmp_path / "out", device="cpu", method="linear")) as found:
+        found.run(found.plan, Silent(), lambda _: kept)
+    assert kept.nbytes == ELEMENTS
+    assert kept.found == {("w", place): 1 + place % 251 for place in PLACES}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
+def test_more_elements_than_32_bits_count(tmp_path: Path) -> None:
+    """All of it, by the command line; the inputs take no room on disk, the output does."""
+    if shutil.disk_usage(tmp_path).free < 6 * 2**30:
+        pytest.skip("needs 6 GiB of disk")
+    paths, out, memory = sparse(tmp_path, 5), tmp_path / "out", 256 << 20
+    try:
+        alone = peak("-c", "import know_cli.cli.main, know_cli.methods.prediction")
+        began = time.monotonic()
+        used = peak(
+            "-m", "know_cli", "predict", *paths, "-o", out, "--method", "task-vector",
+            "--max-memory", memory, "--threads", 2, "--quiet",
+        )  # fmt: skip
+        record("elements_slow", elements=ELEMENTS, seconds=round(time.monotonic() - began, 1))
+        assert used < (alone + memory) * 1.1, (alone, used)
+        kept, chunk = Kept(2), 32 << 20
+        with open_checkpoint(out) as checkpoint:
+            entry = checkpoint.tensors["w"]
+            assert entry.shape == (ELEMENTS,)
+            for offset in range(0, entry.info.nbytes, chunk):
+                data = bytearray(min(chunk, entry.info.nbytes - offset))
+                checkpoint.read_into(entry, offset, memoryview(data))
+                kept.write("w", offset, memoryview(data))
+        assert kept.found == bits_of({place: value * 1.5 for place, value in PLACES.items()})
+        assert not verify(out, paths, spans=16, seed=0).differences
+    finally:
+        for path in tmp_path.iterdir():
+            path.unlink()
 
 
 def test_a_checkpoint_of_one_scalar(tmp_path: Path) -> None:

@@ -46,14 +46,6 @@ PREDICT = ("predict", "ckpt0", "ckpt1", "ckpt2", "-o", "out", "--force", "--meth
 TALK = ("stderr.txt", "stdout.txt")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    """Starts command lines quickly."""
-    running = ForkServer()
-    yield running
-    running.close()
-
-
 def inputs(folder: Path, parameters: int = 300_000) -> Path:
     """A trajectory of three checkpoints that takes a moment, and an output from before."""
     generator = torch.Generator().manual_seed(0)

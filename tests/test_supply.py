@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from know_cli.bundles import shipped
 from know_cli.errors import EXIT_DONE, CheckpointError
 from know_cli.hypermodel import load_bundle
-from tests.conftest import Command, write_trajectory
+from tests.conftest import write_trajectory
 from tests.figures import record
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +64,7 @@ def test_manifests_from_strangers(text: str, tmp_path: Path) -> None:
         load_bundle(tmp_path)
 
 
-def test_nothing_speaks_to_a_network(tmp_path: Path, know: Command) -> None:
+def test_nothing_speaks_to_a_network(tmp_path: Path) -> None:
     write_trajectory(tmp_path)
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut" / "sitecustomize.py").write_text(CUT)
@@ -73,14 +74,25 @@ def test_nothing_speaks_to_a_network(tmp_path: Path, know: Command) -> None:
         env={"PYTHONPATH": path}, capture_output=True, check=False,
     )  # fmt: skip
     assert probe.returncode == 77, "the network is not cut"
-    for arguments in (
+    commands = [
         ["predict", "ckpt0..ckpt4", "-o", "out.safetensors", "--checksum"],
         ["inspect", "ckpt0..ckpt4"],
         ["verify", "out", "ckpt0..ckpt4"],
-    ):
-        done = know(*arguments, cwd=tmp_path, PYTHONPATH=path)
-        assert done.returncode == EXIT_DONE, done.stderr
-        assert "network is used" not in done.stderr
+    ]
+    code = (
+        "import sys\n"
+        "from know_cli.cli.main import family_app, run\n"
+        f"sys.exit(max(run(family_app(), 'know', command) for command in {commands}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "network is used" not in done.stderr
+    for words in ("wrote out.safetensors.sha256", "length of step", "computed again is the same"):
+        assert words in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="has no unshare")
