@@ -48,6 +48,7 @@ ROWS = (
     Row("failures of disk and system injected", "faults_system", "injected"),
     Row("inputs changed while they were read, and noticed", "inputs_changed", "injected", True),
     Row("tensors in one checkpoint", "tensors", "tensors"),
+    Row("elements in one tensor", "elements", "elements"),
 )  # fmt: skip
 
 
