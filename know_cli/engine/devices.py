@@ -1,0 +1,169 @@
+"""Which devices there are, and what runs KNOWN on them: Triton's kernel on CUDA, else torch's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+
+from know_cli.engine.device_names import check_device_name
+from know_cli.engine.kernel import DEVICE_BLOCK_ROWS, Kernel
+from know_cli.engine.lanes import (
+    LANES,
+    CudaQueue,
+    DeviceKernel,
+    DevicePredictor,
+    Direct,
+    Lane,
+    TorchSteps,
+    failures_of,
+    first_line,
+)
+from know_cli.errors import UsageError
+from know_cli.hypermodel import Bundle
+from know_cli.kinds import Kind
+
+
+def choose_devices(wanted: str) -> tuple[torch.device, ...]:
+    """The devices of a name: one, or with ``cuda:all`` every CUDA device of this machine.
+
+    ``auto`` is a CUDA device if there is one, else the CPU.
+
+    Raises:
+        UsageError: no device has such a name, there is none here, or with ``cuda:all`` they are
+            not of one model.
+    """
+    check_device_name(wanted)
+    if wanted == "auto":
+        return (torch.device("cuda" if torch.cuda.is_available() else "cpu"),)
+    if wanted == "cuda:all":
+        return _all_cuda()
+    kind, _, index = wanted.partition(":")
+    count = _count(kind)
+    if int(index or 0) >= count:
+        raise UsageError(f"--device {wanted}: {_seen(kind, count)}; use cpu")
+    return (torch.device(wanted),)
+
+
+def _all_cuda() -> tuple[torch.device, ...]:
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if not names:
+        raise UsageError(f"--device cuda:all: {_seen('cuda', 0)}; use cpu")
+    if len(set(names)) > 1:
+        # Different processors round differently, and the bytes must not tell who did which block.
+        raise UsageError(
+            f"--device cuda:all: the devices are of different models, {', '.join(names)}; choose "
+            "one, such as cuda:0, or hide the others with CUDA_VISIBLE_DEVICES"
+        )
+    return tuple(torch.device("cuda", index) for index in range(len(names)))
+
+
+def _count(kind: str) -> int:
+    """How many devices of a type torch sees."""
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    if kind == "xpu":
+        return torch.xpu.device_count() if torch.xpu.is_available() else 0
+    return int(kind == "cpu" or torch.backends.mps.is_available())
+
+
+def _seen(kind: str, count: int) -> str:
+    return f"torch sees {count or 'no'} {kind.upper()} device{'s' * (count != 1)} here"
+
+
+def open_devices(bundle: Bundle, steps: int, devices: Sequence[torch.device]) -> DevicePredictor:
+    """KNOWN on devices that are not the CPU.
+
+    Args:
+        bundle: the weights.
+        steps: how many are predicted.
+        devices: all of one type.
+
+    Returns:
+        What predicts. On CUDA that is Triton's kernel, compiled and tried here; where there is
+        no Triton or it does not work, it is torch's kernel, and a notice says why.
+
+    Raises:
+        UsageError: a device fails.
+    """
+    notices: list[str] = []
+    lanes: list[list[Lane]] = []
+    for device in devices:
+        with failures_of(device):
+            lanes.append(_open_one(bundle, steps, device, notices))
+    in_turn = [lane for of_turn in zip(*lanes, strict=True) for lane in of_turn]
+    return DevicePredictor(in_turn, bundle.checkpoints, notices)
+
+
+def _open_one(bundle: Bundle, steps: int, device: torch.device, notices: list[str]) -> list[Lane]:
+    if device.type == "cuda":
+        try:
+            lanes = open_lanes(bundle, steps, device, triton_kernels)
+            _try(lanes[0], bundle.checkpoints, steps)
+            return lanes
+        except ImportError:
+            reason = "Triton is not installed"
+        except Exception as error:  # Triton's own, and those of the compilers that it calls
+            reason = f"Triton's kernel does not work ({first_line(error)})"
+        notices.append(f"{device}: {reason}; KNOWN runs through plain torch operations")
+    return open_lanes(bundle, steps, device, torch_kernels)
+
+
+def open_lanes(
+    bundle: Bundle,
+    steps: int,
+    device: torch.device,
+    kernels: Callable[[Bundle, int, torch.device, int], dict[Kind, DeviceKernel]],
+    block_rows: int = DEVICE_BLOCK_ROWS,
+) -> list[Lane]:
+    """The lanes of one device, each with kernels of its own for blocks of ``block_rows``."""
+    return [
+        Lane(
+            kernels(bundle, steps, device, block_rows),
+            bundle.checkpoints,
+            steps,
+            block_rows,
+            device,
+            CudaQueue(device) if device.type == "cuda" else Direct(),
+        )
+        for _ in range(LANES)
+    ]
+
+
+def triton_kernels(
+    bundle: Bundle, steps: int, device: torch.device, block_rows: int
+) -> dict[Kind, DeviceKernel]:
+    """Triton's, which take any number of steps and rows.
+
+    Raises:
+        ImportError: there is no Triton.
+    """
+    from know_cli.engine.triton_kernel import TritonKernel
+
+    return {
+        kind: TritonKernel(state, bundle.checkpoints, bundle.preparation, device)
+        for kind, state in bundle.states.items()
+    }
+
+
+def torch_kernels(
+    bundle: Bundle, steps: int, device: torch.device, block_rows: int
+) -> dict[Kind, DeviceKernel]:
+    """Torch's, which share a workspace: a lane is at one kind at a time."""
+    local = threading.local()
+    return {
+        kind: TorchSteps(
+            Kernel(state, bundle.checkpoints, bundle.preparation, device, local, block_rows), steps
+        )
+        for kind, state in bundle.states.items()
+    }
+
+
+def _try(lane: Lane, checkpoints: int, steps: int) -> None:
+    """Have a block of one row computed, for which a kernel is compiled; kinds have the same."""
+    out = torch.full((steps, 1), torch.nan)
+    lane.start(Kind.CONV, torch.zeros(checkpoints, 1), out)
+    lane.finish()
+    if not torch.isfinite(out).all():
+        raise RuntimeError("its answer is not a number")

@@ -1,0 +1,252 @@
+"""KNOWN as one Triton kernel: all steps of a block in one launch, the windows in registers.
+
+Needs Triton, which CUDA builds of torch bring along; only :mod:`know_cli.engine.devices` imports
+this module. With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, the same
+code runs in Triton's interpreter, on the CPU.
+
+Each program takes :data:`BLOCK` rows. A window is the first S of 16 columns of a tile, and its
+differences the first S − 1 of another, since the inner dimension of a product on tensor cores is
+at least 16; the other columns are zero. Windows do not move from step to step: the prediction
+takes the column of the oldest value, and the rows of the input layers' weights are loaded in the
+order that the columns then have.
+
+Matrix products are sums of three products in TF32 ("tf32x3"), whose error is about that of
+float32; log2(e) rides in the rates' weights, so that the exponential is the processor's own exp2.
+Triton's language has no tanh and asinh on every target, so they are written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from know_cli.engine.folding import Affine, fold
+from know_cli.hypermodel.known import FEATURES, HIDDEN, NEGATIVE_SLOPE, Preparation
+
+#: Rows of one program.
+BLOCK = 64
+#: How a program is compiled. Loads of weights are not pipelined: with three stages they take 98 kB
+#: of shared memory.
+OPTIONS = {"num_warps": 4, "num_stages": 1}
+#: How products on tensor cores are computed; see ``triton.language.dot``.
+PRECISION = "tf32x3"
+
+# Columns of a tile, and so the most checkpoints that a window may have.
+_COLUMNS = tl.constexpr(16)
+_HIDDEN = tl.constexpr(HIDDEN)
+_FEATURES = tl.constexpr(FEATURES)
+_SLOPE = tl.constexpr(NEGATIVE_SLOPE)
+_INFINITY = tl.constexpr(float("inf"))
+_LN2 = tl.constexpr(0.6931471805599453)
+_LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _affine(
+    values: tl.tensor, at: tl.tensor, row: tl.tensor, OUTPUTS: tl.constexpr, PRECISION: tl.constexpr
+) -> tl.tensor:
+    """``[rows, 16]`` → ``[rows, OUTPUTS]``: a layer at a pointer, its bias after its weights.
+
+    ``row``: ``[16]``, which row of the weights meets which column.
+    """
+    column = tl.arange(0, OUTPUTS)
+    weight = tl.load(at + row[:, None] * OUTPUTS + column[None, :])
+    bias = tl.load(at + _COLUMNS * OUTPUTS + column)
+    return tl.dot(values, weight, input_precision=PRECISION) + bias[None, :]
+
+
+@triton.jit
+def _stream(values: tl.tensor, at: tl.tensor, row: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
+    """``[rows, 16]`` → ``[rows]``: a stream, and its half of the head; see :func:`_pack`."""
+    column = tl.arange(0, _COLUMNS)
+    feature = tl.arange(0, _FEATURES)
+    x = _affine(values, at, row, _HIDDEN, PRECISION)
+    at += (_COLUMNS + 1) * _HIDDEN
+    z = _affine(values, at, row, _COLUMNS, PRECISION)
+    z = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    at += (_COLUMNS + 1) * _COLUMNS
+    y = tl.exp2(_affine(z, at, column, _HIDDEN, PRECISION) * x)
+    at += (_COLUMNS + 1) * _HIDDEN
+    y *= _affine(z, at, column, _HIDDEN, PRECISION)
+    at += (_COLUMNS + 1) * _HIDDEN
+    h = _affine(z, at, column, _FEATURES, PRECISION)
+    at += (_COLUMNS + 1) * _FEATURES
+    output = tl.load(at + tl.arange(0, _HIDDEN)[:, None] * _FEATURES + feature[None, :])
+    h = tl.dot(y, output, acc=h, input_precision=PRECISION)
+    at += _HIDDEN * _FEATURES
+    h = tl.where(h > 0, h, _SLOPE * h)
+    return tl.sum(h * tl.load(at + feature)[None, :], axis=1)
+
+
+@triton.jit
+def _tanh(x: tl.tensor) -> tl.tensor:
+    """As the Cephes library's ``tanhf``, within 2 units in the last place."""
+    size, square = tl.abs(x), x * x
+    small = -5.70498872745e-3
+    small = small * square + 2.06390887954e-2
+    small = small * square - 5.37397155531e-2
+    small = small * square + 1.33314422036e-1
+    small = small * square - 3.33332819422e-1
+    small = small * square * x + x
+    large = 1 - 2 / (tl.exp(2 * size) + 1)
+    return tl.where(size < 0.625, small, tl.where(x < 0, -large, large))
+
+
+@triton.jit
+def _asinh(x: tl.tensor) -> tl.tensor:
+    size = tl.abs(x)
+    square = size * size
+    # asinh(x) = log(1 + t); the quotient makes up for the rounding of 1 + t (HP-15C handbook).
+    t = size + square / (1 + tl.sqrt(1 + square))
+    sum_ = 1 + t
+    small = tl.where(sum_ == 1, t, tl.log(sum_) * (t / (sum_ - 1)))
+    # Beyond, the square may overflow, and 1 does not count.
+    result = tl.where(size < 1e9, small, tl.log(size) + _LN2)
+    return tl.where(x < 0, -result, result)
+
+
+@triton.jit(do_not_specialize=["rows", "steps"])
+def _predict(
+    history: tl.tensor,
+    out: tl.tensor,
+    weights: tl.tensor,
+    rows: tl.tensor,
+    steps: tl.tensor,
+    history_stride: tl.tensor,
+    out_stride: tl.tensor,
+    S: tl.constexpr,
+    SPREAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STREAM: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """See :class:`TritonKernel`; ``STREAM`` is where the second stream's weights begin."""
+    column = tl.arange(0, _COLUMNS)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < rows
+    at = history + column[None, :] * history_stride + row[:, None]
+    values = tl.load(at, mask=inside[:, None] & (column < S)[None, :], other=0.0).to(tl.float32)
+    later = inside[:, None] & (column < S - 1)[None, :]
+    differences = tl.load(at + history_stride, mask=later, other=0.0).to(tl.float32)
+    differences = tl.where(later, differences - values, 0.0)
+    newest = tl.load(history + (S - 1) * history_stride + row, mask=inside, other=0.0)
+    newest = newest.to(tl.float32)
+    first = newest
+    for step in range(steps):
+        # Where in the window the value in each column is; columns that hold none stay at the end.
+        position = tl.where(column < S, (column + S - step % S) % S, column)
+        gap = tl.where(column < S - 1, (column + (S - 1) - step % (S - 1)) % (S - 1), column)
+        if SPREAD:
+            centred = tl.where((column < S)[None, :], values - newest[:, None], 0.0)
+            spread = tl.max(tl.abs(centred), axis=1)
+            # A spread of 0 would give 0/0; dividing by infinity gives the 0 that is meant.
+            divisor = tl.where(spread > 0, spread, _INFINITY)
+            size = _asinh(newest / divisor)
+            seen = tl.where((position == S - 1)[None, :], size[:, None], centred / divisor[:, None])
+            moved = differences / divisor[:, None]
+        else:
+            seen, moved = values, differences
+        head = _stream(seen, weights, position, PRECISION)
+        head += _stream(moved, weights + STREAM, gap, PRECISION)
+        change = _tanh(head + tl.load(weights + 2 * STREAM))
+        if SPREAD:
+            change *= spread
+        answer = newest + change
+        tl.store(out + step * out_stride + row, answer, mask=inside)
+        # NaN would spread through the later steps, so these go on from the recorded θ0.
+        answer = tl.where(tl.abs(answer) < _INFINITY, answer, first)
+        # The prediction takes the column of the oldest value, and its step that of the oldest.
+        values = tl.where((position == 0)[None, :], answer[:, None], values)
+        differences = tl.where((gap == 0)[None, :], (answer - newest)[:, None], differences)
+        newest = answer
+
+
+class TritonKernel:
+    """One KNOWN on one CUDA device, or on the CPU in Triton's interpreter.
+
+    Args:
+        state: state dict of a :class:`~know_cli.hypermodel.known.Known`, float32.
+        checkpoints: S, at most 16.
+        preparation: what is done to a window first.
+        device: where it runs.
+
+    Attributes:
+        constants: what the kernel is compiled for.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Tensor],
+        checkpoints: int,
+        preparation: Preparation,
+        device: torch.device,
+    ) -> None:
+        head = state["head.weight"][0].double()
+        streams = [_pack(state, "window", head[:FEATURES])]
+        streams.append(_pack(state, "difference", head[FEATURES:]))
+        self.constants = {
+            "S": checkpoints,
+            "SPREAD": preparation is Preparation.SPREAD,
+            "BLOCK": BLOCK,
+            "STREAM": len(streams[0]),
+            "PRECISION": PRECISION,
+        }
+        packed = torch.cat([*streams, state["head.bias"].double()])
+        self._weights = packed.float().to(device)
+
+    def predict(self, history: Tensor, out: Tensor) -> None:
+        """Predict all steps, in the current stream of the device, which must be the current one.
+
+        Where a prediction is not finite, the steps after it go on from θ0.
+
+        Args:
+            history: ``[S, rows]`` on the device, of any float dtype, most-forgotten first, θ0
+                last; rows lie next to each other. No more elements than an int32 counts.
+            out: ``[steps, rows]`` float32 on the device, likewise; receives θ̂(−1), θ̂(−2), …
+        """
+        rows = history.shape[1]
+        _predict[(triton.cdiv(rows, BLOCK),)](
+            history,
+            out,
+            self._weights,
+            rows,
+            len(out),
+            history.stride(0),
+            out.stride(0),
+            **self.constants,
+            **OPTIONS,
+        )
+
+
+def _pack(state: Mapping[str, Tensor], name: str, head: Tensor) -> Tensor:
+    """A stream's layers and its half of the head, ``[32]``, in the order of :func:`_stream`.
+
+    Weights are ``[inputs, outputs]``, with zeros up to 16 inputs and, of squeeze, 16 outputs.
+
+    Returns:
+        One dimension, float64.
+    """
+    folded = fold(state, name)
+    rate = Affine(*(part * _LOG2_E for part in folded.rate))
+    parts = [
+        _padded(folded.input, HIDDEN),
+        _padded(folded.squeeze, _COLUMNS.value),
+        _padded(rate, HIDDEN),
+        _padded(folded.amplitude, HIDDEN),
+        _padded(folded.linear, FEATURES),
+        folded.output.T,
+    ]
+    return torch.cat([*(part.reshape(-1) for part in parts), head])
+
+
+def _padded(layer: Affine, outputs: int) -> Tensor:
+    """``[17, outputs]`` float64: 16 rows of weights, and the bias."""
+    padded = layer.weight.new_zeros(_COLUMNS.value + 1, outputs)
+    size, inputs = layer.weight.shape
+    padded[:inputs, :size] = layer.weight.T
+    padded[-1, :size] = layer.bias
+    return padded
