@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -219,7 +219,7 @@ class SlowLane:
         self, lane: Lane, log: list[str], name: str, pool: ThreadPoolExecutor | None = None, failing: str = ""
     ) -> None:  # fmt: skip
         self.device = torch.device("cuda", int(name))
-        self.block_rows = lane.block_rows
+        self.block_rows, self.overlaps = lane.block_rows, False
         self._lane, self._log, self._name, self._pool = lane, log, name, pool
         self._failing, self._blocks = failing, 0
         self._work: Callable[[], object] | None = None
@@ -330,6 +330,46 @@ def test_devices_come_to_rest_before_memory_is_used_again(error: type[BaseExcept
     assert all(lane._work is None for lane in lanes)
 
 
+class Watched:
+    """A queue of a device, of which only what is told to it is known."""
+
+    overlaps = True
+
+    def __init__(self, log: list[str]) -> None:
+        self._log = log
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        self._log.append("fill")
+        yield
+        self._log.append("filled")
+
+    def wait(self) -> None:
+        self._log.append("wait")
+
+
+def test_all_that_a_lane_does_goes_into_its_queue() -> None:
+    log: list[str] = []
+
+    class Sum:
+        def predict(self, history: Tensor, out: Tensor) -> None:
+            log.append("compute")
+            assert (history.shape, out.shape) == ((3, 4), (2, 4))
+            out.copy_(torch.stack([history.sum(0), history.prod(0)]))
+
+    lane = Lane(dict.fromkeys(Kind, Sum()), 3, 2, 6, CPU, Watched(log))
+    history = torch.arange(60.0).reshape(5, 12)
+    expected = history.clone()
+    expected[3, 5:9] = history[:3, 5:9].sum(0)
+    expected[4, 5:9] = history[:3, 5:9].prod(0)
+    lane.start(Kind.FC, history[:3, 5:9], history[3:, 5:9])
+    assert log == ["fill", "compute", "filled"]
+    lane.finish()
+    assert log[3:] == ["wait"]
+    assert torch.equal(history, expected)
+    assert DevicePredictor([lane], 3).pinned
+
+
 # ---------------------------------------------------------------------- in the engine
 
 
@@ -347,20 +387,11 @@ def run_on(
 
     with patch.context() as inside:
         inside.setattr(known, "predictors", predictors)
-        # No page-locked memory without CUDA.
-        inside.setattr(torch, "empty", unpinned(torch.empty))
         request = Request(
             paths, output, str(bundle), Settings(**wishes), device="cpu", force=True
         )  # fmt: skip
         with open_prediction(request) as opened:
             opened.execute()
-
-
-def unpinned(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def new(*shape: object, pin_memory: bool = False, **options: object) -> Tensor:
-        return empty(*shape, **options)
-
-    return new
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -412,3 +443,27 @@ def test_a_device_that_fails_ends_the_run_cleanly(
         run_on(lanes_of, paths, bundle_path, tmp_path / "out", monkeypatch)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert all(lane._work is None for lane in lanes)
+
+
+def test_page_locked_memory_counts_twice(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch takes it in powers of two, so that it may be nearly twice what was asked for."""
+    rows, memory = {}, 3_000_000
+    for overlaps in (False, True):
+
+        def predictors(inputs: Inputs, overlaps: bool = overlaps) -> Predictors:
+            lanes = slow_lanes(inputs.bundle, inputs.steps, 1, [])
+            lanes[0].overlaps = overlaps
+            return Predictors(DevicePredictor(lanes, inputs.checkpoints))  # type: ignore[arg-type]
+
+        monkeypatch.setattr(known, "predictors", predictors)
+        trajectory = [{"w": state["fc.weight"].repeat(40, 1)} for state in states()]
+        request = Request(
+            write_trajectory(tmp_path, trajectory), tmp_path / "out", str(bundle_path),
+            Settings(max_memory=memory), device="cpu",
+        )  # fmt: skip
+        with open_prediction(request) as opened:
+            assert opened.plan.memory <= memory
+            rows[overlaps] = opened.plan.batch_rows
+    assert 2 * rows[True] <= rows[False] <= 2 * rows[True] + BLOCK

@@ -175,9 +175,9 @@ class Kernel:
         """Predict one step for at most one block.
 
         Args:
-            history: ``[S, rows]`` float32 on the CPU, most-forgotten first, θ0 last;
-                rows ≤ ``block_rows``.
-            out: ``[rows]`` float32 on the CPU, receives θ̂(−1).
+            history: ``[S, rows]`` float32 on the CPU or the kernel's device, most-forgotten
+                first, θ0 last; rows ≤ ``block_rows``.
+            out: ``[rows]`` float32, likewise, receives θ̂(−1).
         """
         work = self._workspace()
         rows = history.shape[1]

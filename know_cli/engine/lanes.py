@@ -127,6 +127,9 @@ class Lane:
         block_rows: the most rows of a block.
         device: where the kernels are.
         queue: where its work goes.
+
+    Attributes:
+        overlaps: whether copies of page-locked memory return before they are done.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Lane:
     ) -> None:
         self.device = device
         self.block_rows = block_rows
+        self.overlaps = queue.overlaps
         self._kernels = kernels
         self._queue = queue
         self._window = torch.empty(checkpoints, block_rows, device=device)
@@ -153,14 +157,14 @@ class Lane:
             window: ``[S, rows]`` float32 on the CPU, most-forgotten first, θ0 last.
             out: ``[steps, rows]`` float32 on the CPU, receives all steps.
         """
-        rows, overlaps = window.shape[1], self._queue.overlaps
+        rows = window.shape[1]
         with self._queue.filling():
             # Row by row, since only what lies together is copied without a stop on the way.
             for to, values in zip(self._window, window, strict=True):
-                to[:rows].copy_(values, non_blocking=overlaps)
+                to[:rows].copy_(values, non_blocking=self.overlaps)
             self._kernels[kind].predict(self._window[:, :rows], self._out[:, :rows])
             for to, values in zip(out, self._out, strict=True):
-                to.copy_(values[:rows], non_blocking=overlaps)
+                to.copy_(values[:rows], non_blocking=self.overlaps)
 
     def finish(self) -> None:
         """Return when the block is done, and its predictions are on the CPU."""
@@ -178,8 +182,8 @@ class DevicePredictor:
     Attributes:
         devices: all of them.
         block_rows: the most rows that a lane takes.
-        pinned: whether batches should be in page-locked memory, from which a device copies by
-            itself while others work.
+        pinned: whether batches should be in page-locked memory, which a device copies by itself
+            while other work goes on.
         thread_bytes: main memory that it needs in each worker thread: it uses none.
     """
 
@@ -193,7 +197,7 @@ class DevicePredictor:
         self.block_rows = lanes[0].block_rows
         self.notices = tuple(notices)
         self.devices = tuple(dict.fromkeys(lane.device for lane in lanes))
-        self.pinned = self.device.type == "cuda"
+        self.pinned = any(lane.overlaps for lane in lanes)
 
     @property
     def device(self) -> torch.device:

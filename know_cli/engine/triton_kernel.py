@@ -30,8 +30,9 @@ from know_cli.hypermodel.known import FEATURES, HIDDEN, NEGATIVE_SLOPE, Preparat
 #: Rows of one program.
 BLOCK = 64
 #: How a program is compiled. Loads of weights are not pipelined: with three stages they take 98 kB
-#: of shared memory.
-OPTIONS = {"num_warps": 4, "num_stages": 1}
+#: of shared memory. Whether a product and a sum are rounded once is said, since the default is to
+#: change.
+OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 #: How products on tensor cores are computed; see ``triton.language.dot``.
 PRECISION = "tf32x3"
 

@@ -207,6 +207,8 @@ class Prediction:
                 "files": [file_identity(path) for path in files],
                 "wishes": wishes,
                 "torch": torch.__version__,
+                # Whether Triton's kernel runs or torch's; they round differently.
+                "kernel": _notices(self._predictors),
                 "allow_nonfinite": self.request.settings.allow_nonfinite,
                 "rows": [self.plan.batch_rows, self._predictors.rows.block_rows],
                 "outputs": [[output.step, dict(output.metadata)] for output in self.outputs],
@@ -277,8 +279,7 @@ def open_prediction(request: Request) -> Prediction:
         predictors: Predictors = import_module(method.module).predictors(
             Inputs(trajectory, request.settings.steps, rate, devices, options, bundle)
         )
-        if isinstance(predictors.rows, DevicePredictor):
-            notices += predictors.rows.notices
+        notices += _notices(predictors)
         provenance = _provenance(method, options, bundle, request, trajectory, devices)
         outputs = _outputs(request, trajectory, rate, provenance)
         if request.rewrite:
@@ -309,6 +310,11 @@ def open_prediction(request: Request) -> Prediction:
     return Prediction(
         request, trajectory, method, options, bundle, rate, plan, outputs, notices, predictors
     )
+
+
+def _notices(predictors: Predictors) -> tuple[str, ...]:
+    """What is to be known of the devices."""
+    return predictors.rows.notices if isinstance(predictors.rows, DevicePredictor) else ()
 
 
 def _check_output(
