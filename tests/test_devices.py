@@ -112,8 +112,8 @@ def test_devices_that_are_not(
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanes of any device are opened on the CPU."""
 
-    def opened(bundle: Bundle, steps: int, _: torch.device, kernels: Callable, **__: int) -> list[Lane]:  # type: ignore[type-arg]  # fmt: skip
-        return open_lanes(bundle, steps, CPU, kernels, BLOCK)
+    def opened(bundle: Bundle, steps: int, _: torch.device, kernels: Callable, rows: int = 256) -> list[Lane]:  # type: ignore[type-arg]  # fmt: skip
+        return open_lanes(bundle, steps, CPU, kernels, rows)
 
     monkeypatch.setattr(devices, "open_lanes", opened)
 
@@ -145,7 +145,7 @@ def test_without_triton_the_torch_kernel_runs_and_it_is_said(
 @pytest.mark.parametrize(
     ("kernels", "reason"),
     [
-        ("broken", "its answer is not a number"),
+        ("broken", "its answers are not those of torch's kernel"),
         ("no compiler", "Failed to find C compiler"),
     ],
 )

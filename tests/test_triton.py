@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import torch
@@ -17,6 +19,9 @@ from know_cli.engine.devices import open_devices, open_lanes
 from know_cli.hypermodel import Preparation
 from know_cli.kinds import Kind
 from tests.conftest import random_bundle
+
+if TYPE_CHECKING:
+    from know_cli.engine.triton_kernel import TritonKernel
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(
@@ -34,17 +39,59 @@ def test_in_the_interpreter() -> None:
     assert "skipped" not in done.stdout
 
 
+MMA = r"\bmma\.sync\.aligned\.m16n8k8\S*\.f32\.tf32\.tf32\.f32"
+WGMMA = r"\bwgmma\.mma_async\S*\.m64n\d+k8\.f32\.tf32\.tf32"
 COMPILED = [
-    pytest.param(80, 5, Preparation.SPREAD, r"\bmma\.sync\.aligned\.m16n8k8\S*\.f32\.tf32\.tf32\.f32"),
-    pytest.param(90, 5, Preparation.SPREAD, r"\bwgmma\.mma_async\S*\.m64n\d+k8\.f32\.tf32\.tf32"),
+    pytest.param(80, 5, Preparation.SPREAD, MMA),
+    pytest.param(90, 5, Preparation.SPREAD, WGMMA),
     *(
-        pytest.param(architecture, checkpoints, preparation, r"\b(mma\.sync|wgmma\.mma_async)\S*tf32",
-                     marks=pytest.mark.slow)
-        for architecture in (80, 86, 89, 90)
+        pytest.param(architecture, checkpoints, preparation, products, marks=pytest.mark.slow)
+        for architecture, products in ((80, MMA), (86, MMA), (89, MMA), (90, WGMMA), (100, MMA), (120, MMA))
         for checkpoints in (2, 8)
         for preparation in Preparation
     ),
 ]  # fmt: skip
+
+
+class NoDriver:
+    """What Triton compiles for, without one."""
+
+    def __init__(self, architecture: int) -> None:
+        self._architecture = architecture
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self._architecture, 32)
+
+    def get_current_device(self) -> int:
+        # Triton keeps what it has compiled by this number.
+        return self._architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def kernel_for(
+    architecture: int, checkpoints: int, preparation: Preparation, patch: pytest.MonkeyPatch
+) -> TritonKernel:
+    """A kernel that is on the CPU, but as it would be on a GPU."""
+    from triton.runtime import driver
+
+    from know_cli.engine.triton_kernel import TritonKernel
+
+    patch.setattr(driver, "_active", NoDriver(architecture))
+    patch.setattr(torch.cuda, "get_device_capability", lambda _: divmod(architecture, 10))
+    state = random_bundle(checkpoints).states[Kind.CONV]
+    kernel = TritonKernel(state, checkpoints, preparation, torch.device("cpu"))
+    kernel.constants["BLOCK"] = block_of(torch.device("cuda"))
+    return kernel
+
+
+def block_of(device: torch.device) -> int:
+    from know_cli.engine.triton_kernel import block_rows
+
+    return block_rows(device)
 
 
 @pytest.mark.parametrize(("architecture", "checkpoints", "preparation", "products"), COMPILED)
@@ -57,37 +104,49 @@ def test_it_compiles_to_products_on_tensor_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from know_cli.engine.triton_kernel import OPTIONS, TritonKernel, _predict
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    state = random_bundle(checkpoints).states[Kind.CONV]
-    constants = TritonKernel(state, checkpoints, preparation, torch.device("cpu")).constants
-    # As Triton has it for memory of torch's and blocks whose rows are a multiple of 16.
-    pointers = dict.fromkeys(("history", "out", "weights"), "*fp32")
-    numbers = dict.fromkeys(("rows", "steps", "history_stride", "out_stride"), "i32")
-    signature = {**pointers, **numbers, **dict.fromkeys(constants, "constexpr")}
-    aligned = [list(signature).index(name) for name in (*pointers, "history_stride", "out_stride")]
-    source = ASTSource(
-        _predict, signature, constants, {(index,): [["tt.divisibility", 16]] for index in aligned}
-    )
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=OPTIONS)
-    ptx = compiled.asm["ptx"]
-    # Three for each: a matrix of 16 rows, or of 64, is a product of 8 × 8 and 8 of each other.
+    kernel = kernel_for(architecture, checkpoints, preparation, monkeypatch)
+    ptx = kernel.compile()
+    # Three for each product of 16 or 64 rows, 8 inputs and 8 or more outputs.
     assert len(re.findall(products, ptx)) >= 3 * 2 * 18
-    assert compiled.asm["cubin"][:4] == b"\x7fELF"
-    assert compiled.metadata.shared <= 48 << 10
-    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+    assert re.search(rf"^\.target sm_{architecture}", ptx, re.MULTILINE)
+    (cubin,) = tmp_path.rglob("*.cubin")
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     usage = subprocess.run(
-        [tool, "--dump-resource-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
-    ).stdout  # fmt: skip
+        [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+    ).stdout
     found = dict(re.findall(r"(REG|STACK):(\d+)", usage))
     print(architecture, checkpoints, preparation.value, usage.splitlines()[-1])
     # What registers do not hold is on the stack: little, where it depends on the version.
     assert int(found["STACK"]) <= 256
+    (facts,) = tmp_path.rglob("_predict.json")
+    assert json.loads(facts.read_text())["shared"] <= 48 << 10
+
+
+def test_what_has_no_products_on_tensor_cores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from know_cli.engine import triton_kernel
+
+    class Trap:
+        asm: ClassVar = {"ptx": ".target sm_90a\n trap;\n exit;"}
+
+    kernel = kernel_for(90, 5, Preparation.SPREAD, monkeypatch)
+    monkeypatch.setattr(triton_kernel._predict, "warmup", lambda *_, **__: Trap)
+    with pytest.raises(RuntimeError, match="no products on tensor cores"):
+        kernel.compile()
+    with pytest.raises(RuntimeError, match="have no TF32"):
+        kernel_for(75, 5, Preparation.SPREAD, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rows"), [(80, 64), (90, 64), (100, 32), (103, 32), (110, 32), (120, 64)]
+)
+def test_blocks_are_smaller_where_larger_ones_do_not_compile(
+    architecture: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton 3.7.1 makes nothing but a trap of 64 rows for sm_100."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: divmod(architecture, 10))
+    assert block_of(torch.device("cuda")) == rows
 
 
 def test_where_there_is_no_gpu_to_compile_for_the_torch_kernel_runs(
@@ -95,8 +154,8 @@ def test_where_there_is_no_gpu_to_compile_for_the_torch_kernel_runs(
 ) -> None:
     """The real kernel fails here as it would for a user whose Triton finds no driver."""
 
-    def on_the_cpu(bundle, steps, _, kernels):  # type: ignore[no-untyped-def]
-        return open_lanes(bundle, steps, torch.device("cpu"), kernels)
+    def on_the_cpu(bundle, steps, _, kernels, rows=100):  # type: ignore[no-untyped-def]
+        return open_lanes(bundle, steps, torch.device("cpu"), kernels, rows)
 
     monkeypatch.setattr(devices, "open_lanes", on_the_cpu)
     (notice,) = open_devices(random_bundle(), 1, [torch.device("cuda")]).notices

@@ -24,6 +24,10 @@ from know_cli.errors import UsageError
 from know_cli.hypermodel import Bundle
 from know_cli.kinds import Kind
 
+_CPU = torch.device("cpu")
+# Several programs of Triton's kernel, the last one with fewer rows.
+_TRIED_ROWS = 200
+
 
 def choose_devices(wanted: str) -> tuple[torch.device, ...]:
     """The devices of a name: one, or with ``cuda:all`` every CUDA device of this machine.
@@ -100,7 +104,7 @@ def _open_one(bundle: Bundle, steps: int, device: torch.device, notices: list[st
     if device.type == "cuda":
         try:
             lanes = open_lanes(bundle, steps, device, triton_kernels)
-            _try(lanes[0], bundle.checkpoints, steps)
+            _try(lanes[0], bundle, steps)
             return lanes
         except ImportError:
             reason = "Triton is not installed"
@@ -160,10 +164,19 @@ def torch_kernels(
     }
 
 
-def _try(lane: Lane, checkpoints: int, steps: int) -> None:
-    """Have a block of one row computed, for which a kernel is compiled; kinds have the same."""
-    out = torch.full((steps, 1), torch.nan)
-    lane.start(Kind.CONV, torch.zeros(checkpoints, 1), out)
-    lane.finish()
-    if not torch.isfinite(out).all():
-        raise RuntimeError("its answer is not a number")
+def _try(lane: Lane, bundle: Bundle, steps: int) -> None:
+    """Compare a lane with torch's kernel on the CPU, for a few windows of each kind.
+
+    Raises:
+        RuntimeError: it differs by more than rounding can do.
+    """
+    (torch_lane, *_) = open_lanes(bundle, steps, _CPU, torch_kernels, _TRIED_ROWS)
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randn(bundle.checkpoints, _TRIED_ROWS, generator=generator) * 0.1
+    for kind in bundle.states:
+        actual, expected = torch.full((2, steps, _TRIED_ROWS), torch.nan)
+        for one, out in ((lane, actual), (torch_lane, expected)):
+            one.start(kind, windows, out)
+            one.finish()
+        if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise RuntimeError("its answers are not those of torch's kernel")

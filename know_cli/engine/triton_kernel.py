@@ -4,7 +4,7 @@ Needs Triton, which CUDA builds of torch bring along; only :mod:`know_cli.engine
 this module. With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, the same
 code runs in Triton's interpreter, on the CPU.
 
-Each program takes :data:`BLOCK` rows. A window is the first S of 16 columns of a tile, and its
+A window is the first S of 16 columns of a tile, and its
 differences the first S − 1 of another, since the inner dimension of a product on tensor cores is
 at least 16; the other columns are zero. Windows do not move from step to step: the prediction
 takes the column of the oldest value, and the rows of the input layers' weights are loaded in the
@@ -33,6 +33,12 @@ from know_cli.hypermodel.known import FEATURES, HIDDEN, NEGATIVE_SLOPE, Preparat
 
 #: Rows of one program.
 BLOCK = 64
+#: Rows of one program where there is the fifth generation of tensor cores: with 32, products go
+#: through the instructions of the second one. Triton 3.7.1 makes nothing but a trap of 64.
+SMALL_BLOCK = 32
+# Major compute capabilities.
+_FIFTH_GENERATION = range(10, 12)
+_FIRST_WITH_TF32 = 8
 #: How a program is compiled. Loads of weights are not pipelined: with three stages they take 98 kB
 #: of shared memory. Whether a product and a sum are rounded once is said, since the default is to
 #: change.
@@ -205,6 +211,9 @@ class TritonKernel:
 
     Attributes:
         constants: what the kernel is compiled for.
+
+    Raises:
+        RuntimeError: on CUDA, there are no tensor cores with TF32, or Triton does not use them.
     """
 
     def __init__(
@@ -222,12 +231,32 @@ class TritonKernel:
         self.constants = {
             "S": checkpoints,
             "SPREAD": preparation is Preparation.SPREAD,
-            "BLOCK": BLOCK,
+            "BLOCK": block_rows(device),
             "STREAM": len(streams[0]),
             "SMALL": len(packed),
         }
         big = _tf32(packed.float())
         self._weights = torch.cat([big, (packed - big).float()]).to(device)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                self.compile()
+
+    def compile(self) -> str:
+        """Compile for float32 and the current device, and look at what comes out.
+
+        Returns:
+            The assembly in NVIDIA's PTX.
+
+        Raises:
+            RuntimeError: there are no products on tensor cores in it.
+        """
+        S, columns = self.constants["S"], _COLUMNS.value
+        history, out = (self._weights.new_empty(rows, columns) for rows in (S, 1))
+        compiled = _predict.warmup(*self._arguments(history, out), grid=(1,), **self._choices)
+        assembly = str(compiled.asm["ptx"])
+        if "mma" not in assembly:
+            raise RuntimeError("Triton makes no products on tensor cores of it")
+        return assembly
 
     def predict(self, history: Tensor, out: Tensor) -> None:
         """Predict all steps, in the current stream of the device, which must be the current one.
@@ -239,18 +268,30 @@ class TritonKernel:
                 last; rows lie next to each other. No more elements than an int32 counts.
             out: ``[steps, rows]`` float32 on the device, likewise; receives θ̂(−1), θ̂(−2), …
         """
-        rows = history.shape[1]
-        _predict[(triton.cdiv(rows, BLOCK),)](
-            history,
-            out,
-            self._weights,
-            rows,
-            len(out),
-            history.stride(0),
-            out.stride(0),
-            **self.constants,
-            **OPTIONS,
-        )
+        programs = triton.cdiv(history.shape[1], self.constants["BLOCK"])
+        _predict[(programs,)](*self._arguments(history, out), **self._choices)
+
+    def _arguments(self, history: Tensor, out: Tensor) -> tuple[Tensor | int, ...]:
+        rows, steps = history.shape[1], len(out)
+        return history, out, self._weights, rows, steps, history.stride(0), out.stride(0)
+
+    @property
+    def _choices(self) -> dict[str, int]:
+        return {**self.constants, **OPTIONS}
+
+
+def block_rows(device: torch.device) -> int:
+    """Rows of one program on a device.
+
+    Raises:
+        RuntimeError: it is a CUDA device without TF32.
+    """
+    if device.type != "cuda":
+        return BLOCK
+    major, _ = torch.cuda.get_device_capability(device)
+    if major < _FIRST_WITH_TF32:
+        raise RuntimeError("its tensor cores have no TF32")
+    return SMALL_BLOCK if major in _FIFTH_GENERATION else BLOCK
 
 
 def _pack(state: Mapping[str, Tensor], name: str, head: Tensor) -> Tensor:
