@@ -87,7 +87,7 @@ def test_the_kernel_is_the_reference_module(checkpoints: int, preparation: Prepa
 @given(
     st.integers(2, 16), st.integers(1, 3 * BLOCK), st.integers(1, 8), st.sampled_from(list(Preparation))
 )  # fmt: skip
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_any_number_of_checkpoints_rows_and_steps(
     checkpoints: int, rows: int, steps: int, preparation: Preparation
 ) -> None:
