@@ -63,8 +63,14 @@ def test_devices_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     for name, expected in names.items():
         assert [str(device) for device in choose_devices(name)] == expected
+    # Processes that share a prediction share the devices out, unless they are told which to take.
+    taken = [str(*choose_devices("cuda", local_rank)) for local_rank in range(4)]
+    assert taken == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert [str(*choose_devices(name, 1)) for name in ("auto", "cuda:2", "cpu")] == [
+        "cuda:1", "cuda:2", "cpu",
+    ]  # fmt: skip
     pretend(monkeypatch, [])
-    assert choose_devices("auto") == (CPU,)
+    assert choose_devices("auto") == choose_devices("auto", 1) == (CPU,)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +139,9 @@ def test_without_triton_the_torch_kernel_runs_and_it_is_said(
     bundle = random_bundle()
     gpus = [torch.device("cuda", 0), torch.device("cuda", 1)]
     predictor = open_devices(bundle, 2, gpus)
-    assert predictor.notices == tuple(
-        f"{gpu}: Triton is not installed; KNOWN runs through plain torch operations" for gpu in gpus
-    )
+    (notice,) = predictor.notices
+    assert notice == "Triton is not installed; KNOWN runs through plain torch operations"
+    assert predictor.kernel == "torch"
     history = a_history(bundle, 70, 2)
     list(predictor.predict(Kind.FC, history[:, :70]))
     assert torch.equal(history, in_threads(bundle, a_history(bundle, 70, 2), 2, Kind.FC))
@@ -160,8 +166,34 @@ def test_where_triton_fails_the_torch_kernel_runs_and_it_is_said(
     monkeypatch.setattr(devices, "triton_kernels", triton_kernels)
     predictor = open_devices(random_bundle(), 1, [torch.device("cuda")])
     (notice,) = predictor.notices
-    assert notice.startswith(f"cuda: Triton's kernel does not work ({reason}")
+    assert notice.startswith(f"Triton's kernel does not work on cuda ({reason}")
+    assert predictor.kernel == "torch"
     assert "\n" not in notice
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_all_devices_run_the_same_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton's and torch's round differently, and bytes must not tell who did which block."""
+    bundle, gpus = random_bundle(), [torch.device("cuda", 0), torch.device("cuda", 1)]
+    working = dict.fromkeys(gpus, torch_kernels)
+    opened: list[str] = []
+
+    def open_one(bundle: Bundle, steps: int, device: torch.device, kernels: Callable, rows: int = 256) -> list[Lane]:  # type: ignore[type-arg]  # fmt: skip
+        if kernels is devices.triton_kernels:
+            opened.append(f"triton on {device}")
+            if device not in working:
+                raise RuntimeError("no such instruction")
+        return open_lanes(bundle, steps, CPU, torch_kernels, rows)
+
+    monkeypatch.setattr(devices, "open_lanes", open_one)
+    assert open_devices(bundle, 1, gpus).kernel == "triton"
+    assert opened == ["triton on cuda:0", "triton on cuda:1"] * 2
+    del working[gpus[1]]
+    opened.clear()
+    predictor = open_devices(bundle, 1, gpus)
+    assert predictor.kernel == "torch"
+    assert predictor.notices[0].startswith("Triton's kernel does not work on cuda:1 (no such")
+    assert opened == ["triton on cuda:0", "triton on cuda:1"]
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -178,10 +210,8 @@ def test_notices_are_shown_before_a_prediction(
     monkeypatch.setitem(sys.modules, "know_cli.engine.triton_kernel", None)
     request = Request(trajectory_paths, tmp_path / "out", str(bundle_path), device="cuda:all")
     with open_prediction(request) as opened:
-        assert [notice.split(";")[0] for notice in opened.notices] == [
-            "cuda:0: Triton is not installed",
-            "cuda:1: Triton is not installed",
-        ]
+        assert opened.notices[0].startswith("Triton is not installed;")
+        assert opened.describe()["kernel"] == "torch"
         assert opened.outputs[0].metadata["know.device"] == "cuda"
         opened.execute()
 
@@ -274,13 +304,13 @@ def test_predictions_do_not_depend_on_the_lanes(
     # The kernels of all lanes take blocks of the same size, whose results are the same bytes.
     (one, _) = open_lanes(bundle, steps, CPU, torch_kernels, BLOCK)
     expected, actual = a_history(bundle, rows, steps), a_history(bundle, rows, steps)
-    list(DevicePredictor([one], checkpoints).predict(Kind.CONV, expected))
+    list(DevicePredictor([one], checkpoints, "torch").predict(Kind.CONV, expected))
     torch.testing.assert_close(
         expected, in_threads(bundle, a_history(bundle, rows, steps), steps, Kind.CONV), atol=1e-6, rtol=0
     )  # fmt: skip
     with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         lanes = slow_lanes(bundle, steps, number, [], pool if threads else None)
-        predictor = DevicePredictor(lanes, checkpoints)  # type: ignore[arg-type]
+        predictor = DevicePredictor(lanes, checkpoints, "torch")  # type: ignore[arg-type]
         blocks = []
         for block in predictor.predict(Kind.CONV, actual):
             # What is said to be done is done.
@@ -293,7 +323,7 @@ def test_predictions_do_not_depend_on_the_lanes(
 def test_lanes_take_turns_and_are_filled_before_the_first_is_waited_for() -> None:
     bundle, log = random_bundle(2), []
     lanes = slow_lanes(bundle, 1, 2, log)
-    predictor = DevicePredictor(lanes, 2)  # type: ignore[arg-type]
+    predictor = DevicePredictor(lanes, 2, "torch")  # type: ignore[arg-type]
     assert [str(device) for device in predictor.devices] == ["cuda:0", "cuda:1"]
     list(predictor.predict(Kind.FC, a_history(bundle, 4 * BLOCK, 1)))
     assert log == [
@@ -305,7 +335,7 @@ def test_lanes_take_turns_and_are_filled_before_the_first_is_waited_for() -> Non
 def test_a_device_that_fails_is_named_and_all_others_come_to_rest(failing: str) -> None:
     bundle, log = random_bundle(2), []
     lanes = slow_lanes(bundle, 1, 3, log, failing=failing)
-    predictor = DevicePredictor(lanes, 2)  # type: ignore[arg-type]
+    predictor = DevicePredictor(lanes, 2, "torch")  # type: ignore[arg-type]
     with pytest.raises(UsageError) as error:
         list(predictor.predict(Kind.FC, a_history(bundle, 12 * BLOCK, 1)))
     text = str(error.value)
@@ -319,7 +349,7 @@ def test_a_device_that_fails_is_named_and_all_others_come_to_rest(failing: str) 
 def test_devices_come_to_rest_before_memory_is_used_again(error: type[BaseException]) -> None:
     bundle = random_bundle(2)
     lanes = slow_lanes(bundle, 1, 3, [])
-    predictor = DevicePredictor(lanes, 2)  # type: ignore[arg-type]
+    predictor = DevicePredictor(lanes, 2, "torch")  # type: ignore[arg-type]
     with (
         pytest.raises(error),
         closing(predictor.predict(Kind.FC, a_history(bundle, 900, 1))) as blocks,
@@ -367,7 +397,7 @@ def test_all_that_a_lane_does_goes_into_its_queue() -> None:
     lane.finish()
     assert log[3:] == ["wait"]
     assert torch.equal(history, expected)
-    assert DevicePredictor([lane], 3).pinned
+    assert DevicePredictor([lane], 3, "torch").pinned
 
 
 # ---------------------------------------------------------------------- in the engine
@@ -383,7 +413,7 @@ def run_on(
 ) -> None:
     def predictors(inputs: Inputs) -> Predictors:
         lanes: list[Lane] = lanes_of(inputs)  # type: ignore[assignment]
-        return Predictors(DevicePredictor(lanes, inputs.checkpoints))
+        return Predictors(DevicePredictor(lanes, inputs.checkpoints, "torch"))
 
     with patch.context() as inside:
         inside.setattr(known, "predictors", predictors)
@@ -455,7 +485,7 @@ def test_page_locked_memory_counts_twice(
         def predictors(inputs: Inputs, overlaps: bool = overlaps) -> Predictors:
             lanes = slow_lanes(inputs.bundle, inputs.steps, 1, [])
             lanes[0].overlaps = overlaps
-            return Predictors(DevicePredictor(lanes, inputs.checkpoints))  # type: ignore[arg-type]
+            return Predictors(DevicePredictor(lanes, inputs.checkpoints, "torch"))  # type: ignore[arg-type]
 
         monkeypatch.setattr(known, "predictors", predictors)
         trajectory = [{"w": state["fc.weight"].repeat(40, 1)} for state in states()]

@@ -160,6 +160,6 @@ def test_where_there_is_no_gpu_to_compile_for_the_torch_kernel_runs(
     monkeypatch.setattr(devices, "open_lanes", on_the_cpu)
     (notice,) = open_devices(random_bundle(), 1, [torch.device("cuda")]).notices
     assert re.fullmatch(
-        r"cuda: Triton's kernel does not work \(.+\); KNOWN runs through plain torch operations",
+        r"Triton's kernel does not work on cuda \(.+\); KNOWN runs through plain torch operations",
         notice,
     )

@@ -234,7 +234,7 @@ def test_a_whole_prediction(
                 for _ in range(number)
                 for lane in open_lanes(inputs.bundle, inputs.steps, CPU, triton_kernels, 192)
             ]
-            return Predictors(DevicePredictor(lanes[:number], inputs.checkpoints))
+            return Predictors(DevicePredictor(lanes[:number], inputs.checkpoints, "triton"))
 
         monkeypatch.setattr(known, "predictors", predictors)
         request = Request(

@@ -29,16 +29,23 @@ _CPU = torch.device("cpu")
 _TRIED_ROWS = 200
 
 
-def choose_devices(wanted: str) -> tuple[torch.device, ...]:
+def choose_devices(wanted: str, local_rank: int | None = None) -> tuple[torch.device, ...]:
     """The devices of a name: one, or with ``cuda:all`` every CUDA device of this machine.
 
     ``auto`` is a CUDA device if there is one, else the CPU.
+
+    Args:
+        wanted: the name.
+        local_rank: number of this process among those on this machine that share a prediction;
+            with ``auto`` and ``cuda`` they take one CUDA device each. None where there is one.
 
     Raises:
         UsageError: no device has such a name, there is none here, or with ``cuda:all`` they are
             not of one model.
     """
     check_device_name(wanted)
+    if local_rank is not None and wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return (torch.device("cuda", local_rank % torch.cuda.device_count()),)
     if wanted == "auto":
         return (torch.device("cuda" if torch.cuda.is_available() else "cpu"),)
     if wanted == "cuda:all":
@@ -86,32 +93,39 @@ def open_devices(bundle: Bundle, steps: int, devices: Sequence[torch.device]) ->
 
     Returns:
         What predicts. On CUDA that is Triton's kernel, compiled and tried here; where there is
-        no Triton or it does not work, it is torch's kernel, and a notice says why.
+        no Triton, or it does not work on one of the devices, it is torch's kernel on all of them,
+        since they round differently, and a notice says why.
 
     Raises:
         UsageError: a device fails.
     """
-    notices: list[str] = []
+    kernel, notices = "torch", []
+    if devices[0].type == "cuda":
+        trouble = _trouble_with_triton(bundle, steps, devices)
+        if trouble is None:
+            kernel = "triton"
+        else:
+            notices.append(f"{trouble}; KNOWN runs through plain torch operations")
     lanes: list[list[Lane]] = []
     for device in devices:
         with failures_of(device):
-            lanes.append(_open_one(bundle, steps, device, notices))
+            kernels = triton_kernels if kernel == "triton" else torch_kernels
+            lanes.append(open_lanes(bundle, steps, device, kernels))
     in_turn = [lane for of_turn in zip(*lanes, strict=True) for lane in of_turn]
-    return DevicePredictor(in_turn, bundle.checkpoints, notices)
+    return DevicePredictor(in_turn, bundle.checkpoints, kernel, notices)
 
 
-def _open_one(bundle: Bundle, steps: int, device: torch.device, notices: list[str]) -> list[Lane]:
-    if device.type == "cuda":
+def _trouble_with_triton(bundle: Bundle, steps: int, devices: Sequence[torch.device]) -> str | None:
+    """Why Triton's kernel cannot be used; None if it works on all devices."""
+    for device in devices:
         try:
-            lanes = open_lanes(bundle, steps, device, triton_kernels)
-            _try(lanes[0], bundle, steps)
-            return lanes
-        except ImportError:
-            reason = "Triton is not installed"
+            (lane, *_) = open_lanes(bundle, steps, device, triton_kernels)
+            _try(lane, bundle, steps)
+        except ModuleNotFoundError:
+            return "Triton is not installed"
         except Exception as error:  # Triton's own, and those of the compilers that it calls
-            reason = f"Triton's kernel does not work ({first_line(error)})"
-        notices.append(f"{device}: {reason}; KNOWN runs through plain torch operations")
-    return open_lanes(bundle, steps, device, torch_kernels)
+            return f"Triton's kernel does not work on {device} ({first_line(error)})"
+    return None
 
 
 def open_lanes(
@@ -141,7 +155,7 @@ def triton_kernels(
     """Triton's, which take any number of steps and rows.
 
     Raises:
-        ImportError: there is no Triton.
+        ModuleNotFoundError: there is no Triton.
     """
     from know_cli.engine.triton_kernel import TritonKernel
 

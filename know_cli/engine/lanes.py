@@ -177,6 +177,7 @@ class DevicePredictor:
     Args:
         lanes: of all devices, in the order in which they get blocks.
         checkpoints: S.
+        kernel: what the lanes' kernels are called; others may round differently.
         notices: what the user should know of the devices.
 
     Attributes:
@@ -190,11 +191,12 @@ class DevicePredictor:
     thread_bytes = 0
 
     def __init__(
-        self, lanes: Sequence[Lane], checkpoints: int, notices: Sequence[str] = ()
+        self, lanes: Sequence[Lane], checkpoints: int, kernel: str, notices: Sequence[str] = ()
     ) -> None:
         self._lanes = lanes
         self._checkpoints = checkpoints
         self.block_rows = lanes[0].block_rows
+        self.kernel = kernel
         self.notices = tuple(notices)
         self.devices = tuple(dict.fromkeys(lane.device for lane in lanes))
         self.pinned = any(lane.overlaps for lane in lanes)

@@ -126,12 +126,12 @@ class Prediction:
     notices: list[str]
     _predictors: Predictors
 
-    @property
-    def device(self) -> str:
-        """Where it is computed; several devices with commas."""
+    def _where(self) -> dict[str, str]:
+        """Where it is computed, several devices with commas, and by which kernel there."""
         rows = self._predictors.rows
-        devices = rows.devices if isinstance(rows, DevicePredictor) else (rows.device,)
-        return ", ".join(map(str, devices))
+        if isinstance(rows, DevicePredictor):
+            return {"device": ", ".join(map(str, rows.devices)), "kernel": rows.kernel}
+        return {"device": str(rows.device)}
 
     @property
     def factor(self) -> str:
@@ -207,8 +207,6 @@ class Prediction:
                 "files": [file_identity(path) for path in files],
                 "wishes": wishes,
                 "torch": torch.__version__,
-                # Whether Triton's kernel runs or torch's; they round differently.
-                "kernel": _notices(self._predictors),
                 "allow_nonfinite": self.request.settings.allow_nonfinite,
                 "rows": [self.plan.batch_rows, self._predictors.rows.block_rows],
                 "outputs": [[output.step, dict(output.metadata)] for output in self.outputs],
@@ -234,7 +232,7 @@ class Prediction:
             **bundle,
             "norm": settings.norm.value,
             "frozen": settings.frozen.value,
-            "device": self.device,
+            **self._where(),
             "threads": settings.threads,
             "max_memory": settings.max_memory,
         }
@@ -279,7 +277,8 @@ def open_prediction(request: Request) -> Prediction:
         predictors: Predictors = import_module(method.module).predictors(
             Inputs(trajectory, request.settings.steps, rate, devices, options, bundle)
         )
-        notices += _notices(predictors)
+        if isinstance(predictors.rows, DevicePredictor):
+            notices += predictors.rows.notices
         provenance = _provenance(method, options, bundle, request, trajectory, devices)
         outputs = _outputs(request, trajectory, rate, provenance)
         if request.rewrite:
@@ -310,11 +309,6 @@ def open_prediction(request: Request) -> Prediction:
     return Prediction(
         request, trajectory, method, options, bundle, rate, plan, outputs, notices, predictors
     )
-
-
-def _notices(predictors: Predictors) -> tuple[str, ...]:
-    """What is to be known of the devices."""
-    return predictors.rows.notices if isinstance(predictors.rows, DevicePredictor) else ()
 
 
 def _check_output(
