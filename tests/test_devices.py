@@ -17,7 +17,7 @@ from torch import Tensor
 
 from know_cli.engine import devices
 from know_cli.engine.devices import choose_devices, open_devices, open_lanes, torch_kernels
-from know_cli.engine.lanes import DevicePredictor, Lane
+from know_cli.engine.lanes import CudaQueue, DevicePredictor, Lane
 from know_cli.engine.plan import Settings
 from know_cli.engine.predictor import Predictors
 from know_cli.errors import EXIT_USAGE, UsageError
@@ -400,6 +400,33 @@ def test_all_that_a_lane_does_goes_into_its_queue() -> None:
     assert DevicePredictor([lane], 3, "torch").pinned
 
 
+def test_a_cuda_queue_is_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a torch that has none, so that this much of it is tried."""
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            log.append(f"new on {device}")
+
+        def synchronize(self) -> None:
+            log.append("synchronize")
+
+    @contextmanager
+    def current(stream: object) -> Iterator[None]:
+        assert isinstance(stream, Stream)
+        log.append("enter")
+        yield
+        log.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", current)
+    queue = CudaQueue(torch.device("cuda", 3))
+    with queue.filling():
+        log.append("work")
+    queue.wait()
+    assert log == ["new on cuda:3", "enter", "work", "leave", "synchronize"]
+
+
 # ---------------------------------------------------------------------- in the engine
 
 
@@ -497,3 +524,31 @@ def test_page_locked_memory_counts_twice(
             assert opened.plan.memory <= memory
             rows[overlaps] = opened.plan.batch_rows
     assert 2 * rows[True] <= rows[False] <= 2 * rows[True] + BLOCK
+
+
+def test_batches_are_page_locked_where_devices_copy_by_themselves(
+    bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And only the two that hold batches, whose size is bounded."""
+    sizes: list[object] = []
+    empty = torch.empty
+
+    def recorded(*shape: object, pin_memory: bool = False, **options: object) -> Tensor:
+        sizes.extend([shape] * pin_memory)
+        return empty(*shape, **options)  # type: ignore[call-overload, no-any-return]
+
+    def lanes_of(inputs: Inputs) -> list[SlowLane]:
+        lanes = slow_lanes(inputs.bundle, inputs.steps, 2, [])
+        for lane in lanes:
+            lane.overlaps = True
+        return lanes
+
+    paths = write_trajectory(tmp_path)
+    run_on(lambda inputs: slow_lanes(inputs.bundle, inputs.steps, 2, []), paths, bundle_path,
+           tmp_path / "out", monkeypatch, steps=2)  # fmt: skip
+    expected = (tmp_path / "out").read_bytes()
+    monkeypatch.setattr(torch, "empty", recorded)
+    run_on(lanes_of, paths, bundle_path, tmp_path / "out", monkeypatch, steps=2)
+    # The longest kind is fc, of 1010 parameters: 11 blocks of 100.
+    assert sizes == [(5 + 2, 11 * BLOCK)] * 2
+    assert (tmp_path / "out").read_bytes() == expected

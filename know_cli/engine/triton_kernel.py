@@ -131,7 +131,8 @@ def _tanh(x: tl.tensor) -> tl.tensor:
 def _asinh(x: tl.tensor) -> tl.tensor:
     size = tl.abs(x)
     square = size * size
-    # asinh(x) = log(1 + t); the quotient makes up for the rounding of 1 + t (HP-15C handbook).
+    # asinh(x) = log(1 + t); the quotient makes up for the rounding of 1 + t, as in theorem 4 of
+    # "What every computer scientist should know about floating-point arithmetic" (Goldberg, 1991).
     t = size + square / (1 + tl.sqrt(1 + square))
     sum_ = 1 + t
     small = tl.where(sum_ == 1, t, tl.log(sum_) * (t / (sum_ - 1)))
