@@ -578,7 +578,7 @@ def test_a_bundle_is_only_for_methods_that_are_registered_with_one(
     trajectory_paths: list[Path], tmp_path: Path
 ) -> None:
     with open_prediction(Request(trajectory_paths, tmp_path / "out", method="naive")) as opened:
-        inputs = Inputs(opened.trajectory, 1, 0.5, torch.device("cpu"), {})
+        inputs = Inputs(opened.trajectory, 1, 0.5, (torch.device("cpu"),), {})
         with pytest.raises(ValueError, match="not registered"):
             _ = inputs.bundle
 

@@ -12,8 +12,6 @@ import typer
 from know_cli.errors import UsageError
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
-#: What ``--device`` takes.
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _SMALLEST_RATE = 0.01
 _LARGEST_SIZE = 2**60
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from know_cli.cli.options import DEVICE, parse_rate, parse_size, usable_cores
+from know_cli.cli.options import parse_rate, parse_size, usable_cores
 from know_cli.cli.output import Output
+from know_cli.engine.device_names import DEVICE_NAMES, check_device_name
 from know_cli.methods.registry import (
     DEFAULT_METHOD,
     check_weights,
@@ -170,7 +171,7 @@ def predict(
     device: Annotated[
         str,
         typer.Option(
-            metavar="auto|cpu|cuda[:i]",
+            metavar=DEVICE_NAMES,
             help="Where KNOWN runs; auto takes a CUDA device if there is one. Methods without "
             "KNOWN use the CPU.",
             rich_help_panel=_MACHINE,
@@ -259,8 +260,7 @@ def predict(
     except ValueError as error:
         raise UsageError(str(error)) from error
     check_count(paths)
-    if DEVICE.fullmatch(device) is None:
-        raise UsageError(f"--device {device}: is none of auto, cpu, cuda, cuda:0 …")
+    check_device_name(device)
     chosen = find_method(method)
     options = parse_options(chosen, option or ())
     check_weights(chosen, weights)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import DEVICE, parse_size, usable_cores
+from know_cli.cli.options import parse_size, usable_cores
 from know_cli.cli.output import Output
+from know_cli.engine.device_names import DEVICE_NAMES, check_device_name
 
 if TYPE_CHECKING:
     from know_cli.methods.verification import Verification
@@ -66,7 +67,7 @@ def verify(
     device: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|cpu|cuda[:i]",
+            metavar=DEVICE_NAMES,
             show_default="where it was made",
             help="Where to compute; another device may round otherwise.",
         ),
@@ -113,8 +114,8 @@ def verify(
     paths = expand_arguments(checkpoints)
     (found,) = expand_arguments([str(output)])
     check_count(paths)
-    if device is not None and DEVICE.fullmatch(device) is None:
-        raise UsageError(f"--device {device}: is none of auto, cpu, cuda, cuda:0 …")
+    if device is not None:
+        check_device_name(device)
     if full and seed is not None:
         raise UsageError("--seed: all is computed with --full; leave one of the two out")
     if json is not None:

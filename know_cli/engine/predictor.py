@@ -1,4 +1,8 @@
-"""What the engine asks of a method: a step for a block of windows, or all for a whole tensor."""
+"""What the engine asks of a method: a step for a block of windows, or all for a whole tensor.
+
+Methods that run on devices with memory of their own are asked for whole batches instead; see
+:class:`~know_cli.engine.lanes.DevicePredictor`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from know_cli.engine.lanes import DevicePredictor
 from know_cli.kinds import Kind
 
 
@@ -70,9 +75,9 @@ class Predictors:
     """A method as the engine runs it.
 
     Attributes:
-        rows: predicts in blocks of rows.
+        rows: predicts in blocks of rows: in threads, or on devices of their own.
         tensors: predicts the tensors that it takes whole; None where a method has no such part.
     """
 
-    rows: Predictor
+    rows: Predictor | DevicePredictor
     tensors: TensorPredictor | None = None

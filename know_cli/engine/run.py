@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from know_cli.checkpoints import Checkpoint, CheckpointWriter, Sink, TensorEntry, Trajectory
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.engine.journal import Finished, Journal
+from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Plan, PlannedTensor, Settings
-from know_cli.engine.predictor import Predictors, TensorPredictor
+from know_cli.engine.predictor import Predictor, Predictors, TensorPredictor
 from know_cli.engine.progress import Progress
 from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float32
 from know_cli.engine.report import Report
@@ -61,9 +62,9 @@ class _Buffer:
     replaced: Tensor
 
     @staticmethod
-    def new(checkpoints: int, steps: int, rows: int) -> _Buffer:
+    def new(checkpoints: int, steps: int, rows: int, pinned: bool = False) -> _Buffer:
         return _Buffer(
-            torch.empty(checkpoints + steps, rows),
+            torch.empty(checkpoints + steps, rows, pin_memory=pinned),
             torch.zeros(rows, dtype=torch.bool),
             torch.zeros(steps, rows, dtype=torch.bool),
         )
@@ -250,10 +251,9 @@ class _Run:
         self, batches: Iterator[Batch], reader: ThreadPoolExecutor, workers: ThreadPoolExecutor
     ) -> None:
         """While one batch is computed, the next is read."""
-        free = [
-            _Buffer.new(len(self.trajectory), self.settings.steps, self.plan.batch_rows)
-            for _ in range(2)
-        ]
+        size, rows = len(self.trajectory), self.plan.batch_rows
+        pinned = isinstance(self.predictor, DevicePredictor) and self.predictor.pinned
+        free = [_Buffer.new(size, self.settings.steps, rows, pinned) for _ in range(2)]
         pending = self._start_reading(reader, batches, free[0])
         turn = 0
         while pending is not None:
@@ -367,23 +367,42 @@ class _Run:
         )
 
     def _compute(self, batch: Batch, buffer: _Buffer, workers: ThreadPoolExecutor) -> None:
-        block = self.predictor.block_rows
+        if isinstance(self.predictor, DevicePredictor):
+            self._compute_on_devices(batch, buffer, self.predictor)
+        else:
+            self._compute_in_threads(batch, buffer, self.predictor, workers)
+
+    def _compute_on_devices(
+        self, batch: Batch, buffer: _Buffer, predictor: DevicePredictor
+    ) -> None:
+        size = len(self.trajectory)
+        with closing(predictor.predict(batch.kind, buffer.history[:, : batch.rows])) as blocks:
+            for rows in blocks:
+                for step in range(self.settings.steps):
+                    buffer.keep_finite(size, step, rows)
+
+    def _compute_in_threads(
+        self, batch: Batch, buffer: _Buffer, predictor: Predictor, workers: ThreadPoolExecutor
+    ) -> None:
+        block = predictor.block_rows
         starts = range(0, batch.rows, block)
         group = max(1, -(-len(starts) // (self.settings.threads * _GROUPS_PER_THREAD)))
         jobs = [
-            workers.submit(self._compute_blocks, batch, buffer, starts[i : i + group])
+            workers.submit(self._compute_blocks, batch, buffer, predictor, starts[i : i + group])
             for i in range(0, len(starts), group)
         ]
         for job in jobs:
             job.result()
 
-    def _compute_blocks(self, batch: Batch, buffer: _Buffer, starts: Iterable[int]) -> None:
+    def _compute_blocks(
+        self, batch: Batch, buffer: _Buffer, predictor: Predictor, starts: Iterable[int]
+    ) -> None:
         size = len(self.trajectory)
         for start in starts:
-            stop = min(start + self.predictor.block_rows, batch.rows)
+            stop = min(start + predictor.block_rows, batch.rows)
             history = buffer.history[:, start:stop]
             for step in range(self.settings.steps):
-                self.predictor.predict(
+                predictor.predict(
                     batch.kind, step + 1, history[: size + step], history[size + step]
                 )
                 buffer.keep_finite(size, step, slice(start, stop))

@@ -22,7 +22,7 @@ class Inputs:
         trajectory: the open checkpoints, Θ0 first.
         steps: how many are predicted.
         rate: sampling rate from one checkpoint to the next.
-        device: where a hyper-model runs.
+        devices: where a hyper-model runs; several are of one type.
         options: a value for each of the method's options.
         given_bundle: the KNOWN, for methods that read one.
     """
@@ -30,7 +30,7 @@ class Inputs:
     trajectory: Trajectory
     steps: int
     rate: float
-    device: torch.device
+    devices: tuple[torch.device, ...]
     options: Mapping[str, Value]
     given_bundle: Bundle | None = None
 

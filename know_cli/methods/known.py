@@ -10,6 +10,7 @@ import threading
 import torch
 from torch import Tensor
 
+from know_cli.engine.devices import open_devices
 from know_cli.engine.kernel import Kernel
 from know_cli.engine.predictor import Predictors
 from know_cli.hypermodel import Bundle
@@ -18,7 +19,7 @@ from know_cli.methods.inputs import Inputs
 
 
 class KnownPredictor:
-    """Predicts with the three KNOWN of a bundle.
+    """Predicts with the three KNOWN of a bundle and torch's kernel, a step at a time.
 
     Args:
         bundle: the weights.
@@ -54,5 +55,9 @@ def predictors(inputs: Inputs) -> Predictors:
 
     Raises:
         CheckpointError: the bundle reads windows of another length than the trajectory has.
+        UsageError: a device fails.
     """
-    return Predictors(KnownPredictor(inputs.bundle, inputs.device))
+    bundle, devices = inputs.bundle, inputs.devices
+    if devices[0].type == "cpu":
+        return Predictors(KnownPredictor(bundle, devices[0]))
+    return Predictors(open_devices(bundle, inputs.steps, devices))

@@ -86,5 +86,5 @@ def predictors(inputs: Inputs) -> Predictors:
     Raises:
         CheckpointError: the bundle reads windows of another length than the trajectory has.
     """
-    known = KnownPredictor(inputs.bundle, inputs.device)
+    known = KnownPredictor(inputs.bundle, inputs.devices[0])
     return Predictors(NoisePredictor(known, inputs.checkpoints))

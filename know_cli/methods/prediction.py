@@ -33,7 +33,9 @@ from know_cli.checkpoints.digest import (
 from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output import check_output
 from know_cli.checkpoints.paths import factor_name, step_path
+from know_cli.engine.devices import choose_devices
 from know_cli.engine.journal import Journal, file_identity
+from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.plan import Action, Plan, Settings, classify_trajectory, make_plan
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.progress import Progress, Silent
@@ -70,8 +72,8 @@ class Request:
         settings: steps, normalisation and so on.
         rate: sampling rate of the forgetting; None takes the checkpoints' own, else 0.5.
         every_step: also write each intermediate step.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``, for methods with a hyper-model; the
-            others compute on the CPU.
+        device: for methods with a hyper-model, one of those that
+            :func:`~know_cli.engine.devices.choose_devices` knows; the others compute on the CPU.
         force: replace existing outputs.
         method: name of a method; see :data:`~know_cli.methods.registry.METHODS`.
         options: values for some of the method's options; the others have their defaults.
@@ -124,10 +126,12 @@ class Prediction:
     notices: list[str]
     _predictors: Predictors
 
-    @property
-    def device(self) -> torch.device:
-        """Where it is computed."""
-        return self._predictors.rows.device
+    def _where(self) -> dict[str, str]:
+        """Where it is computed, several devices with commas, and by which kernel there."""
+        rows = self._predictors.rows
+        if isinstance(rows, DevicePredictor):
+            return {"device": ", ".join(map(str, rows.devices)), "kernel": rows.kernel}
+        return {"device": str(rows.device)}
 
     @property
     def factor(self) -> str:
@@ -228,7 +232,7 @@ class Prediction:
             **bundle,
             "norm": settings.norm.value,
             "frozen": settings.frozen.value,
-            "device": str(self.device),
+            **self._where(),
             "threads": settings.threads,
             "max_memory": settings.max_memory,
         }
@@ -261,7 +265,7 @@ def open_prediction(request: Request) -> Prediction:
     method = find_method(request.method)
     options = complete_options(method, request.options)
     check_weights(method, request.weights)
-    device = choose_device(request.device)
+    devices = choose_devices(request.device)
     trajectory = open_trajectory(request.checkpoints)
     try:
         bundle = None
@@ -271,9 +275,11 @@ def open_prediction(request: Request) -> Prediction:
         notices = list(trajectory.notices)
         rate = _rate(request, trajectory, notices)
         predictors: Predictors = import_module(method.module).predictors(
-            Inputs(trajectory, request.settings.steps, rate, device, options, bundle)
+            Inputs(trajectory, request.settings.steps, rate, devices, options, bundle)
         )
-        provenance = _provenance(method, options, bundle, request, trajectory, device)
+        if isinstance(predictors.rows, DevicePredictor):
+            notices += predictors.rows.notices
+        provenance = _provenance(method, options, bundle, request, trajectory, devices)
         outputs = _outputs(request, trajectory, rate, provenance)
         if request.rewrite:
             for output in outputs:
@@ -319,26 +325,6 @@ def _check_output(
     check_digest_output(output, trajectory.checkpoints, force=request.force)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """``auto`` is a CUDA device if there is one.
-
-    Raises:
-        UsageError: no such device here.
-    """
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError as error:
-        raise UsageError(f"--device {wanted}: is none of auto, cpu, cuda, cuda:0 …") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device {wanted}: is none of auto, cpu, cuda, cuda:0 …")
-    count = torch.cuda.device_count() if device.type == "cuda" else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise UsageError(f"--device {wanted}: torch sees {count} CUDA devices here; use cpu")
-    return device
-
-
 def _rate(request: Request, trajectory: Trajectory, notices: list[str]) -> float:
     recorded = trajectory.rate
     if request.rate is None:
@@ -358,7 +344,7 @@ def _provenance(
     bundle: Bundle | None,
     request: Request,
     trajectory: Trajectory,
-    device: torch.device,
+    devices: Sequence[torch.device],
 ) -> dict[str, str]:
     """The metadata that tell the method and its wishes, and which inputs it was given.
 
@@ -369,7 +355,7 @@ def _provenance(
         keys.METHOD: method.name,
         keys.NORM: settings.norm.value,
         keys.FROZEN: settings.frozen.value,
-        keys.DEVICE: device.type,
+        keys.DEVICE: devices[0].type,
         keys.CHECKPOINTS: str(len(trajectory)),
         keys.INPUTS: " ".join(c.fingerprint() for c in trajectory.checkpoints),
     }

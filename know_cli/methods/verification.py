@@ -433,7 +433,8 @@ def _texts(metadata: Mapping[str, str]) -> list[str]:
 
 
 def _device(metadata: Mapping[str, str]) -> str:
-    return "cuda" if metadata.get(keys.DEVICE) == "cuda" else "cpu"
+    recorded = metadata.get(keys.DEVICE, "cpu")
+    return recorded if recorded in ("cuda", "mps", "xpu") else "cpu"
 
 
 def _bundle(output: Path, digest: str, count: int, weights: str | None) -> str:
