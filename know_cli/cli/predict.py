@@ -269,8 +269,8 @@ def predict(
     if report is not None:
         check_report_path(report, [*paths, output])
 
-    from know_cli.cli.tables import plan_tables, report_tables
     from know_cli.engine.plan import FrozenMode, NormMode, Settings
+    from know_cli.engine.ranks import PeerError, open_ranks
     from know_cli.methods.prediction import Request, open_prediction
 
     request = Request(
@@ -295,22 +295,34 @@ def predict(
         resume=resume,
         checksum=checksum,
     )
-    with open_prediction(request) as prediction:
-        if report is not None:
-            check_report_path(report, prediction.files)
-        for notice in prediction.notices:
-            talk.notice(notice)
-        if dry_run:
-            talk.show(*plan_tables(prediction))
-            content = _plan_json(prediction)
-        else:
-            result = _execute(prediction, talk, bar=not no_progress)
-            for notice in result.notices[len(prediction.notices) :]:
-                talk.notice(notice)
-            talk.show(*report_tables(prediction, result))
-            content = {**prediction.describe(), **result.to_json()}
-        if report is not None:
-            write_report(report, content)
+    try:
+        with open_ranks(talk.notice) as ranks, open_prediction(request, ranks) as prediction:
+            if report is not None:
+                check_report_path(report, prediction.files)
+            talk = talk if ranks.rank == 0 else Output(quiet=True)
+            content = _predict(prediction, talk, dry_run=dry_run, bar=not no_progress)
+            if report is not None and ranks.rank == 0:
+                write_report(report, content)
+    except PeerError as error:
+        if error.is_told:
+            raise typer.Exit(error.exit_code) from error
+        raise
+
+
+def _predict(prediction: Prediction, talk: Output, *, dry_run: bool, bar: bool) -> dict[str, Any]:
+    """Show the plan, or execute it and show what came of it; what a JSON report has."""
+    from know_cli.cli.tables import plan_tables, report_tables
+
+    for notice in prediction.notices:
+        talk.notice(notice)
+    if dry_run:
+        talk.show(*plan_tables(prediction))
+        return _plan_json(prediction)
+    result = _execute(prediction, talk, bar=bar)
+    for notice in result.notices[len(prediction.notices) :]:
+        talk.notice(notice)
+    talk.show(*report_tables(prediction, result))
+    return {**prediction.describe(), **result.to_json()}
 
 
 def _execute(prediction: Prediction, talk: Output, *, bar: bool) -> Report:
