@@ -19,6 +19,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from know_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OUTPUT, KnowError, 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # All ranks are started at about the same time, but from a cold file system torch loads slowly.
 _START = timedelta(minutes=5)
-_PATIENCE = timedelta(seconds=10)
+_PATIENCE_SECONDS = 10.0
 _FOREVER = timedelta(days=365)
 # How long a rank that has failed waits for rank 0's word about who is to speak.
 _VERDICT_SECONDS = 10.0
@@ -182,7 +183,8 @@ class TorchRanks(Ranks):
         self._inboxes: dict[int, queue.SimpleQueue[Any]] = {k: queue.SimpleQueue() for k in peers}
         self._outboxes = {k: threading.Lock() for k in peers}
         self._listeners = [
-            threading.Thread(target=self._listen, args=(peer,), name=f"rank {peer}", daemon=True)
+            # No daemons: the interpreter must not end while one is in the middle of a wait.
+            threading.Thread(target=self._listen, args=(peer,), name=f"rank {peer}")
             for peer in peers
         ]
 
@@ -202,17 +204,29 @@ class TorchRanks(Ranks):
 
     def _connect(self) -> None:
         store, _, _ = next(rendezvous("env://", timeout=_START))
-        store = dist.PrefixStore("know", store)
-        here = [f"rank {rank}" for rank in range(self.size)]
-        store.set(here[self.rank], "")
-        try:
-            store.wait(here, _PATIENCE)
-        except RuntimeError:
-            self._tell(f"rank {self.rank} of {self.size}: waiting for the other ranks")
-            store.wait(here, _START)
+        # A script may be what torchrun starts, and predict several times, one after the other.
+        number = (store.add("know-predict", 1) - 1) // self.size
+        store = dist.PrefixStore(f"know-predict {number}", store)  # type: ignore[attr-defined]
+        self._meet(store)
         dist.init_process_group(
             "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_START
         )
+
+    def _meet(self, store: Any) -> None:
+        """Wait until all ranks are there; so that it can be interrupted, by looking."""
+        here = [f"rank {rank}" for rank in range(self.size)]
+        store.set(here[self.rank], "")
+        began = time.monotonic()
+        is_told = False
+        while not store.check(here):
+            waited = time.monotonic() - began
+            if waited > _START.total_seconds():
+                missing = sum(not store.check([name]) for name in here)
+                raise RuntimeError(f"{missing} have not come")
+            if waited > _PATIENCE_SECONDS and not is_told:
+                self._tell(f"rank {self.rank} of {self.size}: waiting for the other ranks")
+                is_told = True
+            time.sleep(_LOOK_SECONDS)
 
     def _take_signals(self) -> None:
         """From now on an interruption is one exception, however many signals come.
@@ -258,10 +272,10 @@ class TorchRanks(Ranks):
                 what, value = self._receive(peer)
                 if what == _VALUE:
                     self._inboxes[peer].put(value)
-                    continue
-                if what == _FAILED:
+                elif what == _FAILED:
                     self._settle(_Failure(*value))
-                return
+                if what == _END or (what == _FAILED and self.rank):
+                    return
         except RuntimeError:
             self._settle(_Failure(peer, EXIT_OUTPUT, is_told=False))
 
@@ -351,9 +365,9 @@ class TorchRanks(Ranks):
             with suppress(RuntimeError):
                 self._send(0, _FAILED, [own.rank, own.code, own.is_told])
             self._has_failed.wait(_VERDICT_SECONDS)
-        # Those that still compute learn of it now; a connection that closes too early tells less.
-        for listener in self._listeners:
-            listener.join(_REASON_SECONDS)
+        if self.rank:
+            with suppress(RuntimeError):
+                self._send(0, _END, None)
         found = self._failure
         if found is None or found.rank == self.rank or isinstance(error, PeerError):
             return
