@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +21,7 @@ from know_cli.methods.registry import (
 )
 
 if TYPE_CHECKING:
+    from know_cli.engine.ranks import Ranks
     from know_cli.engine.report import Report
     from know_cli.methods.prediction import Prediction
 
@@ -246,63 +249,74 @@ def predict(
     follows each parameter's history with a small hyper-model, and writes the weights one or
     more steps before the first: as if trained on 2, 4, 8 times the data.
     """
-    talk = Output(quiet)
     from know_cli.bundles import family
     from know_cli.checkpoints.paths import check_count, expand_arguments
     from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.engine.ranks import processes_here
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
 
-    paths = expand_arguments(checkpoints)
-    try:
-        overrides = tuple(parse_override(text) for text in kind or ())
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    check_count(paths)
-    if DEVICE.fullmatch(device) is None:
-        raise UsageError(f"--device {device}: is none of auto, cpu, cuda, cuda:0 …")
-    chosen = find_method(method)
-    options = parse_options(chosen, option or ())
-    check_weights(chosen, weights)
-    if weights is not None and not Path(weights).is_dir():
-        family(weights)
-    if report is not None:
-        check_report_path(report, [*paths, output])
+    talk = Output(quiet)
+    # First of all, so that whatever ends one rank ends all.
+    with _ranks(talk) as ranks:
+        paths = expand_arguments(checkpoints)
+        try:
+            overrides = tuple(parse_override(text) for text in kind or ())
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        check_count(paths)
+        if DEVICE.fullmatch(device) is None:
+            raise UsageError(f"--device {device}: is none of auto, cpu, cuda, cuda:0 …")
+        chosen = find_method(method)
+        options = parse_options(chosen, option or ())
+        check_weights(chosen, weights)
+        if weights is not None and not Path(weights).is_dir():
+            family(weights)
+        if report is not None:
+            check_report_path(report, [*paths, output])
 
-    from know_cli.engine.plan import FrozenMode, NormMode, Settings
-    from know_cli.engine.ranks import PeerError, open_ranks
-    from know_cli.methods.prediction import Request, open_prediction
+        from know_cli.engine.plan import FrozenMode, NormMode, Settings
+        from know_cli.methods.prediction import Request, open_prediction
 
-    request = Request(
-        checkpoints=paths,
-        output=output,
-        weights=weights,
-        settings=Settings(
-            steps=steps,
-            norm=NormMode(norm.value),
-            frozen=FrozenMode(frozen.value),
-            overrides=overrides,
-            allow_nonfinite=allow_nonfinite,
-            max_memory=max_memory,
-            threads=threads or usable_cores(),
-        ),
-        rate=rate,
-        every_step=every_step,
-        device=device,
-        force=force,
-        method=method,
-        options=options,
-        resume=resume,
-        checksum=checksum,
-    )
-    try:
-        with open_ranks(talk.notice) as ranks, open_prediction(request, ranks) as prediction:
+        request = Request(
+            checkpoints=paths,
+            output=output,
+            weights=weights,
+            settings=Settings(
+                steps=steps,
+                norm=NormMode(norm.value),
+                frozen=FrozenMode(frozen.value),
+                overrides=overrides,
+                allow_nonfinite=allow_nonfinite,
+                max_memory=max_memory,
+                threads=threads or max(1, usable_cores() // processes_here()),
+            ),
+            rate=rate,
+            every_step=every_step,
+            device=device,
+            force=force,
+            method=method,
+            options=options,
+            resume=resume,
+            checksum=checksum,
+        )
+        with open_prediction(request, ranks) as prediction:
             if report is not None:
                 check_report_path(report, prediction.files)
             talk = talk if ranks.rank == 0 else Output(quiet=True)
             content = _predict(prediction, talk, dry_run=dry_run, bar=not no_progress)
             if report is not None and ranks.rank == 0:
                 write_report(report, content)
+
+
+@contextmanager
+def _ranks(talk: Output) -> Iterator[Ranks]:
+    """The ranks of this run; where another one tells the user of an error, this one does not."""
+    from know_cli.engine.ranks import PeerError, open_ranks
+
+    try:
+        with open_ranks(talk.notice) as ranks:
+            yield ranks
     except PeerError as error:
         if error.is_told:
             raise typer.Exit(error.exit_code) from error

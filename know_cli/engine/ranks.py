@@ -1,50 +1,15 @@
-"""The processes that work on one output together, each a rank, as ``torchrun`` starts them.
-
-Only a few short messages go between them, over the gloo backend of :mod:`torch.distributed`:
-what each has found and done, and that one has failed. Every rank has a connection to rank 0, and
-a thread that listens to it. The operating system closes the connection of a process that ends,
-however it ends, so that a rank that was killed is noticed at once. Rank 0 then tells the others;
-each looks between two batches, and ends.
-
-The first failure that rank 0 hears of is the run's: the rank that it is of says what is wrong,
-the others end without a word, all with the same exit code. Of a rank that was killed rank 0
-speaks; if it was rank 0, all do. (A machine that loses its network or power closes nothing: that
-is noticed by ``torchrun``, whose processes look after each other.)
-"""
+"""The processes that work on one output together, each a rank, as ``torchrun`` starts them."""
 
 from __future__ import annotations
 
-import json
 import os
-import queue
-import signal
-import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
-from datetime import timedelta
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
-
-from know_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OUTPUT, KnowError, UsageError
+from know_cli.errors import KnowError, UsageError
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# All ranks are started at about the same time, but from a cold file system torch loads slowly.
-_START = timedelta(minutes=5)
-_PATIENCE_SECONDS = 10.0
-_FOREVER = timedelta(days=365)
-# How long a rank that has failed waits for rank 0's word about who is to speak.
-_VERDICT_SECONDS = 10.0
-# torchrun ends the others as soon as one rank has ended; the reason may come a little later.
-_REASON_SECONDS = 1.0
-_LOOK_SECONDS = 0.1
-
-_VALUE, _FAILED, _END = "value", "failed", "end"
 
 
 class PeerError(KnowError):
@@ -61,28 +26,12 @@ class PeerError(KnowError):
         self.is_told = is_told
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """Which rank has failed, with which exit code, and whether it could say so itself."""
-
-    rank: int
-    code: int
-    is_told: bool
-
-    def error(self) -> PeerError:
-        how = "has failed" if self.is_told else "ended without a word, perhaps for want of memory"
-        return PeerError(
-            f"rank {self.rank} {how}; the output is left as it was, run the same command again",
-            self.code,
-            is_told=self.is_told,
-        )
-
-
 class Ranks:
-    """This process alone: rank 0 of 1. Several are a :class:`TorchRanks`.
+    """This process alone: rank 0 of 1.
 
-    Use as a context manager around all of the work. Values that go between ranks are of the
-    plain types of JSON; floats arrive as they were sent, to the last bit.
+    Several are a :class:`~know_cli.engine.torchrun.TorchRanks`. Use as a context manager around
+    all of the work. Values that go between ranks are of the plain types of JSON; floats arrive
+    as they were sent, to the last bit.
 
     Attributes:
         rank: this process, 0 … size − 1; rank 0 writes the header, renames and reports.
@@ -141,13 +90,29 @@ def is_one_of_several() -> bool:
     """
     if any(name not in os.environ for name in _VARIABLES):
         return False
-    size, rank = _number("WORLD_SIZE"), _number("RANK")
+    size, rank = number("WORLD_SIZE"), number("RANK")
     if not 0 <= rank < size:
         raise UsageError(f"RANK={rank}, WORLD_SIZE={size}: no such rank; start with torchrun")
     return size > 1
 
 
-def _number(name: str) -> int:
+def processes_here() -> int:
+    """How many ranks share this machine; 1 where there is no other.
+
+    Raises:
+        UsageError: the environment contradicts itself.
+    """
+    if not is_one_of_several() or "LOCAL_WORLD_SIZE" not in os.environ:
+        return 1
+    return max(1, number("LOCAL_WORLD_SIZE"))
+
+
+def number(name: str) -> int:
+    """A variable of the environment that is a number.
+
+    Raises:
+        UsageError: it is not.
+    """
     text = os.environ[name]
     if not (text.isascii() and text.isdigit()):
         raise UsageError(f"{name}={text!r} in the environment is no number; start with torchrun")
@@ -163,220 +128,8 @@ def open_ranks(tell: Callable[[str], None]) -> Ranks:
     Raises:
         UsageError: the environment contradicts itself, or not all ranks have come.
     """
-    return TorchRanks(tell) if is_one_of_several() else Ranks()
+    if not is_one_of_several():
+        return Ranks()
+    from know_cli.engine.torchrun import TorchRanks  # imports torch
 
-
-class TorchRanks(Ranks):
-    """One of several processes, connected by torch.distributed; see :class:`Ranks`."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.rank, self.size = _number("RANK"), _number("WORLD_SIZE")
-        local = "LOCAL_RANK" if "LOCAL_RANK" in os.environ else "RANK"
-        self.local_rank = _number(local)
-        self._tell = tell
-        self._lock = threading.Lock()
-        self._failure: _Failure | None = None
-        self._has_failed = threading.Event()
-        self._is_interrupted = False
-        self._handlers: dict[int, Any] = {}
-        peers = range(1, self.size) if self.rank == 0 else range(1)
-        self._inboxes: dict[int, queue.SimpleQueue[Any]] = {k: queue.SimpleQueue() for k in peers}
-        self._outboxes = {k: threading.Lock() for k in peers}
-        self._listeners = [
-            # No daemons: the interpreter must not end while one is in the middle of a wait.
-            threading.Thread(target=self._listen, args=(peer,), name=f"rank {peer}")
-            for peer in peers
-        ]
-
-    def __enter__(self) -> TorchRanks:
-        try:
-            self._connect()
-        except RuntimeError as error:  # also that of torch.distributed
-            raise UsageError(
-                f"rank {self.rank} of {self.size} does not reach the other ranks "
-                f"({' '.join(str(error).split())}); start all of them with torchrun, or, if this "
-                "is to be the only one, unset WORLD_SIZE"
-            ) from error
-        self._take_signals()
-        for listener in self._listeners:
-            listener.start()
-        return self
-
-    def _connect(self) -> None:
-        store, _, _ = next(rendezvous("env://", timeout=_START))
-        # A script may be what torchrun starts, and predict several times, one after the other.
-        number = (store.add("know-predict", 1) - 1) // self.size
-        store = dist.PrefixStore(f"know-predict {number}", store)  # type: ignore[attr-defined]
-        self._meet(store)
-        dist.init_process_group(
-            "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_START
-        )
-
-    def _meet(self, store: Any) -> None:
-        """Wait until all ranks are there; so that it can be interrupted, by looking."""
-        here = [f"rank {rank}" for rank in range(self.size)]
-        store.set(here[self.rank], "")
-        began = time.monotonic()
-        is_told = False
-        while not store.check(here):
-            waited = time.monotonic() - began
-            if waited > _START.total_seconds():
-                missing = sum(not store.check([name]) for name in here)
-                raise RuntimeError(f"{missing} have not come")
-            if waited > _PATIENCE_SECONDS and not is_told:
-                self._tell(f"rank {self.rank} of {self.size}: waiting for the other ranks")
-                is_told = True
-            time.sleep(_LOOK_SECONDS)
-
-    def _take_signals(self) -> None:
-        """From now on an interruption is one exception, however many signals come.
-
-        torchrun passes Ctrl-C on while the terminal does the same, and what is being taken back
-        must not be interrupted.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for wish in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(wish) is not signal.SIG_IGN:
-                self._handlers[wish] = signal.signal(wish, self._interrupt)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if not (self._is_interrupted or self._failure):
-            self._is_interrupted = True
-            raise KeyboardInterrupt
-
-    # ------------------------------------------------------------------ messages
-
-    def _send(self, peer: int, what: str, value: Any) -> None:
-        data = torch.frombuffer(bytearray(json.dumps([what, value]).encode()), dtype=torch.uint8)
-        with self._outboxes[peer]:
-            dist.send(torch.tensor([len(data)]), peer)
-            dist.send(data, peer)
-
-    def _receive(self, peer: int) -> Any:
-        length = torch.empty(1, dtype=torch.int64)
-        self._wait(length, peer)
-        data = torch.empty(int(length), dtype=torch.uint8)
-        self._wait(data, peer)
-        return json.loads(data.numpy().tobytes())
-
-    def _wait(self, out: torch.Tensor, peer: int) -> None:
-        work = dist.irecv(out, peer)
-        assert work is not None, "this rank is in the group"
-        work.wait(_FOREVER)
-
-    def _listen(self, peer: int) -> None:
-        """Take a peer's messages until it ends."""
-        try:
-            while True:
-                what, value = self._receive(peer)
-                if what == _VALUE:
-                    self._inboxes[peer].put(value)
-                elif what == _FAILED:
-                    self._settle(_Failure(*value))
-                if what == _END or (what == _FAILED and self.rank):
-                    return
-        except RuntimeError:
-            self._settle(_Failure(peer, EXIT_OUTPUT, is_told=False))
-
-    def _settle(self, failure: _Failure) -> None:
-        """The first failure counts; rank 0 tells the others of it."""
-        with self._lock:
-            if self._failure is not None:
-                return
-            self._failure = failure
-        self._has_failed.set()
-        if self.rank == 0:
-            told = [failure.rank, failure.code, True]
-            for peer in self._outboxes:
-                with suppress(RuntimeError):  # it may be the one that has ended
-                    self._send(peer, _FAILED, told)
-
-    # ------------------------------------------------------------------ what the engine needs
-
-    def check(self) -> None:
-        """See :meth:`Ranks.check`."""
-        if self._failure is not None:
-            raise self._failure.error()
-
-    def gather(self, value: Any) -> list[Any]:
-        """See :meth:`Ranks.gather`."""
-        if self.rank:
-            self._tell_peer(0, value)
-            return []
-        return [value, *(self._next(peer) for peer in self._inboxes)]
-
-    def broadcast(self, value: Any) -> Any:
-        """See :meth:`Ranks.broadcast`."""
-        if self.rank:
-            return self._next(0)
-        for peer in self._outboxes:
-            self._tell_peer(peer, value)
-        return value
-
-    def _tell_peer(self, peer: int, value: Any) -> None:
-        self.check()
-        try:
-            self._send(peer, _VALUE, value)
-        except RuntimeError:
-            # The listener has the same broken connection before it, and knows more.
-            self._has_failed.wait(_VERDICT_SECONDS)
-            self.check()
-            raise
-
-    def _next(self, peer: int) -> Any:
-        while True:
-            self.check()
-            with suppress(queue.Empty):
-                return self._inboxes[peer].get(timeout=_LOOK_SECONDS)
-
-    # ------------------------------------------------------------------ the end
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            self._fail(error)
-        else:
-            self._finish()
-
-    def _finish(self) -> None:
-        for peer in self._outboxes:
-            with suppress(RuntimeError):
-                self._send(peer, _END, None)
-        for listener in self._listeners:
-            listener.join()
-        if self.rank:
-            self.check()  # rank 0 may have failed in its very last steps
-        dist.destroy_process_group()
-        for wish, handler in self._handlers.items():
-            signal.signal(wish, handler)
-
-    def _fail(self, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            self._has_failed.wait(_REASON_SECONDS)
-        own = _Failure(self.rank, _exit_code(error), is_told=True)
-        if self.rank == 0:
-            self._settle(own)
-        elif self._failure is None:
-            with suppress(RuntimeError):
-                self._send(0, _FAILED, [own.rank, own.code, own.is_told])
-            self._has_failed.wait(_VERDICT_SECONDS)
-        if self.rank:
-            with suppress(RuntimeError):
-                self._send(0, _END, None)
-        found = self._failure
-        if found is None or found.rank == self.rank or isinstance(error, PeerError):
-            return
-        raise found.error() from error
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, KnowError):
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return EXIT_INTERRUPTED
-    return EXIT_OUTPUT if isinstance(error, OSError) else EXIT_BUG
+    return TorchRanks(tell)
