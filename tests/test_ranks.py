@@ -79,19 +79,24 @@ class Crew:
             for rank in range(size)
         ]
 
-    def wait(self, size: int = 2) -> list[int]:
-        return [server.wait() for server in self.servers[:size]]
+    def wait(self, pids: list[int]) -> list[int]:
+        """Exit codes; a process that does not end within seconds is killed, and gives none."""
+        late = threading.Event()
+
+        def kill() -> None:
+            late.set()
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+
+        watchdog = threading.Timer(SECONDS, kill)
+        watchdog.start()
+        codes = [server.wait() for server in self.servers[: len(pids)]]
+        watchdog.cancel()
+        return [] if late.is_set() else codes
 
     def run(self, *arguments: object, cwd: Path, size: int = 2, **more: Any) -> list[int]:
         """Exit codes of all ranks, which end within seconds of each other."""
-        began = time.monotonic()
-        pids = self.start(*arguments, cwd=cwd, size=size, **more)
-        watchdog = threading.Timer(2 * SECONDS, lambda: [os.kill(pid, 9) for pid in pids])
-        watchdog.start()
-        codes = self.wait(size)
-        watchdog.cancel()
-        assert time.monotonic() - began < SECONDS
-        return codes
+        return self.wait(self.start(*arguments, cwd=cwd, size=size, **more))
 
     def close(self) -> None:
         for server in self.servers:
@@ -256,21 +261,23 @@ def test_an_error_of_all_ranks_is_told_once(crew: Crew, run: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_interruption_of_one_rank_is_one_of_all(rank: int, crew: Crew, run: Path) -> None:
-    before, interrupted = names(run), 0
-    for delay in (0.3, 0.45, 0.6, 0.35, 0.4, 0.5, 0.25, 0.55, 0.2, 0.65):
+    inputs(run, 2_000_000)
+    before, heard = names(run), run.parent / "talk" / "err0"
+    for _ in range(10):
         pids = crew.start(*PREDICT, cwd=run)
-        time.sleep(delay)
+        while not (heard.exists() and "predicting" in heard.read_text()):
+            time.sleep(0.001)
         for _ in range(2):  # as torchrun adds its own to the terminal's
             os.kill(pids[rank], signal.SIGTERM)
-        codes = crew.wait()
+        codes = crew.wait(pids)
         assert names(run) == before
-        if codes == [EXIT_INTERRUPTED] * 2:
-            interrupted += 1
-            (lines,) = [lines for lines in said(run) if lines]
-            assert "interrupted; the output is left as it was" in lines[0]
-        if interrupted == 2:
+        if codes != [EXIT_DONE] * 2:
             break
-    assert interrupted, codes
+    assert codes == [EXIT_INTERRUPTED] * 2
+    (lines,) = [lines for lines in said(run) if lines]
+    assert len(lines) == 1
+    assert "interrupted; the output is left as it was" in lines[0]
+    assert (run / "out").read_bytes() == b"precious"
 
 
 # ------------------------------------------------------------------------------ one rank is killed
@@ -296,7 +303,8 @@ def test_a_rank_that_is_killed_ends_all(rank: int, crew: Crew, run: Path, know: 
         for k in speakers:
             assert f"rank {rank} ended without a word" in errors[k][0]
         assert (run / "out").read_bytes() == b"precious"
-        assert len(temporaries(run)) == (rank == 0), name
+        # Reading begins before there is a temporary.
+        assert len(temporaries(run)) == (rank == 0 and name != "preadv"), name
         # What is left is the next run's, with or without ranks.
         if name == "fsync":
             assert crew.run(*PREDICT, cwd=run) == [EXIT_DONE] * 2
@@ -322,8 +330,10 @@ def test_a_rank_that_is_killed_under_torchrun(run: Path) -> None:
     errors = [line for line in done.stderr.splitlines() if line.startswith("know: error: ")]
     assert len(errors) == 1, done.stderr
     assert "rank 1 ended without a word" in errors[0]
-    # torchrun's own summary.
-    assert sorted(re.findall(r"exitcode *: (-?\d+)", done.stderr)) in (["-9"], ["-9", "4"])
+    # torchrun's own summary; it sends SIGTERM to what is about to end by itself.
+    codes = set(re.findall(r"exitcode *: (-?\d+)", done.stderr))
+    assert "-9" in codes
+    assert codes <= {"-9", "4", "-15"}
     assert names(run) == before
     assert (run / "out").read_bytes() == b"precious"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +19,6 @@ from know_cli.methods.registry import (
 )
 
 if TYPE_CHECKING:
-    from know_cli.engine.ranks import Ranks
     from know_cli.engine.report import Report
     from know_cli.methods.prediction import Prediction
 
@@ -252,13 +249,13 @@ def predict(
     from know_cli.bundles import family
     from know_cli.checkpoints.paths import check_count, expand_arguments
     from know_cli.cli.report_file import check_report_path, write_report
-    from know_cli.engine.ranks import processes_here
+    from know_cli.engine.ranks import open_ranks, processes_here
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
 
     talk = Output(quiet)
     # First of all, so that whatever ends one rank ends all.
-    with _ranks(talk) as ranks:
+    with open_ranks(talk.notice) as ranks:
         paths = expand_arguments(checkpoints)
         try:
             overrides = tuple(parse_override(text) for text in kind or ())
@@ -307,20 +304,6 @@ def predict(
             content = _predict(prediction, talk, dry_run=dry_run, bar=not no_progress)
             if report is not None and ranks.rank == 0:
                 write_report(report, content)
-
-
-@contextmanager
-def _ranks(talk: Output) -> Iterator[Ranks]:
-    """The ranks of this run; where another one tells the user of an error, this one does not."""
-    from know_cli.engine.ranks import PeerError, open_ranks
-
-    try:
-        with open_ranks(talk.notice) as ranks:
-            yield ranks
-    except PeerError as error:
-        if error.is_told:
-            raise typer.Exit(error.exit_code) from error
-        raise
 
 
 def _predict(prediction: Prediction, talk: Output, *, dry_run: bool, bar: bool) -> dict[str, Any]:
