@@ -90,7 +90,7 @@ def is_one_of_several() -> bool:
     """
     if any(name not in os.environ for name in _VARIABLES):
         return False
-    size, rank = number("WORLD_SIZE"), number("RANK")
+    size, rank, _ = number("WORLD_SIZE"), number("RANK"), number("MASTER_PORT")
     if not 0 <= rank < size:
         raise UsageError(f"RANK={rank}, WORLD_SIZE={size}: no such rank; start with torchrun")
     return size > 1

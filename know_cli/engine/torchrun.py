@@ -8,8 +8,9 @@ each looks between two batches, and ends.
 
 The first failure that rank 0 hears of is the run's: the rank that it is of says what is wrong,
 the others end without a word, all with the same exit code. Of a rank that was killed rank 0
-speaks; if it was rank 0, all do. (A machine that loses its network or power closes nothing: that
-is noticed by ``torchrun``, whose processes look after each other.)
+speaks; if it was rank 0, all do. (A machine that loses its network or power closes nothing, and a
+rank that ends before all are connected is only missed after some minutes: both are noticed by
+``torchrun``, whose processes look after each other and after their own ranks.)
 """
 
 from __future__ import annotations
@@ -98,6 +99,13 @@ class TorchRanks(Ranks):
         self._take_signals()
         for listener in self._listeners:
             listener.start()
+        try:
+            # Only when all are connected does any rank begin, and so can fail.
+            self.gather(None)
+            self.broadcast(None)
+        except BaseException as error:
+            self._fail(error)
+            raise
         return self
 
     def _connect(self) -> None:
@@ -121,7 +129,7 @@ class TorchRanks(Ranks):
             if waited > _START.total_seconds():
                 missing = sum(not store.check([name]) for name in here)
                 raise RuntimeError(f"{missing} have not come")
-            if waited > _PATIENCE.total_seconds() and not is_told:
+            if waited > _PATIENCE.total_seconds() and not (self.rank or is_told):
                 self._tell(f"rank {self.rank} of {self.size}: waiting for the other ranks")
                 is_told = True
             time.sleep(_LOOK_SECONDS)
@@ -257,6 +265,7 @@ class TorchRanks(Ranks):
             signal.signal(wish, handler)
 
     def _fail(self, error: BaseException) -> None:
+        self._is_interrupted = True  # from here on it is about to end anyhow
         if isinstance(error, KeyboardInterrupt):
             self._has_failed.wait(_REASON_SECONDS)
         own = _Failure(self.rank, _exit_code(error), is_told=True)
