@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -259,14 +260,20 @@ def test_an_error_of_all_ranks_is_told_once(crew: Crew, run: Path) -> None:
     assert "out: exists already" in line
 
 
+def await_beginning(folder: Path) -> None:
+    """Until rank 0 says that it predicts."""
+    heard = folder.parent / "talk" / "err0"
+    while not (heard.exists() and "predicting" in heard.read_text()):
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_interruption_of_one_rank_is_one_of_all(rank: int, crew: Crew, run: Path) -> None:
     inputs(run, 2_000_000)
-    before, heard = names(run), run.parent / "talk" / "err0"
+    before = names(run)
     for _ in range(10):
         pids = crew.start(*PREDICT, cwd=run)
-        while not (heard.exists() and "predicting" in heard.read_text()):
-            time.sleep(0.001)
+        await_beginning(run)
         for _ in range(2):  # as torchrun adds its own to the terminal's
             os.kill(pids[rank], signal.SIGTERM)
         codes = crew.wait(pids)
@@ -313,6 +320,34 @@ def test_a_rank_that_is_killed_ends_all(rank: int, crew: Crew, run: Path, know: 
         assert (run / "out").read_bytes() == wanted
         assert not temporaries(run)
         (run / "out").write_bytes(b"precious")
+
+
+@pytest.mark.slow
+def test_ranks_killed_at_random_moments(crew: Crew, run: Path, know: Command) -> None:
+    inputs(run, 3_000_000)
+    wanted, chance, killed = expected(know, run), random.Random(0), 0
+    for _ in range(200):
+        rank = chance.randrange(3)
+        pids = crew.start(*PREDICT, cwd=run, size=3)
+        await_beginning(run)
+        time.sleep(chance.uniform(0, 0.5))
+        os.kill(pids[rank], signal.SIGKILL)
+        codes = crew.wait(pids)
+        if (run / "out").read_bytes() == b"precious":
+            assert codes == [-signal.SIGKILL if k == rank else EXIT_OUTPUT for k in range(3)]
+            killed += 1
+            assert len(temporaries(run)) == (rank == 0)
+        else:
+            # Too late to take anything back.
+            assert set(codes) <= {EXIT_DONE, -signal.SIGKILL, EXIT_OUTPUT}
+            assert (run / "out").read_bytes() == wanted
+            assert not temporaries(run)
+        if killed == 50:
+            break
+        (run / "out").write_bytes(b"precious")
+    assert killed > 20
+    assert crew.run(*PREDICT, cwd=run, size=3) == [EXIT_DONE] * 3
+    assert (run / "out").read_bytes() == wanted
 
 
 def test_a_rank_that_is_killed_under_torchrun(run: Path) -> None:
