@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class Crew:
         """Start the ranks; what each says goes into a file of the folder ``talk`` beside."""
         talk = cwd.parent / "talk"
         talk.mkdir(exist_ok=True)
+        for path in talk.iterdir():
+            path.unlink()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -87,7 +90,8 @@ class Crew:
         def kill() -> None:
             late.set()
             for pid in pids:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
         watchdog = threading.Timer(SECONDS, kill)
         watchdog.start()
@@ -330,7 +334,7 @@ def test_ranks_killed_at_random_moments(crew: Crew, run: Path, know: Command) ->
         rank = chance.randrange(3)
         pids = crew.start(*PREDICT, cwd=run, size=3)
         await_beginning(run)
-        time.sleep(chance.uniform(0, 0.5))
+        time.sleep(chance.uniform(0, 0.25))
         os.kill(pids[rank], signal.SIGKILL)
         codes = crew.wait(pids)
         if (run / "out").read_bytes() == b"precious":
