@@ -15,9 +15,15 @@ EXIT_INTERRUPTED = 130
 
 
 class KnowError(Exception):
-    """Base of all errors that are reported to the user as one line."""
+    """Base of all errors that are reported to the user as one line.
+
+    Attributes:
+        exit_code: that the command ends with.
+        is_told: whether another process has told the user already.
+    """
 
     exit_code = EXIT_BUG
+    is_told = False
 
 
 class UsageError(KnowError):

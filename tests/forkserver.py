@@ -7,7 +7,7 @@ the signal that ended it).
 
 A wish has ``arguments``, ``cwd``, ``out`` and ``err`` (files), and may have faults: ``die`` and
 ``fail`` map a function of :mod:`os` to its call, counted from 1, at which the child is killed or
-gets an error (``[call, errno]``); ``file_bytes`` limits the size of files.
+gets an error (``[call, errno]``); ``file_bytes`` limits the size of files, ``env`` has variables.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class ForkServer:
         self._process.wait()
 
 
-def _inject(name: str, at: int, what: Callable[[], None]) -> None:
+def inject(name: str, at: int, what: Callable[[], None]) -> None:
+    """Do something before a call of a function of :mod:`os`, the first being 1."""
     original, calls = getattr(os, name), 0
 
     def injected(*arguments: Any, **named: Any) -> Any:
@@ -89,7 +90,8 @@ def _inject(name: str, at: int, what: Callable[[], None]) -> None:
     setattr(os, name, injected)
 
 
-def _kill() -> None:
+def kill() -> None:
+    """End this process as ``kill -9`` does."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -101,16 +103,17 @@ def _child(wish: dict[str, Any]) -> int:
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.chdir(wish["cwd"])
+    os.environ.update(wish.get("env", {}))
     if "file_bytes" in wish:
         resource.setrlimit(resource.RLIMIT_FSIZE, (wish["file_bytes"], wish["file_bytes"]))
     for name, at in wish.get("die", {}).items():
-        _inject(name, at, _kill)
+        inject(name, at, kill)
     for name, (at, number) in wish.get("fail", {}).items():
 
         def fail(number: int = number) -> None:
             raise OSError(number, os.strerror(number))
 
-        _inject(name, at, fail)
+        inject(name, at, fail)
     code = run(family_app(), "know", wish["arguments"])
     sys.stdout.flush()
     sys.stderr.flush()
@@ -124,6 +127,7 @@ def main() -> None:
     import know_cli.cli.main
     import know_cli.cli.progress
     import know_cli.cli.tables
+    import know_cli.engine.torchrun
     import know_cli.methods.known
     import know_cli.methods.linear
     import know_cli.methods.prediction  # noqa: F401

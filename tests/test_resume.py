@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from know_cli.engine.journal import Journal, journal_path
+from know_cli.engine.journal import Journal, journal_path, remove_journals
 from know_cli.engine.plan import NormMode, Settings
 from know_cli.engine.progress import Silent
 from know_cli.engine.report import Report
@@ -265,6 +265,30 @@ with open_prediction(request) as opened:
     assert result.returncode == EXIT_DONE, result.stderr
     assert (tmp_path / "out").read_bytes() == at_once[0]
     assert not journal_path(tmp_path / "out").exists()
+
+
+def test_a_journal_from_before_is_removed_with_the_output_complete(
+    paths: list[Path], bundle_path: Path, tmp_path: Path
+) -> None:
+    request = request_of(paths, bundle_path, tmp_path / "out")
+    end_after(request, 3)
+    end_after(replace(request, output=tmp_path / "other"), 3)
+    assert journal_path(tmp_path / "out").exists()
+    run(replace(request, resume=False))
+    assert not journal_path(tmp_path / "out").exists()
+    assert journal_path(tmp_path / "other").exists()
+
+
+def test_a_journal_that_is_in_use_or_no_file_stays(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    journal_path(output, 1, 2).write_bytes(b"")
+    journal_path(output, 0, 2).mkdir()
+    with Journal(output, "x") as journal:
+        remove_journals(output)
+        assert journal.path.exists()
+        assert not journal_path(output, 1, 2).exists()
+    remove_journals(output)
+    assert [path.name for path in tmp_path.iterdir()] == [journal_path(output, 0, 2).name]
 
 
 def test_two_runs_do_not_resume_the_same_output(

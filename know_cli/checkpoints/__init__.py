@@ -1,12 +1,20 @@
 """Safetensors checkpoints: lazy reading, the aligned trajectory, atomic streamed output."""
 
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
-from know_cli.checkpoints.output import CheckpointWriter, Sink, save_checkpoint
+from know_cli.checkpoints.output import (
+    CheckpointPart,
+    CheckpointWriter,
+    SharedPlace,
+    Sink,
+    save_checkpoint,
+)
 from know_cli.checkpoints.trajectory import Trajectory, check_same_model, open_trajectory
 
 __all__ = [
     "Checkpoint",
+    "CheckpointPart",
     "CheckpointWriter",
+    "SharedPlace",
     "Sink",
     "TensorEntry",
     "Trajectory",

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -21,7 +22,7 @@ from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint,
 from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import TensorInfo, encode_header
 from know_cli.checkpoints.paths import SUFFIX
-from know_cli.checkpoints.temporary import Temporary
+from know_cli.checkpoints.temporary import Temporary, join_temporary
 from know_cli.errors import OutputError
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ _LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", 
 _WRITE_BYTES = 8 << 20
 # What shards are called by custom; an index may name others.
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# Several machines may write to one page of a file. One that has read the page may, on NFS, write
+# all of it back; one that cannot read writes its own bytes only.
+_ONLY_WRITES = os.O_WRONLY | os.O_CLOEXEC
 
 
 def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, force: bool) -> None:
@@ -142,73 +146,27 @@ class Sink(Protocol):
     ) -> None: ...
 
 
-class CheckpointWriter:
-    """Streams a checkpoint that has the tensors of another, each at its final offset.
+class _Places:
+    """Open files of an output, and where in them the bytes of each tensor go."""
 
-    Use as a context manager: :meth:`write` any part of any tensor in any order, then
-    :meth:`commit`. For a folder, shards and index keep their names, and the
-    files beside them that are not weights are copied.
-
-    Args:
-        output: file or folder to write, checked before with :func:`check_output`.
-        like: the checkpoint whose tensors, dtypes and layout the output has.
-        metadata: of every safetensors file written.
-
-    Attributes:
-        left_out: after the flush of a folder, files and sub-folders that were not copied along
-            because they hold other weights or training state.
-    """
-
-    def __init__(
-        self, output: Path, like: Checkpoint, metadata: Mapping[str, str], *, force: bool = True
-    ) -> None:
+    def __init__(self, output: Path, like: Checkpoint, metadata: Mapping[str, str]) -> None:
         self.output = output
-        self._force = force
         self.left_out: list[Path] = []
         self._like = like
         self._metadata = dict(metadata)
         self._place: dict[str, tuple[int, TensorInfo]] = {}
         self._descriptors: list[int] = []
-        self._flushed = False
-        self._temporary: Temporary | None = None
 
-    def __enter__(self) -> CheckpointWriter:
-        with _output_errors(self.output):
-            self._temporary = Temporary(self.output, is_folder=self._like.is_folder)
-            try:
-                if not self._force and _is_taken(self.output):
-                    raise OutputError(
-                        f"{self.output}: another run has just written it; --force replaces it"
-                    )
-                for path, header in self._like.headers.items():
-                    self._start_file(path, list(header.tensors.values()))
-            except BaseException:
-                self._discard()
-                raise
-        return self
+    def _layouts(self) -> Iterator[tuple[Path, bytes, dict[str, TensorInfo]]]:
+        """Of each file: the one in the checkpoint that it is like, its header, its tensors."""
+        for path, header in self._like.headers.items():
+            tensors = [(info.name, info.dtype, info.shape) for info in header.tensors.values()]
+            yield path, *encode_header(tensors, self._metadata)
 
-    @property
-    def _place_of_files(self) -> Path:
-        assert self._temporary is not None, "use it in a with block"
-        return self._temporary.path
+    def _file(self, temporary: Path, path: Path) -> Path:
+        return temporary / path.name if self._like.is_folder else temporary
 
-    def _start_file(self, path: Path, tensors: list[TensorInfo]) -> None:
-        start, infos = encode_header(
-            [(info.name, info.dtype, info.shape) for info in tensors], self._metadata
-        )
-        if self._like.is_folder:
-            target, flags = self._place_of_files / path.name, os.O_CREAT | os.O_EXCL
-        else:
-            target, flags = self._place_of_files, 0
-        descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC | flags, 0o666)
-        self._descriptors.append(descriptor)
-        _write_at(descriptor, memoryview(start), 0)
-        size = max((info.end for info in infos.values()), default=len(start))
-        # Asking for all space now turns a full disk into an error before hours of work.
-        if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(descriptor, 0, size)
-        else:
-            os.truncate(descriptor, size)
+    def _take(self, descriptor: int, infos: Mapping[str, TensorInfo]) -> None:
         for name, info in infos.items():
             self._place[name] = (descriptor, info)
 
@@ -230,6 +188,85 @@ class CheckpointWriter:
             ends[descriptor] = max(ends.get(descriptor, 0), info.end)
         return sum(ends.values())
 
+    def _sync(self) -> None:
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
+        self._close()
+
+    def _close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+class CheckpointWriter(_Places):
+    """Streams a checkpoint that has the tensors of another, each at its final offset.
+
+    Use as a context manager: :meth:`write` any part of any tensor in any order, then
+    :meth:`commit`. For a folder, shards and index keep their names, and the
+    files beside them that are not weights are copied.
+
+    Args:
+        output: file or folder to write, checked before with :func:`check_output`.
+        like: the checkpoint whose tensors, dtypes and layout the output has.
+        metadata: of every safetensors file written.
+
+    Attributes:
+        left_out: after the flush of a folder, files and sub-folders that were not copied along
+            because they hold other weights or training state.
+    """
+
+    def __init__(
+        self, output: Path, like: Checkpoint, metadata: Mapping[str, str], *, force: bool = True
+    ) -> None:
+        super().__init__(output, like, metadata)
+        self._force = force
+        self._flushed = False
+        self._temporary: Temporary | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        with _output_errors(self.output):
+            self._temporary = Temporary(self.output, is_folder=self._like.is_folder)
+            try:
+                if not self._force and _is_taken(self.output):
+                    raise OutputError(
+                        f"{self.output}: another run has just written it; --force replaces it"
+                    )
+                for path, start, infos in self._layouts():
+                    self._start_file(path, start, infos)
+            except BaseException:
+                self._discard()
+                raise
+        return self
+
+    @property
+    def _place_of_files(self) -> Path:
+        assert self._temporary is not None, "use it in a with block"
+        return self._temporary.path
+
+    def _start_file(self, path: Path, start: bytes, infos: Mapping[str, TensorInfo]) -> None:
+        flags = os.O_CREAT | os.O_EXCL if self._like.is_folder else 0
+        target = self._file(self._place_of_files, path)
+        descriptor = os.open(target, _ONLY_WRITES | flags, 0o666)
+        self._descriptors.append(descriptor)
+        _write_at(descriptor, memoryview(start), 0)
+        size = max((info.end for info in infos.values()), default=len(start))
+        # Asking for all space now turns a full disk into an error before hours of work.
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.truncate(descriptor, size)
+        self._take(descriptor, infos)
+
+    def share(self) -> SharedPlace:
+        """Let other processes write parts of it, each with a :class:`CheckpointPart`.
+
+        Raises:
+            OutputError: another run has taken the temporary in this moment.
+        """
+        assert self._temporary is not None, "use it in a with block"
+        with _output_errors(self.output):
+            return SharedPlace(self._temporary.path.absolute(), self._temporary.share())
+
     def flush(self) -> None:
         """Have everything on disk, still under the temporary name; after it only renames are left.
 
@@ -237,9 +274,7 @@ class CheckpointWriter:
             OutputError: the disk refuses.
         """
         with _output_errors(self.output):
-            for descriptor in self._descriptors:
-                os.fsync(descriptor)
-            self._close()
+            self._sync()
             if self._like.is_folder:
                 self.left_out = copy_other_files(self._like, self._place_of_files)
         self._flushed = True
@@ -263,10 +298,6 @@ class CheckpointWriter:
                 self._temporary.moved()
             _sync_folder(self.output.absolute().parent)
 
-    def _close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
     def _discard(self) -> None:
         self._close()
         if self._temporary is not None:
@@ -279,6 +310,86 @@ class CheckpointWriter:
         traceback: TracebackType | None,
     ) -> None:
         self._discard()
+
+
+@dataclass(frozen=True)
+class SharedPlace:
+    """Where an output is until it is complete, for the other processes that write it.
+
+    Attributes:
+        path: of the temporary; all see it under this path.
+        is_locked: whether it is kept from other runs by a lock.
+    """
+
+    path: Path
+    is_locked: bool
+
+
+class CheckpointPart(_Places):
+    """Writes a part of the checkpoint that a :class:`CheckpointWriter` elsewhere has begun.
+
+    It is the other writer that completes it, after this one's :meth:`flush`. Use as a context
+    manager.
+
+    Args:
+        output: as the other writer's.
+        like: as the other writer's.
+        metadata: as the other writer's.
+        place: what the other writer shares.
+    """
+
+    def __init__(
+        self, output: Path, like: Checkpoint, metadata: Mapping[str, str], place: SharedPlace
+    ) -> None:
+        super().__init__(output, like, metadata)
+        self._shared = place
+        self._lock = -1
+
+    def __enter__(self) -> CheckpointPart:
+        with _output_errors(self.output):
+            self._lock = join_temporary(
+                self._shared.path,
+                self.output,
+                is_folder=self._like.is_folder,
+                is_locked=self._shared.is_locked,
+            )
+            try:
+                for path, start, infos in self._layouts():
+                    target = self._file(self._shared.path, path)
+                    descriptor = os.open(target, _ONLY_WRITES | os.O_NOFOLLOW)
+                    self._descriptors.append(descriptor)
+                    size = max((info.end for info in infos.values()), default=len(start))
+                    if os.fstat(descriptor).st_size != size:
+                        raise OutputError(f"{target}: is not the file that rank 0 has begun")
+                    self._take(descriptor, infos)
+            except BaseException:
+                self._leave()
+                raise
+        return self
+
+    def flush(self) -> None:
+        """Have what was written here on disk.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        with _output_errors(self.output):
+            self._sync()
+
+    def commit(self) -> None:
+        """Nothing: the other writer shows the output."""
+
+    def _leave(self) -> None:
+        self._close()
+        os.close(self._lock)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave()
 
 
 def _holds_weights(folder: Path) -> bool:

@@ -4,24 +4,30 @@ The name is made from the output's, so that a run that was killed leaves at most
 next run to the same output finds and empties it. The lock (``flock``) is the operating system's
 and ends with its process: what is not locked is stale, whoever left it. Where a file system has
 no locks, each run has a temporary of its own, and the last one to finish wins whole.
+
+Ranks that write one output together hold one lock together: only when the last of them has ended
+is it stale, so that no straggler of a killed run writes into the next run's temporary.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import stat
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from know_cli.errors import OutputError
-from know_cli.files import temporary_name
+from know_cli.files import lock, temporary_name
 
 _ATTEMPTS = 100
-# What systems answer where there is nothing to lock with (NFS answers EBADF for folders).
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP}
+# Another machine may remember for a while that there was no such file (NFS does by default for
+# up to half a minute).
+_SEEN_WITHIN_SECONDS = 60.0
+_LOOK_EVERY_SECONDS = 0.1
 
 
 class Temporary:
@@ -61,25 +67,19 @@ class Temporary:
             except (FileNotFoundError, FileExistsError):
                 continue  # another run made or removed it in this moment
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    self._go_without_lock()
+                    return
                 if self._is_still(descriptor):
                     self._empty(descriptor)
                     self._lock, descriptor = descriptor, -1
                     return
             except BlockingIOError:
                 break
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                self._go_without_lock()
-                return
             finally:
                 if descriptor >= 0:
                     os.close(descriptor)
-        raise OutputError(
-            f"{self._output}: another run is writing it; wait until it is done, or name another "
-            "output"
-        )
+        raise _another_run(self._output)
 
     def _open(self) -> int:
         """The file or folder, made if it is missing; links are not followed."""
@@ -131,6 +131,28 @@ class Temporary:
         else:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
+    def share(self) -> bool:
+        """Hold the lock together with those that :func:`join_temporary`.
+
+        Returns:
+            Whether there is a lock.
+
+        Raises:
+            OutputError: another run has taken it in this moment.
+        """
+        if self._lock is None:
+            return False
+        try:
+            # Not atomic: the system gives up the one lock before it tries to get the other.
+            lock(self._lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._moved = True  # it is theirs now
+            raise _another_run(self._output) from None
+        if not self._is_still(self._lock):
+            self._moved = True
+            raise _another_run(self._output)
+        return True
+
     def moved(self) -> None:
         """Note that it has the output's name now; its old name may be another run's."""
         self._moved = True
@@ -146,3 +168,49 @@ class Temporary:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def join_temporary(path: Path, output: Path, *, is_folder: bool, is_locked: bool) -> int:
+    """Hold the lock of a temporary that another process shares (:meth:`Temporary.share`).
+
+    Args:
+        path: of the temporary.
+        output: what it is going to be, for messages.
+        is_folder: what it is.
+        is_locked: whether it has a lock.
+
+    Returns:
+        A descriptor, whose closing lets go of the lock.
+
+    Raises:
+        OutputError: it is not seen here, or no longer its maker's.
+    """
+    # On network file systems a shared lock needs a descriptor that can read.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_DIRECTORY if is_folder else 0)
+    until = time.monotonic() + _SEEN_WITHIN_SECONDS
+    while True:
+        with suppress(FileNotFoundError):
+            descriptor = os.open(path, flags)
+            break
+        if time.monotonic() > until:
+            raise OutputError(
+                f"{path}: was made by rank 0, but is not seen here; the ranks' machines must "
+                "share the output's file system"
+            )
+        time.sleep(_LOOK_EVERY_SECONDS)
+    try:
+        if is_locked:
+            lock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise _another_run(output) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _another_run(output: Path) -> OutputError:
+    return OutputError(
+        f"{output}: another run is writing it; wait until it is done, or name another output"
+    )

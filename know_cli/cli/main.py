@@ -171,7 +171,7 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
     except KnowError as error:
         if os.environ.get(_DEBUG):
             traceback.print_exc()
-        return _fail(name, str(error), error.exit_code)
+        return error.exit_code if error.is_told else _fail(name, str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except BrokenPipeError:

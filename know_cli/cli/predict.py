@@ -30,6 +30,7 @@ EPILOG = "\n\n".join(
         "know-predict ckpt0 ckpt1 ckpt2 ckpt3 ckpt4 -o predicted --steps 3 --every-step",
         "know-predict run/ckpt0..ckpt4 -o start.safetensors --dry-run",
         "know-predict run/ckpt0..ckpt4 -o rival --method task-vector --option alpha=0.5",
+        "torchrun --nproc-per-node 8 -m know_cli predict run/ckpt0..ckpt4 -o start.safetensors",
         "Methods, with their options and defaults; n is the number of steps:",
         # What follows \b is not wrapped.
         f"\b\n{describe_methods()}",
@@ -184,7 +185,7 @@ def predict(
             min=1,
             max=1024,
             show_default="one a usable core",
-            help="Worker threads on the CPU.",
+            help="Worker threads on the CPU, of each process that torchrun starts.",
             rich_help_panel=_MACHINE,
         ),
     ] = None,
@@ -194,7 +195,7 @@ def predict(
             metavar="SIZE",
             parser=parse_size,
             show_default="1GiB",
-            help="Bound of the working memory, such as 512M or 4GiB.",
+            help="Bound of the working memory of each process, such as 512M or 4GiB.",
             rich_help_panel=_MACHINE,
         ),
     ] = 1 << 30,
@@ -247,70 +248,79 @@ def predict(
     follows each parameter's history with a small hyper-model, and writes the weights one or
     more steps before the first: as if trained on 2, 4, 8 times the data.
     """
-    talk = Output(quiet)
     from know_cli.bundles import family
     from know_cli.checkpoints.paths import check_count, expand_arguments
     from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.engine.ranks import open_ranks, processes_here
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
 
-    paths = expand_arguments(checkpoints)
-    try:
-        overrides = tuple(parse_override(text) for text in kind or ())
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    check_count(paths)
-    check_device_name(device)
-    chosen = find_method(method)
-    options = parse_options(chosen, option or ())
-    check_weights(chosen, weights)
-    if weights is not None and not Path(weights).is_dir():
-        family(weights)
-    if report is not None:
-        check_report_path(report, [*paths, output])
+    talk = Output(quiet)
+    # First of all, so that whatever ends one rank ends all.
+    with open_ranks(talk.notice) as ranks:
+        paths = expand_arguments(checkpoints)
+        try:
+            overrides = tuple(parse_override(text) for text in kind or ())
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        check_count(paths)
+        check_device_name(device)
+        chosen = find_method(method)
+        options = parse_options(chosen, option or ())
+        check_weights(chosen, weights)
+        if weights is not None and not Path(weights).is_dir():
+            family(weights)
+        if report is not None:
+            check_report_path(report, [*paths, output])
 
+        from know_cli.engine.plan import FrozenMode, NormMode, Settings
+        from know_cli.methods.prediction import Request, open_prediction
+
+        request = Request(
+            checkpoints=paths,
+            output=output,
+            weights=weights,
+            settings=Settings(
+                steps=steps,
+                norm=NormMode(norm.value),
+                frozen=FrozenMode(frozen.value),
+                overrides=overrides,
+                allow_nonfinite=allow_nonfinite,
+                max_memory=max_memory,
+                threads=threads or max(1, usable_cores() // processes_here()),
+            ),
+            rate=rate,
+            every_step=every_step,
+            device=device,
+            force=force,
+            method=method,
+            options=options,
+            resume=resume,
+            checksum=checksum,
+        )
+        with open_prediction(request, ranks) as prediction:
+            if report is not None:
+                check_report_path(report, prediction.files)
+            talk = talk if ranks.rank == 0 else Output(quiet=True)
+            content = _predict(prediction, talk, dry_run=dry_run, bar=not no_progress)
+            if report is not None and ranks.rank == 0:
+                write_report(report, content)
+
+
+def _predict(prediction: Prediction, talk: Output, *, dry_run: bool, bar: bool) -> dict[str, Any]:
+    """Show the plan, or execute it and show what came of it; what a JSON report has."""
     from know_cli.cli.tables import plan_tables, report_tables
-    from know_cli.engine.plan import FrozenMode, NormMode, Settings
-    from know_cli.methods.prediction import Request, open_prediction
 
-    request = Request(
-        checkpoints=paths,
-        output=output,
-        weights=weights,
-        settings=Settings(
-            steps=steps,
-            norm=NormMode(norm.value),
-            frozen=FrozenMode(frozen.value),
-            overrides=overrides,
-            allow_nonfinite=allow_nonfinite,
-            max_memory=max_memory,
-            threads=threads or usable_cores(),
-        ),
-        rate=rate,
-        every_step=every_step,
-        device=device,
-        force=force,
-        method=method,
-        options=options,
-        resume=resume,
-        checksum=checksum,
-    )
-    with open_prediction(request) as prediction:
-        if report is not None:
-            check_report_path(report, prediction.files)
-        for notice in prediction.notices:
-            talk.notice(notice)
-        if dry_run:
-            talk.show(*plan_tables(prediction))
-            content = _plan_json(prediction)
-        else:
-            result = _execute(prediction, talk, bar=not no_progress)
-            for notice in result.notices[len(prediction.notices) :]:
-                talk.notice(notice)
-            talk.show(*report_tables(prediction, result))
-            content = {**prediction.describe(), **result.to_json()}
-        if report is not None:
-            write_report(report, content)
+    for notice in prediction.notices:
+        talk.notice(notice)
+    if dry_run:
+        talk.show(*plan_tables(prediction))
+        return _plan_json(prediction)
+    result = _execute(prediction, talk, bar=bar)
+    for notice in result.notices[len(prediction.notices) :]:
+        talk.notice(notice)
+    talk.show(*report_tables(prediction, result))
+    return {**prediction.describe(), **result.to_json()}
 
 
 def _execute(prediction: Prediction, talk: Output, *, bar: bool) -> Report:

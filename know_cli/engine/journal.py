@@ -9,7 +9,6 @@ itself is always a new temporary file, so that nothing half-written can get into
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,20 +16,21 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from know_cli.errors import CheckpointError, OutputError
+from know_cli.files import lock
 
 _MAGIC = b"know journal 2\n"
 # Of a record's end: its length, then its CRC-32 continued from that of the data before it.
 _END = struct.Struct("<II")
 _LARGEST_END = 1 << 30
 _CHUNK = 1 << 20
-_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+_SUFFIX = ".journal"
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,37 @@ class Finished:
     facts: dict[str, Any]
 
 
-def journal_path(output: Path) -> Path:
-    """Where the journal of an output is; hidden, and not longer than names may be."""
+def journal_path(output: Path, rank: int = 0, size: int = 1) -> Path:
+    """Where the journal of an output is; hidden, and not longer than names may be.
+
+    Args:
+        output: of the run.
+        rank: that the journal is of, where ranks write the output together.
+        size: how many ranks there are.
+    """
+    part = f"-{rank}-of-{size}" if size > 1 else ""
+    return output.absolute().parent / f"{_stem(output)}{part}{_SUFFIX}"
+
+
+def _stem(output: Path) -> str:
     digest = hashlib.sha256(os.fsencode(output.absolute().name)).hexdigest()[:16]
-    return output.absolute().parent / f".know-{digest}.journal"
+    return f".know-{digest}"
+
+
+def remove_journals(output: Path) -> None:
+    """Take away what runs with ``--resume`` left before this output was complete.
+
+    One that a run holds at the moment stays, and so does what cannot be removed: the output is
+    whole without.
+    """
+    for path in output.absolute().parent.glob(f"{_stem(output)}*{_SUFFIX}"):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def file_identity(path: Path) -> list[int | str]:
@@ -84,14 +111,16 @@ class Journal:
         output: the run's last output.
         identity: everything that the numbers depend on; a journal of another identity is
             started anew.
+        rank: whose batches these are, where ranks write the output together.
+        size: how many ranks there are.
 
     Attributes:
         path: of the file.
         begun_anew: whether a journal of something else was there.
     """
 
-    def __init__(self, output: Path, identity: str) -> None:
-        self.path = journal_path(output)
+    def __init__(self, output: Path, identity: str, rank: int = 0, size: int = 1) -> None:
+        self.path = journal_path(output, rank, size)
         self.begun_anew = False
         self._output = output
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
@@ -121,15 +150,12 @@ class Journal:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(
                 f"{self._output}: another run resumes it; wait until it is done, or name another "
                 "output"
             ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
 
     def finished(self, nbytes: int) -> Finished | None:
         """The next batch, whose data has so many bytes, if it is there whole.

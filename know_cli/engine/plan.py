@@ -118,6 +118,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A run of one tensor's bytes that is copied: ``[start, start + nbytes)``."""
+
+    tensor: PlannedTensor
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that will happen, before a byte of it has.
 
@@ -148,10 +157,11 @@ class Plan:
     def batches(self) -> Iterator[Batch]:
         """The batches of parameters that are predicted row by row, kind after kind."""
         for kind in PREDICTED_KINDS:
-            of_kind = [
-                t for t in self.with_action(Action.PREDICT) if t.kind is kind and not t.whole
-            ]
-            yield from cut_batches(kind, of_kind, self.batch_rows)
+            yield from cut_batches(kind, self.stream(kind), self.batch_rows)
+
+    def stream(self, kind: Kind) -> list[PlannedTensor]:
+        """The tensors of a kind that are predicted row by row, one after the other."""
+        return [t for t in self.with_action(Action.PREDICT) if t.kind is kind and not t.whole]
 
     def whole_tensors(self) -> Iterator[Batch]:
         """Each tensor that is predicted from all its elements together, as a batch of its own."""
@@ -160,15 +170,32 @@ class Plan:
                 segment = Segment(tensor, 0, tensor.elements, 0)
                 yield Batch(tensor.kind, (segment,), tensor.elements)
 
+    def copies(self) -> Iterator[Copy]:
+        """What is copied byte by byte."""
+        for tensor in self.with_action(Action.COPY):
+            yield Copy(tensor, 0, tensor.nbytes)
 
-def cut_batches(kind: Kind, tensors: Sequence[PlannedTensor], batch_rows: int) -> Iterator[Batch]:
-    """Fill batches of ``batch_rows`` rows with tensors, small ones together, large ones cut."""
+
+def cut_batches(
+    kind: Kind, tensors: Sequence[PlannedTensor], batch_rows: int, rows: range | None = None
+) -> Iterator[Batch]:
+    """Fill batches of ``batch_rows`` rows with tensors, small ones together, large ones cut.
+
+    Args:
+        kind: of the tensors.
+        tensors: of which one after the other the stream of rows is made.
+        batch_rows: of all batches but the last.
+        rows: of the stream; None is all.
+    """
     segments: list[Segment] = []
-    row = 0
+    row = position = 0
     for tensor in tensors:
-        start = 0
-        while start < tensor.elements:
-            count = min(tensor.elements - start, batch_rows - row)
+        start, stop = 0, tensor.elements
+        if rows is not None:
+            start, stop = max(rows.start - position, 0), min(rows.stop - position, stop)
+        position += tensor.elements
+        while start < stop:
+            count = min(stop - start, batch_rows - row)
             segments.append(Segment(tensor, start, count, row))
             start, row = start + count, row + count
             if row == batch_rows:

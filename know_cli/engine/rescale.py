@@ -23,12 +23,18 @@ class ChannelSums:
         channel_size: weights a channel.
         grid: sums are formed between multiples of this many rows of a batch, so that they come
             out the same however many blocks a batch has.
+        leading: where the weights that were taken in begin within a channel, the number of that
+            channel and its sums, grid by grid ``[grids, 3]``, which :meth:`join` adds to those of
+            the rank before in the order that one process would.
+        is_begun: whether any weights were taken in.
     """
 
     channels: int
     channel_size: int
     grid: int
     sums: Array = field(init=False)
+    leading: tuple[int, list[list[float]]] | None = field(init=False, default=None)
+    is_begun: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.sums = np.zeros((3, self.channels))
@@ -49,10 +55,34 @@ class ChannelSums:
         )
         cuts = np.union1d([0], cuts)
         channel = (start + cuts) // self.channel_size
-        for total, product in zip(
-            self.sums, (before * before, after * before, after * after), strict=True
-        ):
-            np.add.at(total, channel, np.add.reduceat(product, cuts))
+        parts = np.stack(
+            [
+                np.add.reduceat(product, cuts)
+                for product in (before * before, after * before, after * after)
+            ]
+        )
+        if not self.is_begun and start % self.channel_size:
+            self.leading = int(channel[0]), []
+        self.is_begun = True
+        if self.leading is not None:
+            of_leading = int(np.searchsorted(channel, self.leading[0], "right"))
+            self.leading[1].extend(parts[:, :of_leading].T.tolist())
+            channel, parts = channel[of_leading:], parts[:, of_leading:]
+        for total, part in zip(self.sums, parts, strict=True):
+            np.add.at(total, channel, part)
+
+    def join(self, sums: Array, leading: tuple[int, list[list[float]]] | None) -> None:
+        """Take in what another has gathered of the weights that follow.
+
+        Args:
+            sums: of the other.
+            leading: of the other.
+        """
+        self.sums += sums
+        if leading is not None:
+            channel, parts = leading
+            for part in parts:
+                self.sums[:, channel] += part
 
     def mean_and_variance(
         self, mean: Array, variance: Array, bias_before: Array, bias_after: Array

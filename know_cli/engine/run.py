@@ -9,21 +9,32 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from know_cli.checkpoints import Checkpoint, CheckpointWriter, Sink, TensorEntry, Trajectory
+from know_cli.checkpoints import (
+    Checkpoint,
+    CheckpointPart,
+    CheckpointWriter,
+    SharedPlace,
+    Sink,
+    TensorEntry,
+    Trajectory,
+)
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.engine.journal import Finished, Journal
 from know_cli.engine.lanes import DevicePredictor
-from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Plan, PlannedTensor, Settings
+from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Copy, Plan, PlannedTensor, Settings
 from know_cli.engine.predictor import Predictor, Predictors, TensorPredictor
 from know_cli.engine.progress import Progress
+from know_cli.engine.ranks import Ranks
 from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float32
 from know_cli.engine.report import Report
 from know_cli.engine.rescale import ChannelSums
+from know_cli.engine.sharing import share
 from know_cli.errors import CheckpointError
 from know_cli.kinds import Kind
 from know_cli.normalisation import NormLayer
@@ -91,11 +102,15 @@ def execute(
     progress: Progress,
     journal: Journal | None = None,
     open_sink: Callable[[OutputStep], Sink] | None = None,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Predict, and write every output whole or not at all.
 
     All outputs are on disk before the first gets its name. Only if a renaming fails after that
     of an earlier step has that step's output, which is whole, been written alone.
+
+    Several ranks call this with the same inputs and wishes; each writes its part, and has it on
+    disk before rank 0 writes what needs the parts of all, and gives the outputs their names.
 
     Args:
         trajectory: the inputs.
@@ -106,42 +121,48 @@ def execute(
         progress: is told of phases and parameters.
         journal: of batches that an earlier run has finished, and for those of this one.
         open_sink: where each output goes; None is into a new checkpoint.
+        ranks: that share the work, of which this process is one; None is this process alone.
 
     Returns:
-        The numbers of the run.
+        The numbers of the run; on other ranks than 0 only of their part.
 
     Raises:
         CheckpointError: an input cannot be read, or has values that are not finite.
         OutputError: an output cannot be written.
+        PeerError: another rank has failed.
     """
     began = time.perf_counter()
+    ranks = ranks or Ranks()
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(
-                open_sink(output)
-                if open_sink
-                else CheckpointWriter(
-                    output.path, trajectory.first, output.metadata, force=output.force
-                )
-            )
-            for output in outputs
-        ]
-        run = _Run(trajectory, plan, settings, predictors, outputs, writers, progress, journal)
+        if open_sink is None:
+            writers = _open_outputs(stack, trajectory.first, outputs, ranks)
+        else:
+            writers = [stack.enter_context(open_sink(output)) for output in outputs]
+        plan = share(plan, ranks, predictors.rows.block_rows)
+        run = _Run(
+            trajectory, plan, settings, predictors, outputs, writers, progress, journal, ranks
+        )
         progress.phase("predicting", plan.predicted)
         run.predict(stack)
         progress.phase("copying")
         run.copy()
-        run.reset()
-        run.rescale()
-        trajectory.check_unchanged()
-        if open_sink is None:
-            progress.phase("flushing to disk")
-        with run.timed("writing"):
-            # All are on disk before the first is seen, so that hardly anything can come between.
-            for writer in writers:
-                writer.flush()
-            for writer in writers:
-                writer.commit()
+        if ranks.rank:
+            run.hand_over()
+        else:
+            run.take_over()
+            run.reset()
+            run.rescale()
+            trajectory.check_unchanged()
+            if open_sink is None:
+                progress.phase("flushing to disk")
+            with run.timed("writing"):
+                # All are on disk before the first is seen, so that hardly anything can come
+                # between.
+                for writer in writers:
+                    writer.flush()
+                for writer in writers:
+                    writer.commit()
+        ranks.broadcast(None)  # from here on the output is complete
         if journal is not None:
             journal.remove()
         report = run.report
@@ -153,6 +174,35 @@ def execute(
         ]
     report.seconds["total"] = time.perf_counter() - began
     return report
+
+
+def _open_outputs(
+    stack: ExitStack, like: Checkpoint, outputs: Sequence[OutputStep], ranks: Ranks
+) -> list[Sink]:
+    """Rank 0 begins the files, and all ranks open them."""
+    if ranks.rank:
+        places = [SharedPlace(Path(path), locked) for path, locked in ranks.broadcast(None)]
+        parts = [
+            stack.enter_context(CheckpointPart(output.path, like, output.metadata, place))
+            for output, place in zip(outputs, places, strict=True)
+        ]
+        ranks.gather(None)
+        ranks.broadcast(None)
+        return list(parts)
+    writers = [
+        stack.enter_context(
+            CheckpointWriter(output.path, like, output.metadata, force=output.force)
+        )
+        for output in outputs
+    ]
+    if ranks.size > 1:
+        places = [writer.share() for writer in writers]
+        ranks.broadcast([(str(place.path), place.is_locked) for place in places])
+        # Only now does each rank know that what it has opened and locked is this run's: rank 0
+        # was there all the time.
+        ranks.gather(None)
+        ranks.broadcast(None)
+    return list(writers)
 
 
 class _Run:
@@ -168,8 +218,10 @@ class _Run:
         writers: Sequence[Sink],
         progress: Progress,
         journal: Journal | None,
+        ranks: Ranks,
     ) -> None:
         self.trajectory = trajectory
+        self.ranks = ranks
         self.journal = journal
         self.plan = plan
         self.settings = settings
@@ -188,6 +240,8 @@ class _Run:
         # What rescaling needs to know of the weights and biases that stream by, a step.
         self.sums: dict[tuple[int, str], ChannelSums] = {}
         self.biases: dict[tuple[int, str], np.ndarray] = {}
+        # Values that are not finite in copied tensors of which this rank has a part.
+        self.copied_nonfinite: dict[str, int] = {}
         for layer in self.layers:
             weight, bias = layer.source_weight, layer.source_bias
             for step, _ in self.outputs:
@@ -237,6 +291,7 @@ class _Run:
     def _unfinished(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Write the batches that the journal has, and yield the others."""
         for batch in batches:
+            self.ranks.check()
             finished = self.journal and self.journal.finished(self._journal_bytes(batch))
             if finished:
                 self._write_finished(batch, finished)
@@ -491,14 +546,20 @@ class _Run:
 
     def copy(self) -> None:
         """Copy tensors byte by byte from Θ0."""
-        for tensor in self.plan.with_action(Action.COPY):
-            self._copy(tensor, [writer for _, writer in self.outputs])
+        for copy in self.plan.copies():
+            nonfinite = self._copy(copy, [writer for _, writer in self.outputs])
+            if copy.nbytes == copy.tensor.nbytes:
+                self._judge_copied(copy.tensor, nonfinite)
+            elif nonfinite:
+                self.copied_nonfinite[copy.tensor.name] = nonfinite
 
-    def _copy(self, tensor: PlannedTensor, writers: Iterable[Sink]) -> None:
+    def _copy(self, copy: Copy, writers: Iterable[Sink]) -> int:
+        """Copy, and count the values that are not finite."""
+        tensor, nonfinite = copy.tensor, 0
         entry = self.trajectory.first.tensors[tensor.name]
-        nonfinite = 0
-        buffer = torch.empty(min(tensor.nbytes, _COPY_BYTES), dtype=torch.uint8)
-        for start, count in chunks(0, tensor.nbytes, _COPY_BYTES):
+        buffer = torch.empty(min(copy.nbytes, _COPY_BYTES), dtype=torch.uint8)
+        for start, count in chunks(copy.start, copy.nbytes, _COPY_BYTES):
+            self.ranks.check()
             data = buffer[:count]
             with self.timed("reading"):
                 self.trajectory.first.read_into(entry, start, as_bytes(data))
@@ -509,6 +570,10 @@ class _Run:
                 self.trajectory.first.forget(entry, start, count)
             if is_float(tensor.dtype):
                 nonfinite += int((~torch.isfinite(data.view(torch_dtype(tensor.dtype)))).sum())
+        return nonfinite
+
+    def _judge_copied(self, tensor: PlannedTensor, nonfinite: int) -> None:
+        entry = self.trajectory.first.tensors[tensor.name]
         belongs_to_weights = tensor.kind is not Kind.COPY or tensor.layer is not None
         if nonfinite and belongs_to_weights and not self.settings.allow_nonfinite:
             raise CheckpointError(
@@ -520,6 +585,75 @@ class _Run:
                 f"{entry.path}: tensor {tensor.name!r} is copied with {nonfinite} values that "
                 "are not finite"
             )
+
+    # ------------------------------------------------------------------ between ranks
+
+    def hand_over(self) -> None:
+        """Have this rank's part on disk, and tell rank 0 what is to be known of it."""
+        self.trajectory.check_unchanged()
+        with self.timed("writing"):
+            for _, writer in self.outputs:
+                writer.flush()
+        report = self.report
+        changes: list[tuple[int, str, list[int], list[float]]] = []
+        for (step, name), values in self.biases.items():
+            # Compared as bits: this rank's part is what is no longer Θ0's.
+            at = np.flatnonzero(values.view(np.int64) != self._values(name).view(np.int64))
+            if len(at):
+                changes.append((step, name, at.tolist(), values[at].tolist()))
+        self.ranks.gather(
+            {
+                "sums": [
+                    (step, name, sums.sums.tolist(), sums.leading)
+                    for (step, name), sums in self.sums.items()
+                    if sums.is_begun
+                ],
+                "biases": changes,
+                "copied_nonfinite": self.copied_nonfinite,
+                "changes": {
+                    kind.value: (n.absolute_change, n.squared_change, n.squared_norm)
+                    for kind, n in report.kinds.items()
+                },
+                "replaced": report.replaced,
+                "nonfinite": report.nonfinite,
+                "seconds": report.seconds,
+                "notices": report.notices,
+            }
+        )
+
+    def take_over(self) -> None:
+        """Wait for the parts of all ranks, and join what is to be known of them."""
+        if self.ranks.size == 1:
+            return
+        self.progress.phase("waiting for the other ranks")
+        _, *parts = self.ranks.gather(None)
+        for part in parts:
+            self._join(part)
+        for tensor in self.plan.with_action(Action.COPY):
+            self._judge_copied(tensor, self.copied_nonfinite.get(tensor.name, 0))
+
+    def _join(self, part: Mapping[str, Any]) -> None:
+        """Take in the part of the next rank; the order of ranks is that of the weights."""
+        for step, name, sums, leading in part["sums"]:
+            self.sums[step, name].join(np.array(sums), leading)
+        for step, name, at, values in part["biases"]:
+            self.biases[step, name][at] = values
+        for name, count in part["copied_nonfinite"].items():
+            self.copied_nonfinite[name] = self.copied_nonfinite.get(name, 0) + count
+        report = self.report
+        for kind, (absolute, squared, norm) in part["changes"].items():
+            numbers = report.kinds[Kind(kind)]
+            numbers.absolute_change += absolute
+            numbers.squared_change += squared
+            numbers.squared_norm += norm
+        report.replaced += part["replaced"]
+        report.nonfinite += part["nonfinite"]
+        report.notices += part["notices"]
+        for what, seconds in part["seconds"].items():
+            # Ranks work at the same time.
+            report.seconds[what] = max(report.seconds[what], seconds)
+
+    # ------------------------------------------------------------------ what needs all parts
 
     def reset(self) -> None:
         """Write fresh values: weight and variance 1, everything else 0."""

@@ -6,14 +6,15 @@ a trained tensor is in the first chunk; only frozen tensors are read to their en
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.dtypes import torch_dtype
+from know_cli.engine.ranks import Ranks
 from know_cli.engine.reading import chunks, read_bytes
 
 # With ever less data, each session moves the weights less; on recorded trajectories the last
@@ -49,18 +50,47 @@ def looks_reversed(step_lengths: Iterable[float]) -> bool:
     return len(lengths) > 1 and growing and lengths[-1] > _REVERSAL_RATIO * lengths[0]
 
 
-def scan(trajectory: Trajectory, names: Iterable[str]) -> Scan:
+def scan(trajectory: Trajectory, names: Sequence[str], ranks: Ranks) -> Scan:
     """Look at the named (float) tensors of a trajectory.
+
+    Args:
+        trajectory: the inputs.
+        names: of tensors.
+        ranks: that share the work; all find the same.
 
     Raises:
         CheckpointError: a file cannot be read.
+        PeerError: another rank has failed.
     """
-    frozen = set()
+    own = _own(trajectory, names, ranks)
+    found = ranks.gather(_look(trajectory, own, ranks))
+    frozen, squared = zip(*ranks.broadcast(found), strict=True)
+    return Scan(
+        frozenset(name for part in frozen for name in part),
+        tuple(sum(parts) ** 0.5 for parts in zip(*squared, strict=True)),
+    )
+
+
+def _own(trajectory: Trajectory, names: Sequence[str], ranks: Ranks) -> list[str]:
+    """A run of the names that has a rank's share of the bytes."""
+    sizes = [trajectory.first.tensors[name].info.nbytes for name in names]
+    middles = [end - nbytes / 2 for end, nbytes in zip(accumulate(sizes), sizes, strict=True)]
+    total = max(sum(sizes), 1)
+    shares = [min(int(m * ranks.size // total), ranks.size - 1) for m in middles]
+    return [name for name, rank in zip(names, shares, strict=True) if rank == ranks.rank]
+
+
+def _look(
+    trajectory: Trajectory, names: Iterable[str], ranks: Ranks
+) -> tuple[list[str], list[float]]:
+    """Names of frozen tensors, and ‖Θk − Θk+1‖² over the first chunks."""
+    frozen = []
     squared = [0.0] * (len(trajectory) - 1)
     for name in names:
         entries = trajectory.entries(name)
         same = len({entry.dtype for entry in entries}) == 1
         for position, (start, count) in enumerate(chunks(0, entries[0].info.elements)):
+            ranks.check()
             # As bytes, which are compared many times as fast as what torch would lend of them.
             raw = [
                 read_bytes(checkpoint, entry, start, count)
@@ -78,5 +108,5 @@ def scan(trajectory: Trajectory, names: Iterable[str]) -> Scan:
             if not same:
                 break
         if same:
-            frozen.add(name)
-    return Scan(frozenset(frozen), tuple(total**0.5 for total in squared))
+            frozen.append(name)
+    return frozen, squared

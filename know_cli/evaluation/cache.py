@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from know_cli.engine.reading import as_bytes
 from know_cli.errors import OutputError
-from know_cli.files import make_folder, write_text
+from know_cli.files import lock, make_folder, write_text
 
 # Folders of the package whose code decides what is predicted from checkpoints.
 _PREDICTING = ("checkpoints", "engine", "hypermodel", "methods", "kinds.py", "normalisation.py")
@@ -54,25 +55,19 @@ def code_key() -> str:
 def held(folder: Path) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder, waiting for them first.
 
-    The folder is made if it is missing. Where the system has no ``flock``, nobody is kept out.
+    The folder is made if it is missing. Where the file system has no locks, nobody is kept out.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     make_folder(folder)
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     path = folder / _LOCK
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    with file:
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("w"))
+            lock(file.fileno(), fcntl.LOCK_EX)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
         yield
 
 

@@ -34,11 +34,12 @@ from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output import check_output
 from know_cli.checkpoints.paths import factor_name, step_path
 from know_cli.engine.devices import choose_devices
-from know_cli.engine.journal import Journal, file_identity
+from know_cli.engine.journal import Journal, file_identity, remove_journals
 from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.plan import Action, Plan, Settings, classify_trajectory, make_plan
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.progress import Progress, Silent
+from know_cli.engine.ranks import Ranks
 from know_cli.engine.report import Report
 from know_cli.engine.run import OutputStep, execute
 from know_cli.engine.scan import scan
@@ -113,6 +114,7 @@ class Prediction:
         plan: what happens to each tensor.
         outputs: what is written.
         notices: what the user should know before it starts.
+        ranks: that share the work, of which this process is one.
     """
 
     request: Request
@@ -124,6 +126,7 @@ class Prediction:
     plan: Plan
     outputs: list[OutputStep]
     notices: list[str]
+    ranks: Ranks
     _predictors: Predictors
 
     def _where(self) -> dict[str, str]:
@@ -153,17 +156,22 @@ class Prediction:
 
     def execute(self, progress: Progress | None = None) -> Report:
         """Predict and write; see :func:`know_cli.engine.run.execute`."""
-        progress = progress or Silent()
+        progress, ranks = progress or Silent(), self.ranks
         with ExitStack() as stack:
             journal = None
             if self.request.resume:
-                journal = stack.enter_context(Journal(self.request.output, self._identity()))
+                journal = stack.enter_context(
+                    Journal(self.request.output, self._identity(), ranks.rank, ranks.size)
+                )
             report = self.run(self.plan, progress, journal=journal)
         if journal and journal.begun_anew:
             report.notices.append(
                 "--resume: the journal that was there was of other inputs or wishes; all was "
                 "computed anew"
             )
+        if ranks.rank:
+            return report
+        remove_journals(self.request.output)
         for output in self.outputs:
             if self.request.checksum:
                 progress.phase(f"computing the digest of {output.path}")
@@ -190,6 +198,7 @@ class Prediction:
             progress,
             journal,
             open_sink,
+            self.ranks,
         )
 
     def _identity(self) -> str:
@@ -235,6 +244,7 @@ class Prediction:
             **self._where(),
             "threads": settings.threads,
             "max_memory": settings.max_memory,
+            "ranks": self.ranks.size,
         }
 
     def close(self) -> None:
@@ -253,19 +263,27 @@ class Prediction:
         self.close()
 
 
-def open_prediction(request: Request) -> Prediction:
+def open_prediction(request: Request, ranks: Ranks | None = None) -> Prediction:
     """Check a request against the files and plan it; reads headers and little else.
+
+    Args:
+        request: what is wanted.
+        ranks: that all call this with the same request to share the work; None is this process
+            alone.
 
     Raises:
         UsageError: wishes that cannot be followed, such as an option that the method does not
             have, or a tensor that it needs whole and ``max_memory`` does not hold.
         CheckpointError: inputs or a bundle that cannot be used.
         OutputError: an output that must not or cannot be written.
+        PeerError: another rank has failed.
     """
+    ranks = ranks or Ranks()
     method = find_method(request.method)
     options = complete_options(method, request.options)
     check_weights(method, request.weights)
-    devices = choose_devices(request.device)
+    local_rank = ranks.local_rank if ranks.size > 1 else None
+    devices = choose_devices(request.device, local_rank)
     trajectory = open_trajectory(request.checkpoints)
     try:
         bundle = None
@@ -284,8 +302,10 @@ def open_prediction(request: Request) -> Prediction:
         if request.rewrite:
             for output in outputs:
                 _check_output(output.path, request, trajectory, bundle)
+        _check_agreement(ranks, predictors, outputs)
         classes = classify_trajectory(trajectory, request.settings.overrides)
-        found = scan(trajectory, [name for name, of in classes.items() if of.kind is not Kind.COPY])
+        names = [name for name, of in classes.items() if of.kind is not Kind.COPY]
+        found = scan(trajectory, names, ranks)
         unordered = Session.from_metadata(trajectory.first.metadata) is None
         if found.looks_reversed and unordered:
             notices.append(
@@ -307,8 +327,42 @@ def open_prediction(request: Request) -> Prediction:
         trajectory.close()
         raise
     return Prediction(
-        request, trajectory, method, options, bundle, rate, plan, outputs, notices, predictors
+        request,
+        trajectory,
+        method,
+        options,
+        bundle,
+        rate,
+        plan,
+        outputs,
+        notices,
+        ranks,
+        predictors,
     )
+
+
+def _check_agreement(ranks: Ranks, predictors: Predictors, outputs: Sequence[OutputStep]) -> None:
+    """Refuse to start if the ranks are not about to do parts of the same.
+
+    The outputs' metadata tell inputs, method and wishes.
+
+    Raises:
+        UsageError: on rank 0; another rank's are different.
+        PeerError: on the others, then.
+    """
+    if ranks.size == 1:
+        return
+    metadata = [[output.step, dict(output.metadata)] for output in outputs]
+    rows = predictors.rows
+    kernel = rows.kernel if isinstance(rows, DevicePredictor) else None
+    own = json.dumps([torch.__version__, rows.block_rows, kernel, metadata], sort_keys=True)
+    for rank, found in enumerate(ranks.gather(own)):
+        if found != own:
+            raise UsageError(
+                f"rank {rank} has other checkpoints, options, devices or versions than rank 0; "
+                "start all ranks with the same command and installation"
+            )
+    ranks.broadcast(None)
 
 
 def _check_output(

@@ -1,0 +1,293 @@
+"""Ranks that are connected by :mod:`torch.distributed`, and notice when one of them ends.
+
+Only a few short messages go between them, over the gloo backend of :mod:`torch.distributed`:
+what each has found and done, and that one has failed. Every rank has a connection to rank 0, and
+a thread that listens to it. The operating system closes the connection of a process that ends,
+however it ends, so that a rank that was killed is noticed at once. Rank 0 then tells the others;
+each looks between two batches, and ends.
+
+The first failure that rank 0 hears of is the run's: the rank that it is of says what is wrong,
+the others end without a word, all with the same exit code. Of a rank that was killed rank 0
+speaks; if it was rank 0, all do. (A machine that loses its network or power closes nothing, and a
+rank that ends before all are connected is only missed after some minutes: both are noticed by
+``torchrun``, whose processes look after each other and after their own ranks.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from know_cli.engine.ranks import PeerError, Ranks, number
+from know_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OUTPUT, KnowError, UsageError
+
+# All ranks are started at about the same time, but from a cold file system torch loads slowly.
+_START = timedelta(minutes=5)
+_FOREVER = timedelta(days=365)
+# How long a rank that is about to end waits for another; after it, the user is told what it does.
+_PATIENCE = timedelta(seconds=10)
+# torchrun ends the others as soon as one rank has ended; the reason may come a little later.
+_REASON_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
+
+_VALUE, _FAILED, _END = "value", "failed", "end"
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Which rank has failed, with which exit code, and whether it could say so itself."""
+
+    rank: int
+    code: int
+    is_told: bool
+
+    def error(self) -> PeerError:
+        how = "has failed" if self.is_told else "ended without a word, perhaps for want of memory"
+        return PeerError(
+            f"rank {self.rank} {how}; the output is left as it was, run the same command again",
+            self.code,
+            is_told=self.is_told,
+        )
+
+
+class TorchRanks(Ranks):
+    """One of several processes, connected by torch.distributed; see :class:`Ranks`."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.rank, self.size = number("RANK"), number("WORLD_SIZE")
+        local = "LOCAL_RANK" if "LOCAL_RANK" in os.environ else "RANK"
+        self.local_rank = number(local)
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._failure: _Failure | None = None
+        self._has_failed = threading.Event()
+        self._has_told = threading.Event()
+        self._is_interrupted = False
+        self._handlers: dict[int, Any] = {}
+        peers = range(1, self.size) if self.rank == 0 else range(1)
+        self._inboxes: dict[int, queue.SimpleQueue[Any]] = {k: queue.SimpleQueue() for k in peers}
+        self._outboxes = {k: threading.Lock() for k in peers}
+        self._listeners = [
+            # No daemons: the interpreter must not end while one is in the middle of a wait.
+            threading.Thread(target=self._listen, args=(peer,), name=f"rank {peer}")
+            for peer in peers
+        ]
+
+    def __enter__(self) -> TorchRanks:
+        try:
+            self._connect()
+        except RuntimeError as error:  # also that of torch.distributed
+            raise UsageError(
+                f"rank {self.rank} of {self.size} does not reach the other ranks "
+                f"({' '.join(str(error).split())}); start all of them with torchrun, or, if this "
+                "is to be the only one, unset WORLD_SIZE"
+            ) from error
+        self._take_signals()
+        for listener in self._listeners:
+            listener.start()
+        try:
+            # Only when all are connected does any rank begin, and so can fail.
+            self.gather(None)
+            self.broadcast(None)
+        except BaseException as error:
+            self._fail(error)
+            raise
+        return self
+
+    def _connect(self) -> None:
+        store, _, _ = next(rendezvous("env://", timeout=_START))
+        # A script may be what torchrun starts, and predict several times, one after the other.
+        number = (store.add("know-predict", 1) - 1) // self.size
+        store = dist.PrefixStore(f"know-predict {number}", store)  # type: ignore[attr-defined]
+        self._meet(store)
+        dist.init_process_group(
+            "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_START
+        )
+
+    def _meet(self, store: Any) -> None:
+        """Wait until all ranks are there; so that it can be interrupted, by looking."""
+        here = [f"rank {rank}" for rank in range(self.size)]
+        store.set(here[self.rank], "")
+        began = time.monotonic()
+        is_told = False
+        while not store.check(here):
+            waited = time.monotonic() - began
+            if waited > _START.total_seconds():
+                missing = sum(not store.check([name]) for name in here)
+                raise RuntimeError(f"{missing} have not come")
+            if waited > _PATIENCE.total_seconds() and not (self.rank or is_told):
+                self._tell(f"rank {self.rank} of {self.size}: waiting for the other ranks")
+                is_told = True
+            time.sleep(_LOOK_SECONDS)
+
+    def _take_signals(self) -> None:
+        """From now on an interruption is one exception, however many signals come.
+
+        torchrun passes Ctrl-C on while the terminal does the same, and what is being taken back
+        must not be interrupted.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for wish in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(wish) is not signal.SIG_IGN:
+                self._handlers[wish] = signal.signal(wish, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if not (self._is_interrupted or self._failure):
+            self._is_interrupted = True
+            raise KeyboardInterrupt
+
+    # ------------------------------------------------------------------ messages
+
+    def _send(self, peer: int, what: str, value: Any, patience: timedelta = _START) -> None:
+        data = torch.frombuffer(bytearray(json.dumps([what, value]).encode()), dtype=torch.uint8)
+        with self._outboxes[peer]:
+            for part in (torch.tensor([len(data)]), data):
+                work = dist.isend(part, peer)
+                assert work is not None, "this rank is in the group"
+                work.wait(patience)
+
+    def _receive(self, peer: int) -> Any:
+        length = torch.empty(1, dtype=torch.int64)
+        self._wait(length, peer)
+        data = torch.empty(int(length), dtype=torch.uint8)
+        self._wait(data, peer)
+        return json.loads(data.numpy().tobytes())
+
+    def _wait(self, out: torch.Tensor, peer: int) -> None:
+        work = dist.irecv(out, peer)
+        assert work is not None, "this rank is in the group"
+        work.wait(_FOREVER)
+
+    def _listen(self, peer: int) -> None:
+        """Take a peer's messages until it ends."""
+        try:
+            while True:
+                what, value = self._receive(peer)
+                if what == _VALUE:
+                    self._inboxes[peer].put(value)
+                elif what == _FAILED:
+                    self._settle(_Failure(*value))
+                if what == _END or (what == _FAILED and self.rank):
+                    return
+        except RuntimeError:
+            self._settle(_Failure(peer, EXIT_OUTPUT, is_told=False))
+
+    def _settle(self, failure: _Failure) -> None:
+        """The first failure counts; rank 0 tells the others of it."""
+        with self._lock:
+            if self._failure is not None:
+                return
+            self._failure = failure
+        self._has_failed.set()
+        if self.rank == 0:
+            told = [failure.rank, failure.code, True]
+            for peer in self._outboxes:
+                with suppress(RuntimeError):  # it may be the one that has ended
+                    self._send(peer, _FAILED, told, _PATIENCE)
+            self._has_told.set()
+
+    # ------------------------------------------------------------------ what the engine needs
+
+    def check(self) -> None:
+        """See :meth:`Ranks.check`."""
+        if self._failure is not None:
+            raise self._failure.error()
+
+    def gather(self, value: Any) -> list[Any]:
+        """See :meth:`Ranks.gather`."""
+        if self.rank:
+            self._tell_peer(0, value)
+            return []
+        return [value, *(self._next(peer) for peer in self._inboxes)]
+
+    def broadcast(self, value: Any) -> Any:
+        """See :meth:`Ranks.broadcast`."""
+        if self.rank:
+            return self._next(0)
+        for peer in self._outboxes:
+            self._tell_peer(peer, value)
+        return value
+
+    def _tell_peer(self, peer: int, value: Any) -> None:
+        self.check()
+        try:
+            self._send(peer, _VALUE, value)
+        except RuntimeError:
+            # The listener has the same broken connection before it, and knows more.
+            self._has_failed.wait(_PATIENCE.total_seconds())
+            self.check()
+            raise
+
+    def _next(self, peer: int) -> Any:
+        while True:
+            self.check()
+            with suppress(queue.Empty):
+                return self._inboxes[peer].get(timeout=_LOOK_SECONDS)
+
+    # ------------------------------------------------------------------ the end
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._fail(error)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        for peer in self._outboxes:
+            with suppress(RuntimeError):
+                self._send(peer, _END, None)
+        for listener in self._listeners:
+            listener.join()
+        if self.rank:
+            self.check()  # rank 0 may have failed in its very last steps
+        dist.destroy_process_group()
+        for wish, handler in self._handlers.items():
+            signal.signal(wish, handler)
+
+    def _fail(self, error: BaseException) -> None:
+        self._is_interrupted = True  # from here on it is about to end anyhow
+        if isinstance(error, KeyboardInterrupt):
+            self._has_failed.wait(_REASON_SECONDS)
+        own = _Failure(self.rank, _exit_code(error), is_told=True)
+        if self.rank == 0:
+            self._settle(own)
+            self._has_told.wait(_PATIENCE.total_seconds())
+        elif self._failure is None:
+            with suppress(RuntimeError):
+                self._send(0, _FAILED, [own.rank, own.code, own.is_told], _PATIENCE)
+            self._has_failed.wait(_PATIENCE.total_seconds())
+        if self.rank:
+            with suppress(RuntimeError):
+                self._send(0, _END, None, _PATIENCE)
+        found = self._failure
+        if found is None or found.rank == self.rank or isinstance(error, PeerError):
+            return
+        raise found.error() from error
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KnowError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return EXIT_OUTPUT if isinstance(error, OSError) else EXIT_BUG
