@@ -34,7 +34,7 @@ _WRITE_BYTES = 8 << 20
 # What shards are called by custom; an index may name others.
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # Several machines may write to one page of a file. One that has read the page may, on NFS, write
-# all of it back; one that cannot read writes its own bytes only.
+# all of it back (nfs_can_extend_write in Linux); one that cannot read writes its own bytes only.
 _ONLY_WRITES = os.O_WRONLY | os.O_CLOEXEC
 
 
@@ -248,13 +248,14 @@ class CheckpointWriter(_Places):
         target = self._file(self._place_of_files, path)
         descriptor = os.open(target, _ONLY_WRITES | flags, 0o666)
         self._descriptors.append(descriptor)
-        _write_at(descriptor, memoryview(start), 0)
         size = max((info.end for info in infos.values()), default=len(start))
-        # Asking for all space now turns a full disk into an error before hours of work.
+        # Asking for all space now turns a full disk into an error before hours of work; while the
+        # file is empty, since where a file system cannot do it the C library reads what is there.
         if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(descriptor, 0, size)
         else:
             os.truncate(descriptor, size)
+        _write_at(descriptor, memoryview(start), 0)
         self._take(descriptor, infos)
 
     def share(self) -> SharedPlace:
@@ -265,6 +266,12 @@ class CheckpointWriter(_Places):
         """
         assert self._temporary is not None, "use it in a with block"
         with _output_errors(self.output):
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+                if hasattr(os, "posix_fadvise"):
+                    # What this machine remembers of the file must not be written back with
+                    # its own part.
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             return SharedPlace(self._temporary.path.absolute(), self._temporary.share())
 
     def flush(self) -> None:

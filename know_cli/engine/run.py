@@ -142,7 +142,8 @@ def execute(
         run = _Run(
             trajectory, plan, settings, predictors, outputs, writers, progress, journal, ranks
         )
-        progress.phase("predicting", plan.predicted)
+        whose = f" as rank {ranks.rank} of {ranks.size}:" if ranks.size > 1 else ""
+        progress.phase(f"predicting{whose}", plan.predicted)
         run.predict(stack)
         progress.phase("copying")
         run.copy()
