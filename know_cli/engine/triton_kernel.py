@@ -4,11 +4,10 @@ Needs Triton, which CUDA builds of torch bring along; only :mod:`know_cli.engine
 this module. With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, the same
 code runs in Triton's interpreter, on the CPU.
 
-A window is the first S of 16 columns of a tile, and its
-differences the first S − 1 of another, since the inner dimension of a product on tensor cores is
-at least 16; the other columns are zero. Windows do not move from step to step: the prediction
-takes the column of the oldest value, and the rows of the input layers' weights are loaded in the
-order that the columns then have.
+A window is the first S of 16 columns of a tile, and its differences the first S − 1 of another,
+since the inner dimension of a product of Triton's is at least 16; the other columns are zero.
+Windows do not move from step to step: the prediction takes the column of the oldest value, and
+the rows of the input layers' weights are loaded in the order that the columns then have.
 
 Matrix products are sums of three products in TF32, which together are about as exact as float32.
 ``tl.dot`` does the same for ``input_precision="tf32x3"``, but takes the weights apart anew at every
