@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from know_cli.cli.options import parse_size, usable_cores
+from know_cli.cli.options import max_memory_option, quiet_option, threads_option, usable_cores
 from know_cli.cli.output import Output
 from know_cli.errors import OutputError, UsageError
 
@@ -58,18 +58,8 @@ def bench(
             "parameters or more one.",
         ),
     ] = 7,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, max=1024, show_default="one a usable core", help="Worker threads."
-        ),
-    ] = None,
-    max_memory: Annotated[
-        int,
-        typer.Option(
-            metavar="SIZE", parser=parse_size, show_default="1GiB", help="As for 'know predict'."
-        ),
-    ] = 1 << 30,
+    threads: Annotated[int | None, threads_option()] = None,
+    max_memory: Annotated[int, max_memory_option()] = 1 << 30,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +92,7 @@ def bench(
             help="Draw seconds against parameters; needs matplotlib.",
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Measure how fast the engine is on this machine.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import RegimeChoice, parse_shard, usable_cores
+from know_cli.cli.options import RegimeChoice, parse_shard, quiet_option, usable_cores
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS
@@ -82,7 +82,7 @@ def collect(
             show_default="one a core",
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Record how small networks forget, for 'know train': many architectures, data and recipes.
 

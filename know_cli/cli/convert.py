@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from know_cli.cli.options import quiet_option
 from know_cli.cli.output import Output
 
 EPILOG = "\n\n".join(
@@ -35,7 +36,7 @@ def convert(
         ),
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Turn a checkpoint that PyTorch pickled into a safetensors file, without running its code.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from know_cli.cli.options import quiet_option
 from know_cli.cli.output import Output
 
 
@@ -26,7 +27,7 @@ def convert_weights(
         ),
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Convert a KNOWN saved by Keras into a bundle, after which h5py is not needed."""
     from know_cli.bundles import check_bundle_output, is_keras_folder

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from know_cli.cli.options import parse_named, usable_cores
+from know_cli.cli.options import parse_named, quiet_option, usable_cores
 from know_cli.cli.output import Output
 from know_cli.cli.predict import NormChoice
 from know_cli.errors import OutputError, UsageError
@@ -122,7 +122,7 @@ def evaluate(
             help="Keep checkpoints, so that methods can be added later without training again.",
         ),
     ] = True,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Measure what predicted weights are worth downstream, against every control.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from know_cli.cli.options import parse_rate
+from know_cli.cli.options import parse_rate, quiet_option
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 
@@ -92,7 +92,7 @@ def forget(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch; default: torch's own.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Record how a model forgets: train it on ever smaller nested subsets of its data.
 

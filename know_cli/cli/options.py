@@ -1,4 +1,4 @@
-"""Parsers of option values that several commands share; messages quote what the user wrote."""
+"""Options that several commands share, and parsers of values, which quote what the user wrote."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from enum import Enum
 from fractions import Fraction
+from typing import Any
 
 import typer
 
@@ -39,6 +40,43 @@ class RegimeChoice(str, Enum):
 
     CHAIN = "chain"
     COMMON_START = "common-start"
+
+
+def quiet_option(panel: str | None = None) -> Any:
+    """``--quiet``, as every command has it; ``panel`` is the heading that it stands under."""
+    return typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=panel)
+
+
+def no_progress_option(panel: str | None = None) -> Any:
+    """``--no-progress``; see :func:`quiet_option`."""
+    return typer.Option(
+        "--no-progress",
+        help="Plain lines, no progress bar; so it is where stderr is not a terminal.",
+        rich_help_panel=panel,
+    )
+
+
+def threads_option(panel: str | None = None, more: str = "") -> Any:
+    """``--threads`` of the engine; ``more`` ends its help; see :func:`quiet_option`."""
+    return typer.Option(
+        metavar="N",
+        min=1,
+        max=1024,
+        show_default="one a usable core",
+        help=f"Worker threads on the CPU{more}.",
+        rich_help_panel=panel,
+    )
+
+
+def max_memory_option(panel: str | None = None, more: str = "") -> Any:
+    """``--max-memory`` of the engine; see :func:`threads_option`."""
+    return typer.Option(
+        metavar="SIZE",
+        parser=parse_size,
+        show_default="1GiB",
+        help=f"Bound of the working memory{more}, such as 512M or 4GiB.",
+        rich_help_panel=panel,
+    )
 
 
 def parse_size(text: str | int) -> int:

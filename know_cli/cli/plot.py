@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import parse_named
+from know_cli.cli.options import no_progress_option, parse_named, quiet_option
 from know_cli.cli.output import Output
 from know_cli.cli.picture_file import check_picture
 from know_cli.errors import UsageError
@@ -89,8 +89,8 @@ _Json = Annotated[
     Path | None,
     typer.Option(metavar="FILE.json", show_default=False, help="Write what is drawn as JSON."),
 ]
-_Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
-_NoProgress = Annotated[bool, typer.Option("--no-progress", help="Plain lines, no progress bar.")]
+_Quiet = Annotated[bool, quiet_option()]
+_NoProgress = Annotated[bool, no_progress_option()]
 
 
 @dataclass(frozen=True)

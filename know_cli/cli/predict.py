@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from know_cli.cli.options import parse_rate, parse_size, usable_cores
+from know_cli.cli.options import (
+    max_memory_option,
+    no_progress_option,
+    parse_rate,
+    quiet_option,
+    threads_option,
+    usable_cores,
+)
 from know_cli.cli.output import Output
 from know_cli.engine.device_names import DEVICE_NAMES, check_device_name
 from know_cli.methods.registry import (
@@ -179,26 +186,9 @@ def predict(
         ),
     ] = "auto",
     threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=1024,
-            show_default="one a usable core",
-            help="Worker threads on the CPU, of each process that torchrun starts.",
-            rich_help_panel=_MACHINE,
-        ),
+        int | None, threads_option(_MACHINE, ", of each process that torchrun starts")
     ] = None,
-    max_memory: Annotated[
-        int,
-        typer.Option(
-            metavar="SIZE",
-            parser=parse_size,
-            show_default="1GiB",
-            help="Bound of the working memory of each process, such as 512M or 4GiB.",
-            rich_help_panel=_MACHINE,
-        ),
-    ] = 1 << 30,
+    max_memory: Annotated[int, max_memory_option(_MACHINE, " of each process")] = 1 << 30,
     resume: Annotated[
         bool,
         typer.Option(
@@ -229,18 +219,8 @@ def predict(
             rich_help_panel=_TALK,
         ),
     ] = None,
-    quiet: Annotated[
-        bool,
-        typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=_TALK),
-    ] = False,
-    no_progress: Annotated[
-        bool,
-        typer.Option(
-            "--no-progress",
-            help="Plain lines, no progress bar; so it is where stderr is not a terminal.",
-            rich_help_panel=_TALK,
-        ),
-    ] = False,
+    quiet: Annotated[bool, quiet_option(_TALK)] = False,
+    no_progress: Annotated[bool, no_progress_option(_TALK)] = False,
 ) -> None:
     """Predict the weights that a model would have had with more data.
 

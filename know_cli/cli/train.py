@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import RegimeChoice, parse_named
+from know_cli.cli.options import RegimeChoice, parse_named, quiet_option
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 
@@ -179,7 +179,7 @@ def train(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of torch; default: torch's own.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Train a KNOWN, the small model that predicts parameters, on recorded trajectories.
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import parse_size, usable_cores
+from know_cli.cli.options import (
+    max_memory_option,
+    no_progress_option,
+    quiet_option,
+    threads_option,
+    usable_cores,
+)
 from know_cli.cli.output import Output
 from know_cli.engine.device_names import DEVICE_NAMES, check_device_name
 
@@ -72,33 +78,14 @@ def verify(
             help="Where to compute; another device may round otherwise.",
         ),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=1024,
-            show_default="one a usable core",
-            help="Worker threads on the CPU.",
-        ),
-    ] = None,
-    max_memory: Annotated[
-        int,
-        typer.Option(
-            metavar="SIZE",
-            parser=parse_size,
-            show_default="1GiB",
-            help="Bound of the working memory, such as 512M or 4GiB.",
-        ),
-    ] = 1 << 30,
+    threads: Annotated[int | None, threads_option()] = None,
+    max_memory: Annotated[int, max_memory_option()] = 1 << 30,
     json: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", show_default=False, help="Write what is found as JSON."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Plain lines, no progress bar.")
-    ] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
+    no_progress: Annotated[bool, no_progress_option()] = False,
 ) -> None:
     """Compute a predicted checkpoint again from its inputs, and compare the bytes.
 
