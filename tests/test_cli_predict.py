@@ -415,6 +415,23 @@ def test_a_bug_is_one_line_unless_asked_for_more(tmp_path: Path) -> None:
         assert ("Traceback" in done.stderr) == bool(debug)
 
 
+def test_an_interruption_that_became_another_error_is_one(tmp_path: Path) -> None:
+    # Python 3.11 and older make a RuntimeError of what is raised while a class is being made.
+    code = (
+        "import sys, know_cli.cli.main as m, know_cli.checkpoints.paths as p\n"
+        "class Field:\n"
+        "    def __set_name__(self, *a): raise KeyboardInterrupt\n"
+        "p.expand_arguments = lambda *a: type('Model', (), {'field': Field()})\n"
+        "sys.argv = ['know-predict', 'a', '-o', 'b']\n"
+        "m.know_predict()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == EXIT_INTERRUPTED
+    assert one_line(done.stderr) == (
+        "know-predict: error: interrupted; the output is left as it was"
+    )
+
+
 # That SIGTERM does the same is seen by default in test_faults.py, where processes start quickly.
 @pytest.mark.parametrize(
     "signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]

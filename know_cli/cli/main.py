@@ -42,6 +42,7 @@ from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_OUTPUT, 
 _EXIT_BROKEN_PIPE = 141
 _DEBUG = "KNOW_DEBUG"
 _MAX_MESSAGE = 4000
+_INTERRUPTED = "interrupted; the output is left as it was"
 
 # A new command is a new file in this folder and one line here: name, function, what it does in
 # a few words, examples.
@@ -188,13 +189,21 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
         _silence_stdout()
         return _fail(name, f"{where}: {error.strerror or error}", EXIT_OUTPUT)
     except Exception as error:
+        if _was_interrupted(error):
+            return _fail(name, _INTERRUPTED, EXIT_INTERRUPTED)
         if os.environ.get(_DEBUG):
             traceback.print_exc()
         text = f"{type(error).__name__}: {error}"
         return _fail(name, f"bug: {text}; please report it with the output of {_DEBUG}=1", EXIT_BUG)
     if code == EXIT_INTERRUPTED:  # Typer turns most interruptions into this number itself
-        return _fail(name, "interrupted; the output is left as it was", EXIT_INTERRUPTED)
+        return _fail(name, _INTERRUPTED, EXIT_INTERRUPTED)
     return code if isinstance(code, int) else EXIT_DONE
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether an interruption became another error, as it does while a class is being made."""
+    cause = error.__cause__
+    return isinstance(cause, KeyboardInterrupt) or (cause is not None and _was_interrupted(cause))
 
 
 def _without_reader() -> int:
