@@ -66,6 +66,10 @@ def test_the_main_job(run: Path, know: Command, bundle_path: Path) -> None:
     assert (report["factor"], report["steps"], report["rate"]) == ("x2", 1, 0.5)
     assert report["kinds"]["fc"]["predicted"] == 20 * 33 + 160 + 160 + 30
     assert report["bytes_written"] == (run / "out.safetensors").stat().st_size
+    # The one is planned, the other measured.
+    assert 0 < report["memory"] <= report["max_memory"]
+    assert report["memory"] < report["peak_memory"] < report["memory"] + (4 << 30)
+    assert "of working memory, and with Python and torch" in done.stdout
     assert set(report["seconds"]) == {"reading", "computing", "writing", "total"}
     (run / "again").mkdir()
     know(

@@ -317,7 +317,6 @@ def _plan_json(prediction: Prediction) -> dict[str, Any]:
         "dry_run": True,
         "bytes_to_read": plan.bytes_to_read,
         "bytes_to_write": plan.bytes_to_write,
-        "memory": plan.memory,
         "outputs": [{"path": str(o.path), "step": o.step} for o in prediction.outputs],
         "tensors": [
             {

@@ -129,6 +129,11 @@ def report_tables(prediction: Prediction, report: Report) -> list[RenderableType
         f"{seconds['writing']:.2f} s, in all {seconds['total']:.2f} s: "
         f"{count_text(speed)} parameters a second and step"
     )
+    if report.peak_memory is not None:
+        lines.append(
+            f"{bytes_text(prediction.plan.memory)} of working memory, and with Python and torch "
+            f"{bytes_text(report.peak_memory)} at most"
+        )
     sizes = report.bytes_written // max(len(report.outputs), 1)
     lines += [f"wrote {path} ({bytes_text(sizes)})" for path, _ in report.outputs]
     lines += [f"wrote {path}" for path in report.digests]

@@ -59,6 +59,8 @@ class Report:
         replaced: predictions that were not finite, or not in the output's dtype, and were
             replaced by Θ0's value (over all steps written).
         nonfinite: input values that were not finite and were copied from Θ0.
+        peak_memory: the most bytes of this process that were resident at a time; None where the
+            system does not tell.
         seconds: time in reading, computing and writing, which overlap, and in total.
         notices: what the user should know.
     """
@@ -72,6 +74,7 @@ class Report:
     replaced: int = 0
     nonfinite: int = 0
     bytes_written: int = 0
+    peak_memory: int | None = None
     seconds: dict[str, float] = field(
         default_factory=lambda: {"reading": 0.0, "computing": 0.0, "writing": 0.0, "total": 0.0}
     )
@@ -88,6 +91,7 @@ class Report:
             "outputs": [{"path": str(path), "step": step} for path, step in self.outputs],
             "digests": [str(path) for path in self.digests],
             "bytes_written": self.bytes_written,
+            "peak_memory": self.peak_memory,
             "kinds": {
                 kind.value: {
                     **asdict(numbers),

@@ -27,6 +27,7 @@ from know_cli.checkpoints import (
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.engine.journal import Finished, Journal
 from know_cli.engine.lanes import DevicePredictor
+from know_cli.engine.memory import peak_resident
 from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Copy, Plan, PlannedTensor, Settings
 from know_cli.engine.predictor import Predictor, Predictors, TensorPredictor
 from know_cli.engine.progress import Progress
@@ -173,6 +174,7 @@ def execute(
             f"{path}: left out, it is not part of the predicted weights"
             for path in writers[0].left_out
         ]
+    report.peak_memory = peak_resident()
     report.seconds["total"] = time.perf_counter() - began
     return report
 

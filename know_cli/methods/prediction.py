@@ -244,6 +244,7 @@ class Prediction:
             **self._where(),
             "threads": settings.threads,
             "max_memory": settings.max_memory,
+            "memory": self.plan.memory,
             "ranks": self.ranks.size,
         }
 
