@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from know_cli.engine.plan import (
 )
 from know_cli.engine.predictor import Predictors, TensorPredictor
 from know_cli.engine.progress import Progress
-from know_cli.engine.ranks import Ranks
+from know_cli.engine.ranks import PeerError, Ranks
 from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float32
 from know_cli.engine.report import Report
 from know_cli.engine.rescale import ChannelSums
@@ -171,7 +171,8 @@ def execute(
                     writer.flush()
                 for writer in writers:
                     writer.commit()
-        ranks.broadcast(None)  # from here on the output is complete
+            with suppress(PeerError):  # the output is complete, whatever becomes of the others
+                ranks.broadcast(None)
         if journal is not None:
             journal.remove()
         report = run.report
@@ -575,7 +576,7 @@ class _Run:
     # ------------------------------------------------------------------ between ranks
 
     def hand_over(self) -> None:
-        """Have this rank's part on disk, and tell rank 0 what is to be known of it."""
+        """Have this rank's part on disk, tell rank 0 what is to be known of it, and wait for it."""
         self.trajectory.check_unchanged()
         with self.timed("writing"):
             for _, writer in self.outputs:
@@ -606,6 +607,7 @@ class _Run:
                 "notices": report.notices,
             }
         )
+        self.ranks.broadcast(None)  # now the output is complete
 
     def take_over(self) -> None:
         """Wait for the parts of all ranks, and join what is to be known of them."""

@@ -111,8 +111,8 @@ class TorchRanks(Ranks):
     def _connect(self) -> None:
         store, _, _ = next(rendezvous("env://", timeout=_START))
         # A script may be what torchrun starts, and predict several times, one after the other.
-        number = (store.add("know-predict", 1) - 1) // self.size
-        store = dist.PrefixStore(f"know-predict {number}", store)  # type: ignore[attr-defined]
+        turn = (store.add("know-predict", 1) - 1) // self.size
+        store = dist.PrefixStore(f"know-predict {turn}", store)  # type: ignore[attr-defined]
         self._meet(store)
         dist.init_process_group(
             "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_START
