@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from know_cli.engine.memory import peak_resident
 from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Copy, Plan, PlannedTensor, Settings
 from know_cli.engine.predictor import Predictor, Predictors, TensorPredictor
 from know_cli.engine.progress import Progress
-from know_cli.engine.ranks import Ranks
+from know_cli.engine.ranks import PeerError, Ranks
 from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float32
 from know_cli.engine.report import Report
 from know_cli.engine.rescale import ChannelSums
@@ -164,7 +164,8 @@ def execute(
                     writer.flush()
                 for writer in writers:
                     writer.commit()
-        ranks.broadcast(None)  # from here on the output is complete
+            with suppress(PeerError):  # the output is complete, whatever becomes of the others
+                ranks.broadcast(None)
         if journal is not None:
             journal.remove()
         report = run.report
@@ -592,7 +593,7 @@ class _Run:
     # ------------------------------------------------------------------ between ranks
 
     def hand_over(self) -> None:
-        """Have this rank's part on disk, and tell rank 0 what is to be known of it."""
+        """Have this rank's part on disk, tell rank 0 what is to be known of it, and wait for it."""
         self.trajectory.check_unchanged()
         with self.timed("writing"):
             for _, writer in self.outputs:
@@ -623,6 +624,7 @@ class _Run:
                 "notices": report.notices,
             }
         )
+        self.ranks.broadcast(None)  # now the output is complete
 
     def take_over(self) -> None:
         """Wait for the parts of all ranks, and join what is to be known of them."""

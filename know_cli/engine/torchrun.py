@@ -74,6 +74,7 @@ class TorchRanks(Ranks):
         self._tell = tell
         self._lock = threading.Lock()
         self._failure: _Failure | None = None
+        self._gone: set[int] = set()
         self._has_failed = threading.Event()
         self._has_told = threading.Event()
         self._is_interrupted = False
@@ -111,8 +112,8 @@ class TorchRanks(Ranks):
     def _connect(self) -> None:
         store, _, _ = next(rendezvous("env://", timeout=_START))
         # A script may be what torchrun starts, and predict several times, one after the other.
-        number = (store.add("know-predict", 1) - 1) // self.size
-        store = dist.PrefixStore(f"know-predict {number}", store)  # type: ignore[attr-defined]
+        turn = (store.add("know-predict", 1) - 1) // self.size
+        store = dist.PrefixStore(f"know-predict {turn}", store)  # type: ignore[attr-defined]
         self._meet(store)
         dist.init_process_group(
             "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_START
@@ -154,12 +155,33 @@ class TorchRanks(Ranks):
     # ------------------------------------------------------------------ messages
 
     def _send(self, peer: int, what: str, value: Any, patience: timedelta = _START) -> None:
-        data = torch.frombuffer(bytearray(json.dumps([what, value]).encode()), dtype=torch.uint8)
-        with self._outboxes[peer]:
-            for part in (torch.tensor([len(data)]), data):
-                work = dist.isend(part, peer)
-                assert work is not None, "this rank is in the group"
-                work.wait(patience)
+        """Send a message, and wait until it is taken.
+
+        Raises:
+            RuntimeError: the peer has gone, or does not take it.
+        """
+        text = json.dumps([what, value]).encode()
+        errors: list[RuntimeError] = []
+        # In a thread: of a peer that goes in this moment gloo may tell the listener only, and
+        # leave the sender waiting.
+        sender = threading.Thread(target=self._deliver, args=(peer, text, errors), daemon=True)
+        sender.start()
+        until = time.monotonic() + patience.total_seconds()
+        while sender.is_alive():
+            sender.join(_LOOK_SECONDS)
+            if sender.is_alive() and (peer in self._gone or time.monotonic() > until):
+                raise RuntimeError(f"rank {peer} does not answer")
+        if errors:
+            raise errors[0]
+
+    def _deliver(self, peer: int, text: bytes, errors: list[RuntimeError]) -> None:
+        data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        try:
+            with self._outboxes[peer]:
+                for part in (torch.tensor([len(data)]), data):
+                    dist.send(part, peer)
+        except RuntimeError as error:
+            errors.append(error)
 
     def _receive(self, peer: int) -> Any:
         length = torch.empty(1, dtype=torch.int64)
@@ -185,6 +207,7 @@ class TorchRanks(Ranks):
                 if what == _END or (what == _FAILED and self.rank):
                     return
         except RuntimeError:
+            self._gone.add(peer)
             self._settle(_Failure(peer, EXIT_OUTPUT, is_told=False))
 
     def _settle(self, failure: _Failure) -> None:
