@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from know_cli.benchmark import results
+from know_cli.benchmark.devices import measure_device
 from know_cli.benchmark.halves import Errors, measure_errors, units
 from know_cli.benchmark.keras import keras_predictor
 from know_cli.benchmark.kernels import (
@@ -63,7 +64,7 @@ def example(**more: Times) -> dict[str, Any]:
     }
     runs = [(2_000_000, {PIPELINE: seconds(4.0), COMMAND: seconds(9.0), COPY: seconds(0.5)})]
     settings = {"checkpoints": 5, "rows": ROWS, "rounds": 3, "threads": 1}
-    return results.to_json(kernels, halves, runs, settings)
+    return results.to_json(kernels, halves, {}, runs, settings)
 
 
 def test_floating_point_operations_are_those_of_the_folded_layers() -> None:
@@ -139,6 +140,32 @@ def test_errors_of_bfloat16_products_are_measured_in_units_of_the_output(
         assert 0 < coarse.quantiles[0] < fine.quantiles[0]
         assert coarse.within_half >= fine.within_half
         assert 0.1 * fine.quantiles[1] < coarse.quantiles[1] < 0.2 * fine.quantiles[1]
+
+
+def test_a_device_is_measured_in_its_own_memory() -> None:
+    """The CPU is in the place of a device; Triton and compilers are for CUDA alone."""
+    found = measure_device(random_bundle(5), torch.device("cpu"), 3000, 2)
+    assert set(found) == {"torch operations", "reference module"}
+    assert all(len(times.wall) == 2 and min(times.wall) > 0 for times in found.values())
+
+
+def test_a_table_of_a_device() -> None:
+    found = example()
+    assert "None was measured" in results.to_markdown(found)
+    times = {"Triton kernel": {"wall": [2e-6, 1e-6, 5e-6], "processor": [0.0] * 3}}
+    found["devices"] = {"cuda:0": {"model": "a GPU", **times}}
+    text = results.to_markdown(found)
+    assert "None was measured" not in text
+    assert "## cuda:0: a GPU" in text
+    # A thousand parameters in two microseconds.
+    assert f"| Triton kernel | 500.00 | {5e8 * 2.67e-7:.1f} × |" in text
+
+
+def test_bench_refuses_a_device_that_is_not_here(know: Command) -> None:
+    for device, message in (("gpu", "is none of auto, cpu"), ("cuda:63", "CUDA device")):
+        done = know("bench", "--device", device, "--sizes", "0")
+        assert done.returncode == EXIT_USAGE
+        assert message in one_line(done.stderr)
 
 
 @pytest.mark.parametrize(("load", "words"), [(1.0, ": 1 on"), (99.0, "busy with other work")])

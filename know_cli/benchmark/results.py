@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from know_cli import __version__
 from know_cli.benchmark.halves import QUANTILES, Errors
 from know_cli.benchmark.kernels import (
@@ -28,6 +30,8 @@ from know_cli.hypermodel import Preparation
 FORMAT = 1
 # What the kernel is meant to reach.
 _TARGET_REFERENCE, _TARGET_KERAS, _TARGET_GEMM = 6.0, 4.0, 0.55
+# What the paper gives for its authors' GPU.
+_PAPER_SECONDS = 2.67e-7
 # What bfloat16 products would have to reach to be the default for 16-bit checkpoints.
 _TARGET_HALF, _TARGET_WITHIN_HALF = 2.0, 0.999
 
@@ -37,6 +41,7 @@ Runs = Sequence[tuple[int, Mapping[str, Times]]]
 def to_json(
     kernels: Mapping[str, Times],
     halves: Mapping[Preparation, Sequence[Errors]],
+    devices: Mapping[str, Mapping[str, Times]],
     runs: Runs,
     settings: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -45,14 +50,15 @@ def to_json(
     Args:
         kernels: of :func:`~know_cli.benchmark.kernels.measure_kernels`.
         halves: of :func:`~know_cli.benchmark.halves.measure_errors`.
+        devices: of :func:`~know_cli.benchmark.devices.measure_device`, by the device's name.
         runs: of :func:`~know_cli.benchmark.runs.measure_runs`, smallest first.
         settings: ``checkpoints``, ``rows`` (of the kernels' windows), ``rounds``, ``threads``.
 
     Returns:
         ``machine`` with its ``load`` (mean number of processes that ran or waited in the last
         fifteen minutes; None where it is not known); ``settings``; seconds of every round by
-        name in ``kernels``, and in ``runs`` for each number of ``parameters``; ``halves``, the
-        errors by preparation.
+        name in ``kernels``, by device and name in ``devices``, and in ``runs`` for each number of
+        ``parameters``; ``halves``, the errors by preparation.
     """
     load = round(os.getloadavg()[2], 1) if hasattr(os, "getloadavg") else None
     return {
@@ -64,6 +70,13 @@ def to_json(
         "halves": {
             preparation.value: [asdict(errors) for errors in of]
             for preparation, of in halves.items()
+        },
+        "devices": {
+            device: {
+                "model": _model(device),
+                **{name: _times_json(times) for name, times in of.items()},
+            }
+            for device, of in devices.items()
         },
         "runs": [
             {"parameters": count, **{name: _times_json(times) for name, times in of.items()}}
@@ -89,6 +102,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
             *_kernel_table(kernels, results["settings"]),
             *_targets(kernels, results["settings"]),
             *_half_tables(kernels, results["halves"]),
+            *_device_tables(results),
             *_run_table(results),
         ]
     )
@@ -178,6 +192,12 @@ def _targets(kernels: Mapping[str, Times], settings: Mapping[str, int]) -> Itera
             f"{processor:.0%} | {_met(clock, processor, _TARGET_GEMM)} |"
         )
     yield ""
+    yield (
+        "What was tried, and what the kernel's time consists of, is told in "
+        "[`kernel.py`](kernel.py): operations of torch that are not fused wait for the cache "
+        "between two products, and windows prepared by spread take some operations more."
+    )
+    yield ""
     if KERAS not in kernels:
         yield "`tf_keras` was not installed: the authors' way of working was not measured."
         yield ""
@@ -225,6 +245,36 @@ def _met(clock: float, processor: float, target: float) -> str:
     if reached == {True}:
         return "yes"
     return "no" if reached == {False} else "by one of the two"
+
+
+def _model(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return device
+
+
+def _device_tables(results: Mapping[str, Any]) -> Iterator[str]:
+    if not results["devices"]:
+        yield "## GPUs"
+        yield ""
+        yield "None was measured: the machine has none, or `--device` named none."
+        yield ""
+    rows = results["settings"]["rows"]
+    for device, found in results["devices"].items():
+        yield f"## {device}: {found['model']}"
+        yield ""
+        yield (
+            f"One step of {rows:,} parameters in the device's memory, by the clock. The paper "
+            f"gives {_PAPER_SECONDS:g} s a parameter on its authors' GPU."
+        )
+        yield ""
+        yield "| | million parameters/s | against the paper |"
+        yield "|---|---:|---:|"
+        for name, of in found.items():
+            if name != "model":
+                rate = rows / _times(of).seconds
+                yield f"| {name} | {rate / 1e6:.2f} | {rate * _PAPER_SECONDS:.1f} × |"
+        yield ""
 
 
 def _run_table(results: Mapping[str, Any]) -> Iterator[str]:

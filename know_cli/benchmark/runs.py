@@ -77,6 +77,7 @@ def measure_runs(
     threads: int,
     max_memory: int,
     rounds: int,
+    device: str,
 ) -> tuple[int, dict[str, Times]]:
     """Predict one step from generated files: as a library, as a command, and a copy of the bytes.
 
@@ -87,6 +88,7 @@ def measure_runs(
         checkpoints: S.
         threads: workers.
         max_memory: bytes.
+        device: as for ``know predict``.
         rounds: of each; one, without another to warm up, from a hundred million parameters on.
 
     Returns:
@@ -99,7 +101,7 @@ def measure_runs(
     out = folder / _OUT
     try:
         settings = Settings(threads=threads, max_memory=max_memory)
-        request = Request(paths, out, weights, settings, force=True, device="cpu")
+        request = Request(paths, out, weights, settings, force=True, device=device)
 
         def pipeline() -> None:
             with open_prediction(request) as prediction:
@@ -107,7 +109,7 @@ def measure_runs(
 
         command = [
             sys.executable, "-m", "know_cli", "predict", *map(str, paths), "-o", str(out),
-            "--force", "--quiet", "--device", "cpu", "--threads", str(threads),
+            "--force", "--quiet", "--device", device, "--threads", str(threads),
             "--max-memory", str(max_memory), *(["--weights", weights] if weights else []),
         ]  # fmt: skip
         cases: dict[str, Callable[[], object]] = {

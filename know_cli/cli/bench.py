@@ -11,6 +11,7 @@ import typer
 
 from know_cli.cli.options import max_memory_option, quiet_option, threads_option, usable_cores
 from know_cli.cli.output import Output
+from know_cli.engine.device_names import DEVICE_NAMES, check_device_name
 from know_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ EPILOG = "\n\n".join(
         "Examples:",
         "know bench",
         "know bench --threads 1 --json bench.json --table know_cli/engine/RESULTS.md",
+        "know bench --device cuda --rows 10000000",
         "know bench --sizes 1e5,1e6,1e7,1e8,1e9 --folder /fast/disk --plot cost.svg",
         "The Keras model of the paper's authors is measured, too, where tensorflow and tf_keras "
         "are installed.",
@@ -60,6 +62,14 @@ def bench(
     ] = 7,
     threads: Annotated[int | None, threads_option()] = None,
     max_memory: Annotated[int, max_memory_option()] = 1 << 30,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar=DEVICE_NAMES,
+            help="Where whole predictions run, as for 'know predict'; what is not the CPU is "
+            "measured alone, too.",
+        ),
+    ] = "cpu",
     weights: Annotated[
         str | None,
         typer.Option(
@@ -104,6 +114,7 @@ def bench(
     from know_cli.files import write_text
 
     talk = Output(quiet)
+    check_device_name(device)
     wanted = _parse_sizes(sizes)
     for path, option in ((json, "--json"), (table, "--table"), (plot, "--plot")):
         if path is not None:
@@ -115,14 +126,17 @@ def bench(
 
     import torch
 
+    from know_cli.benchmark.devices import measure_device
     from know_cli.benchmark.halves import measure_errors
     from know_cli.benchmark.kernels import measure_kernels, random_walks
     from know_cli.benchmark.results import draw, to_json, to_markdown
     from know_cli.benchmark.runs import measure_runs
     from know_cli.bundles import find_bundle
+    from know_cli.engine.devices import choose_devices
     from know_cli.hypermodel import load_bundle
     from know_cli.methods.prediction import DEFAULT_WEIGHTS
 
+    (of_device, *_) = choose_devices(device)
     workers = threads or usable_cores()
     bundle = load_bundle(find_bundle(weights or DEFAULT_WEIGHTS, _CHECKPOINTS))
     if bundle.checkpoints != _CHECKPOINTS:
@@ -134,6 +148,10 @@ def bench(
     kernels = measure_kernels(bundle, rows, rounds, workers)
     history = random_walks(_CHECKPOINTS, rows, torch.Generator().manual_seed(0))
     halves = {bundle.preparation: measure_errors(bundle, bundle.preparation, history)}
+    on_device = {}
+    if of_device.type != "cpu":
+        talk.notice(f"{of_device}: {rounds} rounds of {rows:,} parameters")
+        on_device = {str(of_device): measure_device(bundle, of_device, rows, rounds)}
     runs = []
     for size in wanted:
         talk.notice(f"predictions of {size:,} parameters")
@@ -141,11 +159,11 @@ def bench(
             runs.append(
                 measure_runs(
                     Path(temporary), size, weights, _CHECKPOINTS, workers, max_memory,
-                    min(rounds, _MOST_RUN_ROUNDS),
+                    min(rounds, _MOST_RUN_ROUNDS), device,
                 )
             )  # fmt: skip
     settings = {"checkpoints": _CHECKPOINTS, "rows": rows, "rounds": rounds, "threads": workers}
-    results = to_json(kernels, halves, runs, settings)
+    results = to_json(kernels, halves, on_device, runs, settings)
     talk.show(*_tables(results))
     if json is not None:
         write_report(json, results)
