@@ -533,6 +533,32 @@ def test_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
         open_ranks(print).__enter__()
 
 
+def test_a_message_does_not_wait_for_a_rank_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gloo may tell the listener of it, and leave the sender waiting."""
+    environment(monkeypatch, RANK=1, WORLD_SIZE=2, MASTER_ADDR="localhost", MASTER_PORT=1)
+    over, senders = threading.Event(), set()
+
+    def send(tensor: torch.Tensor, peer: int) -> None:
+        senders.add(threading.current_thread())
+        over.wait(SECONDS)
+
+    monkeypatch.setattr(torchrun.dist, "send", send)
+    ranks = torchrun.TorchRanks(print)
+    began = time.monotonic()
+    threading.Timer(0.2, lambda: ranks._gone.add(0)).start()
+    with pytest.raises(RuntimeError, match="rank 0 does not answer"):
+        ranks._send(0, "value", 1)
+    assert len(senders) == 1
+    with pytest.raises(RuntimeError, match="rank 0 does not answer"):
+        ranks._send(0, "end", None)
+    assert time.monotonic() - began < SECONDS / 2
+    over.set()
+    while len(senders) < 2:
+        time.sleep(0.01)
+    for sender in senders:
+        sender.join()
+
+
 def test_ranks_of_a_machine_share_its_cores_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     environment(
         monkeypatch, RANK=1, WORLD_SIZE=4, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2,
