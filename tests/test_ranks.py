@@ -509,6 +509,7 @@ def test_one_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"RANK": "x"}, "RANK='x' in the environment is no number"),
         ({"RANK": 2}, "RANK=2, WORLD_SIZE=2: no such rank"),
+        ({"RANK": 0, "MASTER_PORT": 65536}, "MASTER_PORT=65536 in the environment is no port"),
     ],
 )
 def test_an_environment_that_contradicts_itself(
@@ -522,15 +523,34 @@ def test_an_environment_that_contradicts_itself(
     assert message in done.stderr
 
 
-def test_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rank", "missing"), [(0, "not all have come"), (1, "nothing answers at 127.0.0.1:{port}")]
+)
+def test_ranks_that_do_not_come(
+    rank: int, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
     """As when a run of one process inherits the environment of one rank of a training."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment(monkeypatch, RANK=0, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    environment(monkeypatch, RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     monkeypatch.setattr(torchrun, "_START", timedelta(seconds=1))
-    with pytest.raises(UsageError, match=r"does not reach the other ranks .*unset WORLD_SIZE"):
-        open_ranks(print).__enter__()
+    monkeypatch.setattr(torchrun, "_PATIENCE", timedelta(seconds=0.2))
+    told: list[str] = []
+    with pytest.raises(UsageError) as raised:
+        open_ranks(told.append).__enter__()
+    missing = missing.format(port=port)
+    assert f"does not reach the other ranks ({missing})" in str(raised.value)
+    assert str(raised.value).endswith("unset WORLD_SIZE")
+    # One rank tells what all wait for.
+    assert told == (
+        [
+            f"rank 0 of 2: waiting for the other ranks ({missing}); if this is to be the only "
+            "process, unset WORLD_SIZE"
+        ]
+        if rank == 0
+        else []
+    )
 
 
 def test_a_message_does_not_wait_for_a_rank_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +31,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from know_cli.engine.ranks import PeerError, Ranks, number
 from know_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OUTPUT, KnowError, UsageError
@@ -43,6 +43,7 @@ _PATIENCE = timedelta(seconds=10)
 # torchrun ends the others as soon as one rank has ended; the reason may come a little later.
 _REASON_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
+_LARGEST_PORT = 2**16 - 1
 
 _VALUE, _FAILED, _END = "value", "failed", "end"
 
@@ -110,7 +111,7 @@ class TorchRanks(Ranks):
         return self
 
     def _connect(self) -> None:
-        store, _, _ = next(rendezvous("env://", timeout=_START))
+        store = self._open_store()
         # A script may be what torchrun starts, and predict several times, one after the other.
         turn = (store.add("know-predict", 1) - 1) // self.size
         store = dist.PrefixStore(f"know-predict {turn}", store)  # type: ignore[attr-defined]
@@ -119,19 +120,47 @@ class TorchRanks(Ranks):
             "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_START
         )
 
+    def _open_store(self) -> Any:
+        """The store of torchrun, or one of rank 0."""
+        host, port = os.environ["MASTER_ADDR"], number("MASTER_PORT")
+        if port > _LARGEST_PORT:
+            raise UsageError(f"MASTER_PORT={port} in the environment is no port")
+        of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+        is_master = self.rank == 0 and not of_torchrun
+        if not is_master:
+            self._wait_until(lambda: _answers(host, port), f"nothing answers at {host}:{port}")
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            host,
+            port,
+            is_master=is_master,
+            timeout=_START,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+
     def _meet(self, store: Any) -> None:
-        """Wait until all ranks are there; so that it can be interrupted, by looking."""
+        """Wait until all ranks are there."""
         here = [f"rank {rank}" for rank in range(self.size)]
         store.set(here[self.rank], "")
+        self._wait_until(lambda: bool(store.check(here)), "not all have come")
+
+    def _wait_until(self, is_there: Callable[[], bool], missing: str) -> None:
+        """Look again and again: torch's own ways to wait could not be interrupted.
+
+        Raises:
+            RuntimeError: it has taken too long; says what was missing.
+        """
         began = time.monotonic()
         is_told = False
-        while not store.check(here):
+        while not is_there():
             waited = time.monotonic() - began
             if waited > _START.total_seconds():
-                missing = sum(not store.check([name]) for name in here)
-                raise RuntimeError(f"{missing} have not come")
+                raise RuntimeError(missing)
             if waited > _PATIENCE.total_seconds() and not (self.rank or is_told):
-                self._tell(f"rank {self.rank} of {self.size}: waiting for the other ranks")
+                self._tell(
+                    f"rank {self.rank} of {self.size}: waiting for the other ranks ({missing}); if "
+                    "this is to be the only process, unset WORLD_SIZE"
+                )
                 is_told = True
             time.sleep(_LOOK_SECONDS)
 
@@ -306,6 +335,15 @@ class TorchRanks(Ranks):
         if found is None or found.rank == self.rank or isinstance(error, PeerError):
             return
         raise found.error() from error
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether something listens there; a name that is not known may become so."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def _exit_code(error: BaseException) -> int:
