@@ -12,6 +12,8 @@ EXIT_USAGE = 2
 EXIT_CHECKPOINT = 3
 EXIT_OUTPUT = 4
 EXIT_INTERRUPTED = 130
+#: What a shell reports for a program that SIGPIPE ended.
+EXIT_BROKEN_PIPE = 141
 
 
 class KnowError(Exception):
@@ -60,3 +62,10 @@ def quoted(value: object) -> str:
         return text
     half = _MAX_QUOTED // 2
     return f"{text[:half]}…{text[-half:]}"
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error is an interruption, or has become of one, as while a class is being made."""
+    return isinstance(error, KeyboardInterrupt) or (
+        error is not None and was_interrupted(error.__cause__)
+    )

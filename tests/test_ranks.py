@@ -16,9 +16,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -29,7 +31,8 @@ from know_cli.checkpoints.temporary import Temporary, join_temporary
 from know_cli.cli.options import usable_cores
 from know_cli.engine import torchrun
 from know_cli.engine.devices import choose_devices
-from know_cli.engine.ranks import Ranks, open_ranks, processes_here
+from know_cli.engine.predictor import Predictors
+from know_cli.engine.ranks import PeerError, Ranks, open_ranks, processes_here
 from know_cli.errors import (
     EXIT_CHECKPOINT,
     EXIT_DONE,
@@ -39,6 +42,7 @@ from know_cli.errors import (
     OutputError,
     UsageError,
 )
+from know_cli.methods.prediction import _check_agreement
 from tests.conftest import Command
 from tests.forkserver import ForkServer
 from tests.test_faults import PREDICT, inputs, temporaries
@@ -253,9 +257,39 @@ def test_ranks_with_other_inputs_or_wishes_do_not_start(crew: Crew, run: Path) -
     ):
         assert crew.run(*PREDICT, cwd=run, own={1: other}) == [EXIT_USAGE] * 2
         ((line,), nothing) = said(run)
-        assert "rank 1 has other checkpoints, options, devices or versions than rank 0" in line
+        assert (
+            "rank 1 has other checkpoints, options, devices, processors or versions than rank 0"
+            in line
+        )
         assert nothing == []
         assert names(run) == before
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_only_plans_ends_the_others(rank: int, crew: Crew, run: Path) -> None:
+    before = names(run)
+    codes = crew.run(*PREDICT, cwd=run, own={rank: (*PREDICT, "--dry-run")})
+    # Rank 0 had done and told what it was asked for.
+    assert codes == ([EXIT_DONE, EXIT_USAGE] if rank == 0 else [EXIT_USAGE] * 2)
+    lines = [line for lines in said(run) for line in lines]
+    assert len(lines) == 1
+    assert f"rank {rank} has ended, having less to do than rank {1 - rank}" in lines[0]
+    assert names(run) == before
+    assert (run / "out").read_bytes() == b"precious"
+
+
+def test_processors_that_differ_do_not_work_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = SimpleNamespace(rows=SimpleNamespace(device=torch.device("cuda:0"), block_rows=1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"model {device.index}")
+
+    class Two(Ranks):
+        size = 2
+
+        def gather(self, value: Any) -> list[Any]:
+            return [value, value.replace("model 0", "model 1")]
+
+    with pytest.raises(UsageError, match="rank 1 has other .* processors"):
+        _check_agreement(Two(), cast(Predictors, own), [])
 
 
 def test_an_error_of_all_ranks_is_told_once(crew: Crew, run: Path) -> None:
@@ -383,7 +417,7 @@ def test_as_long_as_one_rank_lives_the_temporary_is_taken(tmp_path: Path) -> Non
     output = tmp_path / "out"
     first = Temporary(output, is_folder=False)
     assert first.share()
-    part = join_temporary(first.path, output, is_folder=False, is_locked=True)
+    part = join_temporary(first.path, output, is_folder=False, is_locked=True, check=lambda: None)
     first.path.write_bytes(b"half")
     assert first._lock is not None
     os.close(first._lock)  # as when rank 0 is killed
@@ -394,7 +428,7 @@ def test_as_long_as_one_rank_lives_the_temporary_is_taken(tmp_path: Path) -> Non
     second = Temporary(output, is_folder=False)
     assert second.path.read_bytes() == b""
     with pytest.raises(OutputError, match="out: another run is writing it"):
-        join_temporary(first.path, output, is_folder=False, is_locked=True)
+        join_temporary(first.path, output, is_folder=False, is_locked=True, check=lambda: None)
     second.discard()
 
 
@@ -433,21 +467,42 @@ def test_a_part_of_another_output_is_not_written(tmp_path: Path) -> None:
         assert place.is_locked
         with (
             pytest.raises(OutputError, match="is not the file that rank 0 has begun"),
-            CheckpointPart(output, two, {}, place),
+            CheckpointPart(output, two, {}, place, lambda: None),
         ):
             pass
-        with CheckpointPart(output, one, {}, place) as part:
+        # As a machine has it that does not share the disk, where the same run was killed.
+        stale = tmp_path / "stale"
+        stale.write_bytes(bytes(place.path.stat().st_size))
+        elsewhere = replace(place, path=stale, is_locked=False)
+        with (
+            pytest.raises(OutputError, match="must share the output's file system"),
+            CheckpointPart(output, one, {}, elsewhere, lambda: None),
+        ):
+            pass
+        with CheckpointPart(output, one, {}, place, lambda: None) as part:
             part.write("w", 4, memoryview(torch.full((1,), 7.0).numpy().tobytes()))
             part.flush()
         writer.write("w", 0, memoryview(torch.full((1,), 5.0).numpy().tobytes()))
         writer.commit()
     assert load_file(output)["w"].tolist() == [5, 7]
+    assert abs(output.stat().st_mtime - time.time()) < 1000
 
 
 def test_a_temporary_that_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(temporary, "_SEEN_WITHIN_SECONDS", 0.3)
     with pytest.raises(OutputError, match="must share the output's file system"):
-        join_temporary(tmp_path / "none", tmp_path / "out", is_folder=False, is_locked=True)
+        join_temporary(
+            tmp_path / "none", tmp_path / "out", is_folder=False, is_locked=True, check=lambda: None
+        )
+
+    def fail() -> None:
+        raise PeerError("rank 0 has failed", EXIT_OUTPUT, is_told=True)
+
+    monkeypatch.setattr(temporary, "_SEEN_WITHIN_SECONDS", SECONDS)
+    with pytest.raises(PeerError):
+        join_temporary(
+            tmp_path / "none", tmp_path / "out", is_folder=False, is_locked=True, check=fail
+        )
 
 
 # --------------------------------------------------------------------------------------- resuming

@@ -200,6 +200,16 @@ def test_a_journal_of_something_else_is_not_taken(
     assert not journal_path(tmp_path / "out").exists()
 
 
+def test_the_number_of_threads_does_not_matter(paths: list[Path], bundle_path: Path, tmp_path: Path) -> None:  # fmt: skip
+    request = request_of(paths, bundle_path, tmp_path / "out")
+    found = set()
+    for threads in (1, 2):
+        settings = replace(SETTINGS, threads=threads, max_memory=1 << 30)
+        with open_prediction(replace(request, settings=settings)) as opened:
+            found.add(opened._identity())
+    assert len(found) == 1
+
+
 def test_every_step_goes_on_too(paths: list[Path], bundle_path: Path, tmp_path: Path) -> None:
     for name in ("ended", "whole"):
         (tmp_path / name).mkdir()

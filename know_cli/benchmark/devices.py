@@ -27,8 +27,8 @@ def measure_device(
 ) -> dict[str, Times]:
     """Times of one step for ``rows`` parameters that are on the device and stay there.
 
-    Those that are missing (Triton where it is not installed, the compiled module on anything but
-    CUDA) are left out.
+    What is missing is left out: Triton where it is not installed or does not suit the device, the
+    compiled module on anything but CUDA.
     """
     history = random_walks(bundle.checkpoints, rows, torch.Generator().manual_seed(0)).to(device)
     out = torch.empty(1, rows, device=device)
@@ -38,7 +38,7 @@ def measure_device(
             continue
         try:
             kernel = kernels(bundle, 1, device, DEVICE_BLOCK_ROWS)[Kind.CONV]
-        except ImportError:
+        except (ImportError, RuntimeError):  # no Triton, or a device that it does not suit
             continue
         # Triton's takes any number of rows at once.
         cases[name] = _in_blocks(kernel, history, out, rows if name == TRITON else None)

@@ -118,7 +118,8 @@ def _heading(results: Mapping[str, Any]) -> Iterator[str]:
         f"({of['cores']} cores, {of['system']}, Python {of['python']}, torch {of['torch']}), "
         f"know-predict {results['version']}, {threads}, S = {settings['checkpoints']}, "
         f"{settings['rounds']} rounds in which all that is compared takes turns, after one to warm "
-        "up. Medians; a ratio is the median of the rounds' ratios."
+        "up (of whole predictions at most 3, and one, cold, from a hundred million parameters on). "
+        "Medians; a ratio is the median of the rounds' ratios."
     )
     yield ""
     if of["load"] is not None:

@@ -35,7 +35,7 @@ class Times:
 def take_turns(
     functions: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
 ) -> dict[str, Times]:
-    """Call each function once to warm up, then all of them in turn, ``rounds`` times."""
+    """Call all functions in turn, ``rounds`` times, and each once before that to warm up."""
     if warm_up:
         for function in functions.values():
             function()

@@ -10,8 +10,9 @@ import filecmp
 import json
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ _WRITE_BYTES = 8 << 20
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 # Several machines may write to one page of a file. One that has read the page may, on NFS, write
 # all of it back (nfs_can_extend_write in Linux); one that cannot read writes its own bytes only.
+_STAMPS = 1 << 31
 _ONLY_WRITES = os.O_WRONLY | os.O_CLOEXEC
 
 
@@ -221,6 +223,7 @@ class CheckpointWriter(_Places):
         super().__init__(output, like, metadata)
         self._force = force
         self._flushed = False
+        self._is_stamped = False
         self._temporary: Temporary | None = None
 
     def __enter__(self) -> CheckpointWriter:
@@ -266,13 +269,16 @@ class CheckpointWriter(_Places):
         """
         assert self._temporary is not None, "use it in a with block"
         with _output_errors(self.output):
+            stamp = secrets.randbelow(_STAMPS)
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
                 if hasattr(os, "posix_fadvise"):
                     # What this machine remembers of the file must not be written back with
                     # its own part.
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            return SharedPlace(self._temporary.path.absolute(), self._temporary.share())
+                os.utime(descriptor, (stamp, stamp))
+            self._is_stamped = True
+            return SharedPlace(self._temporary.path.absolute(), self._temporary.share(), stamp)
 
     def flush(self) -> None:
         """Have everything on disk, still under the temporary name; after it only renames are left.
@@ -281,6 +287,9 @@ class CheckpointWriter(_Places):
             OutputError: the disk refuses.
         """
         with _output_errors(self.output):
+            if self._is_stamped:
+                for descriptor in self._descriptors:
+                    os.utime(descriptor)
             self._sync()
             if self._like.is_folder:
                 self.left_out = copy_other_files(self._like, self._place_of_files)
@@ -326,10 +335,14 @@ class SharedPlace:
     Attributes:
         path: of the temporary; all see it under this path.
         is_locked: whether it is kept from other runs by a lock.
+        stamp: time of the files' last change, in whole seconds, drawn at random. A machine that
+            does not share the file system may have files of the same name and size there, which
+            a run that was killed left.
     """
 
     path: Path
     is_locked: bool
+    stamp: int
 
 
 class CheckpointPart(_Places):
@@ -342,14 +355,21 @@ class CheckpointPart(_Places):
         output: as the other writer's.
         like: as the other writer's.
         metadata: as the other writer's.
-        place: what the other writer shares.
+        place: what the other writer shares; nobody may write before all have opened it.
+        check: is called while the place is not seen yet, and raises if that is in vain.
     """
 
     def __init__(
-        self, output: Path, like: Checkpoint, metadata: Mapping[str, str], place: SharedPlace
+        self,
+        output: Path,
+        like: Checkpoint,
+        metadata: Mapping[str, str],
+        place: SharedPlace,
+        check: Callable[[], None],
     ) -> None:
         super().__init__(output, like, metadata)
         self._shared = place
+        self._check = check
         self._lock = -1
 
     def __enter__(self) -> CheckpointPart:
@@ -359,6 +379,7 @@ class CheckpointPart(_Places):
                 self.output,
                 is_folder=self._like.is_folder,
                 is_locked=self._shared.is_locked,
+                check=self._check,
             )
             try:
                 for path, start, infos in self._layouts():
@@ -366,8 +387,12 @@ class CheckpointPart(_Places):
                     descriptor = os.open(target, _ONLY_WRITES | os.O_NOFOLLOW)
                     self._descriptors.append(descriptor)
                     size = max((info.end for info in infos.values()), default=len(start))
-                    if os.fstat(descriptor).st_size != size:
-                        raise OutputError(f"{target}: is not the file that rank 0 has begun")
+                    found = os.fstat(descriptor)
+                    if (found.st_size, int(found.st_mtime)) != (size, self._shared.stamp):
+                        raise OutputError(
+                            f"{target}: is not the file that rank 0 has begun; the ranks' machines "
+                            "must share the output's file system"
+                        )
                     self._take(descriptor, infos)
             except BaseException:
                 self._leave()

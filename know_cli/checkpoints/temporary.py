@@ -17,6 +17,7 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -170,7 +171,9 @@ class Temporary:
             self._lock = None
 
 
-def join_temporary(path: Path, output: Path, *, is_folder: bool, is_locked: bool) -> int:
+def join_temporary(
+    path: Path, output: Path, *, is_folder: bool, is_locked: bool, check: Callable[[], None]
+) -> int:
     """Hold the lock of a temporary that another process shares (:meth:`Temporary.share`).
 
     Args:
@@ -178,6 +181,7 @@ def join_temporary(path: Path, output: Path, *, is_folder: bool, is_locked: bool
         output: what it is going to be, for messages.
         is_folder: what it is.
         is_locked: whether it has a lock.
+        check: is called while it is not seen yet, and raises if that is in vain.
 
     Returns:
         A descriptor, whose closing lets go of the lock.
@@ -197,6 +201,7 @@ def join_temporary(path: Path, output: Path, *, is_folder: bool, is_locked: bool
                 f"{path}: was made by rank 0, but is not seen here; the ranks' machines must "
                 "share the output's file system"
             )
+        check()
         time.sleep(_LOOK_EVERY_SECONDS)
     try:
         if is_locked:

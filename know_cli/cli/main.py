@@ -36,10 +36,16 @@ from know_cli.cli.train import EPILOG as TRAIN_EPILOG
 from know_cli.cli.train import train
 from know_cli.cli.verify import EPILOG as VERIFY_EPILOG
 from know_cli.cli.verify import verify
-from know_cli.errors import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_OUTPUT, KnowError
+from know_cli.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_BUG,
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_OUTPUT,
+    KnowError,
+    was_interrupted,
+)
 
-# What a shell reports for a program that SIGPIPE ended.
-_EXIT_BROKEN_PIPE = 141
 _DEBUG = "KNOW_DEBUG"
 _MAX_MESSAGE = 4000
 _INTERRUPTED = "interrupted; the output is left as it was"
@@ -189,7 +195,7 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
         _silence_stdout()
         return _fail(name, f"{where}: {error.strerror or error}", EXIT_OUTPUT)
     except Exception as error:
-        if _was_interrupted(error):
+        if was_interrupted(error):
             return _fail(name, _INTERRUPTED, EXIT_INTERRUPTED)
         if os.environ.get(_DEBUG):
             traceback.print_exc()
@@ -200,15 +206,9 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
     return code if isinstance(code, int) else EXIT_DONE
 
 
-def _was_interrupted(error: BaseException) -> bool:
-    """Whether an interruption became another error, as it does while a class is being made."""
-    cause = error.__cause__
-    return isinstance(cause, KeyboardInterrupt) or (cause is not None and _was_interrupted(cause))
-
-
 def _without_reader() -> int:
     _silence_stdout()
-    return _EXIT_BROKEN_PIPE
+    return EXIT_BROKEN_PIPE
 
 
 def _silence_stdout() -> None:

@@ -143,6 +143,11 @@ def execute(
         run = _Run(
             trajectory, plan, settings, predictors, outputs, writers, progress, journal, ranks
         )
+        if journal is not None and journal.begun_anew:
+            run.report.notices.append(
+                "--resume: the journal that was there was of other inputs or wishes; all was "
+                "computed anew"
+            )
         whose = f" as rank {ranks.rank} of {ranks.size}:" if ranks.size > 1 else ""
         progress.phase(f"predicting{whose}", plan.predicted)
         run.predict(stack)
@@ -185,9 +190,11 @@ def _open_outputs(
 ) -> list[Sink]:
     """Rank 0 begins the files, and all ranks open them."""
     if ranks.rank:
-        places = [SharedPlace(Path(path), locked) for path, locked in ranks.broadcast(None)]
+        places = [SharedPlace(Path(path), *rest) for path, *rest in ranks.broadcast(None)]
         parts = [
-            stack.enter_context(CheckpointPart(output.path, like, output.metadata, place))
+            stack.enter_context(
+                CheckpointPart(output.path, like, output.metadata, place, ranks.check)
+            )
             for output, place in zip(outputs, places, strict=True)
         ]
         ranks.gather(None)
@@ -201,7 +208,7 @@ def _open_outputs(
     ]
     if ranks.size > 1:
         places = [writer.share() for writer in writers]
-        ranks.broadcast([(str(place.path), place.is_locked) for place in places])
+        ranks.broadcast([(str(place.path), place.is_locked, place.stamp) for place in places])
         # Only now does each rank know that what it has opened and locked is this run's: rank 0
         # was there all the time.
         ranks.gather(None)
@@ -653,7 +660,7 @@ class _Run:
             numbers.squared_norm += norm
         report.replaced += part["replaced"]
         report.nonfinite += part["nonfinite"]
-        report.notices += part["notices"]
+        report.notices += [text for text in part["notices"] if text not in report.notices]
         for what, seconds in part["seconds"].items():
             # Ranks work at the same time.
             report.seconds[what] = max(report.seconds[what], seconds)

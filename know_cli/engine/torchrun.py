@@ -33,7 +33,15 @@ import torch
 import torch.distributed as dist
 
 from know_cli.engine.ranks import PeerError, Ranks, number
-from know_cli.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OUTPUT, KnowError, UsageError
+from know_cli.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_BUG,
+    EXIT_INTERRUPTED,
+    EXIT_OUTPUT,
+    KnowError,
+    UsageError,
+    was_interrupted,
+)
 
 # All ranks are started at about the same time, but from a cold file system torch loads slowly.
 _START = timedelta(minutes=5)
@@ -76,6 +84,8 @@ class TorchRanks(Ranks):
         self._lock = threading.Lock()
         self._failure: _Failure | None = None
         self._gone: set[int] = set()
+        self._ended: set[int] = set()
+        self._let_go: set[int] = set()
         self._has_failed = threading.Event()
         self._has_told = threading.Event()
         self._is_interrupted = False
@@ -112,7 +122,8 @@ class TorchRanks(Ranks):
 
     def _connect(self) -> None:
         store = self._open_store()
-        # A script may be what torchrun starts, and predict several times, one after the other.
+        # A script may be what torchrun starts, and predict several times, one after the other. (It
+        # is to end after the first that fails: signals do not interrupt that end.)
         turn = (store.add("know-predict", 1) - 1) // self.size
         store = dist.PrefixStore(f"know-predict {turn}", store)  # type: ignore[attr-defined]
         self._meet(store)
@@ -177,7 +188,7 @@ class TorchRanks(Ranks):
                 self._handlers[wish] = signal.signal(wish, self._interrupt)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if not (self._is_interrupted or self._failure):
+        if not self._is_interrupted:
             self._is_interrupted = True
             raise KeyboardInterrupt
 
@@ -233,6 +244,8 @@ class TorchRanks(Ranks):
                     self._inboxes[peer].put(value)
                 elif what == _FAILED:
                     self._settle(_Failure(*value))
+                elif what == _END:
+                    self._ended.add(peer)
                 if what == _END or (what == _FAILED and self.rank):
                     return
         except RuntimeError:
@@ -248,7 +261,7 @@ class TorchRanks(Ranks):
         self._has_failed.set()
         if self.rank == 0:
             told = [failure.rank, failure.code, True]
-            for peer in self._outboxes:
+            for peer in self._outboxes.keys() - self._let_go:
                 with suppress(RuntimeError):  # it may be the one that has ended
                     self._send(peer, _FAILED, told, _PATIENCE)
             self._has_told.set()
@@ -288,8 +301,14 @@ class TorchRanks(Ranks):
     def _next(self, peer: int) -> Any:
         while True:
             self.check()
+            has_ended = peer in self._ended  # to be looked at before what it may have left
             with suppress(queue.Empty):
                 return self._inboxes[peer].get(timeout=_LOOK_SECONDS)
+            if has_ended:
+                raise UsageError(
+                    f"rank {peer} has ended, having less to do than rank {self.rank}; start all "
+                    "ranks with the same command"
+                )
 
     # ------------------------------------------------------------------ the end
 
@@ -305,7 +324,10 @@ class TorchRanks(Ranks):
             self._finish()
 
     def _finish(self) -> None:
+        if self.rank:
+            self._is_interrupted = True  # its work is done: what comes now is for rank 0 to tell
         for peer in self._outboxes:
+            self._let_go.add(peer)
             with suppress(RuntimeError):
                 self._send(peer, _END, None)
         for listener in self._listeners:
@@ -327,7 +349,8 @@ class TorchRanks(Ranks):
         elif self._failure is None:
             with suppress(RuntimeError):
                 self._send(0, _FAILED, [own.rank, own.code, own.is_told], _PATIENCE)
-            self._has_failed.wait(_PATIENCE.total_seconds())
+            if 0 not in self._ended:
+                self._has_failed.wait(_PATIENCE.total_seconds())
         if self.rank:
             with suppress(RuntimeError):
                 self._send(0, _END, None, _PATIENCE)
@@ -349,6 +372,9 @@ def _answers(host: str, port: int) -> bool:
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, KnowError):
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
+    if was_interrupted(error):
         return EXIT_INTERRUPTED
+    # Rich answers a broken pipe with the latter.
+    if isinstance(error, BrokenPipeError | SystemExit):
+        return EXIT_BROKEN_PIPE
     return EXIT_OUTPUT if isinstance(error, OSError) else EXIT_BUG

@@ -164,11 +164,6 @@ class Prediction:
                     Journal(self.request.output, self._identity(), ranks.rank, ranks.size)
                 )
             report = self.run(self.plan, progress, journal=journal)
-        if journal and journal.begun_anew:
-            report.notices.append(
-                "--resume: the journal that was there was of other inputs or wishes; all was "
-                "computed anew"
-            )
         if ranks.rank:
             return report
         remove_journals(self.request.output)
@@ -205,7 +200,7 @@ class Prediction:
         """Everything that the bytes of a batch depend on, as text."""
         files = [path for c in self.trajectory.checkpoints for path in c.headers]
         wishes = self.describe()
-        for name in ("checkpoints", "threads", "max_memory"):
+        for name in ("checkpoints", "threads", "max_memory", "memory", "device"):
             del wishes[name]
         tensors = [
             (tensor.name, tensor.kind.value, tensor.action.value, tensor.whole)
@@ -216,6 +211,7 @@ class Prediction:
                 "files": [file_identity(path) for path in files],
                 "wishes": wishes,
                 "torch": torch.__version__,
+                "processors": _processors(self._predictors),
                 "allow_nonfinite": self.request.settings.allow_nonfinite,
                 "rows": [self.plan.batch_rows, self._predictors.rows.block_rows],
                 "outputs": [[output.step, dict(output.metadata)] for output in self.outputs],
@@ -342,6 +338,17 @@ def open_prediction(request: Request, ranks: Ranks | None = None) -> Prediction:
     )
 
 
+def _processors(predictors: Predictors) -> list[str]:
+    """Models of what computes, in other words what results may depend on to the last bit."""
+    rows = predictors.rows
+    devices = rows.devices if isinstance(rows, DevicePredictor) else (rows.device,)
+    names = {
+        torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        for device in devices
+    }
+    return [torch.backends.cpu.get_cpu_capability(), *sorted(names)]
+
+
 def _check_agreement(ranks: Ranks, predictors: Predictors, outputs: Sequence[OutputStep]) -> None:
     """Refuse to start if the ranks are not about to do parts of the same.
 
@@ -356,12 +363,13 @@ def _check_agreement(ranks: Ranks, predictors: Predictors, outputs: Sequence[Out
     metadata = [[output.step, dict(output.metadata)] for output in outputs]
     rows = predictors.rows
     kernel = rows.kernel if isinstance(rows, DevicePredictor) else None
-    own = json.dumps([torch.__version__, rows.block_rows, kernel, metadata], sort_keys=True)
+    facts = [torch.__version__, rows.block_rows, kernel, _processors(predictors), metadata]
+    own = json.dumps(facts, sort_keys=True)
     for rank, found in enumerate(ranks.gather(own)):
         if found != own:
             raise UsageError(
-                f"rank {rank} has other checkpoints, options, devices or versions than rank 0; "
-                "start all ranks with the same command and installation"
+                f"rank {rank} has other checkpoints, options, devices, processors or versions than "
+                "rank 0; start all ranks with the same command and installation, on machines alike"
             )
     ranks.broadcast(None)
 
