@@ -634,6 +634,15 @@ def test_a_message_does_not_wait_for_a_rank_that_has_gone(monkeypatch: pytest.Mo
         sender.join()
 
 
+def test_an_interruption_counts_once_whatever_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment(monkeypatch, RANK=0, WORLD_SIZE=2, MASTER_ADDR="localhost", MASTER_PORT=1)
+    ranks = torchrun.TorchRanks(print)
+    ranks._failure = torchrun._Failure(1, EXIT_OUTPUT, is_told=False)
+    with pytest.raises(KeyboardInterrupt):
+        ranks._interrupt(signal.SIGINT, None)
+    ranks._interrupt(signal.SIGTERM, None)
+
+
 def test_ranks_of_a_machine_share_its_cores_and_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     environment(
         monkeypatch, RANK=1, WORLD_SIZE=4, LOCAL_RANK=1, LOCAL_WORLD_SIZE=2,
