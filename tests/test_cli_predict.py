@@ -379,7 +379,9 @@ ERRORS: dict[str, tuple[str, int, str]] = {
     "input's name is too long": (f"{'i' * 300} ckpt0 -o out", EXIT_CHECKPOINT, "name too long"),
     "report's name is too long": (f"ckpt0..ckpt4 -o out --report {'r' * 300}", EXIT_OUTPUT, "name too long"),
     "report has no folder": ("ckpt0..ckpt4 -o out --report no/r.json", EXIT_OUTPUT, "mkdir -p no"),
-    "report is an input": ("ckpt0..ckpt4 -o out --report ckpt0.safetensors", EXIT_OUTPUT, "is a checkpoint of this run"),
+    "output to a stream": ("ckpt0..ckpt4 -o -", EXIT_OUTPUT, "name a file"),
+    "unknown option": ("ckpt0..ckpt4 -o out --foo", EXIT_USAGE, "see 'know predict --help'"),
+    "report is an input": ("ckpt0..ckpt4 -o out --report ckpt0.safetensors", EXIT_OUTPUT, "is an input or an output of this run"),
 }  # fmt: skip
 
 
@@ -519,7 +521,7 @@ def test_a_report_never_replaces_what_is_read_or_written(
             arguments += ["--weights", str(bundle_path)]
         done = know(*arguments, cwd=run)
         assert done.returncode == EXIT_OUTPUT, arguments
-        assert "is a checkpoint of this run" in one_line(done.stderr)
+        assert "is an input or an output of this run" in one_line(done.stderr)
     assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
 
 

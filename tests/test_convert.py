@@ -137,7 +137,7 @@ def zipped(**files: bytes) -> bytes:
 
 WRONG: dict[str, tuple[bytes, str]] = {
     "old form": (legacy(), "before version 1.6"),
-    "empty": (b"", "not a file of torch.save"),
+    "empty": (b"", "is empty"),
     "text": (b"hello", "not a file of torch.save"),
     "another zip": (zipped(readme=b"hello"), "is damaged, or no checkpoint"),
     "no pickle in it": (zipped(data=b"hello", version=b"3"), "is damaged, or no checkpoint"),
@@ -162,6 +162,28 @@ def test_what_cannot_be_converted(case: str, tmp_path: Path, know: Command) -> N
     assert done.returncode == EXIT_CHECKPOINT, done.stderr
     assert message in one_line(done.stderr)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 7\n",
+            "is a Git-LFS pointer",
+        ),
+        (b"<!doctype html><html></html>", "is a web page"),
+        (b"", "is empty"),
+        (bytes(600), "begins with zeros only"),
+        (b"\x10\0\0\0\0\0\0\0{}              ", "looks like a safetensors file"),
+        (b"GGUF0000", "is a GGUF file"),
+        (b"anything", "is not a file of torch.save"),
+    ],
+)
+def test_what_is_no_pickle_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        convert_pickle(tmp_path / "model.bin", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_damage_anywhere_is_no_bug(tmp_path: Path) -> None:

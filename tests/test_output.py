@@ -16,7 +16,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from know_cli.checkpoints import CheckpointWriter, open_checkpoint, save_checkpoint
+from know_cli.checkpoints import (
+    CheckpointWriter,
+    open_checkpoint,
+    other_weights,
+    save_checkpoint,
+    temporary,
+)
 from know_cli.checkpoints import output as module
 from know_cli.checkpoints.output import check_output
 from know_cli.errors import CheckpointError, OutputError
@@ -494,6 +500,53 @@ def test_an_existing_folder_may_be_another_file_system(
     monkeypatch.setattr(Path, "rename", refuse)
     copy(source, out)
     assert sorted(path.name for path in out.iterdir()) == sorted(p.name for p in source.iterdir())
+
+
+def test_weights_of_other_formats_that_stay_in_a_folder_are_told(tmp_path: Path) -> None:
+    like = tmp_path / "like"
+    like.mkdir()
+    save_file({"w": torch.ones(2)}, like / "model.safetensors")
+    output = tmp_path / "out"
+    output.mkdir()
+    for name in ("pytorch_model.bin", "config.json", "model.safetensors", "old.safetensors"):
+        (output / name).touch()
+    with open_checkpoint(like) as checkpoint:
+        found = other_weights(output, checkpoint)
+    assert [path.name for path in found] == ["old.safetensors", "pytorch_model.bin"]
+
+
+def test_where_no_file_can_be_made_no_other_run_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """As in /proc, which answers that there is no such file."""
+    real = os.open
+
+    def refuse(path: object, flags: int, *rest: object, **more: object) -> int:
+        if flags & os.O_CREAT:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return real(path, flags, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OutputError, match="cannot be written: No such file or directory"):
+        save_checkpoint(tmp_path / "out", {"w": torch.ones(1)}, {})
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_an_interruption_while_a_temporary_is_made_leaves_nothing(is_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def interrupted(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(temporary, "lock", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        temporary.Temporary(tmp_path / "out", is_folder=is_folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_temporary_without_locks_is_the_only_one(is_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(temporary, "lock", lambda *_: False)
+    made = temporary.Temporary(tmp_path / "out", is_folder=is_folder)
+    assert list(tmp_path.iterdir()) == [made.path]
+    made.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sub_folders_with_weights_are_left_out(tmp_path: Path) -> None:

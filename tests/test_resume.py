@@ -200,6 +200,25 @@ def test_a_journal_of_something_else_is_not_taken(
     assert not journal_path(tmp_path / "out").exists()
 
 
+def test_a_journal_without_a_batch_does_not_stay(paths: list[Path], bundle_path: Path, tmp_path: Path) -> None:  # fmt: skip
+    class AtOnce(Silent):
+        def phase(self, text: str, parameters: int = 0) -> None:
+            assert journal_path(tmp_path / "out").exists()
+            raise KeyboardInterrupt
+
+    request = request_of(paths, bundle_path, tmp_path / "out")
+    with open_prediction(request) as opened, pytest.raises(KeyboardInterrupt):
+        opened.execute(AtOnce())
+    assert not journal_path(tmp_path / "out").exists()
+
+
+def test_a_journal_of_another_number_of_ranks_is_told(paths: list[Path], bundle_path: Path, tmp_path: Path) -> None:  # fmt: skip
+    journal_path(tmp_path / "out", 1, 2).touch()
+    report = run(request_of(paths, bundle_path, tmp_path / "out"))
+    assert any("is of another number of ranks" in notice for notice in report.notices)
+    assert not journal_path(tmp_path / "out", 1, 2).exists()
+
+
 def test_the_number_of_threads_does_not_matter(paths: list[Path], bundle_path: Path, tmp_path: Path) -> None:  # fmt: skip
     request = request_of(paths, bundle_path, tmp_path / "out")
     found = set()

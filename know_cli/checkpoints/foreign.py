@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints.dtypes import safetensors_dtype
-from know_cli.checkpoints.header import unreadable
+from know_cli.checkpoints.header import known_as, unreadable
 from know_cli.checkpoints.json_text import MAX_OBJECTS, is_unicode
 from know_cli.checkpoints.output import save_checkpoint
 from know_cli.errors import CheckpointError, OutputError, quoted
@@ -30,6 +30,7 @@ NESTED = ("state_dict", "model_state_dict", "model", "module", "params", "weight
 # How the loader names what it will not run.
 _CODE = re.compile(r"GLOBAL ([\w.<>]+)|class ([\w.]+)")
 _MAX_NAMED = 3
+_START_BYTES = 512
 
 
 @dataclass
@@ -117,7 +118,7 @@ def _load(source: Path) -> Any:
         if not source.is_file():
             raise CheckpointError(f"{source}: no such file; give one that torch.save wrote")
         with source.open("rb") as file:
-            start = file.read(4)
+            start = file.read(_START_BYTES)
     except OSError as error:
         raise unreadable(source, error) from error
     if not start.startswith(b"PK\x03\x04"):
@@ -126,7 +127,14 @@ def _load(source: Path) -> Any:
                 f"{source}: is in the form that PyTorch wrote before version 1.6; if you trust it, "
                 "load it and save it again with torch.save"
             )
-        raise CheckpointError(f"{source}: is not a file of torch.save; nothing was read of it")
+        if not start:
+            raise CheckpointError(f"{source}: is empty; download or save it again")
+        if start[8:9] == b"{":
+            raise CheckpointError(
+                f"{source}: looks like a safetensors file, which needs no converting"
+            )
+        what = known_as(start, source.stat().st_size) or "is not a file of torch.save"
+        raise CheckpointError(f"{source}: {what}; nothing was read of it")
     try:
         return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -170,8 +170,8 @@ _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
 _LFS_SIZE = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
 
 
-def _what_it_is(start: bytes, length: int, file_bytes: int) -> str:
-    """Name what was given instead of a safetensors file, from its first bytes."""
+def known_as(start: bytes, file_bytes: int) -> str | None:
+    """What is often given for a checkpoint, and what to do about it, from a file's first bytes."""
     head = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
         size = _LFS_SIZE.search(start)
@@ -192,6 +192,15 @@ def _what_it_is(start: bytes, length: int, file_bytes: int) -> str:
             return what
     if not start.strip(b"\0"):
         return "begins with zeros only, as an unfinished download does; download it again"
+    return None
+
+
+def _what_it_is(start: bytes, length: int, file_bytes: int) -> str:
+    """Name what was given instead of a safetensors file, from its first bytes."""
+    known = known_as(start, file_bytes)
+    if known is not None:
+        return known
+    head = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start[8:9] == b"{":
         needed = _LENGTH.size + length
         if length > MAX_BYTES:

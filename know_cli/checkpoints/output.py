@@ -52,6 +52,8 @@ def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, for
     Raises:
         OutputError: the reason, and what to do.
     """
+    if output == Path("-"):
+        raise OutputError(f"{output}: a checkpoint is written at many places at once; name a file")
     parent = output.parent
     try:
         has_parent = parent.is_dir()
@@ -510,6 +512,16 @@ def save_checkpoint(
         finally:
             temporary.discard()
         _sync_folder(path.parent)
+
+
+def other_weights(output: Path, like: Checkpoint) -> list[Path]:
+    """Files in an output folder that hold weights or training state, but are none of its own."""
+    own = {path.name for path in like.headers}
+    return sorted(
+        path
+        for path in output.iterdir()
+        if path.suffix in _LEFT_OUT and path.name not in own and not path.is_dir()
+    )
 
 
 def _is_taken(output: Path) -> bool:

@@ -59,28 +59,42 @@ class Temporary:
         self.path = self._folder / f".know-{digest}.tmp"
         self._lock: int | None = None
         self._moved = False
-        self._acquire()
+        self._is_ours = False
+        try:
+            self._acquire()
+        except BaseException:  # an interruption may come at any moment
+            if self._is_ours:
+                self.discard()
+            raise
 
     def _acquire(self) -> None:
+        missing: FileNotFoundError | None = None
         for _ in range(_ATTEMPTS):
+            self._is_ours = False
             try:
                 descriptor = self._open()
-            except (FileNotFoundError, FileExistsError):
-                continue  # another run made or removed it in this moment
+                missing = None
+            except FileExistsError:
+                continue  # another run made it in this moment
+            except FileNotFoundError as error:
+                missing = error  # another run removed it, or there is no making any here
+                continue
             try:
                 if not lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     self._go_without_lock()
                     return
                 if self._is_still(descriptor):
+                    self._is_ours = True
                     self._empty(descriptor)
                     self._lock, descriptor = descriptor, -1
                     return
             except BlockingIOError:
+                self._is_ours = False
                 break
             finally:
                 if descriptor >= 0:
                     os.close(descriptor)
-        raise _another_run(self._output)
+        raise missing or _another_run(self._output)
 
     def _open(self) -> int:
         """The file or folder, made if it is missing; links are not followed."""
@@ -88,8 +102,11 @@ class Temporary:
         try:
             if self._is_folder:
                 self.path.mkdir()
+                self._is_ours = True
             else:
-                return os.open(self.path, kind | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                made = os.open(self.path, kind | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                self._is_ours = True
+                return made
         except FileExistsError:
             # In a folder that all may write to, a stranger could have put it there.
             found = self.path.lstat()
@@ -126,11 +143,15 @@ class Temporary:
                 path.unlink()
 
     def _go_without_lock(self) -> None:
+        if self._is_ours:
+            with suppress(OSError):
+                self.path.rmdir() if self._is_folder else self.path.unlink()
         self.path = self._folder / temporary_name()
         if self._is_folder:
             self.path.mkdir()
         else:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        self._is_ours = True
 
     def share(self) -> bool:
         """Hold the lock together with those that :func:`join_temporary`.

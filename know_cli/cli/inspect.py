@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from know_cli.cli.options import no_progress_option, quiet_option
 from know_cli.cli.output import Output
 
 if TYPE_CHECKING:
@@ -40,9 +41,8 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE.json", show_default=False, help="Write what is found as JSON."),
     ] = None,
-    no_progress: Annotated[
-        bool, typer.Option("--no-progress", help="Plain lines, no progress bar.")
-    ] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
+    no_progress: Annotated[bool, no_progress_option()] = False,
 ) -> None:
     """Show a trajectory before predicting: order, step lengths, directions, what is odd."""
     from know_cli.checkpoints import open_trajectory
@@ -54,7 +54,7 @@ def inspect(
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
 
-    talk = Output()
+    talk = Output(quiet)
     paths = expand_arguments(checkpoints)
     if json is not None:
         check_report_path(json, paths, "--json")

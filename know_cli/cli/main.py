@@ -174,7 +174,9 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
             # Help is the answer to a command without arguments; Typer may have shown it itself.
             print(problem, file=sys.stderr)
             return error.exit_code
-        return _fail(name, f"{problem}; see '{name} --help'", error.exit_code)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else name
+        return _fail(name, f"{problem}; see '{command} --help'", error.exit_code)
     except KnowError as error:
         if os.environ.get(_DEBUG):
             traceback.print_exc()

@@ -37,7 +37,9 @@ def check_report_path(path: Path, others: Sequence[Path], option: str = "--repor
     for other in others:
         within = resolved.is_relative_to(other.resolve())
         if within or (path.exists() and other.exists() and path.samefile(other)):
-            raise OutputError(f"{option} {path}: is a checkpoint of this run; name another file")
+            raise OutputError(
+                f"{option} {path}: is an input or an output of this run; name another file"
+            )
 
 
 def write_report(path: Path, content: dict[str, Any]) -> None:

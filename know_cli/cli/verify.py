@@ -25,7 +25,7 @@ EPILOG = "\n\n".join(
         "Examples:",
         "know verify start.safetensors run/ckpt0..ckpt4",
         "know verify start.safetensors run/ckpt0..ckpt4 --full",
-        "Exit codes: 0 it is what it says, 3 it is not, or cannot be verified.",
+        "Exit codes: 0 it is what it says, 2 wrong usage, 3 it is not, or cannot be verified.",
     )
 )
 

@@ -19,5 +19,6 @@ def check_device_name(name: str) -> None:
     """
     if _DEVICE.fullmatch(name) is None:
         raise UsageError(
-            f"--device {name}: is none of auto, cpu, cuda, cuda:0 …, cuda:all, mps, xpu"
+            f"--device {name or repr(name)}: is none of auto, cpu, cuda, cuda:0 …, cuda:all, mps, "
+            "xpu"
         )

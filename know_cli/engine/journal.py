@@ -65,6 +65,13 @@ def _stem(output: Path) -> str:
     return f".know-{digest}"
 
 
+def has_other_journals(output: Path, size: int) -> bool:
+    """Whether there is a journal of a run to an output with another number of ranks."""
+    own = {journal_path(output, rank, size).name for rank in range(size)}
+    found = output.absolute().parent.glob(f"{_stem(output)}*{_SUFFIX}")
+    return any(path.name not in own for path in found)
+
+
 def remove_journals(output: Path) -> None:
     """Take away what runs with ``--resume`` left before this output was complete.
 
@@ -105,7 +112,7 @@ class Journal:
 
     Ask for the records in the order of the batches with :meth:`finished` until there is none,
     then :meth:`add` data and :meth:`finish` each batch; :meth:`remove` it when the output is
-    complete. It stays where the ``with`` block is left without that.
+    complete. It stays where the ``with`` block is left without that and a batch is in it.
 
     Args:
         output: the run's last output.
@@ -129,6 +136,7 @@ class Journal:
         self._position = 0
         self._crc = 0
         self._reading = True
+        self._has_records = False
 
     def __enter__(self) -> Journal:
         with self._errors():
@@ -193,6 +201,7 @@ class Journal:
         if len(text) < length or zlib.crc32(text, crc) != expected:
             return None
         self._position = position + length
+        self._has_records = True
         return Finished(data, nbytes, json.loads(text))
 
     def read(self, position: int, buffer: memoryview) -> None:
@@ -228,6 +237,7 @@ class Journal:
         with self._errors():
             crc, self._crc = zlib.crc32(text, self._crc), 0
             self._write(memoryview(_END.pack(len(text), crc) + text))
+        self._has_records = True
 
     def remove(self) -> None:
         """Take it away: the output is complete."""
@@ -258,4 +268,7 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None and not self._has_records:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
         os.close(self._descriptor)

@@ -23,6 +23,7 @@ from know_cli.checkpoints import (
     Sink,
     TensorEntry,
     Trajectory,
+    other_weights,
 )
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.engine.journal import Finished, Journal
@@ -180,6 +181,12 @@ def execute(
             f"{path}: left out, it is not part of the predicted weights"
             for path in writers[0].left_out
         ]
+        if open_sink is None and trajectory.first.is_folder and not ranks.rank:
+            report.notices += [
+                f"{path}: was there before and stays, beside the predicted weights"
+                for output in outputs
+                for path in other_weights(output.path, trajectory.first)
+            ]
     report.peak_memory = peak_resident()
     report.seconds["total"] = time.perf_counter() - began
     return report

@@ -134,7 +134,7 @@ class TorchRanks(Ranks):
     def _open_store(self) -> Any:
         """The store of torchrun, or one of rank 0."""
         host, port = os.environ["MASTER_ADDR"], number("MASTER_PORT")
-        if port > _LARGEST_PORT:
+        if not 0 < port <= _LARGEST_PORT:
             raise UsageError(f"MASTER_PORT={port} in the environment is no port")
         of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
         is_master = self.rank == 0 and not of_torchrun

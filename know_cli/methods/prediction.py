@@ -34,7 +34,12 @@ from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output import check_output
 from know_cli.checkpoints.paths import factor_name, step_path
 from know_cli.engine.devices import choose_devices
-from know_cli.engine.journal import Journal, file_identity, remove_journals
+from know_cli.engine.journal import (
+    Journal,
+    file_identity,
+    has_other_journals,
+    remove_journals,
+)
 from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.plan import Action, Plan, Settings, classify_trajectory, make_plan
 from know_cli.engine.predictor import Predictors
@@ -160,6 +165,11 @@ class Prediction:
         with ExitStack() as stack:
             journal = None
             if self.request.resume:
+                if not ranks.rank and has_other_journals(self.request.output, ranks.size):
+                    self.notices.append(
+                        "--resume: the journal that was there is of another number of ranks; it "
+                        "is not taken"
+                    )
                 journal = stack.enter_context(
                     Journal(self.request.output, self._identity(), ranks.rank, ranks.size)
                 )
