@@ -26,6 +26,7 @@ from know_cli.checkpoints import (
     other_weights,
 )
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
+from know_cli.engine.buffer import Buffer
 from know_cli.engine.journal import Finished, Journal
 from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.memory import peak_resident
@@ -37,6 +38,7 @@ from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float3
 from know_cli.engine.report import Report
 from know_cli.engine.rescale import ChannelSums
 from know_cli.engine.sharing import share
+from know_cli.engine.stretches import Stretch, cut_stretches, write_pieces
 from know_cli.errors import CheckpointError
 from know_cli.kinds import Kind
 from know_cli.normalisation import NormLayer
@@ -58,41 +60,6 @@ class OutputStep:
     path: Path
     metadata: Mapping[str, str]
     force: bool = True
-
-
-@dataclass
-class _Buffer:
-    """A batch in memory.
-
-    Attributes:
-        history: ``[S + steps, rows]`` float32: the window, most-forgotten first, then the steps.
-        copied: ``[rows]`` bool, where an input is not finite and Θ0's value is taken.
-        replaced: ``[steps, rows]`` bool, where a prediction is not finite and Θ0's value is.
-    """
-
-    history: Tensor
-    copied: Tensor
-    replaced: Tensor
-
-    @staticmethod
-    def new(checkpoints: int, steps: int, rows: int, pinned: bool = False) -> _Buffer:
-        return _Buffer(
-            torch.empty(checkpoints + steps, rows, pin_memory=pinned),
-            torch.zeros(rows, dtype=torch.bool),
-            torch.zeros(steps, rows, dtype=torch.bool),
-        )
-
-    def keep_finite(self, checkpoints: int, step: int, rows: slice) -> None:
-        """Put θ0 where a step's predictions, the first being 0, are not finite.
-
-        NaN would spread through the later steps, so these go on from θ0; the rows are marked,
-        and counted when they are written.
-        """
-        out = self.history[checkpoints + step, rows]
-        finite = torch.isfinite(out)
-        if not finite.all():
-            out.copy_(torch.where(finite, out, self.history[checkpoints - 1, rows]))
-            self.replaced[step, rows] = ~finite
 
 
 def execute(
@@ -326,7 +293,7 @@ class _Run:
         """While one batch is computed, the next is read."""
         size, rows = len(self.trajectory), self.plan.batch_rows
         pinned = isinstance(self.predictor, DevicePredictor) and self.predictor.pinned
-        free = [_Buffer.new(size, self.settings.steps, rows, pinned) for _ in range(2)]
+        free = [Buffer.new(size, self.settings.steps, rows, pinned) for _ in range(2)]
         pending = self._start_reading(reader, batches, free[0])
         turn = 0
         while pending is not None:
@@ -347,7 +314,7 @@ class _Run:
         """
         size = len(self.trajectory)
         (segment,) = batch.segments
-        buffer = _Buffer.new(size, self.settings.steps, batch.rows)
+        buffer = Buffer.new(size, self.settings.steps, batch.rows)
         self._read(batch, buffer)
         window, out = buffer.history[:size], buffer.history[size:]
         with self.timed("computing"):
@@ -359,8 +326,8 @@ class _Run:
                     buffer.keep_finite(size, step, slice(start, start + count))
         self._write(batch, buffer)
 
-    def _write(self, batch: Batch, buffer: _Buffer) -> None:
-        replaced = sum(self._write_stretch(stretch, buffer) for stretch in _stretches(batch))
+    def _write(self, batch: Batch, buffer: Buffer) -> None:
+        replaced = sum(self._write_stretch(stretch, buffer) for stretch in cut_stretches(batch))
         copied = buffer.copied[: batch.rows]
         self.report.replaced += replaced
         self.report.nonfinite += int(copied.sum())
@@ -375,7 +342,7 @@ class _Run:
         position, first = finished.position, self.trajectory.first
         copied = torch.zeros(batch.rows, dtype=torch.bool)
         copied[torch.tensor(finished.facts["copied"], dtype=torch.int64)] = True
-        for stretch in _stretches(batch):
+        for stretch in cut_stretches(batch):
             before = torch.empty(stretch.count)
             for piece in stretch.pieces:
                 entry = first.tensors[piece.tensor.name]
@@ -384,7 +351,7 @@ class _Run:
                 values = torch.empty(stretch.count, dtype=torch_dtype(stretch.dtype))
                 self.journal.read(position, as_bytes(values))
                 position += values.nbytes
-                _write_pieces(writer, stretch, values)
+                write_pieces(writer, stretch, values)
                 last = writer is self.outputs[-1][1]
                 self._observe(step, stretch, before, values, copied[stretch.rows], last=last)
         self.report.replaced += finished.facts["replaced"]
@@ -392,12 +359,12 @@ class _Run:
         self.progress.advance(batch.rows)
 
     def _start_reading(
-        self, reader: ThreadPoolExecutor, batches: Iterator[Batch], buffer: _Buffer
+        self, reader: ThreadPoolExecutor, batches: Iterator[Batch], buffer: Buffer
     ) -> Future[Batch] | None:
         batch = next(batches, None)
         return None if batch is None else reader.submit(self._read, batch, buffer)
 
-    def _read(self, batch: Batch, buffer: _Buffer) -> Batch:
+    def _read(self, batch: Batch, buffer: Buffer) -> Batch:
         with self.timed("reading"):
             size = len(self.trajectory)
             buffer.copied.zero_()
@@ -439,15 +406,13 @@ class _Run:
             "--allow-nonfinite copies those from the first checkpoint"
         )
 
-    def _compute(self, batch: Batch, buffer: _Buffer, workers: ThreadPoolExecutor) -> None:
+    def _compute(self, batch: Batch, buffer: Buffer, workers: ThreadPoolExecutor) -> None:
         if isinstance(self.predictor, DevicePredictor):
             self._compute_on_devices(batch, buffer, self.predictor)
         else:
             self._compute_in_threads(batch, buffer, self.predictor, workers)
 
-    def _compute_on_devices(
-        self, batch: Batch, buffer: _Buffer, predictor: DevicePredictor
-    ) -> None:
+    def _compute_on_devices(self, batch: Batch, buffer: Buffer, predictor: DevicePredictor) -> None:
         size = len(self.trajectory)
         with closing(predictor.predict(batch.kind, buffer.history[:, : batch.rows])) as blocks:
             for rows in blocks:
@@ -455,7 +420,7 @@ class _Run:
                     buffer.keep_finite(size, step, rows)
 
     def _compute_in_threads(
-        self, batch: Batch, buffer: _Buffer, predictor: Predictor, workers: ThreadPoolExecutor
+        self, batch: Batch, buffer: Buffer, predictor: Predictor, workers: ThreadPoolExecutor
     ) -> None:
         block = predictor.block_rows
         starts = range(0, batch.rows, block)
@@ -468,7 +433,7 @@ class _Run:
             job.result()
 
     def _compute_blocks(
-        self, batch: Batch, buffer: _Buffer, predictor: Predictor, starts: Iterable[int]
+        self, batch: Batch, buffer: Buffer, predictor: Predictor, starts: Iterable[int]
     ) -> None:
         size = len(self.trajectory)
         for start in starts:
@@ -480,7 +445,7 @@ class _Run:
                 )
                 buffer.keep_finite(size, step, slice(start, stop))
 
-    def _write_stretch(self, stretch: _Stretch, buffer: _Buffer) -> int:
+    def _write_stretch(self, stretch: Stretch, buffer: Buffer) -> int:
         """Write a stretch to every output.
 
         Returns:
@@ -498,14 +463,14 @@ class _Run:
             )
             replaced += count
             with self.timed("writing"):
-                _write_pieces(writer, stretch, values)
+                write_pieces(writer, stretch, values)
                 if self.journal is not None:
                     self.journal.add(as_bytes(values))
             self._observe(step, stretch, before, values, copied, last=last)
         return replaced
 
     def _cast(
-        self, stretch: _Stretch, values: Tensor, copied: Tensor, replaced: Tensor
+        self, stretch: Stretch, values: Tensor, copied: Tensor, replaced: Tensor
     ) -> tuple[Tensor, int]:
         """To the output's dtype, with Θ0's own values where there is no finite prediction.
 
@@ -526,7 +491,7 @@ class _Run:
     def _observe(
         self,
         step: int,
-        stretch: _Stretch,
+        stretch: Stretch,
         before: Tensor,
         values: Tensor,
         copied: Tensor,
@@ -732,66 +697,3 @@ class _Run:
         entry = self.trajectory.first.tensors[name]
         values = read_elements(self.trajectory.first, entry, 0, entry.info.elements)
         return values.double().numpy()
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A run of one tensor's elements inside a stretch: those from ``start`` on at ``rows``."""
-
-    tensor: PlannedTensor
-    start: int
-    rows: slice
-
-    @property
-    def count(self) -> int:
-        return int(self.rows.stop - self.rows.start)
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    """Rows of a batch that are cast, written and summed up together: one chunk, one dtype.
-
-    Of tiny tensors there are thousands in one, which then cost hardly more than their bytes.
-
-    Attributes:
-        kind: of the batch.
-        dtype: of its tensors, by its safetensors name.
-        rows: its rows in the batch.
-        pieces: its tensors, by rows of the stretch.
-    """
-
-    kind: Kind
-    dtype: str
-    rows: slice
-    pieces: tuple[_Piece, ...]
-
-    @property
-    def count(self) -> int:
-        return int(self.rows.stop - self.rows.start)
-
-
-def _stretches(batch: Batch) -> Iterator[_Stretch]:
-    """Cut a batch wherever the dtype changes, and at the multiples of a chunk."""
-    pieces: list[_Piece] = []
-    begin = 0
-    for segment in batch.segments:
-        for row, count in chunks(segment.row, segment.count):
-            if pieces and (row % CHUNK_ROWS == 0 or segment.tensor.dtype != pieces[0].tensor.dtype):
-                yield _stretch(batch.kind, begin, pieces)
-                begin, pieces = row, []
-            rows = slice(row - begin, row - begin + count)
-            pieces.append(_Piece(segment.tensor, segment.start + row - segment.row, rows))
-    if pieces:
-        yield _stretch(batch.kind, begin, pieces)
-
-
-def _stretch(kind: Kind, begin: int, pieces: list[_Piece]) -> _Stretch:
-    rows = slice(begin, begin + pieces[-1].rows.stop)
-    return _Stretch(kind, pieces[0].tensor.dtype, rows, tuple(pieces))
-
-
-def _write_pieces(writer: Sink, stretch: _Stretch, values: Tensor) -> None:
-    data, size = as_bytes(values), values.element_size()
-    for piece in stretch.pieces:
-        part = data[piece.rows.start * size : piece.rows.stop * size]
-        writer.write(piece.tensor.name, piece.start * size, part)
