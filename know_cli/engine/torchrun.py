@@ -246,7 +246,11 @@ class TorchRanks(Ranks):
                     self._settle(_Failure(*value))
                 elif what == _END:
                     self._ended.add(peer)
-                if what == _END or (what == _FAILED and self.rank):
+                if what == _FAILED and self.rank:
+                    # Rank 0 may go any moment now, and nobody listens for that any more.
+                    self._gone.add(peer)
+                    return
+                if what == _END:
                     return
         except RuntimeError:
             self._gone.add(peer)
