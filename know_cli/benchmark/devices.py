@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 from torch import Tensor
 
-from know_cli.benchmark.kernels import random_walks
+from know_cli.benchmark.kernels import in_chunks, random_walks
 from know_cli.benchmark.timing import Times, take_turns
 from know_cli.engine.devices import torch_kernels, triton_kernels
 from know_cli.engine.kernel import DEVICE_BLOCK_ROWS
@@ -33,53 +33,38 @@ def measure_device(
     history = random_walks(bundle.checkpoints, rows, torch.Generator().manual_seed(0)).to(device)
     out = torch.empty(1, rows, device=device)
     cases: dict[str, Callable[[], object]] = {}
-    for name, kernels in ((TRITON, triton_kernels), (TORCH, torch_kernels)):
-        if name == TRITON and device.type != "cuda":
-            continue
-        try:
-            kernel = kernels(bundle, 1, device, DEVICE_BLOCK_ROWS)[Kind.CONV]
-        except (ImportError, RuntimeError):  # no Triton, or a device that it does not suit
-            continue
-        # Triton's takes any number of rows at once.
-        cases[name] = _in_blocks(kernel, history, out, rows if name == TRITON else None)
-    module = bundle.module(Kind.CONV).to(device)
-    cases[MODULE] = _module(module, history, out)
     if device.type == "cuda":
-        cases[COMPILED] = _module(torch.compile(module), history, out)
+        # There may be no Triton, or a device that it does not suit.
+        with suppress(ImportError, RuntimeError):
+            kernel = triton_kernels(bundle, 1, device, DEVICE_BLOCK_ROWS)[Kind.CONV]
+            cases[TRITON] = _in_blocks(kernel, history, out, rows)
+    kernel = torch_kernels(bundle, 1, device, DEVICE_BLOCK_ROWS)[Kind.CONV]
+    cases[TORCH] = _in_blocks(kernel, history, out, DEVICE_BLOCK_ROWS)
+    module = bundle.module(Kind.CONV).to(device)
+    cases[MODULE] = in_chunks(module, history, out[0])
+    if device.type == "cuda":
+        cases[COMPILED] = in_chunks(torch.compile(module), history, out[0])
     # Triton starts programs on the current device, whatever the memory is on.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        return take_turns(cases, rounds)
+        return take_turns({name: _to_the_end(case, out) for name, case in cases.items()}, rounds)
 
 
 def _in_blocks(
-    kernel: DeviceKernel, history: Tensor, out: Tensor, block_rows: int | None
+    kernel: DeviceKernel, history: Tensor, out: Tensor, block_rows: int
 ) -> Callable[[], None]:
-    blocks = [torch.split(part, block_rows or DEVICE_BLOCK_ROWS, 1) for part in (history, out)]
+    blocks = [torch.split(part, block_rows, 1) for part in (history, out)]
 
     def run() -> None:
         for block, answer in zip(*blocks, strict=True):
             kernel.predict(block, answer)
-        _wait(out)
 
     return run
 
 
-def _module(module: Callable[[Tensor], Tensor], history: Tensor, out: Tensor) -> Callable[[], None]:
-    windows = history.T.contiguous()
-
+def _to_the_end(case: Callable[[], object], out: Tensor) -> Callable[[], None]:
     def run() -> None:
-        with torch.no_grad():
-            for block, answer in zip(
-                torch.split(windows, DEVICE_BLOCK_ROWS),
-                torch.split(out[0], DEVICE_BLOCK_ROWS),
-                strict=True,
-            ):
-                answer.copy_(module(block))
-        _wait(out)
+        case()
+        # A number can be read only when all that was told the device before is done.
+        float(out[0, -1])
 
     return run
-
-
-def _wait(out: Tensor) -> None:
-    """A number can be read only when all that was told the device before is done."""
-    float(out[0, -1])

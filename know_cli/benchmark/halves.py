@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,24 +46,21 @@ class HalfKernel(Kernel):
     less exact.
     """
 
-    def __init__(
-        self,
-        state: dict[str, Tensor],
-        checkpoints: int,
-        preparation: Preparation,
-        device: torch.device,
-    ) -> None:
-        super().__init__(state, checkpoints, preparation, device)
-        self._weights = {id(stream): stream.output.bfloat16() for stream in self._streams}
-        self._buffers = threading.local()
+    @cached_property
+    def _halves(self) -> dict[int, Tensor]:
+        return {id(stream): stream.output.bfloat16() for stream in self._streams}
+
+    @cached_property
+    def _buffers(self) -> threading.local:
+        return threading.local()
 
     def _add_output(self, stream: Stream, y: Tensor, features: Tensor) -> None:
         buffers = self._buffers.__dict__
         if not buffers:
             buffers["y"] = torch.empty(len(y), HIDDEN, dtype=torch.bfloat16)
             buffers["product"] = torch.empty(len(y), FEATURES, dtype=torch.bfloat16)
-        weights = self._weights[id(stream)]
-        features.add_(torch.mm(buffers["y"].copy_(y), weights, out=buffers["product"]))
+        half = buffers["y"].copy_(y)
+        features.add_(torch.mm(half, self._halves[id(stream)], out=buffers["product"]))
 
 
 def measure_errors(bundle: Bundle, preparation: Preparation, history: Tensor) -> list[Errors]:

@@ -56,8 +56,8 @@ KERAS = "Keras model (tf_keras), raw windows"
 def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dict[str, Times]:
     """Times of one step for ``rows`` parameters each, and of one matrix product of 1024³.
 
-    Which preparation the bundle was
-    trained for does not matter here: both are measured with its conv weights.
+    Which preparation the bundle was trained for does not matter here: both are measured with its
+    conv weights.
     """
     generator = torch.Generator().manual_seed(0)
     history = random_walks(bundle.checkpoints, rows, generator)
@@ -77,7 +77,7 @@ def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dic
             half = HalfKernel(state, bundle.checkpoints, preparation, torch.device("cpu"))
             cases[kernel_name(preparation)] = _in_blocks(kernel, history, out, pool, threads)
             cases[half_name(preparation)] = _in_blocks(half, history, out, pool, threads)
-            cases[reference_name(preparation)] = _in_chunks(module, history, out)
+            cases[reference_name(preparation)] = in_chunks(module, history, out)
         keras = keras_predictor(state, bundle.checkpoints, threads)
         if keras is not None:
             cases[KERAS] = lambda: keras(history, CHUNK_ROWS)
@@ -118,7 +118,16 @@ def _in_blocks(
     return run
 
 
-def _in_chunks(module: Known, history: Tensor, out: Tensor) -> Callable[[], None]:
+def in_chunks(
+    module: Callable[[Tensor], Tensor], history: Tensor, out: Tensor
+) -> Callable[[], None]:
+    """A step of a readable module, in chunks.
+
+    Args:
+        module: ``[rows, S]`` → ``[rows]``.
+        history: ``[S, rows]`` float32.
+        out: ``[rows]`` float32, receives the predictions.
+    """
     windows = history.T.contiguous()
 
     def run() -> None:

@@ -24,7 +24,6 @@ windows; 222 prepared by spread) that this kernel takes, 400 (485) that the one 
 - Inputs of a product padded to 16: 13 instead of 8 for each of the small ones.
 - oneDNN's products fused with the multiplication or the leaky ReLU (private to torch): 25 to 40
   instead of 20 to 27 for each pair.
-
 - numpy's ``arcsinh`` (2) instead of torch's (13), ``threshold_`` instead of a mask (1 instead of
   4), for windows prepared by spread.
 - ``torch.compile`` of the same algebra (Inductor and the C++ compiler of the machine; with
@@ -32,10 +31,9 @@ windows; 222 prepared by spread) that this kernel takes, 400 (485) that the one 
 - bfloat16 (:mod:`know_cli.benchmark.halves`, measured by ``know bench``): with AMX, too, slower
   than float32, since products this thin wait for conversions, and too inexact to be a default.
 
-What is left is 100 for matrix products, where 84 is what a product of 1024 × 1024 matrices would
-take for as many operations, 20 for the exponential, 35 for multiplications and the leaky ReLU,
-which wait for the cache, and some 20 for some thirty starts of operations and the small rest:
-eager torch cannot fuse them.
+Each operation alone, in a loop: 117 for matrix products, where 84 is what a product of 1024 × 1024
+matrices takes for as many operations; 20 for the exponential; 34 for multiplications and the leaky
+ReLU, which wait for the cache, and which eager torch cannot fuse with the products; 7 for the rest.
 """
 
 from __future__ import annotations
