@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from know_cli.errors import KnowError, UsageError
@@ -69,12 +68,7 @@ class Ranks:
     def __enter__(self) -> Ranks:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Let the other ranks know how this one has ended.
 
         Raises:
@@ -90,7 +84,7 @@ def is_one_of_several() -> bool:
     """
     if any(name not in os.environ for name in _VARIABLES):
         return False
-    size, rank, _ = number("WORLD_SIZE"), number("RANK"), number("MASTER_PORT")
+    size, rank, _ = map(environment_number, ("WORLD_SIZE", "RANK", "MASTER_PORT"))
     if not 0 <= rank < size:
         raise UsageError(f"RANK={rank}, WORLD_SIZE={size}: no such rank; start with torchrun")
     return size > 1
@@ -104,10 +98,10 @@ def processes_here() -> int:
     """
     if not is_one_of_several() or "LOCAL_WORLD_SIZE" not in os.environ:
         return 1
-    return max(1, number("LOCAL_WORLD_SIZE"))
+    return max(1, environment_number("LOCAL_WORLD_SIZE"))
 
 
-def number(name: str) -> int:
+def environment_number(name: str) -> int:
     """A variable of the environment that is a number.
 
     Raises:

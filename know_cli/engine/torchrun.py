@@ -26,13 +26,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from know_cli.engine.ranks import PeerError, Ranks, number
+from know_cli.engine.ranks import PeerError, Ranks, environment_number
 from know_cli.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_BUG,
@@ -44,10 +44,10 @@ from know_cli.errors import (
 )
 
 # All ranks are started at about the same time, but from a cold file system torch loads slowly.
-_START = timedelta(minutes=5)
+_START_SECONDS = 300.0
 _FOREVER = timedelta(days=365)
 # How long a rank that is about to end waits for another; after it, the user is told what it does.
-_PATIENCE = timedelta(seconds=10)
+_PATIENCE_SECONDS = 10.0
 # torchrun ends the others as soon as one rank has ended; the reason may come a little later.
 _REASON_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
@@ -77,12 +77,13 @@ class TorchRanks(Ranks):
     """One of several processes, connected by torch.distributed; see :class:`Ranks`."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
-        self.rank, self.size = number("RANK"), number("WORLD_SIZE")
+        self.rank, self.size = environment_number("RANK"), environment_number("WORLD_SIZE")
         local = "LOCAL_RANK" if "LOCAL_RANK" in os.environ else "RANK"
-        self.local_rank = number(local)
+        self.local_rank = environment_number(local)
         self._tell = tell
         self._lock = threading.Lock()
         self._failure: _Failure | None = None
+        # Peers that take no more messages; whose work is done; that were told that ours is.
         self._gone: set[int] = set()
         self._ended: set[int] = set()
         self._let_go: set[int] = set()
@@ -128,12 +129,16 @@ class TorchRanks(Ranks):
         store = dist.PrefixStore(f"know-predict {turn}", store)  # type: ignore[attr-defined]
         self._meet(store)
         dist.init_process_group(
-            "gloo", store=store, rank=self.rank, world_size=self.size, timeout=_START
+            "gloo",
+            store=store,
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=_START_SECONDS),
         )
 
     def _open_store(self) -> Any:
         """The store of torchrun, or one of rank 0."""
-        host, port = os.environ["MASTER_ADDR"], number("MASTER_PORT")
+        host, port = os.environ["MASTER_ADDR"], environment_number("MASTER_PORT")
         if not 0 < port <= _LARGEST_PORT:
             raise UsageError(f"MASTER_PORT={port} in the environment is no port")
         of_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
@@ -144,7 +149,7 @@ class TorchRanks(Ranks):
             host,
             port,
             is_master=is_master,
-            timeout=_START,
+            timeout=timedelta(seconds=_START_SECONDS),
             wait_for_workers=False,
             multi_tenant=True,
         )
@@ -165,9 +170,9 @@ class TorchRanks(Ranks):
         is_told = False
         while not is_there():
             waited = time.monotonic() - began
-            if waited > _START.total_seconds():
+            if waited > _START_SECONDS:
                 raise RuntimeError(missing)
-            if waited > _PATIENCE.total_seconds() and not (self.rank or is_told):
+            if waited > _PATIENCE_SECONDS and not (self.rank or is_told):
                 self._tell(
                     f"rank {self.rank} of {self.size}: waiting for the other ranks ({missing}); if "
                     "this is to be the only process, unset WORLD_SIZE"
@@ -187,14 +192,14 @@ class TorchRanks(Ranks):
             if signal.getsignal(wish) is not signal.SIG_IGN:
                 self._handlers[wish] = signal.signal(wish, self._interrupt)
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+    def _interrupt(self, wish: int, frame: FrameType | None) -> None:
         if not self._is_interrupted:
             self._is_interrupted = True
             raise KeyboardInterrupt
 
     # ------------------------------------------------------------------ messages
 
-    def _send(self, peer: int, what: str, value: Any, patience: timedelta = _START) -> None:
+    def _send(self, peer: int, what: str, value: Any, patience: float = _START_SECONDS) -> None:
         """Send a message, and wait until it is taken.
 
         Raises:
@@ -206,7 +211,7 @@ class TorchRanks(Ranks):
         # leave the sender waiting.
         sender = threading.Thread(target=self._deliver, args=(peer, text, errors), daemon=True)
         sender.start()
-        until = time.monotonic() + patience.total_seconds()
+        until = time.monotonic() + patience
         while sender.is_alive():
             sender.join(_LOOK_SECONDS)
             if sender.is_alive() and (peer in self._gone or time.monotonic() > until):
@@ -242,16 +247,15 @@ class TorchRanks(Ranks):
                 what, value = self._receive(peer)
                 if what == _VALUE:
                     self._inboxes[peer].put(value)
-                elif what == _FAILED:
-                    self._settle(_Failure(*value))
                 elif what == _END:
                     self._ended.add(peer)
-                if what == _FAILED and self.rank:
-                    # Rank 0 may go any moment now, and nobody listens for that any more.
-                    self._gone.add(peer)
                     return
-                if what == _END:
-                    return
+                else:
+                    self._settle(_Failure(*value))
+                    if self.rank:
+                        # Rank 0 may go any moment now, and nobody listens for that any more.
+                        self._gone.add(peer)
+                        return
         except RuntimeError:
             self._gone.add(peer)
             self._settle(_Failure(peer, EXIT_OUTPUT, is_told=False))
@@ -267,7 +271,7 @@ class TorchRanks(Ranks):
             told = [failure.rank, failure.code, True]
             for peer in self._outboxes.keys() - self._let_go:
                 with suppress(RuntimeError):  # it may be the one that has ended
-                    self._send(peer, _FAILED, told, _PATIENCE)
+                    self._send(peer, _FAILED, told, _PATIENCE_SECONDS)
             self._has_told.set()
 
     # ------------------------------------------------------------------ what the engine needs
@@ -298,7 +302,7 @@ class TorchRanks(Ranks):
             self._send(peer, _VALUE, value)
         except RuntimeError:
             # The listener has the same broken connection before it, and knows more.
-            self._has_failed.wait(_PATIENCE.total_seconds())
+            self._has_failed.wait(_PATIENCE_SECONDS)
             self.check()
             raise
 
@@ -316,12 +320,7 @@ class TorchRanks(Ranks):
 
     # ------------------------------------------------------------------ the end
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self._fail(error)
         else:
@@ -349,15 +348,15 @@ class TorchRanks(Ranks):
         own = _Failure(self.rank, _exit_code(error), is_told=True)
         if self.rank == 0:
             self._settle(own)
-            self._has_told.wait(_PATIENCE.total_seconds())
+            self._has_told.wait(_PATIENCE_SECONDS)
         elif self._failure is None:
             with suppress(RuntimeError):
-                self._send(0, _FAILED, [own.rank, own.code, own.is_told], _PATIENCE)
+                self._send(0, _FAILED, [own.rank, own.code, own.is_told], _PATIENCE_SECONDS)
             if 0 not in self._ended:
-                self._has_failed.wait(_PATIENCE.total_seconds())
+                self._has_failed.wait(_PATIENCE_SECONDS)
         if self.rank:
             with suppress(RuntimeError):
-                self._send(0, _END, None, _PATIENCE)
+                self._send(0, _END, None, _PATIENCE_SECONDS)
         found = self._failure
         if found is None or found.rank == self.rank or isinstance(error, PeerError):
             return
