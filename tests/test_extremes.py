@@ -296,6 +296,7 @@ class Kept:
     """A sink that keeps what is not zero: (name, place) → bits."""
 
     left_out: ClassVar[list[Path]] = []
+    remaining: ClassVar[list[Path]] = []
 
     def __init__(self, size: int) -> None:
         self.size, self.nbytes = size, 0

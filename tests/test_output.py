@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from know_cli.checkpoints import (
     CheckpointWriter,
     open_checkpoint,
-    other_weights,
     save_checkpoint,
     temporary,
 )
@@ -508,11 +507,11 @@ def test_weights_of_other_formats_that_stay_in_a_folder_are_told(tmp_path: Path)
     save_file({"w": torch.ones(2)}, like / "model.safetensors")
     output = tmp_path / "out"
     output.mkdir()
-    for name in ("pytorch_model.bin", "config.json", "model.safetensors", "old.safetensors"):
+    for name in ("pytorch_model.bin", "notes.txt", "model.safetensors", "old.safetensors"):
         (output / name).touch()
-    with open_checkpoint(like) as checkpoint:
-        found = other_weights(output, checkpoint)
-    assert [path.name for path in found] == ["old.safetensors", "pytorch_model.bin"]
+    with open_checkpoint(like) as checkpoint, CheckpointWriter(output, checkpoint, {}) as writer:
+        writer.commit()
+    assert [path.name for path in writer.remaining] == ["old.safetensors", "pytorch_model.bin"]
 
 
 def test_where_no_file_can_be_made_no_other_run_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

@@ -6,7 +6,6 @@ from know_cli.checkpoints.output import (
     CheckpointWriter,
     SharedPlace,
     Sink,
-    other_weights,
     save_checkpoint,
 )
 from know_cli.checkpoints.trajectory import Trajectory, check_same_model, open_trajectory
@@ -22,6 +21,5 @@ __all__ = [
     "check_same_model",
     "open_checkpoint",
     "open_trajectory",
-    "other_weights",
     "save_checkpoint",
 ]

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
 
 from know_cli.checkpoints.header import Header, Stamp, TensorInfo, read_header, unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
@@ -179,12 +178,7 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

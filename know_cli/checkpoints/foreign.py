@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints.dtypes import safetensors_dtype
-from know_cli.checkpoints.header import known_as, unreadable
+from know_cli.checkpoints.header import START_BYTES, known_as, unreadable
 from know_cli.checkpoints.json_text import MAX_OBJECTS, is_unicode
 from know_cli.checkpoints.output import save_checkpoint
 from know_cli.errors import CheckpointError, OutputError, quoted
@@ -30,7 +30,6 @@ NESTED = ("state_dict", "model_state_dict", "model", "module", "params", "weight
 # How the loader names what it will not run.
 _CODE = re.compile(r"GLOBAL ([\w.<>]+)|class ([\w.]+)")
 _MAX_NAMED = 3
-_START_BYTES = 512
 
 
 @dataclass
@@ -118,7 +117,7 @@ def _load(source: Path) -> Any:
         if not source.is_file():
             raise CheckpointError(f"{source}: no such file; give one that torch.save wrote")
         with source.open("rb") as file:
-            start = file.read(_START_BYTES)
+            start = file.read(START_BYTES)
     except OSError as error:
         raise unreadable(source, error) from error
     if not start.startswith(b"PK\x03\x04"):

@@ -94,7 +94,7 @@ def read_header(path: Path) -> Header:
                 _fail(path, f"is only {stamp.file_bytes} bytes long; no safetensors file is")
             (length,) = _LENGTH.unpack(start)
             if length > MAX_BYTES or _LENGTH.size + length > stamp.file_bytes:
-                _fail(path, _what_it_is(start + file.read(512), length, stamp.file_bytes))
+                _fail(path, _what_it_is(start + file.read(START_BYTES), length, stamp.file_bytes))
             raw = file.read(length)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -158,6 +158,8 @@ def _fail(path: Path, problem: str) -> NoReturn:
     raise CheckpointError(f"{path}: {problem}")
 
 
+#: Bytes by which a file is known for what it is.
+START_BYTES = 512
 # First bytes of what else is given for a checkpoint → what it is and what to do.
 _PICKLE = "is a PyTorch pickle, which can run code when it is loaded; make a safetensors file of it"
 _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
@@ -220,7 +222,10 @@ def _parse(path: Path, raw: bytes, stamp: Stamp) -> Header:
         content = parse_json(raw)
     except BadJsonError as error:
         if raw[:1] != b"{":
-            _fail(path, _what_it_is(_LENGTH.pack(len(raw)) + raw[:512], len(raw), stamp.file_bytes))
+            _fail(
+                path,
+                _what_it_is(_LENGTH.pack(len(raw)) + raw[:START_BYTES], len(raw), stamp.file_bytes),
+            )
         _fail(path, f"its header {error}; download it or save it again")
     if not isinstance(content, dict):
         _fail(path, "header is not a JSON object")

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, is_inside
@@ -34,9 +33,9 @@ _LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", 
 _WRITE_BYTES = 8 << 20
 # What shards are called by custom; an index may name others.
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_STAMPS = 1 << 31  # seconds that every file system can hold
 # Several machines may write to one page of a file. One that has read the page may, on NFS, write
 # all of it back (nfs_can_extend_write in Linux); one that cannot read writes its own bytes only.
-_STAMPS = 1 << 31
 _ONLY_WRITES = os.O_WRONLY | os.O_CLOEXEC
 
 
@@ -128,6 +127,10 @@ class Sink(Protocol):
         """Files beside the inputs' weights that are not part of the output."""
 
     @property
+    def remaining(self) -> list[Path]:
+        """Files with other weights that were in the output's place and stay."""
+
+    @property
     def nbytes(self) -> int:
         """Size of the output's safetensors files."""
 
@@ -142,12 +145,7 @@ class Sink(Protocol):
 
     def __enter__(self) -> Sink: ...
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *exception: object) -> None: ...
 
 
 class _Places:
@@ -156,6 +154,7 @@ class _Places:
     def __init__(self, output: Path, like: Checkpoint, metadata: Mapping[str, str]) -> None:
         self.output = output
         self.left_out: list[Path] = []
+        self.remaining: list[Path] = []
         self._like = like
         self._metadata = dict(metadata)
         self._place: dict[str, tuple[int, TensorInfo]] = {}
@@ -217,6 +216,8 @@ class CheckpointWriter(_Places):
     Attributes:
         left_out: after the flush of a folder, files and sub-folders that were not copied along
             because they hold other weights or training state.
+        remaining: after the commit into a folder that was there, files in it with other weights
+            or training state, which stay.
     """
 
     def __init__(
@@ -314,19 +315,24 @@ class CheckpointWriter(_Places):
                 self._temporary.moved()
             elif _move_folder(self._temporary.path, self.output):
                 self._temporary.moved()
+            else:
+                self.remaining = self._other_weights()
             _sync_folder(self.output.absolute().parent)
+
+    def _other_weights(self) -> list[Path]:
+        own = {path.name for path in self._like.headers}
+        return sorted(
+            path
+            for path in self.output.iterdir()
+            if path.suffix in _LEFT_OUT and path.name not in own and not path.is_dir()
+        )
 
     def _discard(self) -> None:
         self._close()
         if self._temporary is not None:
             self._temporary.discard()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._discard()
 
 
@@ -417,12 +423,7 @@ class CheckpointPart(_Places):
         self._close()
         os.close(self._lock)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._leave()
 
 
@@ -512,16 +513,6 @@ def save_checkpoint(
         finally:
             temporary.discard()
         _sync_folder(path.parent)
-
-
-def other_weights(output: Path, like: Checkpoint) -> list[Path]:
-    """Files in an output folder that hold weights or training state, but are none of its own."""
-    own = {path.name for path in like.headers}
-    return sorted(
-        path
-        for path in output.iterdir()
-        if path.suffix in _LEFT_OUT and path.name not in own and not path.is_dir()
-    )
 
 
 def _is_taken(output: Path) -> bool:

@@ -144,8 +144,7 @@ class Temporary:
 
     def _go_without_lock(self) -> None:
         if self._is_ours:
-            with suppress(OSError):
-                self.path.rmdir() if self._is_folder else self.path.unlink()
+            self._remove()
         self.path = self._folder / temporary_name()
         if self._is_folder:
             self.path.mkdir()
@@ -179,13 +178,16 @@ class Temporary:
         """Note that it has the output's name now; its old name may be another run's."""
         self._moved = True
 
+    def _remove(self) -> None:
+        if self._is_folder:
+            shutil.rmtree(self.path, ignore_errors=True)
+        else:
+            self.path.unlink(missing_ok=True)
+
     def discard(self) -> None:
         """Remove it, unless it was moved, and let go of the lock."""
         if not self._moved:
-            if self._is_folder:
-                shutil.rmtree(self.path, ignore_errors=True)
-            else:
-                self.path.unlink(missing_ok=True)
+            self._remove()
             self._moved = True
         if self._lock is not None:
             os.close(self._lock)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.dtypes import is_float
@@ -63,12 +62,7 @@ class Trajectory:
     def __enter__(self) -> Trajectory:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

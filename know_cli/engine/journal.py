@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from know_cli.errors import CheckpointError, OutputError
@@ -65,11 +64,15 @@ def _stem(output: Path) -> str:
     return f".know-{digest}"
 
 
-def has_other_journals(output: Path, size: int) -> bool:
+def _journals(output: Path) -> Iterator[Path]:
+    """Those of all numbers of ranks."""
+    return output.absolute().parent.glob(f"{_stem(output)}*{_SUFFIX}")
+
+
+def _has_others(output: Path, size: int) -> bool:
     """Whether there is a journal of a run to an output with another number of ranks."""
-    own = {journal_path(output, rank, size).name for rank in range(size)}
-    found = output.absolute().parent.glob(f"{_stem(output)}*{_SUFFIX}")
-    return any(path.name not in own for path in found)
+    own = {journal_path(output, rank, size) for rank in range(size)}
+    return any(path not in own for path in _journals(output))
 
 
 def remove_journals(output: Path) -> None:
@@ -78,7 +81,7 @@ def remove_journals(output: Path) -> None:
     One that a run holds at the moment stays, and so does what cannot be removed: the output is
     whole without.
     """
-    for path in output.absolute().parent.glob(f"{_stem(output)}*{_SUFFIX}"):
+    for path in _journals(output):
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
@@ -123,13 +126,13 @@ class Journal:
 
     Attributes:
         path: of the file.
-        begun_anew: whether a journal of something else was there.
+        notices: for the user, of what was there and is not taken.
     """
 
     def __init__(self, output: Path, identity: str, rank: int = 0, size: int = 1) -> None:
         self.path = journal_path(output, rank, size)
-        self.begun_anew = False
-        self._output = output
+        self.notices: list[str] = []
+        self._output, self._size = output, size
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
         self._start = _MAGIC + digest.encode() + b"\n"
         self._descriptor = -1
@@ -147,10 +150,19 @@ class Journal:
                 self._lock()
                 found = os.pread(self._descriptor, len(self._start), 0)
                 if found != self._start:
-                    self.begun_anew = bool(found)
+                    if found:
+                        self.notices.append(
+                            "--resume: the journal that was there was of other inputs or wishes; "
+                            "all was computed anew"
+                        )
                     self._truncate(0)
                     self._write(memoryview(self._start))
                 self._position = len(self._start)
+                if _has_others(self._output, self._size):
+                    self.notices.append(
+                        "--resume: the journal that was there is of another number of ranks; it is "
+                        "not taken"
+                    )
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -262,12 +274,7 @@ class Journal:
                 f"{self.path}: the journal of --resume cannot be used: {error.strerror or error}"
             ) from error
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and not self._has_records:
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)

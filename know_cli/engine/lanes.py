@@ -201,11 +201,6 @@ class DevicePredictor:
         self.devices = tuple(dict.fromkeys(lane.device for lane in lanes))
         self.pinned = any(lane.overlaps for lane in lanes)
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes; of several devices, the first."""
-        return self.devices[0]
-
     def predict(self, kind: Kind, history: Tensor) -> Generator[slice, None, None]:
         """Predict a batch; it must be run to its end, or closed, before the batch is used.
 

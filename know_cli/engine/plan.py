@@ -14,7 +14,6 @@ from enum import Enum
 
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.predictor import Predictors, TensorPredictor
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS, Classification, Kind, Override, classify_all
@@ -282,7 +281,7 @@ def make_plan(
         for name, entry in trajectory.first.tensors.items()
     )
     row_bytes = _row_bytes(len(trajectory), settings.steps)
-    if isinstance(predictors.rows, DevicePredictor) and predictors.rows.pinned:
+    if predictors.pinned:
         row_bytes *= 2  # torch takes page-locked memory in powers of two
     fixed = settings.threads * predictors.rows.thread_bytes + _CHUNK_BYTES
     batch_rows = _batch_rows(

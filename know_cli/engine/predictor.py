@@ -81,3 +81,23 @@ class Predictors:
 
     rows: Predictor | DevicePredictor
     tensors: TensorPredictor | None = None
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where rows are computed."""
+        return self.rows.devices if isinstance(self.rows, DevicePredictor) else (self.rows.device,)
+
+    @property
+    def kernel(self) -> str | None:
+        """What runs on devices; others may round differently. None in threads."""
+        return self.rows.kernel if isinstance(self.rows, DevicePredictor) else None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether batches should be in page-locked memory."""
+        return isinstance(self.rows, DevicePredictor) and self.rows.pinned
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know of the devices."""
+        return self.rows.notices if isinstance(self.rows, DevicePredictor) else ()

@@ -23,7 +23,6 @@ from know_cli.checkpoints import (
     Sink,
     TensorEntry,
     Trajectory,
-    other_weights,
 )
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.engine.buffer import Buffer
@@ -111,11 +110,8 @@ def execute(
         run = _Run(
             trajectory, plan, settings, predictors, outputs, writers, progress, journal, ranks
         )
-        if journal is not None and journal.begun_anew:
-            run.report.notices.append(
-                "--resume: the journal that was there was of other inputs or wishes; all was "
-                "computed anew"
-            )
+        if journal is not None:
+            run.report.notices += journal.notices
         whose = f" as rank {ranks.rank} of {ranks.size}:" if ranks.size > 1 else ""
         progress.phase(f"predicting{whose}", plan.predicted)
         run.predict(stack)
@@ -148,12 +144,11 @@ def execute(
             f"{path}: left out, it is not part of the predicted weights"
             for path in writers[0].left_out
         ]
-        if open_sink is None and trajectory.first.is_folder and not ranks.rank:
-            report.notices += [
-                f"{path}: was there before and stays, beside the predicted weights"
-                for output in outputs
-                for path in other_weights(output.path, trajectory.first)
-            ]
+        report.notices += [
+            f"{path}: was there before and stays, beside the predicted weights"
+            for writer in writers
+            for path in writer.remaining
+        ]
     report.peak_memory = peak_resident()
     report.seconds["total"] = time.perf_counter() - began
     return report
@@ -210,14 +205,14 @@ class _Run:
         self.journal = journal
         self.plan = plan
         self.settings = settings
-        self.predictor, self.tensor_predictor = predictors.rows, predictors.tensors
+        self.predictors = predictors
         self.outputs = list(zip((output.step for output in outputs), writers, strict=True))
         self.progress = progress
         self.report = Report()
         # The page cache, too, shall not hold more for this run than it may take itself.
         inputs = sum(checkpoint.nbytes for checkpoint in trajectory.checkpoints)
         self.forgets = inputs > settings.max_memory
-        grid = math.gcd(CHUNK_ROWS, self.predictor.block_rows)
+        grid = math.gcd(CHUNK_ROWS, predictors.rows.block_rows)
         self.layers = list(
             {t.layer.prefix: t.layer for t in plan.with_action(Action.RESCALE) if t.layer}.values()
         )
@@ -269,9 +264,9 @@ class _Run:
             for threads, name in ((1, "read"), (self.settings.threads, "predict"))
         )
         self._predict_batches(self._unfinished(self.plan.batches()), reader, workers)
-        if self.tensor_predictor is not None:
+        if self.predictors.tensors is not None:
             for batch in self._unfinished(self.plan.whole_tensors()):
-                self._predict_whole(batch, self.tensor_predictor, workers)
+                self._predict_whole(batch, self.predictors.tensors, workers)
 
     def _unfinished(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Write the batches that the journal has, and yield the others."""
@@ -292,7 +287,7 @@ class _Run:
     ) -> None:
         """While one batch is computed, the next is read."""
         size, rows = len(self.trajectory), self.plan.batch_rows
-        pinned = isinstance(self.predictor, DevicePredictor) and self.predictor.pinned
+        pinned = self.predictors.pinned
         free = [Buffer.new(size, self.settings.steps, rows, pinned) for _ in range(2)]
         pending = self._start_reading(reader, batches, free[0])
         turn = 0
@@ -407,10 +402,11 @@ class _Run:
         )
 
     def _compute(self, batch: Batch, buffer: Buffer, workers: ThreadPoolExecutor) -> None:
-        if isinstance(self.predictor, DevicePredictor):
-            self._compute_on_devices(batch, buffer, self.predictor)
+        rows = self.predictors.rows
+        if isinstance(rows, DevicePredictor):
+            self._compute_on_devices(batch, buffer, rows)
         else:
-            self._compute_in_threads(batch, buffer, self.predictor, workers)
+            self._compute_in_threads(batch, buffer, rows, workers)
 
     def _compute_on_devices(self, batch: Batch, buffer: Buffer, predictor: DevicePredictor) -> None:
         size = len(self.trajectory)

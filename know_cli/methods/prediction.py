@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -34,13 +33,7 @@ from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output import check_output
 from know_cli.checkpoints.paths import factor_name, step_path
 from know_cli.engine.devices import choose_devices
-from know_cli.engine.journal import (
-    Journal,
-    file_identity,
-    has_other_journals,
-    remove_journals,
-)
-from know_cli.engine.lanes import DevicePredictor
+from know_cli.engine.journal import Journal, file_identity, remove_journals
 from know_cli.engine.plan import Action, Plan, Settings, classify_trajectory, make_plan
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.progress import Progress, Silent
@@ -136,10 +129,9 @@ class Prediction:
 
     def _where(self) -> dict[str, str]:
         """Where it is computed, several devices with commas, and by which kernel there."""
-        rows = self._predictors.rows
-        if isinstance(rows, DevicePredictor):
-            return {"device": ", ".join(map(str, rows.devices)), "kernel": rows.kernel}
-        return {"device": str(rows.device)}
+        where = {"device": ", ".join(map(str, self._predictors.devices))}
+        kernel = self._predictors.kernel
+        return where if kernel is None else {**where, "kernel": kernel}
 
     @property
     def factor(self) -> str:
@@ -165,11 +157,6 @@ class Prediction:
         with ExitStack() as stack:
             journal = None
             if self.request.resume:
-                if not ranks.rank and has_other_journals(self.request.output, ranks.size):
-                    self.notices.append(
-                        "--resume: the journal that was there is of another number of ranks; it "
-                        "is not taken"
-                    )
                 journal = stack.enter_context(
                     Journal(self.request.output, self._identity(), ranks.rank, ranks.size)
                 )
@@ -261,12 +248,7 @@ class Prediction:
     def __enter__(self) -> Prediction:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
@@ -302,8 +284,7 @@ def open_prediction(request: Request, ranks: Ranks | None = None) -> Prediction:
         predictors: Predictors = import_module(method.module).predictors(
             Inputs(trajectory, request.settings.steps, rate, devices, options, bundle)
         )
-        if isinstance(predictors.rows, DevicePredictor):
-            notices += predictors.rows.notices
+        notices += predictors.notices
         provenance = _provenance(method, options, bundle, request, trajectory, devices)
         outputs = _outputs(request, trajectory, rate, provenance)
         if request.rewrite:
@@ -350,11 +331,9 @@ def open_prediction(request: Request, ranks: Ranks | None = None) -> Prediction:
 
 def _processors(predictors: Predictors) -> list[str]:
     """Models of what computes, in other words what results may depend on to the last bit."""
-    rows = predictors.rows
-    devices = rows.devices if isinstance(rows, DevicePredictor) else (rows.device,)
     names = {
         torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        for device in devices
+        for device in predictors.devices
     }
     return [torch.backends.cpu.get_cpu_capability(), *sorted(names)]
 
@@ -371,10 +350,8 @@ def _check_agreement(ranks: Ranks, predictors: Predictors, outputs: Sequence[Out
     if ranks.size == 1:
         return
     metadata = [[output.step, dict(output.metadata)] for output in outputs]
-    rows = predictors.rows
-    kernel = rows.kernel if isinstance(rows, DevicePredictor) else None
-    facts = [torch.__version__, rows.block_rows, kernel, _processors(predictors), metadata]
-    own = json.dumps(facts, sort_keys=True)
+    how = [predictors.rows.block_rows, predictors.kernel, _processors(predictors)]
+    own = json.dumps([torch.__version__, how, metadata], sort_keys=True)
     for rank, found in enumerate(ranks.gather(own)):
         if found != own:
             raise UsageError(

@@ -15,7 +15,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -317,6 +316,7 @@ class _Comparer:
     def __init__(self, found: Checkpoint) -> None:
         self.nbytes = 0
         self.left_out: list[Path] = []
+        self.remaining: list[Path] = []
         self.compared: set[str] = set()
         self.differences: dict[str, Difference] = {}
         self._found = found
@@ -360,12 +360,7 @@ class _Comparer:
     def __enter__(self) -> _Comparer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Nothing is open."""
 
 
