@@ -6,14 +6,20 @@ The packages, from the top of the data flow down; each imports only from those b
 
 ====================  =====================================================================
 ``cli``               arguments in, text out
-``evaluation``        downstream tasks and the transfer protocol
-``meta``              windows from recorded trajectories, and KNOWN's meta-training
+``plots``             pictures of trajectories, landscapes and results
+``demo``              all of it on real images, in a minute
+``benchmark``         how fast the engine is, against named baselines
+``evaluation``        downstream tasks, and what a predicted start is worth on them
+``meta``              collecting trajectories, and KNOWN's meta-training
+``lab``               the floor of the two: data sets, networks, fitting, processes
 ``forgetting``        nested subsets, and the recorder for training loops
+``prediction``        the main flow: from paths and options to a written checkpoint, and back
 ``methods``           predictors behind one signature: windows in, predicted values out
-``engine``            plan, read, compute, write
-``hypermodel``        KNOWN: the readable module, bundles on disk, the Keras importer
-``checkpoints``       safetensors files and folders, the aligned trajectory, atomic output
+``known``             KNOWN: the readable module, its kernels, bundles on disk
+``engine``            plan, read, compute, write; knows predictors, and no hyper-model
+``ranks``             the processes that work on one output together
 ``kinds``             which tensor is conv, fc, bias or copied (and ``normalisation``)
+``checkpoints``       safetensors files and folders, the aligned trajectory, atomic output
 ====================  =====================================================================
 """
 

@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from know_cli.errors import OutputError
@@ -92,3 +94,45 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_at(descriptor: int, data: memoryview, position: int) -> None:
+    """Write all bytes at a position of an open file.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    if not data.nbytes:
+        return  # an empty view cannot be cast
+    view = data.cast("B")
+    while len(view):
+        count = os.pwrite(descriptor, view, position)
+        position, view = position + count, view[count:]
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to disk, after something in it was created or renamed.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def output_errors(output: Path) -> Iterator[None]:
+    """Turn the system's errors inside the block into one that names the output.
+
+    Raises:
+        OutputError: of what was an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{output}: cannot be written: {error.strerror or error}; nothing of it was kept"
+        ) from error

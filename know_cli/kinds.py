@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 
+from know_cli.checkpoints import Trajectory
+from know_cli.errors import UsageError
+
 #: Element types that can be predicted, by their safetensors names.
 COMPUTABLE = frozenset({"F64", "F32", "F16", "BF16"})
 
@@ -176,3 +179,18 @@ def classify_all(
                 raise ValueError(f"{text}: tensor {name!r} is {dtype}, which can only be copied")
             result[name] = Classification(override.kind, text)
     return result
+
+
+def classify_trajectory(
+    trajectory: Trajectory, overrides: Sequence[Override] = ()
+) -> dict[str, Classification]:
+    """Kind of every tensor of a trajectory.
+
+    Raises:
+        UsageError: an override matches nothing, or wants what cannot be predicted.
+    """
+    tensors = {name: (e.shape, e.dtype) for name, e in trajectory.first.tensors.items()}
+    try:
+        return classify_all(tensors, overrides)
+    except ValueError as error:
+        raise UsageError(str(error)) from error

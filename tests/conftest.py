@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from know_cli.cli.main import family_app, run
-from know_cli.hypermodel import Bundle, Known, Preparation, save_bundle
 from know_cli.kinds import PREDICTED_KINDS
+from know_cli.known.bundle import Bundle, save_bundle
+from know_cli.known.module import Known, Preparation
 from tests.forkserver import ForkServer
 
 # Two cores, shared by the processes that the tests run in.

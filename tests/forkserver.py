@@ -127,10 +127,9 @@ def main() -> None:
     import know_cli.cli.main
     import know_cli.cli.progress
     import know_cli.cli.tables
-    import know_cli.engine.torchrun
     import know_cli.methods.known
     import know_cli.methods.linear
-    import know_cli.methods.prediction  # noqa: F401
+    import know_cli.prediction.predict  # noqa: F401
 
     torch.set_num_threads(1)
     print("ready", flush=True)

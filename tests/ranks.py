@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from know_cli.engine.ranks import PeerError, Ranks
+from know_cli.ranks.alone import PeerError, Ranks
 
 Result = TypeVar("Result")
 

@@ -10,8 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "know_cli"
 # From the top of the data flow down; a module imports only from its own layer and those below.
 LAYERS = [
-    "cli", "benchmark", "evaluation", "meta", "forgetting", "methods", "engine", "hypermodel", "checkpoints",
-    "normalisation", "kinds", "bundles", "processes", "files", "errors",
+    "cli", "plots", "demo", "benchmark", "evaluation", "meta", "lab", "forgetting", "prediction", "methods",
+    "known", "engine", "ranks", "kinds", "normalisation", "checkpoints", "files", "errors",
+]  # fmt: skip
+# What must not be imported although it is below: importer → imported.
+NEVER = [
+    ("evaluation", "meta"), ("engine", "ranks.torchrun"), ("forgetting", "prediction"), ("forgetting", "methods"),
+    ("forgetting", "known"), ("forgetting", "engine"), ("forgetting", "ranks"), ("forgetting", "kinds"),
+    ("forgetting", "normalisation"),
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
@@ -39,6 +45,39 @@ def test_imports_go_down(path: Path) -> None:
     for name in imports(path):
         below = layer(name)
         assert below is None or below >= own, f"{path} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize(("importer", "imported"), NEVER, ids=" not ".join)
+def test_rooms_that_have_no_door(importer: str, imported: str) -> None:
+    for path in (PACKAGE / importer).rglob("*.py"):
+        for name in imports(path):
+            assert not f"{name}.".startswith(f"know_cli.{imported}."), f"{path} imports {name}"
+
+
+def test_modules_do_not_import_in_circles() -> None:
+    """Not even within a package; what a function imports when it is called counts, too."""
+    known = {module_name(path): path for path in MODULES}
+    graph = {
+        name: {
+            near for wanted in imports(path) if (near := nearest(wanted, known)) and near != name
+        }
+        for name, path in known.items()
+    }
+    while graph:
+        leaves = {name for name, below in graph.items() if not below & graph.keys()}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {name: below for name, below in graph.items() if name not in leaves}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+        ".__init__"
+    )
+
+
+def nearest(wanted: str, known: dict[str, Path]) -> str | None:
+    """The module that an imported name is, or is in."""
+    return next((name for name in (wanted, wanted.rpartition(".")[0]) if name in known), None)
 
 
 def test_every_package_has_its_layer() -> None:

@@ -33,8 +33,8 @@ from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE, shapes, write_traje
 from know_cli.benchmark.timing import Times, median_ratio, take_turns
 from know_cli.checkpoints import open_trajectory
 from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
-from know_cli.hypermodel import Preparation
 from know_cli.kinds import Kind
+from know_cli.known.module import Preparation
 from tests.conftest import Command, one_line, random_bundle
 
 ROWS = 1000

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from know_cli.bundles import find_bundle, shipped, weights_folder
 from know_cli.errors import CheckpointError, OutputError, UsageError
-from know_cli.hypermodel import Bundle, Preparation, load_bundle, save_bundle
-from know_cli.hypermodel.keras import KERAS_FILES
 from know_cli.kinds import PREDICTED_KINDS, Kind
+from know_cli.known.bundle import Bundle, load_bundle, save_bundle
+from know_cli.known.keras import KERAS_FILES
+from know_cli.known.module import Preparation
+from know_cli.known.shipped import find_bundle, shipped, weights_folder
 from tests.conftest import random_bundle
 
 # Written down here a second time, on purpose: layer of Keras → layer of KNOWN.

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from know_cli import __version__
 from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
-from know_cli.hypermodel import load_bundle
+from know_cli.known.bundle import load_bundle
 from tests.conftest import Command, one_line, random_bundle, states, write_trajectory
 from tests.test_bundle import same, write_keras
 

@@ -25,7 +25,7 @@ from know_cli.errors import (
     EXIT_OUTPUT,
     EXIT_USAGE,
 )
-from know_cli.hypermodel import save_bundle
+from know_cli.known.bundle import save_bundle
 from tests.conftest import Command, network, one_line, random_bundle, states, write_trajectory
 from tests.test_bundle import write_keras
 from tests.test_checkpoint import shards
@@ -102,7 +102,7 @@ def test_know_predict_is_know_predict(run: Path, bundle_path: Path, know: Comman
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_keras_files_through_the_command_line(tmp_path: Path, know: Command, steps: int) -> None:
     """Golden values from float64 numpy, for all kinds, with the window shifted each step."""
-    from know_cli.hypermodel import Preparation
+    from know_cli.known.module import Preparation
 
     bundle = random_bundle(seed=7)
     write_keras(bundle, tmp_path / "keras")

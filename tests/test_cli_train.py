@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from know_cli.bundles import shipped, weights_folder
 from know_cli.forgetting import Recorder, nested_subsets
-from know_cli.hypermodel import load_bundle
 from know_cli.kinds import PREDICTED_KINDS
+from know_cli.known.bundle import load_bundle
+from know_cli.known.shipped import shipped, weights_folder
 from tests.conftest import Command
 
 

@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from know_cli.checkpoints import foreign as module
-from know_cli.checkpoints.foreign import convert_pickle, read_pickle
+from know_cli.checkpoints import pickles as module
+from know_cli.checkpoints.pickles import convert_pickle, read_pickle
 from know_cli.errors import (
     EXIT_CHECKPOINT,
     EXIT_DONE,
@@ -260,7 +260,7 @@ def test_tensors_stay_on_disk(tmp_path: Path) -> None:
     code = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from know_cli.checkpoints.foreign import convert_pickle\n"
+        "from know_cli.checkpoints.pickles import convert_pickle\n"
         # Pages of the mapped file can be dropped at any time, and so are not counted.
         "def own(): return sum(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))\n"
         "import threading, time\n"

@@ -9,12 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from know_cli.engine.devices import open_devices, open_lanes, torch_kernels, triton_kernels
-from know_cli.engine.plan import Settings
-from know_cli.hypermodel import Preparation
-from know_cli.hypermodel.known import roll
+from know_cli.engine.settings import Settings
 from know_cli.kinds import Kind
-from know_cli.methods.prediction import Request, open_prediction
+from know_cli.known.devices import open_devices, open_lanes, torch_kernels, triton_kernels
+from know_cli.known.module import Preparation, roll
+from know_cli.prediction.predict import Request, open_prediction
 from tests.conftest import network, random_bundle, write_trajectory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

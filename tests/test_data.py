@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from know_cli.errors import UsageError
-from know_cli.meta.data import (
+from know_cli.lab.data import (
     AUGMENTATIONS,
     DATA_SETS,
     DataSet,
@@ -24,7 +24,7 @@ from know_cli.meta.data import (
     standardise,
     text,
 )
-from know_cli.meta.data.idx import read_idx
+from know_cli.lab.data.idx import read_idx
 
 IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 GENERATED = ["digits", "glyphs-cyrillic", "glyphs-greek", "glyphs-latin", "text"]

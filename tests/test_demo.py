@@ -8,9 +8,9 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 
+from know_cli import demo
 from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
-from know_cli.evaluation import demo
-from know_cli.forgetting.digits import load_digits
+from know_cli.lab.digits import load_digits
 from tests.conftest import Command, one_line
 
 
@@ -85,7 +85,7 @@ def test_the_tasks_share_no_image() -> None:
 
 def test_same_start_same_accuracy(tmp_path: Path) -> None:
     from know_cli.checkpoints import save_checkpoint
-    from know_cli.forgetting.digits import build_model
+    from know_cli.lab.digits import build_model
 
     state = dict(build_model(3).state_dict())
     for name in ("a", "b"):

@@ -15,18 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from know_cli.engine import devices
-from know_cli.engine.devices import choose_devices, open_devices, open_lanes, torch_kernels
+from know_cli.known import devices
+from know_cli.engine.devices import choose_devices
 from know_cli.engine.lanes import CudaQueue, DevicePredictor, Lane
-from know_cli.engine.plan import Settings
 from know_cli.engine.predictor import Predictors
+from know_cli.engine.settings import Settings
 from know_cli.errors import EXIT_USAGE, UsageError
-from know_cli.hypermodel import Bundle, Preparation
 from know_cli.kinds import Kind
+from know_cli.known.bundle import Bundle
+from know_cli.known.devices import open_devices, open_lanes, torch_kernels
+from know_cli.known.module import Preparation
 from know_cli.methods import known
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.known import KnownPredictor
-from know_cli.methods.prediction import Request, open_prediction
+from know_cli.prediction.predict import Request, open_prediction
 from tests.conftest import Command, one_line, random_bundle, states, write_trajectory
 
 CPU = torch.device("cpu")
@@ -135,7 +137,7 @@ class Broken:
 def test_without_triton_the_torch_kernel_runs_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "know_cli.engine.triton_kernel", None)
+    monkeypatch.setitem(sys.modules, "know_cli.known.triton_kernel", None)
     bundle = random_bundle()
     gpus = [torch.device("cuda", 0), torch.device("cuda", 1)]
     predictor = open_devices(bundle, 2, gpus)
@@ -207,7 +209,7 @@ def test_notices_are_shown_before_a_prediction(
     trajectory_paths: list[Path], bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, ["H100", "H100"])
-    monkeypatch.setitem(sys.modules, "know_cli.engine.triton_kernel", None)
+    monkeypatch.setitem(sys.modules, "know_cli.known.triton_kernel", None)
     request = Request(trajectory_paths, tmp_path / "out", str(bundle_path), device="cuda:all")
     with open_prediction(request) as opened:
         assert opened.notices[0].startswith("Triton is not installed;")
@@ -474,7 +476,7 @@ def test_several_devices_write_the_bytes_of_one(
         contents.add((tmp_path / "out").read_bytes())
     assert len(contents) == 1
     # Blocks of that size on the CPU's own way give the same bytes.
-    monkeypatch.setattr("know_cli.engine.kernel.CPU_BLOCK_ROWS", BLOCK)
+    monkeypatch.setattr("know_cli.known.torch_kernel.CPU_BLOCK_ROWS", BLOCK)
     request = Request(
         paths, tmp_path / "own", str(bundle_path), Settings(steps=steps), device="cpu"
     )

@@ -16,23 +16,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from know_cli.engine.plan import (
-    Action,
-    FrozenMode,
-    NormMode,
-    PlannedTensor,
-    Settings,
-    cut_batches,
-)
+from know_cli.engine.plan import Action, PlannedTensor, cut_batches
 from know_cli.engine.report import Report
-from know_cli.engine.rescale import ChannelSums
+from know_cli.engine.running_statistics import ChannelSums
 from know_cli.engine.scan import looks_reversed
+from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.errors import CheckpointError, UsageError
-from know_cli.hypermodel import load_bundle
 from know_cli.kinds import Kind, Override
+from know_cli.known.bundle import load_bundle
 from know_cli.methods import known
 from know_cli.methods.known import KnownPredictor
-from know_cli.methods.prediction import Request, open_prediction
+from know_cli.prediction.predict import Request, open_prediction
 from tests.conftest import network, states, write_trajectory
 
 KINDS = {
@@ -632,7 +626,7 @@ def test_checkpoints_that_are_all_the_same(bundle_path: Path, tmp_path: Path) ->
 
 
 def test_two_checkpoints_of_mixed_dtype(tmp_path: Path) -> None:
-    from know_cli.hypermodel import save_bundle
+    from know_cli.known.bundle import save_bundle
     from tests.conftest import random_bundle
 
     save_bundle(random_bundle(2), tmp_path / "two")

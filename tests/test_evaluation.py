@@ -15,15 +15,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from know_cli.bundles import shipped, weights_folder
 from know_cli.checkpoints import save_checkpoint
-from know_cli.engine.plan import NormMode
+from know_cli.engine.settings import NormMode
 from know_cli.errors import CheckpointError, UsageError
-from know_cli.evaluation import cache, hindsight, methods, protocol, results, running
+from know_cli.evaluation import cache, hindsight, results
 from know_cli.evaluation import statistics as stats
+from know_cli.evaluation import suite as running
+from know_cli.evaluation import trial as protocol
+from know_cli.evaluation import variants as methods
 from know_cli.evaluation.anchors import ANCHORS
 from know_cli.evaluation.hindsight import best_combination
-from know_cli.evaluation.protocol import Outcome, Trial, Wanted
+from know_cli.evaluation.starts import Outcome, Wanted
 from know_cli.evaluation.statistics import Status
 from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Recipe, Task, find_tasks
 from know_cli.evaluation.tasks import data as task_data
@@ -31,10 +33,12 @@ from know_cli.evaluation.tasks.appearance import DOMAINS, in_domain
 from know_cli.evaluation.tasks.measures import ACCURACY, LOG_LIKELIHOOD, MEAN_IOU
 from know_cli.evaluation.tasks.scenes import CAPTION, SIDE, WORDS, compose
 from know_cli.evaluation.tasks.text import _CODE, MANUAL, load_passages
-from know_cli.meta.data import DataSet, Samples, glyphs, load
-from know_cli.meta.data.text import _MODULES
-from know_cli.meta.setup import meta_part
-from know_cli.methods.prediction import DEFAULT_WEIGHTS
+from know_cli.evaluation.trial import Trial
+from know_cli.known.shipped import shipped, weights_folder
+from know_cli.lab.data import DataSet, Samples, glyphs, load
+from know_cli.lab.data.parts import meta_part
+from know_cli.lab.data.text import _MODULES
+from know_cli.prediction.predict import DEFAULT_WEIGHTS
 from tests.conftest import Command, one_line
 
 Values = dict[str, list[float]]

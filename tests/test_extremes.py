@@ -24,13 +24,13 @@ from torch import Tensor
 import know_cli
 from know_cli.checkpoints import Checkpoint, TensorEntry, open_checkpoint, open_trajectory
 from know_cli.checkpoints import checkpoint as checkpoint_module
-from know_cli.checkpoints.foreign import convert_pickle
-from know_cli.engine.inspection import inspect_trajectory
-from know_cli.engine.plan import Settings, classify_trajectory
+from know_cli.checkpoints.pickles import convert_pickle
 from know_cli.engine.progress import Silent
-from know_cli.kinds import Kind
-from know_cli.methods.prediction import Request, open_prediction
-from know_cli.methods.verification import Sample, _Stream, verify
+from know_cli.engine.settings import Settings
+from know_cli.kinds import Kind, classify_trajectory
+from know_cli.prediction.inspection import inspect_trajectory
+from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.verify import Sample, _Stream, verify
 from tests.conftest import write_trajectory
 from tests.figures import record
 from tests.hostile import safetensors_file
@@ -371,7 +371,7 @@ def test_more_elements_than_32_bits_count(tmp_path: Path) -> None:
         pytest.skip("needs 6 GiB of disk")
     paths, out, memory = sparse(tmp_path, 5), tmp_path / "out", 256 << 20
     try:
-        alone = peak("-c", "import know_cli.cli.main, know_cli.methods.prediction")
+        alone = peak("-c", "import know_cli.cli.main, know_cli.prediction.predict")
         began = time.monotonic()
         used = peak(
             "-m", "know_cli", "predict", *paths, "-o", out, "--method", "task-vector",

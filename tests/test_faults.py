@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from know_cli.checkpoints import CheckpointWriter, open_checkpoint
 from know_cli.checkpoints import temporary as module
 from know_cli.checkpoints.temporary import Temporary
-from know_cli.engine.plan import Settings
+from know_cli.engine.settings import Settings
 from know_cli.errors import (
     EXIT_CHECKPOINT,
     EXIT_DONE,
@@ -34,7 +34,7 @@ from know_cli.errors import (
     CheckpointError,
     OutputError,
 )
-from know_cli.methods.prediction import Request, open_prediction
+from know_cli.prediction.predict import Request, open_prediction
 from tests.conftest import one_line, write_trajectory
 from tests.figures import record
 from tests.forkserver import NOT_BEGUN, ForkServer

@@ -16,9 +16,10 @@ from safetensors import safe_open
 
 from know_cli.checkpoints import open_trajectory
 from know_cli.checkpoints.metadata import Continuation, Session
+from know_cli.checkpoints.state import read_state
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.forgetting import Recorder, TrainingSession, nested_subsets, subset_sizes
-from know_cli.forgetting.recorder import derived_seed, read_record, read_state
+from know_cli.forgetting.recorder import derived_seed, read_record
 from know_cli.forgetting.runner import (
     Protocol,
     TrainingFunction,
@@ -351,7 +352,7 @@ class TestRunner:
 
 class TestDigits:
     def test_the_halves_share_no_image(self) -> None:
-        digits = pytest.importorskip("know_cli.forgetting.digits")
+        digits = pytest.importorskip("know_cli.lab.digits")
         pytest.importorskip("sklearn")
         (meta, meta_labels), (demo, demo_labels) = map(digits.load_digits, ("meta", "demo"))
         assert meta.shape == (898, 1, 8, 8)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from know_cli import __version__
-from know_cli.bundles import shipped
+from know_cli.known.shipped import shipped
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +41,7 @@ def test_bundles_are_found_from_a_wheel(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
-        "import know_cli; from know_cli.bundles import shipped; from know_cli.hypermodel import load_bundle\n"
+        "import know_cli; from know_cli.known.shipped import shipped; from know_cli.known import load_bundle\n"
         "print(know_cli.__file__)\n"
         "for family, sizes in shipped().items():\n"
         "    for size, path in sizes.items(): print(family, size, load_bundle(path).digest, path)"

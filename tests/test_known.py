@@ -12,10 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from know_cli.engine.kernel import Kernel
-from know_cli.hypermodel import Known, Preparation
-from know_cli.hypermodel.known import initialise, penalty
 from know_cli.kinds import Kind
+from know_cli.known.module import Known, Preparation, initialise, penalty
+from know_cli.known.torch_kernel import Kernel
 from tests.conftest import random_bundle
 
 Array = np.ndarray[Any, np.dtype[np.float64]]

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from know_cli.checkpoints import open_checkpoint, open_trajectory
-from know_cli.methods.prediction import Request, Settings, open_prediction
+from know_cli.prediction.predict import Request, Settings, open_prediction
 from tests.conftest import write_trajectory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
@@ -61,7 +61,7 @@ def within_bounds(folder: Path, rows: Sequence[int], memory: int) -> None:
         write_sparse(path, rows, 0.1 + 0.01 * k)
     try:
         # Torch, and the program's own modules, which take some 10 MiB more.
-        alone = peak("-c", "import know_cli.cli.main, know_cli.methods.prediction")
+        alone = peak("-c", "import know_cli.cli.main, know_cli.prediction.predict")
         used = peak(
             "-m", "know_cli", "predict", *paths, "-o", folder / "out.safetensors",
             "--max-memory", memory, "--threads", 2, "--quiet",

@@ -15,8 +15,9 @@ import torch
 from know_cli.checkpoints import save_checkpoint
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.forgetting import Recorder, nested_subsets
-from know_cli.hypermodel import Known, Preparation, load_bundle, save_bundle
 from know_cli.kinds import PREDICTED_KINDS, Kind
+from know_cli.known.bundle import load_bundle, save_bundle
+from know_cli.known.module import Known, Preparation
 from know_cli.meta import (
     Settings,
     Target,
@@ -25,7 +26,8 @@ from know_cli.meta import (
     find_trajectories,
     train_bundle,
 )
-from know_cli.meta.figures import (
+from know_cli.meta.held_out import evaluate
+from know_cli.meta.scores import (
     best_factor,
     l1_ratio,
     l2_ratio,
@@ -33,7 +35,6 @@ from know_cli.meta.figures import (
     measure,
     predict,
 )
-from know_cli.meta.held_out import evaluate
 from know_cli.meta.split import ARCHITECTURES, DATA_SETS, REGIMES, TRAJECTORIES, split
 from know_cli.meta.training import Loss, Residuals, settings_of, split_of
 from know_cli.meta.windows import Collection, RecordedTrajectory, is_data_limited

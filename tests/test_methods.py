@@ -17,14 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from know_cli.engine.plan import FrozenMode, NormMode, Settings
 from know_cli.engine.report import Report
+from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.errors import CheckpointError, UsageError
-from know_cli.hypermodel import load_bundle, save_bundle
 from know_cli.kinds import Kind, Override
+from know_cli.known.bundle import load_bundle, save_bundle
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.lstsq import iterate
-from know_cli.methods.prediction import Request, open_prediction
 from know_cli.methods.registry import (
     METHODS,
     complete_options,
@@ -33,6 +32,7 @@ from know_cli.methods.registry import (
     parse_options,
 )
 from know_cli.methods.tsv import SingularPredictor, matrices, merge
+from know_cli.prediction.predict import Request, open_prediction
 from tests.conftest import Command, network, random_bundle, states, write_trajectory
 from tests.test_checkpoint import shards
 from tests.test_engine import KINDS, digest, rescaled_by_hand

@@ -22,8 +22,8 @@ from know_cli.checkpoints import (
     save_checkpoint,
     temporary,
 )
-from know_cli.checkpoints import output as module
-from know_cli.checkpoints.output import check_output
+from know_cli.checkpoints import writer as module
+from know_cli.checkpoints.output_checks import check_output
 from know_cli.errors import CheckpointError, OutputError
 from tests.conftest import network
 from tests.test_checkpoint import shards, values

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from know_cli.engine import memory
+from know_cli.engine import report as memory
 
 pytest.importorskip("resource")
 

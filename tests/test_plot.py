@@ -19,20 +19,20 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from know_cli.checkpoints import open_checkpoint, open_trajectory
-from know_cli.engine import reading
-from know_cli.engine.plan import CHUNK_ROWS
+from know_cli.checkpoints import open_checkpoint, open_trajectory, reading
+from know_cli.checkpoints.reading import CHUNK_ROWS
 from know_cli.engine.progress import Silent
 from know_cli.errors import CheckpointError, UsageError
-from know_cli.evaluation import curves as of_curves
-from know_cli.evaluation import landscape, plane, points, results
+from know_cli.evaluation import results
 from know_cli.evaluation.anchors import ANCHORS
-from know_cli.evaluation.methods import VARIANTS
-from know_cli.evaluation.plots import labels, picture
-from know_cli.evaluation.plots.labels import Box
-from know_cli.evaluation.plots.results import draw_results
 from know_cli.evaluation.statistics import Status
+from know_cli.evaluation.variants import VARIANTS
 from know_cli.kinds import parse_override
+from know_cli.plots import curves as of_curves
+from know_cli.plots import grid as landscape
+from know_cli.plots import labels, picture, plane, points
+from know_cli.plots.labels import Box
+from know_cli.plots.results import draw_results
 from tests.conftest import states, write_trajectory
 
 Values = NDArray[np.float64]

@@ -27,9 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from know_cli.checkpoints import CheckpointPart, CheckpointWriter, open_checkpoint, temporary
 from know_cli.checkpoints.temporary import Temporary, join_temporary
-from know_cli.engine import torchrun
 from know_cli.engine.predictor import Predictor, Predictors
-from know_cli.engine.ranks import PeerError, Ranks, open_ranks, processes_here
 from know_cli.errors import (
     EXIT_CHECKPOINT,
     EXIT_DONE,
@@ -39,7 +37,11 @@ from know_cli.errors import (
     OutputError,
     UsageError,
 )
-from know_cli.methods.prediction import _check_agreement
+from know_cli.prediction.predict import _check_agreement
+from know_cli.ranks import torchrun
+from know_cli.ranks.alone import PeerError, Ranks
+from know_cli.ranks.environment import processes_here
+from know_cli.ranks.opening import open_ranks
 from tests.conftest import Command
 from tests.forkserver import ForkServer
 from tests.test_faults import PREDICT, inputs, temporaries

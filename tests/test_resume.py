@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from know_cli.engine.journal import Journal, journal_path, remove_journals
-from know_cli.engine.plan import NormMode, Settings
 from know_cli.engine.progress import Silent
 from know_cli.engine.report import Report
+from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import EXIT_DONE, OutputError
 from know_cli.kinds import Kind
 from know_cli.methods.known import KnownPredictor
-from know_cli.methods.prediction import Request, open_prediction
+from know_cli.prediction.predict import Request, open_prediction
 from tests.conftest import Command, write_trajectory
 
 # So many blocks a batch that the trajectory below has about a dozen batches.
@@ -264,7 +264,7 @@ def test_a_killed_process_leaves_its_journal_and_no_output(
     code = f"""
 import os
 from pathlib import Path
-from know_cli.methods.prediction import Request, open_prediction
+from know_cli.prediction.predict import Request, open_prediction
 from tests.test_resume import SETTINGS, Ends
 class Dies(Ends):
     def advance(self, parameters):

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from know_cli.engine.plan import Action, NormMode, Plan, PlannedTensor, Settings
-from know_cli.engine.ranks import Ranks
+from know_cli.engine.parts import share
+from know_cli.engine.plan import Action, Plan, PlannedTensor
 from know_cli.engine.report import Report
-from know_cli.engine.rescale import ChannelSums
-from know_cli.engine.sharing import share
+from know_cli.engine.running_statistics import ChannelSums
+from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import CheckpointError
 from know_cli.kinds import Kind
-from know_cli.methods.prediction import Request, open_prediction
+from know_cli.prediction.predict import Request, open_prediction
+from know_cli.ranks.alone import Ranks
 from tests.conftest import drift, write_trajectory
 from tests.ranks import together
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from know_cli.bundles import shipped
 from know_cli.errors import EXIT_DONE, CheckpointError
-from know_cli.hypermodel import load_bundle
+from know_cli.known.bundle import load_bundle
+from know_cli.known.shipped import shipped
 from tests.conftest import write_trajectory
 from tests.figures import record
 

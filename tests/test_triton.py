@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import torch
 
-from know_cli.engine import devices
-from know_cli.engine.devices import open_devices, open_lanes
-from know_cli.hypermodel import Preparation
+from know_cli.known import devices
 from know_cli.kinds import Kind
+from know_cli.known.devices import open_devices, open_lanes
+from know_cli.known.module import Preparation
 from tests.conftest import random_bundle
 
 if TYPE_CHECKING:
-    from know_cli.engine.triton_kernel import TritonKernel
+    from know_cli.known.triton_kernel import TritonKernel
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(
@@ -78,7 +78,7 @@ def kernel_for(
     """A kernel that is on the CPU, but as it would be on a GPU."""
     from triton.runtime import driver
 
-    from know_cli.engine.triton_kernel import TritonKernel
+    from know_cli.known.triton_kernel import TritonKernel
 
     patch.setattr(driver, "_active", NoDriver(architecture))
     patch.setattr(torch.cuda, "get_device_capability", lambda _: divmod(architecture, 10))
@@ -89,7 +89,7 @@ def kernel_for(
 
 
 def block_of(device: torch.device) -> int:
-    from know_cli.engine.triton_kernel import block_rows
+    from know_cli.known.triton_kernel import block_rows
 
     return block_rows(device)
 
@@ -125,7 +125,7 @@ def test_it_compiles_to_products_on_tensor_cores(
 
 
 def test_what_has_no_products_on_tensor_cores_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from know_cli.engine import triton_kernel
+    from know_cli.known import triton_kernel
 
     class Trap:
         asm: ClassVar = {"ptx": ".target sm_90a\n trap;\n exit;"}

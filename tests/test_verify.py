@@ -17,13 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from know_cli.checkpoints import open_checkpoint
-from know_cli.checkpoints.digest import check_digest, digest_path, write_digest
-from know_cli.engine.plan import Action, NormMode, Plan, PlannedTensor, Settings, cut_batches
+from know_cli.checkpoints.checksum import check_digest, digest_path, write_digest
+from know_cli.engine.plan import Action, Plan, PlannedTensor, cut_batches
+from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE, CheckpointError
-from know_cli.hypermodel import save_bundle
 from know_cli.kinds import PREDICTED_KINDS, Kind, Override
-from know_cli.methods.prediction import Request, open_prediction
-from know_cli.methods.verification import Verification, sample, verify
+from know_cli.known.bundle import save_bundle
+from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.verify import Verification, sample, verify
 from tests.conftest import Command, network, one_line, random_bundle, states, write_trajectory
 from tests.test_checkpoint import shards
 

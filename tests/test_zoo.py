@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from know_cli.errors import UsageError
 from know_cli.kinds import Kind, classify
-from know_cli.meta.zoo import ARCHITECTURES, Design, Inputs, build, random_design
+from know_cli.lab.zoo import ARCHITECTURES, Design, Inputs, build, random_design
 from know_cli.normalisation import find_norm_layers
 
 LIMIT = 3_000_000

@@ -21,17 +21,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from know_cli.engine.devices import open_lanes, torch_kernels, triton_kernels
 from know_cli.engine.lanes import DevicePredictor
-from know_cli.engine.plan import Settings
 from know_cli.engine.predictor import Predictors
-from know_cli.engine.triton_kernel import BLOCK, TritonKernel, _asinh, _tanh
-from know_cli.hypermodel import Bundle, Preparation, load_bundle
-from know_cli.hypermodel.known import roll
+from know_cli.engine.settings import Settings
 from know_cli.kinds import Kind
+from know_cli.known.bundle import Bundle, load_bundle
+from know_cli.known.devices import open_lanes, torch_kernels, triton_kernels
+from know_cli.known.module import Preparation, roll
+from know_cli.known.triton_kernel import BLOCK, TritonKernel, _asinh, _tanh
 from know_cli.methods import known
 from know_cli.methods.inputs import Inputs
-from know_cli.methods.prediction import Request, open_prediction
+from know_cli.prediction.predict import Request, open_prediction
 from tests.conftest import network, random_bundle, states, write_trajectory
 
 assert os.environ.get("TRITON_INTERPRET") == "1"

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from know_cli.benchmark.kernels import in_chunks, random_walks
 from know_cli.benchmark.timing import Times, take_turns
-from know_cli.engine.devices import torch_kernels, triton_kernels
-from know_cli.engine.kernel import DEVICE_BLOCK_ROWS
 from know_cli.engine.lanes import DeviceKernel
-from know_cli.hypermodel import Bundle
 from know_cli.kinds import Kind
+from know_cli.known.bundle import Bundle
+from know_cli.known.devices import torch_kernels, triton_kernels
+from know_cli.known.torch_kernel import DEVICE_BLOCK_ROWS
 
 TRITON = "Triton kernel"
 TORCH = "torch operations"

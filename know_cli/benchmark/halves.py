@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints.dtypes import torch_dtype
-from know_cli.engine.kernel import Kernel, Stream
-from know_cli.hypermodel import Bundle, Preparation
-from know_cli.hypermodel.known import FEATURES, HIDDEN
 from know_cli.kinds import PREDICTED_KINDS
+from know_cli.known.bundle import Bundle
+from know_cli.known.module import FEATURES, HIDDEN, Preparation
+from know_cli.known.torch_kernel import Kernel, Stream
 
 #: Quantiles of the errors that are published.
 QUANTILES = (0.5, 0.9, 0.99, 0.999)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from know_cli.hypermodel.known import FEATURES, HIDDEN, NEGATIVE_SLOPE, SQUEEZED
+from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, SQUEEZED
 
 _LAYERS = {
     "input": HIDDEN,

@@ -12,10 +12,10 @@ from torch import Tensor
 from know_cli.benchmark.halves import HalfKernel
 from know_cli.benchmark.keras import keras_predictor
 from know_cli.benchmark.timing import Times, take_turns
-from know_cli.engine.kernel import Kernel
-from know_cli.hypermodel import Bundle, Known, Preparation
-from know_cli.hypermodel.known import FEATURES, HIDDEN, SQUEEZED
 from know_cli.kinds import Kind
+from know_cli.known.bundle import Bundle
+from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, Known, Preparation
+from know_cli.known.torch_kernel import Kernel
 
 #: Rows that the reference module and Keras take at a time.
 CHUNK_ROWS = 100_000

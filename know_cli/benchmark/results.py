@@ -24,8 +24,8 @@ from know_cli.benchmark.kernels import (
 from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE
 from know_cli.benchmark.timing import Times, median_ratio
 from know_cli.errors import UsageError
-from know_cli.evaluation.results import machine
-from know_cli.hypermodel import Preparation
+from know_cli.known.module import Preparation
+from know_cli.lab.machine import machine
 
 FORMAT = 1
 # What the kernel is meant to reach.

@@ -12,9 +12,9 @@ import numpy as np
 
 from know_cli.benchmark.timing import Times, take_turns
 from know_cli.checkpoints.header import encode_header
-from know_cli.engine.plan import Settings
+from know_cli.engine.settings import Settings
 from know_cli.errors import OutputError
-from know_cli.methods.prediction import Request, open_prediction
+from know_cli.prediction.predict import Request, open_prediction
 
 PIPELINE = "pipeline"
 COMMAND = "command"

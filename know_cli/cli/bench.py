@@ -11,7 +11,7 @@ import typer
 
 from know_cli.cli.options import max_memory_option, quiet_option, threads_option, usable_cores
 from know_cli.cli.output import Output
-from know_cli.engine.device_names import DEVICE_NAMES, check_device_name
+from know_cli.engine.devices import DEVICE_NAMES, check_device_name
 from know_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -131,10 +131,10 @@ def bench(
     from know_cli.benchmark.kernels import measure_kernels, random_walks
     from know_cli.benchmark.results import draw, to_json, to_markdown
     from know_cli.benchmark.runs import measure_runs
-    from know_cli.bundles import find_bundle
     from know_cli.engine.devices import choose_devices
-    from know_cli.hypermodel import load_bundle
-    from know_cli.methods.prediction import DEFAULT_WEIGHTS
+    from know_cli.known.bundle import load_bundle
+    from know_cli.known.shipped import find_bundle
+    from know_cli.prediction.predict import DEFAULT_WEIGHTS
 
     (of_device, *_) = choose_devices(device)
     workers = threads or usable_cores()

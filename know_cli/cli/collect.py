@@ -94,9 +94,9 @@ def collect(
     talk = Output(quiet)
     parsed = parse_shard(shard)
     from know_cli.forgetting.recorder import Regime
+    from know_cli.lab.data import available
     from know_cli.meta.collecting import Request, existing
     from know_cli.meta.collecting import collect as collect_all
-    from know_cli.meta.data import available
     from know_cli.meta.totals import Totals
 
     data_sets = tuple(sorted(set(data_set))) if data_set else tuple(available(data_folder))

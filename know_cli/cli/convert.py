@@ -44,12 +44,12 @@ def convert(
     may lie under 'state_dict', 'model' and the like. Tensors that share memory are each written
     in full, so that every name is found.
     """
-    from know_cli.checkpoints.output import check_file_output
+    from know_cli.checkpoints.output_checks import check_file_output
 
     talk = Output(quiet)
     check_file_output(output, [source], force=force)
 
-    from know_cli.checkpoints.foreign import convert_pickle
+    from know_cli.checkpoints.pickles import convert_pickle
     from know_cli.cli.tables import bytes_text
 
     result = convert_pickle(source, output)

@@ -30,9 +30,9 @@ def convert_weights(
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Convert a KNOWN saved by Keras into a bundle, after which h5py is not needed."""
-    from know_cli.bundles import check_bundle_output, is_keras_folder
     from know_cli.errors import CheckpointError, OutputError
-    from know_cli.hypermodel import load_bundle, save_bundle
+    from know_cli.known.bundle import load_bundle, save_bundle
+    from know_cli.known.shipped import check_bundle_output, is_keras_folder
 
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such folder")

@@ -16,7 +16,7 @@ from know_cli.cli.output import Output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from know_cli.evaluation.demo import Row, SessionRow
+    from know_cli.demo import Row, SessionRow
 
 _PREDICTED = "predicted.safetensors"
 _PLOT = "demo.png"
@@ -51,9 +51,9 @@ def demo(
     """
     import torch
 
+    from know_cli import demo as work
     from know_cli.checkpoints.paths import factor_name, step_path
     from know_cli.errors import KnowError, OutputError
-    from know_cli.evaluation import demo as work
 
     # Networks this small are slower on several threads than on one.
     torch.set_num_threads(1)

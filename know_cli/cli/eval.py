@@ -20,8 +20,8 @@ from know_cli.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from know_cli.evaluation.protocol import Outcome
-    from know_cli.evaluation.running import Request
+    from know_cli.evaluation.starts import Outcome
+    from know_cli.evaluation.suite import Request
 
 EPILOG = "\n\n".join(
     (
@@ -140,12 +140,13 @@ def evaluate(
         raise OutputError(
             f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
         )
-    from know_cli.engine.plan import NormMode
+    from know_cli.engine.settings import NormMode
     from know_cli.evaluation import results as of_results
-    from know_cli.evaluation import running
-    from know_cli.evaluation.methods import VARIANTS, find_variants, of_bundle
-    from know_cli.evaluation.protocol import SESSIONS, Wanted
+    from know_cli.evaluation import suite as running
+    from know_cli.evaluation.markdown import to_markdown
+    from know_cli.evaluation.starts import SESSIONS, Wanted
     from know_cli.evaluation.tasks import find_tasks
+    from know_cli.evaluation.variants import VARIANTS, find_variants, of_bundle
     from know_cli.files import write_text
 
     variants = find_variants(method or [variant.label for variant in VARIANTS])
@@ -188,7 +189,7 @@ def evaluate(
     content = of_results.to_json(request, outcomes, not_run)
     write_text(output / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if table is not None:
-        write_text(table, of_results.to_markdown(content))
+        write_text(table, to_markdown(content))
     for name, of_task in content["tasks"].items():
         talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
     talk.show("", f"wrote {output / RESULTS}")

@@ -10,8 +10,8 @@ from know_cli.cli.tables import new_table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from know_cli.meta.figures import Figures
     from know_cli.meta.held_out import Table
+    from know_cli.meta.scores import Figures
 
 _HEADING = (
     "mean|prediction − target| over mean|θ0 − target| on held-out trajectories: 1 is no change, "

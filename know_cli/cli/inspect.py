@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from know_cli.checkpoints import Trajectory
-    from know_cli.engine.inspection import Inspection
+    from know_cli.prediction.inspection import Inspection
 
 _MAX_NAMES = 8
 
@@ -49,10 +49,9 @@ def inspect(
     from know_cli.checkpoints.paths import expand_arguments
     from know_cli.cli.progress import progress_for
     from know_cli.cli.report_file import check_report_path, write_report
-    from know_cli.engine.inspection import inspect_trajectory
-    from know_cli.engine.plan import classify_trajectory
     from know_cli.errors import UsageError
-    from know_cli.kinds import parse_override
+    from know_cli.kinds import classify_trajectory, parse_override
+    from know_cli.prediction.inspection import inspect_trajectory
 
     talk = Output(quiet)
     paths = expand_arguments(checkpoints)

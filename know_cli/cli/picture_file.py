@@ -7,7 +7,7 @@ from pathlib import Path
 
 from know_cli.cli.report_file import check_report_path
 from know_cli.errors import OutputError, UsageError
-from know_cli.evaluation.plots.picture import FORMATS
+from know_cli.plots.picture import FORMATS
 
 
 def check_picture(path: Path, others: Sequence[Path], *, force: bool) -> str:
@@ -19,7 +19,7 @@ def check_picture(path: Path, others: Sequence[Path], *, force: bool) -> str:
         force: whether a picture that exists may be replaced.
 
     Returns:
-        Its format, one of :data:`~know_cli.evaluation.plots.picture.FORMATS`.
+        Its format, one of :data:`~know_cli.plots.picture.FORMATS`.
 
     Raises:
         UsageError: no such format.

@@ -18,9 +18,9 @@ from know_cli.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from know_cli.evaluation.plane import Plane
-    from know_cli.evaluation.points import Points
     from know_cli.kinds import Override
+    from know_cli.plots.plane import Plane
+    from know_cli.plots.points import Points
 
 TRAJECTORY_EPILOG = "\n\n".join(
     (
@@ -135,9 +135,9 @@ def trajectory(
     talk = Output(quiet)
     request = _request(checkpoints, output, prediction, other, kind, json, force)
     from know_cli.cli.report_file import write_report
-    from know_cli.evaluation.plots.trajectory import draw_trajectory
-    from know_cli.evaluation.points import describe
     from know_cli.files import write_bytes
+    from know_cli.plots.points import describe
+    from know_cli.plots.trajectory import draw_trajectory
 
     with _measured(request, talk, bar=not no_progress) as (points, names, plane):
         content = draw_trajectory(points.points, *plane.first_two, request.suffix)
@@ -195,10 +195,10 @@ def landscape(
     request = _request(checkpoints, output, prediction, other, kind, json, force)
     from know_cli.cli.progress import progress_for
     from know_cli.cli.report_file import write_report
-    from know_cli.evaluation import landscape as work
-    from know_cli.evaluation.plots.landscape import draw_landscape
-    from know_cli.evaluation.points import describe
     from know_cli.files import write_bytes
+    from know_cli.plots import grid as work
+    from know_cli.plots.landscape import draw_landscape
+    from know_cli.plots.points import describe
 
     evaluation = work.load_evaluation(evaluate)
     with _measured(request, talk, bar=not no_progress) as (points, names, plane):
@@ -257,13 +257,13 @@ def results(
     """
     talk = Output(quiet)
     suffix = check_picture(output, [file], force=force)
-    from know_cli.evaluation.plots.picture import require_matplotlib
+    from know_cli.plots.picture import require_matplotlib
 
     require_matplotlib()
-    from know_cli.evaluation.curves import curves_of
-    from know_cli.evaluation.plots.results import draw_results
     from know_cli.evaluation.results import read_results
     from know_cli.files import write_bytes
+    from know_cli.plots.curves import curves_of
+    from know_cli.plots.results import draw_results
 
     curves = curves_of(read_results(file), task or ["*"], method)
     write_bytes(output, draw_results(curves, suffix))
@@ -288,8 +288,8 @@ def _request(
 ) -> _Request:
     """Everything that can be refused before torch is imported or a file is opened."""
     from know_cli.checkpoints.paths import check_count, expand_arguments
-    from know_cli.evaluation.plots.picture import require_matplotlib
     from know_cli.kinds import parse_override
+    from know_cli.plots.picture import require_matplotlib
 
     suffix = check_picture(output, [], force=force)
     sessions = expand_arguments(checkpoints)
@@ -331,8 +331,8 @@ def _measured(
 ) -> Iterator[tuple[Points, list[str], Plane]]:
     """The open checkpoints, the names of the tensors that count, and their plane."""
     from know_cli.cli.progress import progress_for
-    from know_cli.evaluation.plane import inner_products, principal_axes
-    from know_cli.evaluation.points import measured_tensors, open_points
+    from know_cli.plots.plane import inner_products, principal_axes
+    from know_cli.plots.points import measured_tensors, open_points
 
     with open_points(request.sessions, request.predictions, request.others) as points:
         request.check([file for each in points.checkpoints for file in each.headers])

@@ -17,7 +17,7 @@ from know_cli.cli.options import (
     usable_cores,
 )
 from know_cli.cli.output import Output
-from know_cli.engine.device_names import DEVICE_NAMES, check_device_name
+from know_cli.engine.devices import DEVICE_NAMES, check_device_name
 from know_cli.methods.registry import (
     DEFAULT_METHOD,
     check_weights,
@@ -28,7 +28,7 @@ from know_cli.methods.registry import (
 
 if TYPE_CHECKING:
     from know_cli.engine.report import Report
-    from know_cli.methods.prediction import Prediction
+    from know_cli.prediction.predict import Prediction
 
 EPILOG = "\n\n".join(
     (
@@ -228,12 +228,13 @@ def predict(
     follows each parameter's history with a small hyper-model, and writes the weights one or
     more steps before the first: as if trained on 2, 4, 8 times the data.
     """
-    from know_cli.bundles import family
     from know_cli.checkpoints.paths import check_count, expand_arguments
     from know_cli.cli.report_file import check_report_path, write_report
-    from know_cli.engine.ranks import open_ranks, processes_here
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
+    from know_cli.known.shipped import family
+    from know_cli.ranks.environment import processes_here
+    from know_cli.ranks.opening import open_ranks
 
     talk = Output(quiet)
     # First of all, so that whatever ends one rank ends all.
@@ -253,8 +254,8 @@ def predict(
         if report is not None:
             check_report_path(report, [*paths, output])
 
-        from know_cli.engine.plan import FrozenMode, NormMode, Settings
-        from know_cli.methods.prediction import Request, open_prediction
+        from know_cli.engine.settings import FrozenMode, NormMode, Settings
+        from know_cli.prediction.predict import Request, open_prediction
 
         request = Request(
             checkpoints=paths,

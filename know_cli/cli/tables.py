@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from know_cli.engine.report import Report
-    from know_cli.methods.prediction import Prediction
+    from know_cli.prediction.predict import Prediction
 
 
 def count_text(count: float) -> str:

@@ -15,8 +15,8 @@ from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from know_cli.hypermodel import Bundle
     from know_cli.kinds import Kind
+    from know_cli.known.bundle import Bundle
     from know_cli.meta.training import Settings
 
 EPILOG = "\n\n".join(
@@ -197,10 +197,10 @@ def train(
         return
     if compare or report or table:
         raise UsageError("--compare, --report and --table go with --evaluate")
-    from know_cli.bundles import check_bundle_output
+    from know_cli.known.shipped import check_bundle_output
 
     check_bundle_output(output, force=force)
-    from know_cli.hypermodel import Preparation
+    from know_cli.known.module import Preparation
     from know_cli.meta.training import Loss, Residuals, Settings
     from know_cli.meta.windows import Target
 
@@ -233,7 +233,7 @@ def _train(
     import torch
 
     from know_cli.cli.figures import figures_tables
-    from know_cli.hypermodel import save_bundle
+    from know_cli.known.bundle import save_bundle
     from know_cli.meta.training import train_bundle
     from know_cli.meta.windows import collect_windows, find_trajectories
 
@@ -352,8 +352,8 @@ def _evaluate(
 
 def _bundles(name: str) -> list[Bundle]:
     """One bundle, or all of a family, by a folder or a shipped family's name."""
-    from know_cli.bundles import MANIFEST, family
-    from know_cli.hypermodel import load_bundle
+    from know_cli.known.bundle import load_bundle
+    from know_cli.known.shipped import MANIFEST, family
 
     path = Path(name)
     folders = [path] if (path / MANIFEST).exists() else list(family(name, "--evaluate").values())
@@ -361,7 +361,7 @@ def _bundles(name: str) -> list[Bundle]:
 
 
 def _named_bundles(pairs: list[str]) -> dict[str, Bundle]:
-    from know_cli.hypermodel import load_bundle
+    from know_cli.known.bundle import load_bundle
 
     named = parse_named(pairs, "--compare", "BUNDLE")
     return {name: load_bundle(Path(path)) for name, path in named.items()}

@@ -15,10 +15,10 @@ from know_cli.cli.options import (
     usable_cores,
 )
 from know_cli.cli.output import Output
-from know_cli.engine.device_names import DEVICE_NAMES, check_device_name
+from know_cli.engine.devices import DEVICE_NAMES, check_device_name
 
 if TYPE_CHECKING:
-    from know_cli.methods.verification import Verification
+    from know_cli.prediction.verify import Verification
 
 EPILOG = "\n\n".join(
     (
@@ -109,7 +109,7 @@ def verify(
         check_report_path(json, [*paths, found], "--json")
 
     from know_cli.cli.progress import progress_for
-    from know_cli.methods.verification import verify as verify_output
+    from know_cli.prediction.verify import verify as verify_output
 
     with progress_for(talk, bar=not no_progress) as progress:
         result = verify_output(

@@ -19,7 +19,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from know_cli.engine.kernel import Kernel
 from know_cli.errors import UsageError
 from know_cli.kinds import Kind
 
@@ -39,32 +38,6 @@ class DeviceKernel(Protocol):
             history: ``[S, rows]`` float32 on the device, most-forgotten first, θ0 last.
             out: ``[steps, rows]`` float32 on the device, receives θ̂(−1), θ̂(−2), …
         """
-
-
-class TorchSteps:
-    """The torch kernel as a :class:`DeviceKernel`.
-
-    Args:
-        kernel: predicts one step. It must not be in another lane, whose blocks would share its
-            workspace.
-        steps: how many are predicted.
-    """
-
-    def __init__(self, kernel: Kernel, steps: int) -> None:
-        self._kernel = kernel
-        rows = kernel.checkpoints + steps - 1
-        self._windows = torch.empty(rows, kernel.block_rows, device=kernel.device)
-
-    def predict(self, history: Tensor, out: Tensor) -> None:
-        """Predict all steps; see :class:`DeviceKernel`."""
-        size, rows = history.shape
-        windows = self._windows[:, :rows]
-        windows[:size].copy_(history)
-        for step, answer in enumerate(out):
-            self._kernel.predict(windows[step : step + size], answer)
-            if step + 1 < len(out):
-                finite = torch.isfinite(answer)
-                windows[size + step].copy_(torch.where(finite, answer, history[-1]))
 
 
 class Queue(Protocol):

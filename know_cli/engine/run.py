@@ -25,22 +25,21 @@ from know_cli.checkpoints import (
     Trajectory,
 )
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
-from know_cli.engine.buffer import Buffer
+from know_cli.checkpoints.reading import CHUNK_ROWS, as_bytes, chunks, read_elements, read_float32
+from know_cli.engine.batches import Buffer, Stretch, cut_stretches, write_pieces
 from know_cli.engine.journal import Finished, Journal
 from know_cli.engine.lanes import DevicePredictor
-from know_cli.engine.memory import peak_resident
-from know_cli.engine.plan import CHUNK_ROWS, Action, Batch, Copy, Plan, PlannedTensor, Settings
+from know_cli.engine.parts import share
+from know_cli.engine.plan import Action, Batch, Copy, Plan, PlannedTensor
 from know_cli.engine.predictor import Predictor, Predictors, TensorPredictor
 from know_cli.engine.progress import Progress
-from know_cli.engine.ranks import PeerError, Ranks
-from know_cli.engine.reading import as_bytes, chunks, read_elements, read_float32
-from know_cli.engine.report import Report
-from know_cli.engine.rescale import ChannelSums
-from know_cli.engine.sharing import share
-from know_cli.engine.stretches import Stretch, cut_stretches, write_pieces
+from know_cli.engine.report import Report, peak_resident
+from know_cli.engine.running_statistics import ChannelSums
+from know_cli.engine.settings import Settings
 from know_cli.errors import CheckpointError
 from know_cli.kinds import Kind
 from know_cli.normalisation import NormLayer
+from know_cli.ranks.alone import PeerError, Ranks
 
 _COPY_BYTES = 1 << 20
 # Blocks are handed to workers in groups: small enough that all finish together, large enough

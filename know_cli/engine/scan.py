@@ -14,8 +14,8 @@ import torch
 
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.dtypes import torch_dtype
-from know_cli.engine.ranks import Ranks
-from know_cli.engine.reading import chunks, read_bytes
+from know_cli.checkpoints.reading import chunks, read_bytes
+from know_cli.ranks.alone import Ranks
 
 # With ever less data, each session moves the weights less; on recorded trajectories the last
 # step was always shorter than the first. A reversed order shows the opposite.

@@ -13,12 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from know_cli.engine.reading import as_bytes
+from know_cli.checkpoints.reading import as_bytes
 from know_cli.errors import OutputError
 from know_cli.files import lock, make_folder, write_text
 
 # Folders of the package whose code decides what is predicted from checkpoints.
-_PREDICTING = ("checkpoints", "engine", "hypermodel", "methods", "kinds.py", "normalisation.py")
+_PREDICTING = (
+    "prediction", "methods", "known", "engine", "ranks", "kinds.py", "normalisation.py",
+    "checkpoints", "files.py", "errors.py",
+)  # fmt: skip
 _DIGITS = 16
 _LOCK = ".lock"
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import update_bn
 
 from know_cli.evaluation.tasks import Examples
-from know_cli.forgetting.fitting import one_thread
+from know_cli.lab.fitting import one_thread
 
 _ITERATIONS = 150
 _BATCH = 64

@@ -15,7 +15,8 @@ import numpy as np
 
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Session
-from know_cli.engine.reading import as_bytes
+from know_cli.checkpoints.reading import as_bytes
+from know_cli.checkpoints.state import read_state
 from know_cli.errors import OutputError, UsageError
 from know_cli.files import write_text
 from know_cli.forgetting.subsets import Indices
@@ -330,21 +331,6 @@ def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str
                 "tensor"
             )
     return model
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a whole checkpoint into tensors on the CPU.
-
-    Raises:
-        CheckpointError: it is missing or corrupt.
-        UsageError: it is a folder.
-    """
-    from safetensors.torch import load_file
-
-    with open_checkpoint(path) as checkpoint:  # our checks name the file and what is wrong
-        if checkpoint.is_folder:
-            raise UsageError(f"{path}: is a folder; name its .safetensors file")
-    return dict(load_file(path))
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -14,14 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from know_cli.checkpoints.state import read_state
 from know_cli.errors import KnowError, UsageError
-from know_cli.forgetting.recorder import (
-    Recorder,
-    TrainingSession,
-    derived_seed,
-    read_state,
-    state_of,
-)
+from know_cli.forgetting.recorder import Recorder, TrainingSession, derived_seed, state_of
 from know_cli.forgetting.subsets import nested_subsets
 
 #: Companions of a training function, as its attribute or beside it in its module.

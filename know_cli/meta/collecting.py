@@ -14,14 +14,14 @@ from know_cli.errors import KnowError, OutputError
 from know_cli.files import make_folder, write_text
 from know_cli.forgetting.recorder import Regime, derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
-from know_cli.meta.data import DataSet, load
+from know_cli.lab.data import DataSet, load
+from know_cli.lab.processes import in_processes
 from know_cli.meta.recording import record_trajectory
 from know_cli.meta.series import NotUsableError, read_facts, save_series
 from know_cli.meta.setup import draw_setup
-from know_cli.processes import in_processes
 
 _PARTIAL = ".partial-"
-_LEFT_OUT = ".left-out.json"
+LEFT_OUT = ".left-out.json"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Request:
 
     def left_out(self, number: int) -> Path:
         """Of the reason why there is no trajectory."""
-        return self.folder / f"{number:05d}{_LEFT_OUT}"
+        return self.folder / f"{number:05d}{LEFT_OUT}"
 
     def partial(self, number: int) -> Path:
         """The folder of a trajectory's checkpoints while it is recorded."""

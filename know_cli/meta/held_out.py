@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from know_cli.errors import UsageError
-from know_cli.hypermodel import Bundle
 from know_cli.kinds import PREDICTED_KINDS, Kind
-from know_cli.meta.figures import Figures, least_squares, measure, predict
+from know_cli.known.bundle import Bundle
+from know_cli.meta.scores import Figures, least_squares, measure, predict
 from know_cli.meta.split import TRAJECTORIES, Split
 from know_cli.meta.windows import Collection, RecordedTrajectory
 

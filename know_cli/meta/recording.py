@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from know_cli.forgetting.fitting import accuracy, fit
 from know_cli.forgetting.recorder import Recorder, TrainingSession, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
-from know_cli.meta.data import AUGMENTATIONS, DataSet, Samples, standardise
+from know_cli.lab.data import AUGMENTATIONS, DataSet, Samples, standardise
+from know_cli.lab.data.parts import meta_part
+from know_cli.lab.fitting import accuracy, fit
+from know_cli.lab.zoo import build
 from know_cli.meta.series import NotUsableError, Series, read_trajectory
-from know_cli.meta.setup import Setup, meta_part
-from know_cli.meta.zoo import build
+from know_cli.meta.setup import Setup
 
 FUNCTION = "know collect"
 #: Accuracies are measured on so many samples at most.

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from know_cli.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
-from know_cli.engine.reading import as_bytes, read_float32
+from know_cli.checkpoints.reading import as_bytes, read_float32
 from know_cli.errors import CheckpointError
 from know_cli.forgetting.recorder import checkpoint_name, read_record
 from know_cli.kinds import PREDICTED_KINDS, Kind, classify

@@ -11,8 +11,9 @@ import numpy as np
 
 from know_cli.errors import UsageError
 from know_cli.forgetting.recorder import Regime
-from know_cli.meta.data import AUGMENTATIONS, DataSet, Samples
-from know_cli.meta.zoo import ARCHITECTURES, Design, Inputs, random_design
+from know_cli.lab.data import AUGMENTATIONS, DataSet
+from know_cli.lab.data.parts import is_glyphs, meta_part
+from know_cli.lab.zoo import ARCHITECTURES, Design, Inputs, random_design
 
 Start = Literal["fresh", "pretrained"]
 
@@ -75,8 +76,8 @@ class Setup:
         later_rate: share of this learning rate in later sessions of a chain and in
             continuations.
         batch_size: samples a step.
-        optimiser, weight_decay, schedule: see :func:`~know_cli.forgetting.fitting.fit`.
-        augmentation: see :data:`~know_cli.meta.data.AUGMENTATIONS`.
+        optimiser, weight_decay, schedule: see :func:`~know_cli.lab.fitting.fit`.
+        augmentation: see :data:`~know_cli.lab.data.AUGMENTATIONS`.
     """
 
     seed: int
@@ -125,19 +126,6 @@ class Setup:
         return max(round(self.continued_epochs * self.epochs / self.rate), 1)
 
 
-def meta_part(data: DataSet) -> Samples:
-    """The training samples of a data set that trajectories may be recorded on.
-
-    Of data sets read from files that is the first half; the second is for evaluation, so that
-    KNOWN is never judged by networks of samples that it has seen the like of. Glyphs can be
-    rendered anew, texts be of another corpus, and of the digits only a half is here at all.
-    """
-    if data.name in ("digits", "text") or _is_glyphs(data.name):
-        return data.train
-    half = len(data.train) // 2
-    return Samples(data.train.inputs[:half], data.train.labels[:half])
-
-
 def draw_setup(
     seed: int,
     data_sets: Mapping[str, DataSet],
@@ -170,14 +158,14 @@ def draw_setup(
     architecture = _weighted(names, _ARCHITECTURE_WEIGHTS, generator)
     name = _weighted(suitable[architecture], _WEIGHTS, generator)
     data = data_sets[name]
-    most = min(_MOST_GLYPH_CLASSES if _is_glyphs(name) else _MOST_CLASSES, data.classes)
+    most = min(_MOST_GLYPH_CLASSES if is_glyphs(name) else _MOST_CLASSES, data.classes)
     count = int(generator.integers(min(_FEWEST_CLASSES, most), most + 1))
     classes = tuple(sorted(generator.permutation(data.classes)[:count].tolist()))
     pool = int(np.isin(meta_part(data).labels.numpy(), classes).sum())
     # With few samples a low rate would leave nothing for the last session.
     lowest = max(_RATES[0], (_LAST_SAMPLES / pool) ** (1 / _FEWEST_SESSIONS))
     rate = round(float(generator.uniform(lowest, _RATES[1])), 3)
-    wished = _HARD_SAMPLES if name == "text" or _is_glyphs(name) else _SAMPLES
+    wished = _HARD_SAMPLES if name == "text" or is_glyphs(name) else _SAMPLES
     samples, sessions, continuations = _sizes(rate, pool, wished, generator)
     optimiser = str(generator.choice(["adam", "sgd"], p=[0.7, 0.3]))
     batch_size = int(generator.choice([16, 32, 64], p=[0.75, 0.2, 0.05]))
@@ -215,10 +203,6 @@ def draw_setup(
             augmentations[generator.integers(1, len(augmentations))] if augmented else "none"
         ),
     )
-
-
-def _is_glyphs(name: str) -> bool:
-    return name.startswith("glyphs-")
 
 
 def _kind_of(architecture: str) -> str:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from know_cli import __version__
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
+from know_cli.checkpoints.state import read_state
 from know_cli.errors import KnowError, UsageError
-from know_cli.forgetting.recorder import derived_seed, read_state
-from know_cli.hypermodel import Bundle, Known, Preparation
-from know_cli.hypermodel.known import initialise, penalty, roll
+from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
-from know_cli.meta.figures import least_squares, predict
+from know_cli.known.bundle import Bundle
+from know_cli.known.module import Known, Preparation, initialise, penalty, roll
 from know_cli.meta.held_out import Table, evaluate, to_json
+from know_cli.meta.scores import least_squares, predict
 from know_cli.meta.split import TRAJECTORIES, Split, split
 from know_cli.meta.windows import Collection, Target, Windows
 from know_cli.methods.lstsq import RULE

@@ -10,7 +10,7 @@ import torch
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.metadata import Session
 from know_cli.errors import CheckpointError
-from know_cli.hypermodel import Bundle
+from know_cli.known.bundle import Bundle
 from know_cli.methods.registry import Value
 
 

@@ -10,11 +10,11 @@ import threading
 import torch
 from torch import Tensor
 
-from know_cli.engine.devices import open_devices
-from know_cli.engine.kernel import Kernel
 from know_cli.engine.predictor import Predictors
-from know_cli.hypermodel import Bundle
 from know_cli.kinds import Kind
+from know_cli.known.bundle import Bundle
+from know_cli.known.devices import open_devices
+from know_cli.known.torch_kernel import Kernel
 from know_cli.methods.inputs import Inputs
 
 

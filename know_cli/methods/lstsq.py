@@ -1,7 +1,7 @@
 """The linear rule of S numbers a kind that had the least squared error on training windows.
 
 What a hyper-model gains over it is gained by not being linear. The rule was fitted to the
-windows that the bundle's KNOWN was trained on, by :func:`know_cli.meta.figures.least_squares`,
+windows that the bundle's KNOWN was trained on, by :func:`know_cli.meta.scores.least_squares`,
 and is read from the bundle's manifest: ``"rule": {"conv": [S numbers], "fc": […],
 "bias": […]}``, most-forgotten first, θ0 last.
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from know_cli.bundles import MANIFEST
 from know_cli.engine.predictor import Predictors
 from know_cli.errors import CheckpointError
-from know_cli.hypermodel import Bundle
 from know_cli.kinds import PREDICTED_KINDS, Kind
+from know_cli.known.bundle import Bundle
+from know_cli.known.shipped import MANIFEST
 from know_cli.methods.combination import LinearPredictor
 from know_cli.methods.inputs import Inputs
 

@@ -6,7 +6,8 @@ from fnmatch import fnmatchcase
 
 from know_cli.errors import UsageError
 from know_cli.evaluation.tasks import classification, domains, scenes, text
-from know_cli.evaluation.tasks.task import Cell, Downstream, Examples, Problem, Recipe, Task
+from know_cli.evaluation.tasks.examples import Examples
+from know_cli.evaluation.tasks.task import Cell, Downstream, Problem, Recipe, Task
 
 __all__ = [
     "TASKS",

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor, nn
 
-from know_cli.evaluation.tasks.task import Examples, permutation
+from know_cli.evaluation.tasks.examples import Examples
+from know_cli.evaluation.tasks.task import permutation
 from know_cli.forgetting.recorder import derived_seed
 
 

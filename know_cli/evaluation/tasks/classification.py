@@ -12,18 +12,11 @@ from torch import nn
 from know_cli.errors import UsageError
 from know_cli.evaluation.tasks.appearance import in_domain
 from know_cli.evaluation.tasks.data import load_images, of_classes, resized
+from know_cli.evaluation.tasks.examples import Examples
 from know_cli.evaluation.tasks.measures import ACCURACY
 from know_cli.evaluation.tasks.networks import ResNet18, seeded
-from know_cli.evaluation.tasks.task import (
-    Cell,
-    Downstream,
-    Examples,
-    Problem,
-    Recipe,
-    Task,
-    permutation,
-)
-from know_cli.meta.zoo import Design, Inputs, build
+from know_cli.evaluation.tasks.task import Cell, Downstream, Problem, Recipe, Task, permutation
+from know_cli.lab.zoo import Design, Inputs, build
 
 # Streams of random numbers of one seed.
 _CLASSES, _TARGET_CLASSES, _POOL, _TEST, _TARGET_TEST, _TARGET, _CHANGES = range(7)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from know_cli.evaluation.tasks.task import Examples
-from know_cli.forgetting.digits import load_pixels
-from know_cli.meta.data import DataSet, Samples, load, render_glyphs, standardise
-from know_cli.meta.setup import meta_part
+from know_cli.evaluation.tasks.examples import Examples
+from know_cli.lab.data import DataSet, Samples, load, render_glyphs, standardise
+from know_cli.lab.data.parts import meta_part
+from know_cli.lab.digits import load_pixels
 
 #: Seeds of glyphs for training and testing that the data sets of meta-training do not have.
 _GLYPH_SEEDS = (4032, 4033)
@@ -24,7 +24,7 @@ def evaluation_part(data: DataSet) -> Samples:
     """The training samples of a data set read from files that are not for meta-training.
 
     Returns:
-        What :func:`~know_cli.meta.setup.meta_part` leaves: the second half.
+        What :func:`~know_cli.lab.data.parts.meta_part` leaves: the second half.
     """
     used = len(meta_part(data))
     return Samples(data.train.inputs[used:], data.train.labels[used:])

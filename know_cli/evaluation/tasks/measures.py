@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from know_cli.evaluation.tasks.task import Examples
+    from know_cli.evaluation.tasks.examples import Examples
 
 _ROWS = 500
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from know_cli.meta.zoo.blocks import (
+from know_cli.lab.zoo.blocks import (
     HE,
     TRANSFORMER,
     convolution,
@@ -17,7 +17,7 @@ from know_cli.meta.zoo.blocks import (
     initialise,
     named,
 )
-from know_cli.meta.zoo.resnet import BasicBlock
+from know_cli.lab.zoo.resnet import BasicBlock
 
 
 def seeded(construct: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -13,17 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from know_cli.evaluation.tasks.data import load_images, of_classes
+from know_cli.evaluation.tasks.examples import Examples
 from know_cli.evaluation.tasks.measures import MEAN_IOU, TOKEN_ACCURACY, Measure
 from know_cli.evaluation.tasks.networks import Captioner, Segmenter, seeded
-from know_cli.evaluation.tasks.task import (
-    Cell,
-    Downstream,
-    Examples,
-    Problem,
-    Recipe,
-    Task,
-    permutation,
-)
+from know_cli.evaluation.tasks.task import Cell, Downstream, Problem, Recipe, Task, permutation
 
 #: Pixels of a scene's side, and of an object's.
 SIDE, OBJECT = 32, 14

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from know_cli.evaluation.tasks.examples import Examples
 from know_cli.evaluation.tasks.measures import Measure
-from know_cli.forgetting.fitting import fit
+from know_cli.lab.fitting import fit
 
 #: |D(k + 1)| / |D(k)| in all tasks.
 RATE = 0.5
@@ -20,7 +21,7 @@ RATE = 0.5
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained; see :func:`~know_cli.forgetting.fitting.fit`.
+    """How a network is trained; see :func:`~know_cli.lab.fitting.fit`.
 
     Attributes:
         epochs: passes over the data.
@@ -58,27 +59,6 @@ class Downstream:
     def recipe(self) -> Recipe:
         """How a network is fine-tuned."""
         return Recipe(self.epochs, self.learning_rate, schedule="cosine")
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Inputs with what is to be answered.
-
-    Attributes:
-        inputs: ``[n, …]`` as the task's networks take them.
-        targets: int64 ``[n]`` or ``[n, …]``, the right class of each position of the networks'
-            outputs ``[n, classes, …]``; −100 where none is asked for.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def take(self, indices: Tensor) -> Examples:
-        """The examples with these int64 indices ``[m]``."""
-        return Examples(self.inputs[indices], self.targets[indices])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +131,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def data_sets(self) -> tuple[str, ...]:
-        """Names of the data sets of :mod:`know_cli.meta.data` that it needs."""
+        """Names of the data sets of :mod:`know_cli.lab.data` that it needs."""
 
     @abstractmethod
     def prepare(self, seed: int, data_folder: Path | None) -> Problem:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from know_cli.errors import UsageError
+from know_cli.evaluation.tasks.examples import Examples
 from know_cli.evaluation.tasks.measures import LOG_LIKELIHOOD
 from know_cli.evaluation.tasks.networks import LanguageModel, add_lora, seeded
 from know_cli.evaluation.tasks.task import (
     Cell,
     Downstream,
-    Examples,
     Problem,
     Recipe,
     Task,

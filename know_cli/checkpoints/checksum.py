@@ -1,0 +1,134 @@
+"""The SHA-256 of an output, in a file ``OUT.sha256`` beside it, in the form of ``sha256sum``.
+
+Written for a checkpoint file or folder alike, it has a line for each file of weights and for
+the shard index, by its path from the folder that ``OUT`` is in: ``sha256sum -c OUT.sha256``
+there checks them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from know_cli.checkpoints.checkpoint import open_checkpoint
+from know_cli.checkpoints.header import unreadable
+from know_cli.checkpoints.json_text import MAX_BYTES
+from know_cli.errors import CheckpointError, OutputError, quoted
+from know_cli.files import write_text
+
+_SUFFIX = ".sha256"
+_READ_BYTES = 1 << 20
+# A backslash before the digest says that backslashes and line breaks in the name are escaped.
+_LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
+_ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
+
+
+def digest_path(output: Path) -> Path:
+    """Where the digest of an output is."""
+    if not output.name:  # "." and the like
+        output = output.resolve()
+    return output.with_name(output.name + _SUFFIX)
+
+
+def remove_digest(output: Path) -> None:
+    """Take away the digest of what was replaced.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    path = digest_path(output)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: is not this output's digest, and cannot be removed: {error.strerror}"
+        ) from error
+
+
+def write_digest(output: Path) -> Path:
+    """Read a finished output and write its digest, replacing one that exists.
+
+    Returns:
+        Where it was written.
+
+    Raises:
+        CheckpointError: the output cannot be read.
+        OutputError: the digest cannot be written.
+    """
+    path = digest_path(output)
+    lines = []
+    for name, file in _files(output).items():
+        escaped = "".join(_ESCAPES.get(sign, sign) for sign in name)
+        mark = "\\" if escaped != name else ""
+        lines.append(f"{mark}{_sha256(file)}  {escaped}\n")
+    write_text(path, "".join(lines))
+    return path
+
+
+def check_digest(output: Path) -> Path | None:
+    """Compare an output with its digest, if it has one.
+
+    Returns:
+        Where the digest is; None where there is none.
+
+    Raises:
+        CheckpointError: the output is not what was written, or the digest is not readable.
+    """
+    path = digest_path(output)
+    if not path.exists():
+        return None
+    expected = _read(path)
+    files = _files(output)
+    for name in sorted(expected.keys() ^ files.keys()):
+        whose, other = (output, path) if name in files else (path, output)
+        raise CheckpointError(f"{whose}: has {quoted(name)}, which {other} does not have")
+    for name, file in files.items():
+        if _sha256(file) != expected[name]:
+            raise CheckpointError(
+                f"{file}: is not what was written: its SHA-256 is not that of {path}; copy or "
+                "predict it again"
+            )
+    return path
+
+
+def _files(output: Path) -> dict[str, Path]:
+    """Name in the digest → file, for everything that a model is read from."""
+    with open_checkpoint(output) as checkpoint:
+        files = [*checkpoint.headers, *([checkpoint.index_path] if checkpoint.index_path else [])]
+    base = digest_path(output).name.removesuffix(_SUFFIX)
+    return {f"{base}/{file.name}" if checkpoint.is_folder else base: file for file in files}
+
+
+def _sha256(file: Path) -> str:
+    hasher = hashlib.sha256()
+    try:
+        with file.open("rb") as opened:
+            while data := opened.read(_READ_BYTES):
+                hasher.update(data)
+    except OSError as error:
+        raise unreadable(file, error) from error
+    return hasher.hexdigest()
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Name → hexadecimal digest."""
+    names = {value: key for key, value in _ESCAPES.items()}
+    found: dict[str, str] = {}
+    try:
+        if not path.is_file() or path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: is not a file of digests")
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    for line in text.removesuffix("\n").split("\n"):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise CheckpointError(
+                f"{path}: is not a file of digests as 'sha256sum' writes it: {quoted(line)}"
+            )
+        escaped, digest, name = match.groups()
+        if escaped:
+            name = re.sub(r"\\[\\nr]", lambda sign: names.get(sign[0], sign[0]), name)
+        found[name] = digest
+    return found

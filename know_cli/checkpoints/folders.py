@@ -1,0 +1,141 @@
+"""Folders as outputs: the files beside the weights, and replacing a folder that exists."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, is_inside
+from know_cli.checkpoints.paths import SUFFIX
+from know_cli.errors import OutputError
+from know_cli.files import sync_folder
+
+if TYPE_CHECKING:
+    pass
+
+
+# Weights in other formats and training state would contradict the predicted weights beside them.
+LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+
+
+# What shards are called by custom; an index may name others.
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(path.suffix in LEFT_OUT for path in folder.rglob("*"))
+
+
+def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
+    """Copy what lies beside a folder's weights (config, tokenizer, shard index) into ``target``.
+
+    Links are followed within the folder. Hidden files and weights in other formats are left out,
+    and so are whole sub-folders that hold weights, such as those that a trainer saves with its
+    state, and links that lead out of the folder: what is published with a model must not be any
+    file of this disk that a stranger's link names.
+
+    Returns:
+        The files left out because they hold other weights or training state, or lead elsewhere.
+    """
+    states = [path for path in source.path.iterdir() if path.is_dir() and _holds_weights(path)]
+    left_out = sorted(path for path in states if not path.name.startswith("."))
+    for path in sorted(source.path.rglob("*")):
+        relative = path.relative_to(source.path)
+        if source.path / relative.parts[0] in states:
+            continue
+        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+            continue
+        of_other_weights = path.name.endswith(".index.json") and path.name != INDEX_FILE
+        if path.suffix in LEFT_OUT or of_other_weights:
+            if path not in source.headers:
+                left_out.append(path)
+            continue
+        if not is_inside(path, source.path):
+            left_out.append(path)
+            continue
+        copy = target / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        with copy.open("rb+") as file:
+            os.fsync(file.fileno())
+    return left_out
+
+
+def move_folder(temporary: Path, output: Path) -> bool:
+    """Give a folder its name, or its files their places; whether it was the folder itself.
+
+    Whoever opens the output meanwhile, or after a run that was killed in here, finds the model
+    before, the new one, or that there is none; never weights of both, or the weights of one with
+    the configuration of the other. Nothing is removed that the next run could not tell from what
+    belongs there: the old index, which names the old shards, goes after them.
+    """
+    sync_folder(temporary)
+    if not output.exists():
+        temporary.rename(output)
+        return True
+    files = {
+        path.relative_to(temporary): path for path in sorted(temporary.rglob("*")) if path.is_file()
+    }
+    for relative in files:
+        _refuse_folder_in_place(output, relative)
+    index = files.pop(Path(INDEX_FILE), None)
+    weights = {at: files.pop(at) for at in list(files) if at.suffix == SUFFIX}
+    old = _weights_of(output)
+    if not _is_one_step(weights, files, output):
+        _remove(output, [*sorted(old), INDEX_FILE])
+    for relative, path in {**files, **weights}.items():
+        target = output / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    # What is left of the model before would be taken for this one's weights by some readers.
+    _remove(output, sorted(old - {at.name for at in weights}))
+    if index is not None:
+        index.replace(output / INDEX_FILE)
+        sync_folder(output)
+    else:
+        # A folder with an index is read by it: one left from before would hide the new file.
+        _remove(output, [INDEX_FILE])
+    return False
+
+
+def _refuse_folder_in_place(output: Path, relative: Path) -> None:
+    """Refuse to begin an exchange that would fail in its middle."""
+    target = output / relative
+    if target.is_dir() and not target.is_symlink():
+        raise OutputError(f"{target}: is a folder where a file must go; name another output")
+    for parent in relative.parents:
+        if (output / parent).exists() and not (output / parent).is_dir():
+            raise OutputError(f"{output / parent}: is no folder, but one must go there")
+
+
+def _is_one_step(weights: Mapping[Path, Path], others: Mapping[Path, Path], output: Path) -> bool:
+    """Whether a single file is all that changes, so that renaming it is the whole exchange."""
+    filecmp.clear_cache()  # which goes by times and sizes
+    return list(weights) == [Path(SINGLE_FILE)] and all(
+        (output / at).is_file() and filecmp.cmp(path, output / at, shallow=False)
+        for at, path in others.items()
+    )
+
+
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove files, and have all that was done in the folder on disk before anything else."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def _weights_of(folder: Path) -> set[str]:
+    """Names of the files that a model in a folder consists of, or did before a run was killed."""
+    names = {SINGLE_FILE, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))}
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        names |= {name for name in index["weight_map"].values() if Path(name).name == name}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # no index, or none that says what there is
+    return {name for name in names if name.endswith(SUFFIX) and not (folder / name).is_dir()}

@@ -1,0 +1,72 @@
+"""Tensors of checkpoints into float32 buffers, a run of elements at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry
+from know_cli.checkpoints.dtypes import torch_dtype
+
+#: Elements that are converted, checked and written at a time; torch takes so few with one thread.
+CHUNK_ROWS = 1 << 15
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor, of any dtype, to read into or write from."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def chunks(start: int, count: int, rows: int = CHUNK_ROWS) -> Iterator[tuple[int, int]]:
+    """Cut a run into (start, count) pieces at the multiples of ``rows``.
+
+    >>> list(chunks(5, 10, rows=8))
+    [(5, 3), (8, 7)]
+    """
+    stop = start + count
+    while start < stop:
+        end = min(stop, (start // rows + 1) * rows)
+        yield start, end - start
+        start = end
+
+
+def read_elements(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: int) -> Tensor:
+    """Elements ``[start, start + count)`` of a tensor, flattened, in its own (float) dtype.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    values = torch.empty(count, dtype=torch_dtype(entry.dtype))
+    if count:
+        checkpoint.read_into(entry, start * values.element_size(), as_bytes(values))
+    return values
+
+
+def read_bytes(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: int) -> bytearray:
+    """Elements ``[start, start + count)`` of a (float) tensor, as they are in the file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    size = torch_dtype(entry.dtype).itemsize
+    data = bytearray(count * size)
+    checkpoint.read_into(entry, start * size, memoryview(data))
+    return data
+
+
+def read_float32(checkpoint: Checkpoint, entry: TensorEntry, start: int, out: Tensor) -> None:
+    """Read ``out.numel()`` elements from ``start`` on as float32, into a contiguous ``out``.
+
+    float32 data goes straight into ``out``; other float types through a chunk of their own.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    if entry.dtype == "F32":
+        if out.numel():
+            checkpoint.read_into(entry, start * 4, as_bytes(out))
+        return
+    for begin, count in chunks(0, out.numel()):
+        out[begin : begin + count].copy_(read_elements(checkpoint, entry, start + begin, count))

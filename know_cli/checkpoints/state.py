@@ -1,0 +1,85 @@
+"""Whole state dicts, read from and written to checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from know_cli.checkpoints.checkpoint import open_checkpoint
+from know_cli.checkpoints.dtypes import safetensors_dtype
+from know_cli.checkpoints.header import encode_header
+from know_cli.checkpoints.temporary import Temporary
+from know_cli.errors import OutputError, UsageError
+from know_cli.files import output_errors, sync_folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_WRITE_BYTES = 8 << 20
+
+
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a state dict as one safetensors file, whole or not at all, the same bytes each time.
+
+    Tensors that share memory (tied weights) are each written in full, so that
+    ``load_state_dict`` finds every name.
+
+    Args:
+        path: the file; replaced if it exists.
+        tensors: by name, on any device, any layout in memory.
+        metadata: string to string.
+
+    Raises:
+        OutputError: the file cannot be written, or a tensor's dtype has no place in the format.
+    """
+    import torch
+
+    kept = {name: tensor.detach() for name, tensor in tensors.items()}
+    try:
+        layout = [(n, safetensors_dtype(t.dtype), tuple(t.shape)) for n, t in kept.items()]
+    except KeyError as error:
+        raise OutputError(f"{path}: safetensors has no dtype {error}") from error
+    start, infos = encode_header(layout, metadata)
+    with output_errors(path):
+        temporary = Temporary(path, is_folder=False)
+        try:
+            with temporary.path.open("r+b") as file:
+                file.write(start)
+                buffer = torch.empty(_WRITE_BYTES, dtype=torch.uint8)
+                for name in infos:
+                    flat = kept[name].reshape(-1)
+                    # Piece by piece into one buffer: a tensor that is mapped from a file, or on
+                    # another device, needs no second copy of itself, and any stride will do.
+                    rows = _WRITE_BYTES // flat.element_size()
+                    for row in range(0, len(flat), rows):
+                        piece = flat[row : row + rows]
+                        bytes_of = buffer[: len(piece) * flat.element_size()]
+                        bytes_of.view(flat.dtype).copy_(piece)
+                        file.write(bytes_of.numpy().data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.path.replace(path)
+            temporary.moved()
+        finally:
+            temporary.discard()
+        sync_folder(path.parent)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a whole checkpoint into tensors on the CPU.
+
+    Raises:
+        CheckpointError: it is missing or corrupt.
+        UsageError: it is a folder.
+    """
+    from safetensors.torch import load_file
+
+    with open_checkpoint(path) as checkpoint:  # our checks name the file and what is wrong
+        if checkpoint.is_folder:
+            raise UsageError(f"{path}: is a folder; name its .safetensors file")
+    return dict(load_file(path))

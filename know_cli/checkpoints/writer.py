@@ -1,0 +1,338 @@
+"""Writing a checkpoint: header first, tensors to their final offsets, renamed at the end.
+
+Until :meth:`CheckpointWriter.commit` nothing is visible under the output's name, and leaving
+the ``with`` block without it, for whatever reason, removes every temporary.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from know_cli.checkpoints.checkpoint import Checkpoint
+from know_cli.checkpoints.folders import LEFT_OUT, copy_other_files, move_folder
+from know_cli.checkpoints.header import TensorInfo, encode_header
+from know_cli.checkpoints.output_checks import is_taken
+from know_cli.checkpoints.temporary import Temporary, join_temporary
+from know_cli.errors import OutputError
+from know_cli.files import output_errors, sync_folder, write_at
+
+if TYPE_CHECKING:
+    pass
+
+_STAMPS = 1 << 31  # seconds that every file system can hold
+# Several machines may write to one page of a file. One that has read the page may, on NFS, write
+# all of it back (nfs_can_extend_write in Linux); one that cannot read writes its own bytes only.
+_ONLY_WRITES = os.O_WRONLY | os.O_CLOEXEC
+
+
+class Sink(Protocol):
+    """Where the tensors of an output go; :class:`CheckpointWriter` is one."""
+
+    @property
+    def left_out(self) -> list[Path]:
+        """Files beside the inputs' weights that are not part of the output."""
+
+    @property
+    def remaining(self) -> list[Path]:
+        """Files with other weights that were in the output's place and stay."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the output's safetensors files."""
+
+    def write(self, name: str, offset: int, data: memoryview) -> None:
+        """Take bytes of one tensor, ``offset`` counted from the start of its data."""
+
+    def flush(self) -> None:
+        """Have everything where it cannot be lost."""
+
+    def commit(self) -> None:
+        """Show the output under its name."""
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+class _Places:
+    """Open files of an output, and where in them the bytes of each tensor go."""
+
+    def __init__(self, output: Path, like: Checkpoint, metadata: Mapping[str, str]) -> None:
+        self.output = output
+        self.left_out: list[Path] = []
+        self.remaining: list[Path] = []
+        self._like = like
+        self._metadata = dict(metadata)
+        self._place: dict[str, tuple[int, TensorInfo]] = {}
+        self._descriptors: list[int] = []
+
+    def _layouts(self) -> Iterator[tuple[Path, bytes, dict[str, TensorInfo]]]:
+        """Of each file: the one in the checkpoint that it is like, its header, its tensors."""
+        for path, header in self._like.headers.items():
+            tensors = [(info.name, info.dtype, info.shape) for info in header.tensors.values()]
+            yield path, *encode_header(tensors, self._metadata)
+
+    def _file(self, temporary: Path, path: Path) -> Path:
+        return temporary / path.name if self._like.is_folder else temporary
+
+    def _take(self, descriptor: int, infos: Mapping[str, TensorInfo]) -> None:
+        for name, info in infos.items():
+            self._place[name] = (descriptor, info)
+
+    def write(self, name: str, offset: int, data: memoryview) -> None:
+        """Write bytes of one tensor, ``offset`` counted from the start of its data.
+
+        Raises:
+            OutputError: the disk is full, or refuses.
+        """
+        descriptor, info = self._place[name]
+        with output_errors(self.output):
+            write_at(descriptor, data, info.begin + offset)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the safetensors files that are written."""
+        ends: dict[int, int] = {}
+        for descriptor, info in self._place.values():
+            ends[descriptor] = max(ends.get(descriptor, 0), info.end)
+        return sum(ends.values())
+
+    def _sync(self) -> None:
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
+        self._close()
+
+    def _close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+class CheckpointWriter(_Places):
+    """Streams a checkpoint that has the tensors of another, each at its final offset.
+
+    Use as a context manager: :meth:`write` any part of any tensor in any order, then
+    :meth:`commit`. For a folder, shards and index keep their names, and the
+    files beside them that are not weights are copied.
+
+    Args:
+        output: file or folder to write, checked before with :func:`check_output`.
+        like: the checkpoint whose tensors, dtypes and layout the output has.
+        metadata: of every safetensors file written.
+
+    Attributes:
+        left_out: after the flush of a folder, files and sub-folders that were not copied along
+            because they hold other weights or training state.
+        remaining: after the commit into a folder that was there, files in it with other weights
+            or training state, which stay.
+    """
+
+    def __init__(
+        self, output: Path, like: Checkpoint, metadata: Mapping[str, str], *, force: bool = True
+    ) -> None:
+        super().__init__(output, like, metadata)
+        self._force = force
+        self._flushed = False
+        self._is_stamped = False
+        self._temporary: Temporary | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        with output_errors(self.output):
+            self._temporary = Temporary(self.output, is_folder=self._like.is_folder)
+            try:
+                if not self._force and is_taken(self.output):
+                    raise OutputError(
+                        f"{self.output}: another run has just written it; --force replaces it"
+                    )
+                for path, start, infos in self._layouts():
+                    self._start_file(path, start, infos)
+            except BaseException:
+                self._discard()
+                raise
+        return self
+
+    @property
+    def _place_of_files(self) -> Path:
+        assert self._temporary is not None, "use it in a with block"
+        return self._temporary.path
+
+    def _start_file(self, path: Path, start: bytes, infos: Mapping[str, TensorInfo]) -> None:
+        flags = os.O_CREAT | os.O_EXCL if self._like.is_folder else 0
+        target = self._file(self._place_of_files, path)
+        descriptor = os.open(target, _ONLY_WRITES | flags, 0o666)
+        self._descriptors.append(descriptor)
+        size = max((info.end for info in infos.values()), default=len(start))
+        # Asking for all space now turns a full disk into an error before hours of work; while the
+        # file is empty, since where a file system cannot do it the C library reads what is there.
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.truncate(descriptor, size)
+        write_at(descriptor, memoryview(start), 0)
+        self._take(descriptor, infos)
+
+    def share(self) -> SharedPlace:
+        """Let other processes write parts of it, each with a :class:`CheckpointPart`.
+
+        Raises:
+            OutputError: another run has taken the temporary in this moment.
+        """
+        assert self._temporary is not None, "use it in a with block"
+        with output_errors(self.output):
+            stamp = secrets.randbelow(_STAMPS)
+            for descriptor in self._descriptors:
+                os.fsync(descriptor)
+                if hasattr(os, "posix_fadvise"):
+                    # What this machine remembers of the file must not be written back with
+                    # its own part.
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.utime(descriptor, (stamp, stamp))
+            self._is_stamped = True
+            return SharedPlace(self._temporary.path.absolute(), self._temporary.share(), stamp)
+
+    def flush(self) -> None:
+        """Have everything on disk, still under the temporary name; after it only renames are left.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        with output_errors(self.output):
+            if self._is_stamped:
+                for descriptor in self._descriptors:
+                    os.utime(descriptor)
+            self._sync()
+            if self._like.is_folder:
+                self.left_out = copy_other_files(self._like, self._place_of_files)
+        self._flushed = True
+
+    def commit(self) -> None:
+        """Flush what is not flushed yet, and give it the output's name, a folder's index last.
+
+        Raises:
+            OutputError: the disk refuses; an output that existed is untouched, except that an
+                existing folder may have lost its weights if the failure comes while its files
+                are exchanged, so that old and new ones are never taken for one model.
+        """
+        if not self._flushed:
+            self.flush()
+        with output_errors(self.output):
+            assert self._temporary is not None, "use it in a with block"
+            if not self._like.is_folder:
+                self._temporary.path.replace(self.output)
+                self._temporary.moved()
+            elif move_folder(self._temporary.path, self.output):
+                self._temporary.moved()
+            else:
+                self.remaining = self._other_weights()
+            sync_folder(self.output.absolute().parent)
+
+    def _other_weights(self) -> list[Path]:
+        own = {path.name for path in self._like.headers}
+        return sorted(
+            path
+            for path in self.output.iterdir()
+            if path.suffix in LEFT_OUT and path.name not in own and not path.is_dir()
+        )
+
+    def _discard(self) -> None:
+        self._close()
+        if self._temporary is not None:
+            self._temporary.discard()
+
+    def __exit__(self, *exception: object) -> None:
+        self._discard()
+
+
+@dataclass(frozen=True)
+class SharedPlace:
+    """Where an output is until it is complete, for the other processes that write it.
+
+    Attributes:
+        path: of the temporary; all see it under this path.
+        is_locked: whether it is kept from other runs by a lock.
+        stamp: time of the files' last change, in whole seconds, drawn at random. A machine that
+            does not share the file system may have files of the same name and size there, which
+            a run that was killed left.
+    """
+
+    path: Path
+    is_locked: bool
+    stamp: int
+
+
+class CheckpointPart(_Places):
+    """Writes a part of the checkpoint that a :class:`CheckpointWriter` elsewhere has begun.
+
+    It is the other writer that completes it, after this one's :meth:`flush`. Use as a context
+    manager.
+
+    Args:
+        output: as the other writer's.
+        like: as the other writer's.
+        metadata: as the other writer's.
+        place: what the other writer shares; nobody may write before all have opened it.
+        check: is called while the place is not seen yet, and raises if that is in vain.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        like: Checkpoint,
+        metadata: Mapping[str, str],
+        place: SharedPlace,
+        check: Callable[[], None],
+    ) -> None:
+        super().__init__(output, like, metadata)
+        self._shared = place
+        self._check = check
+        self._lock = -1
+
+    def __enter__(self) -> CheckpointPart:
+        with output_errors(self.output):
+            self._lock = join_temporary(
+                self._shared.path,
+                self.output,
+                is_folder=self._like.is_folder,
+                is_locked=self._shared.is_locked,
+                check=self._check,
+            )
+            try:
+                for path, start, infos in self._layouts():
+                    target = self._file(self._shared.path, path)
+                    descriptor = os.open(target, _ONLY_WRITES | os.O_NOFOLLOW)
+                    self._descriptors.append(descriptor)
+                    size = max((info.end for info in infos.values()), default=len(start))
+                    found = os.fstat(descriptor)
+                    if (found.st_size, int(found.st_mtime)) != (size, self._shared.stamp):
+                        raise OutputError(
+                            f"{target}: is not the file that rank 0 has begun; the ranks' machines "
+                            "must share the output's file system"
+                        )
+                    self._take(descriptor, infos)
+            except BaseException:
+                self._leave()
+                raise
+        return self
+
+    def flush(self) -> None:
+        """Have what was written here on disk.
+
+        Raises:
+            OutputError: the disk refuses.
+        """
+        with output_errors(self.output):
+            self._sync()
+
+    def commit(self) -> None:
+        """Nothing: the other writer shows the output."""
+
+    def _leave(self) -> None:
+        self._close()
+        os.close(self._lock)
+
+    def __exit__(self, *exception: object) -> None:
+        self._leave()

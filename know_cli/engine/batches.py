@@ -1,0 +1,125 @@
+"""Runs of a batch's rows that are cast, written and summed up together, tiny tensors among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from know_cli.checkpoints import Sink
+from know_cli.checkpoints.reading import CHUNK_ROWS, as_bytes, chunks
+from know_cli.engine.plan import Batch, PlannedTensor
+from know_cli.kinds import Kind
+
+
+@dataclass
+class Buffer:
+    """A batch in memory.
+
+    Attributes:
+        history: ``[S + steps, rows]`` float32: the window, most-forgotten first, then the steps.
+        copied: ``[rows]`` bool, where an input is not finite and Θ0's value is taken.
+        replaced: ``[steps, rows]`` bool, where a prediction is not finite and Θ0's value is.
+    """
+
+    history: Tensor
+    copied: Tensor
+    replaced: Tensor
+
+    @staticmethod
+    def new(checkpoints: int, steps: int, rows: int, pinned: bool = False) -> Buffer:
+        """Room for batches of up to ``rows`` rows; ``pinned`` is page-locked, for devices."""
+        return Buffer(
+            torch.empty(checkpoints + steps, rows, pin_memory=pinned),
+            torch.zeros(rows, dtype=torch.bool),
+            torch.zeros(steps, rows, dtype=torch.bool),
+        )
+
+    def keep_finite(self, checkpoints: int, step: int, rows: slice) -> None:
+        """Put θ0 where a step's predictions, the first being 0, are not finite.
+
+        NaN would spread through the later steps, so these go on from θ0; the rows are marked,
+        and counted when they are written.
+        """
+        out = self.history[checkpoints + step, rows]
+        finite = torch.isfinite(out)
+        if not finite.all():
+            out.copy_(torch.where(finite, out, self.history[checkpoints - 1, rows]))
+            self.replaced[step, rows] = ~finite
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of one tensor's elements inside a stretch: those from ``start`` on at ``rows``."""
+
+    tensor: PlannedTensor
+    start: int
+    rows: slice
+
+    @property
+    def count(self) -> int:
+        """How many elements."""
+        return int(self.rows.stop - self.rows.start)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Rows of a batch that are cast, written and summed up together: one chunk, one dtype.
+
+    Of tiny tensors there are thousands in one, which then cost hardly more than their bytes.
+
+    Attributes:
+        kind: of the batch.
+        dtype: of its tensors, by its safetensors name.
+        rows: its rows in the batch.
+        pieces: its tensors, by rows of the stretch.
+    """
+
+    kind: Kind
+    dtype: str
+    rows: slice
+    pieces: tuple[Piece, ...]
+
+    @property
+    def count(self) -> int:
+        """How many elements."""
+        return int(self.rows.stop - self.rows.start)
+
+
+def cut_stretches(batch: Batch) -> Iterator[Stretch]:
+    """Cut a batch wherever the dtype changes, and at the multiples of a chunk."""
+    pieces: list[Piece] = []
+    begin = 0
+    for segment in batch.segments:
+        for row, count in chunks(segment.row, segment.count):
+            if pieces and (row % CHUNK_ROWS == 0 or segment.tensor.dtype != pieces[0].tensor.dtype):
+                yield _stretch(batch.kind, begin, pieces)
+                begin, pieces = row, []
+            rows = slice(row - begin, row - begin + count)
+            pieces.append(Piece(segment.tensor, segment.start + row - segment.row, rows))
+    if pieces:
+        yield _stretch(batch.kind, begin, pieces)
+
+
+def _stretch(kind: Kind, begin: int, pieces: list[Piece]) -> Stretch:
+    rows = slice(begin, begin + pieces[-1].rows.stop)
+    return Stretch(kind, pieces[0].tensor.dtype, rows, tuple(pieces))
+
+
+def write_pieces(writer: Sink, stretch: Stretch, values: Tensor) -> None:
+    """Write each tensor's part of a stretch to its place.
+
+    Args:
+        writer: of one output.
+        stretch: whose values these are.
+        values: ``[rows]``, in the stretch's dtype.
+
+    Raises:
+        OutputError: the output cannot be written.
+    """
+    data, size = as_bytes(values), values.element_size()
+    for piece in stretch.pieces:
+        part = data[piece.rows.start * size : piece.rows.stop * size]
+        writer.write(piece.tensor.name, piece.start * size, part)

@@ -1,0 +1,49 @@
+"""What a user can set of a prediction; free of torch, so that the command line may import it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from know_cli.kinds import (
+    Override,
+)
+
+
+class NormMode(str, Enum):
+    """What happens to normalisation layers."""
+
+    COPY = "copy"
+    PREDICT = "predict"
+    RESET = "reset"
+    RESCALE = "rescale"
+
+
+class FrozenMode(str, Enum):
+    """What happens to tensors that are the same in all checkpoints."""
+
+    COPY = "copy"
+    PREDICT = "predict"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user wants of a prediction.
+
+    Attributes:
+        steps: how many are predicted, 1 to 8; what a step is, each method says.
+        norm: see :class:`NormMode`.
+        frozen: see :class:`FrozenMode`.
+        overrides: kinds that the user sets.
+        allow_nonfinite: copy non-finite values from Θ0 instead of refusing them.
+        max_memory: bytes of working memory.
+        threads: worker threads on a CPU.
+    """
+
+    steps: int = 1
+    norm: NormMode = NormMode.RESCALE
+    frozen: FrozenMode = FrozenMode.COPY
+    overrides: tuple[Override, ...] = ()
+    allow_nonfinite: bool = False
+    max_memory: int = 1 << 30
+    threads: int = 1

@@ -1,0 +1,411 @@
+"""One task with one seed: pre-train, forget, predict, fine-tune every start, measure.
+
+What is trained is kept under hashes of all that decides it, so that a second run trains only
+what is missing. All of it is decided by the seed, on one machine with one version of torch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, from_numpy, nn
+
+from know_cli.checkpoints import save_checkpoint
+from know_cli.checkpoints.state import read_state
+from know_cli.engine.settings import NormMode
+from know_cli.evaluation import cache
+from know_cli.evaluation.anchors import (
+    ANCHORS,
+    HINDSIGHT,
+    LAST,
+    LONGER,
+    MORE_DATA,
+    NAIVE,
+    ORACLE,
+    SCRATCH,
+)
+from know_cli.evaluation.hindsight import best_combination
+from know_cli.evaluation.starts import SESSIONS, Outcome, Start, Wanted
+from know_cli.evaluation.tasks import Cell, Examples, Problem, Recipe, Task
+from know_cli.evaluation.tasks.task import RATE, permutation, train
+from know_cli.evaluation.variants import Variant, identity, is_available, predict
+from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed
+from know_cli.forgetting.subsets import nested_subsets
+from know_cli.lab.fitting import one_thread
+
+#: To be raised with every change of what this module computes.
+PROTOCOL = 2
+FUNCTION = "know eval"
+_FILES = {
+    NAIVE: checkpoint_name(0),
+    LAST: checkpoint_name(SESSIONS - 1),
+    LONGER: "longer.safetensors",
+    HINDSIGHT: "hindsight.safetensors",
+    MORE_DATA: "more-data.safetensors",
+    ORACLE: checkpoint_name(-1),
+}
+# Streams of random numbers of one seed.
+_LONGER, _HINDSIGHT, _DOWNSTREAM, _HEAD, _DRAW = range(20, 25)
+
+
+class Trial:
+    """One task with one seed, in a folder that keeps what is trained.
+
+    Args:
+        task: the task.
+        seed: of everything random; not negative.
+        folder: of all trials; this one's is in it.
+        data_folder: of the data sets' files.
+
+    Attributes:
+        problem: the task with its data.
+        key: a hash of all that decides what is trained.
+        computed: how many trainings, predictions and fine-tunings were done.
+
+    Raises:
+        UsageError: data are missing.
+    """
+
+    def __init__(self, task: Task, seed: int, folder: Path, data_folder: Path | None) -> None:
+        self.task = task
+        self.seed = seed
+        self.problem: Problem = task.prepare(seed, data_folder)
+        self.key = cache.key(PROTOCOL, task.definition(), seed, _data_key(self.problem))
+        self.folder = folder / task.name / f"seed-{seed:04d}-{self.key}"
+        self._seconds = 0.0
+        self.computed = 0
+
+    @one_thread()
+    def run(self, wanted: Wanted) -> Outcome:
+        """Compute what is missing, and collect everything that is wanted.
+
+        Of two runs in one folder the second waits, and finds what the first has computed.
+
+        Raises:
+            KnowError: a bundle or the folder cannot be used.
+        """
+        with cache.held(self.folder):
+            return self._run(wanted)
+
+    def _run(self, wanted: Wanted) -> Outcome:
+        trained = self._trained()
+        problem = self.problem
+        facts = {
+            "parameters": trained["parameters"],
+            "pretraining_measure": problem.pretraining_measure.to_json(),
+            "measure": problem.measure.to_json(),
+            "tested": {cell.name: len(cell.test) for cell in problem.cells},
+        }
+        outcome = Outcome(self.task.name, self.seed, trained["sessions"], facts)
+        for start, weights_key, state in self._starts(wanted, trained):
+            outcome.values[start] = {
+                cell.name: self._downstream(cell, weights_key, state) for cell in problem.cells
+            }
+        if not wanted.keep:
+            for path in self.folder.glob("*.safetensors"):
+                path.unlink()
+        outcome.seconds, outcome.computed = round(self._seconds, 2), self.computed
+        return outcome
+
+    # --- what is pre-trained ---------------------------------------------------------------
+
+    def _trained(self) -> dict[str, Any]:
+        path = self.folder / "trained.json"
+        found = cache.read(path)
+        if found is None:
+            found = self._record()
+            cache.write(path, found)
+        self._seconds += found["seconds"]
+        return found
+
+    def _record(self) -> dict[str, Any]:
+        """Train every session and anchor whose checkpoint is not there."""
+        began = time.process_time()
+        recorder = self._recorder
+        for session in recorder:
+            model = self.problem.build(session.seed)
+            if session.start is not None:
+                load(model, session.start)
+            chosen = self._pool_part(session.index)
+            self._fit(model, chosen, self.task.recipe, session.seed)
+            recorder.save(session, recorded(model), self._measured(model, chosen))
+        sessions: dict[str, dict[str, Any]] = {
+            (ORACLE if index < 0 else str(index)): dict(recorder.measurements(index))
+            for index in recorder.indices
+        }
+        sessions[LONGER] = self._longer()
+        sessions[HINDSIGHT] = self._hindsight()
+        sessions[MORE_DATA] = self._more_data()
+        files = {str(index): checkpoint_name(index) for index in range(SESSIONS)} | {
+            name: _FILES[name] for name in (LONGER, HINDSIGHT, MORE_DATA, ORACLE)
+        }
+        for name, file in files.items():
+            sessions[name]["key"] = cache.tensors_key(read_state(self.folder / file))
+        state = read_state(self.folder / _FILES[NAIVE])
+        return {
+            "sessions": sessions,
+            "parameters": sum(t.numel() for t in state.values() if t.is_floating_point()),
+            "seconds": time.process_time() - began,
+        }
+
+    @cached_property
+    def _subsets(self) -> list[Any]:
+        """Indices of the samples of D(−1), of D0 and so on."""
+        targets = self.problem.pool.targets
+        labels = targets.numpy() if targets.dim() == 1 else None
+        return nested_subsets(len(self.problem.pool), RATE, SESSIONS + 1, self.seed, labels)
+
+    @property
+    def _recorder(self) -> Recorder:
+        return Recorder(
+            self.folder,
+            self._subsets,
+            rate=RATE,
+            seed=self.seed,
+            before=1,
+            options={"trial": self.key},
+            function=FUNCTION,
+        )
+
+    def _pool_part(self, index: int) -> Examples:
+        return self.problem.pool.take(from_numpy(self._subsets[index + 1]))
+
+    def _longer(self) -> dict[str, Any]:
+        """Θ0 trained on with D0 for what the later sessions cost together."""
+        share = sum(RATE**index for index in range(1, SESSIONS))
+        recipe = self.task.recipe
+        recipe = replace(recipe, epochs=max(round(share * recipe.epochs), 1))
+        start = read_state(self.folder / _FILES[NAIVE])
+        seed = derived_seed(self.seed, _LONGER)
+
+        def fitted(model: nn.Module) -> Examples:
+            load(model, start)
+            chosen = self._pool_part(0)
+            self._fit(model, chosen, recipe, seed)
+            return chosen
+
+        return self._anchor(LONGER, seed, fitted)
+
+    def _hindsight(self) -> dict[str, Any]:
+        """The sessions' checkpoints combined so as to fit what D(−1) has and D0 has not."""
+        import numpy as np
+
+        states = [read_state(self.folder / checkpoint_name(index)) for index in range(SESSIONS)]
+        added = np.setdiff1d(self._subsets[0], self._subsets[1])
+        seed = derived_seed(self.seed, _HINDSIGHT)
+
+        def combine(model: nn.Module) -> Examples:
+            chosen = self.problem.pool.take(from_numpy(added))
+            best_combination(model, states, chosen, seed)
+            self.computed += 1
+            return chosen
+
+        return self._anchor(HINDSIGHT, seed, combine)
+
+    def _more_data(self) -> dict[str, Any]:
+        """A network with Θ0's initial weights, trained like it, but on D(−1)."""
+        seed = derived_seed(self.seed, 0, 0)
+
+        def fitted(model: nn.Module) -> Examples:
+            chosen = self._pool_part(-1)
+            self._fit(model, chosen, self.task.recipe, seed)
+            return chosen
+
+        return self._anchor(MORE_DATA, seed, fitted)
+
+    def _anchor(
+        self, name: str, seed: int, make: Callable[[nn.Module], Examples]
+    ) -> dict[str, Any]:
+        """Make an anchor unless it is there; ``make`` returns what it was fitted to."""
+        path = self.folder / f"{name}.json"
+        found = cache.read(path)
+        if found is not None and (self.folder / _FILES[name]).exists():
+            return found
+        model = self.problem.build(seed)
+        measured = self._measured(model, make(model))
+        cache.write(path, measured)
+        save_checkpoint(self.folder / _FILES[name], recorded(model), {"format": "pt"})
+        return measured
+
+    def _fit(self, model: nn.Module, examples: Examples, recipe: Recipe, seed: int) -> None:
+        self.computed += 1
+        train(model, examples, recipe, seed)
+
+    def _measured(self, model: nn.Module, examples: Examples) -> dict[str, Any]:
+        measure = self.problem.pretraining_measure.function
+        return {
+            "samples": len(examples),
+            "train": round(measure(model, examples), 5),
+            "first": round(measure(model, self._pool_part(0)), 5),
+            "test": round(measure(model, self.problem.test), 5),
+        }
+
+    # --- starts ----------------------------------------------------------------------------
+
+    def _starts(
+        self, wanted: Wanted, trained: Mapping[str, Any]
+    ) -> Iterator[tuple[Start, str, _State]]:
+        """Every start with the hash of its weights, and the weights for who needs them."""
+        sessions = trained["sessions"]
+        keys = {NAIVE: "0", LAST: str(SESSIONS - 1)}
+        for name in ANCHORS:
+            weights_key = "" if name == SCRATCH else sessions[keys.get(name, name)]["key"]
+            yield Start(name), weights_key, _State(self, None if name == SCRATCH else name)
+        for variant in wanted.variants:
+            for count in wanted.sessions:
+                if not is_available(variant, count):
+                    continue
+                for norm in wanted.norms:
+                    predicted = _Predicted(self, variant, norm, count, wanted.steps, sessions)
+                    for step, weights_key in predicted.keys().items():
+                        start = Start(variant.label, step, norm.value, count)
+                        yield start, weights_key, _State(self, None, predicted, step)
+
+    def checkpoint(self, index: int) -> Path:
+        """The file of a session, trained again if it is not there."""
+        path = self.folder / checkpoint_name(index)
+        if not path.exists():
+            self._record()
+        return path
+
+    def anchor(self, name: str) -> dict[str, Tensor]:
+        """The weights of an anchor, trained again if they are not there."""
+        path = self.folder / _FILES[name]
+        if not path.exists():
+            self._record()
+        return read_state(path)
+
+    # --- what is fine-tuned ----------------------------------------------------------------
+
+    def _downstream(self, cell: Cell, weights_key: str, state: _State) -> float:
+        found_key = cache.key(self.key, cell.name, weights_key)
+        path = self.folder / "downstream" / f"{found_key}.json"
+        found = cache.read(path)
+        if found is None:
+            weights = state.load()
+            began = time.process_time()
+            values = [
+                self._fine_tune(cell, weights, repetition)
+                for repetition in range(cell.downstream.repetitions)
+            ]
+            found = {
+                "cell": cell.name,
+                "weights": weights_key,
+                "values": values,
+                "seconds": round(time.process_time() - began, 3),
+            }
+            cache.write(path, found)
+        self._seconds += found["seconds"]
+        return float(sum(found["values"]) / len(found["values"]))
+
+    def _fine_tune(
+        self, cell: Cell, weights: Mapping[str, Tensor] | None, repetition: int
+    ) -> float:
+        # The same for all starts, so that differences are paired.
+        draw = derived_seed(self.seed, _DRAW, repetition)
+        chosen = cell.pool.take(permutation(len(cell.pool), draw)[: cell.downstream.size])
+        model = self.problem.build_downstream(derived_seed(self.seed, _HEAD, repetition))
+        if weights is not None:
+            load(model, weights, self.problem.fresh)
+        seed = derived_seed(self.seed, _DOWNSTREAM, repetition)
+        self._fit(model, chosen, cell.downstream.recipe, seed)
+        return self.problem.measure.function(model, cell.test)
+
+
+@dataclass
+class _State:
+    """The weights of a start, read or predicted only when they are needed."""
+
+    trial: Trial
+    anchor: str | None
+    predicted: _Predicted | None = None
+    step: int = 0
+
+    def load(self) -> Mapping[str, Tensor] | None:
+        if self.predicted is not None:
+            return self.predicted.states()[self.step]
+        return None if self.anchor is None else self.trial.anchor(self.anchor)
+
+
+class _Predicted:
+    """The steps of one prediction."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        variant: Variant,
+        norm: NormMode,
+        count: int,
+        steps: int,
+        sessions: Mapping[str, Any],
+    ) -> None:
+        self._trial, self._variant, self._norm = trial, variant, norm
+        self._count, self._steps = count, steps
+        name = cache.key(
+            [sessions[str(index)]["key"] for index in range(count)],
+            identity(variant, count),
+            norm.value,
+            steps,
+            cache.code_key(),
+        )
+        self._path = trial.folder / "predicted" / f"{name}.json"
+        self._states: dict[int, dict[str, Tensor]] | None = None
+
+    def keys(self) -> dict[int, str]:
+        """By step, the hash of the predicted weights."""
+        found = cache.read(self._path)
+        if found is None:
+            found = {str(step): cache.tensors_key(state) for step, state in self.states().items()}
+            cache.write(self._path, found)
+        return {int(step): str(key) for step, key in found.items()}
+
+    def states(self) -> dict[int, dict[str, Tensor]]:
+        """By step, the predicted weights."""
+        if self._states is None:
+            files = [self._trial.checkpoint(index) for index in range(self._count)]
+            self._trial.computed += 1
+            self._states = predict(self._variant, files, self._norm, self._steps)
+        return self._states
+
+
+def recorded(model: nn.Module) -> dict[str, Tensor]:
+    """The part of a state dict that is trained, with buffers, without frozen parameters."""
+    frozen = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def load(model: nn.Module, state: Mapping[str, Tensor], fresh: Sequence[str] = ()) -> None:
+    """Load a checkpoint into a network, but for modules that are to begin afresh.
+
+    Args:
+        model: changed in place; what the checkpoint lacks stays as it is.
+        state: names that the network has not are an error.
+        fresh: names of modules.
+    """
+    prefixes = tuple(f"{name}." for name in fresh)
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
+    model.load_state_dict({**model.state_dict(), **kept})
+
+
+def _data_key(problem: Problem) -> str:
+    """A hash of all data of a problem."""
+    tensors = {"pool": problem.pool, "test": problem.test}
+    facts = []
+    for cell in problem.cells:
+        tensors |= {f"{cell.name} pool": cell.pool, f"{cell.name} test": cell.test}
+        facts.append([cell.name, asdict(cell.downstream)])
+    # Cells often share their examples.
+    seen: dict[int, str] = {}
+    for examples in tensors.values():
+        for tensor in (examples.inputs, examples.targets):
+            seen.setdefault(id(tensor), cache.tensors_key({"": tensor}))
+    hashes = [
+        [name, seen[id(examples.inputs)], seen[id(examples.targets)]]
+        for name, examples in sorted(tensors.items())
+    ]
+    return cache.key(facts, hashes)

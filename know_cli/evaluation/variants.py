@@ -1,0 +1,137 @@
+"""What is evaluated: labels, and what each of them asks of a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from know_cli.checkpoints.state import read_state
+from know_cli.engine.settings import NormMode, Settings
+from know_cli.errors import CheckpointError, UsageError
+from know_cli.evaluation.tasks.task import RATE
+from know_cli.files import temporary_name
+from know_cli.known.bundle import load_bundle
+from know_cli.known.shipped import find_bundle
+from know_cli.prediction.predict import Request, open_prediction
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its settings.
+
+    Attributes:
+        label: its name on the command line and in tables.
+        request: keyword arguments of :class:`~know_cli.prediction.predict.Request`.
+        steps: whether its prediction depends on the number of steps; else there is one result,
+            shown as step 1.
+    """
+
+    label: str
+    request: Mapping[str, Any] = field(default_factory=dict)
+    steps: bool = True
+
+
+#: What can be evaluated: the shipped families of KNOWN, then its rivals, by methods of
+#: ``know predict``. In n steps, shrink multiplies by λ^n.
+VARIANTS: tuple[Variant, ...] = (
+    Variant("continuation", {"weights": "continuation"}),
+    Variant("retrodiction", {"weights": "retrodiction"}),
+    Variant("average", {"method": "average"}, steps=False),
+    Variant("shrink-0.9", {"method": "shrink", "options": {"lambda": 0.9}}),
+    Variant("task-vector", {"method": "task-vector"}),
+    Variant("task-vector-full", {"method": "task-vector", "options": {"range": "full"}}),
+    Variant("linear", {"method": "linear"}),
+    Variant("logfit", {"method": "logfit", "options": {"of": "position"}}),
+    Variant("tsv", {"method": "tsv"}),
+    Variant("lstsq", {"method": "lstsq", "weights": "continuation"}),
+    Variant("noise", {"method": "noise", "weights": "continuation"}),
+)
+
+
+def of_bundle(label: str, path: str) -> Variant:
+    """KNOWN with a bundle of the user's."""
+    return Variant(label, {"weights": path})
+
+
+def find_variants(labels: Sequence[str]) -> list[Variant]:
+    """The variants with these labels.
+
+    Raises:
+        UsageError: there is none of that label.
+    """
+    every = {variant.label: variant for variant in VARIANTS}
+    for label in labels:
+        if label not in every:
+            raise UsageError(f"no method {label!r}: there are {', '.join(every)}")
+    return [every[label] for label in dict.fromkeys(labels)]
+
+
+def is_available(variant: Variant, sessions: int) -> bool:
+    """Whether a variant can read so many checkpoints; a KNOWN reads one number of them.
+
+    Raises:
+        UsageError: its bundle does not exist.
+        CheckpointError: its bundle is corrupt.
+    """
+    if "weights" not in variant.request:
+        return True
+    try:
+        path = find_bundle(variant.request["weights"], sessions)
+    except CheckpointError:
+        return False
+    return load_bundle(path).checkpoints == sessions
+
+
+@cache
+def _bundle_digest(weights: str, sessions: int) -> str:
+    return load_bundle(find_bundle(weights, sessions)).digest
+
+
+def identity(variant: Variant, sessions: int) -> dict[str, Any]:
+    """What decides a variant's predictions, besides checkpoints and normalisation, as JSON."""
+    facts = {name: value for name, value in variant.request.items() if name != "weights"}
+    if "weights" in variant.request:
+        facts["bundle"] = _bundle_digest(variant.request["weights"], sessions)
+    return facts | {"sessions": sessions, "rate": RATE}
+
+
+def predict(
+    variant: Variant, checkpoints: Sequence[Path], norm: NormMode, steps: int
+) -> dict[int, dict[str, Tensor]]:
+    """Predict from checkpoints, Θ0 first.
+
+    Args:
+        variant: the method.
+        checkpoints: files of one folder, where predictions are written for a moment.
+        norm: what happens to normalisation layers.
+        steps: the most steps.
+
+    Returns:
+        By step, from 1, the predicted state dict.
+
+    Raises:
+        CheckpointError: the checkpoints or the bundle cannot be used.
+        OutputError: predictions cannot be written.
+    """
+    output = checkpoints[0].with_name(temporary_name()).with_suffix(".safetensors")
+    request = Request(
+        checkpoints=checkpoints,
+        output=output,
+        settings=Settings(steps=steps if variant.steps else 1, norm=norm),
+        rate=RATE,
+        every_step=True,
+        device="cpu",
+        **variant.request,
+    )
+    with open_prediction(request) as prediction:
+        try:
+            prediction.execute()
+            return {written.step: read_state(written.path) for written in prediction.outputs}
+        finally:
+            for written in prediction.outputs:
+                written.path.unlink(missing_ok=True)

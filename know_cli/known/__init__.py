@@ -1,0 +1,1 @@
+"""KNOWN, a hyper-model: the readable module, its kernels, its bundles, the Keras importer."""

@@ -1,0 +1,178 @@
+"""A bundle: three trained KNOWN, one a kind, with a manifest that says how they were made.
+
+On disk a bundle is a folder with ``conv.safetensors``, ``fc.safetensors``,
+``bias.safetensors`` and ``manifest.json``; :mod:`know_cli.known.shipped` finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from know_cli.checkpoints import open_checkpoint, save_checkpoint
+from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, parse_json
+from know_cli.checkpoints.paths import MAX_CHECKPOINTS, MIN_CHECKPOINTS
+from know_cli.errors import CheckpointError
+from know_cli.files import make_folder, write_text
+from know_cli.kinds import PREDICTED_KINDS, Kind
+from know_cli.known.keras import read_keras_folder
+from know_cli.known.module import Known, Preparation
+from know_cli.known.shipped import MANIFEST
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Three KNOWN, ready to use.
+
+    Attributes:
+        states: for each of conv, fc and bias the state dict of a :class:`Known`, float32.
+        checkpoints: S, the length of the windows it reads.
+        preparation: what is done to a window first.
+        target: what it was taught, ``retrodiction`` or ``continuation``.
+        manifest: all that its manifest says (data, seeds, losses, versions).
+        source: where it was read from.
+    """
+
+    states: dict[Kind, dict[str, Tensor]]
+    checkpoints: int
+    preparation: Preparation
+    target: str
+    manifest: dict[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+
+    def module(self, kind: Kind) -> Known:
+        """The reference module of one kind, in evaluation mode."""
+        known = Known(self.checkpoints, self.preparation)
+        known.load_state_dict(self.states[kind])
+        return known.eval()
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits that change with every weight and with the preparation.
+
+        Equal for a folder of Keras files and the bundle converted from it.
+        """
+        hasher = hashlib.sha256(f"{self.preparation.value} {self.checkpoints}".encode())
+        for kind in PREDICTED_KINDS:
+            for name, tensor in sorted(self.states[kind].items()):
+                hasher.update(f"\n{kind.value} {name} ".encode())
+                hasher.update(tensor.contiguous().numpy().tobytes())
+        return hasher.hexdigest()[:16]
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read a bundle, or a folder of the three Keras files, and check every layer.
+
+    Raises:
+        CheckpointError: something is missing, mis-shaped, not finite, or not what the manifest
+            says.
+        UsageError: a Keras folder, and h5py is not installed.
+    """
+    if not (path / MANIFEST).exists():
+        states = read_keras_folder(path)
+        size = states[Kind.CONV]["window.input.weight"].shape[1]
+        return Bundle(states, size, Preparation.RAW, "retrodiction", {}, path)
+    manifest = _read_manifest(path / MANIFEST)
+    states = {}
+    for kind in PREDICTED_KINDS:
+        file = path / f"{kind.value}.safetensors"
+        states[kind] = _read_state(file, manifest["checkpoints"])
+    bundle = Bundle(
+        states,
+        manifest["checkpoints"],
+        Preparation(manifest["preparation"]),
+        manifest["target"],
+        manifest,
+        path,
+    )
+    if bundle.digest != manifest["digest"]:
+        raise CheckpointError(
+            f"{path}: weights and {MANIFEST} do not belong together (digest {bundle.digest}, "
+            f"manifest {manifest['digest']}); install or train the bundle again"
+        )
+    return bundle
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: is too long for a bundle's manifest")
+        manifest = parse_json(path.read_bytes())
+        fine = (
+            manifest["format"] == FORMAT
+            and isinstance(manifest["checkpoints"], int)
+            and MIN_CHECKPOINTS <= manifest["checkpoints"] <= MAX_CHECKPOINTS
+            and manifest["preparation"] in [item.value for item in Preparation]
+            and isinstance(manifest["target"], str)
+            and isinstance(manifest["digest"], str)
+        )
+    except (OSError, BadJsonError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is not a bundle's manifest ({error!r})") from error
+    if not fine:
+        raise CheckpointError(
+            f"{path}: is not a manifest of format {FORMAT}; it needs format, checkpoints "
+            f"({MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}), preparation (raw or spread), target and "
+            "digest"
+        )
+    return dict(manifest)
+
+
+def _read_state(path: Path, checkpoints: int) -> dict[str, Tensor]:
+    wanted = {
+        name: tuple(tensor.shape)
+        for name, tensor in Known(checkpoints).state_dict(keep_vars=True).items()
+    }
+    with open_checkpoint(path) as checkpoint:
+        found = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} is {found.get(name, 'missing')}, a KNOWN for "
+                    f"{checkpoints} checkpoints has {wanted.get(name, 'none of that name')}"
+                )
+        state = {}
+        for name, entry in checkpoint.tensors.items():
+            if entry.dtype != "F32":
+                raise CheckpointError(f"{path}: tensor {name!r} is {entry.dtype}, not F32")
+            tensor = torch.empty(entry.shape)
+            checkpoint.read_into(entry, 0, tensor.view(-1).numpy().data.cast("B"))
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(f"{path}: tensor {name!r} is not finite")
+            state[name] = tensor
+    return state
+
+
+def save_bundle(bundle: Bundle, path: Path, details: Mapping[str, Any] | None = None) -> None:
+    """Write a bundle into a folder, which is made if it is missing; the manifest goes last.
+
+    Args:
+        bundle: what to write; its own manifest entries are kept.
+        path: the folder.
+        details: further manifest entries (data, seeds, losses, versions).
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    make_folder(path)
+    for kind in PREDICTED_KINDS:
+        save_checkpoint(path / f"{kind.value}.safetensors", bundle.states[kind], {"format": "pt"})
+    manifest = {
+        "format": FORMAT,
+        "checkpoints": bundle.checkpoints,
+        "preparation": bundle.preparation.value,
+        "target": bundle.target,
+        "digest": bundle.digest,
+        "parameters": sum(tensor.numel() for tensor in bundle.states[Kind.CONV].values()),
+    }
+    rest = {**bundle.manifest, **(details or {})}
+    manifest.update({key: value for key, value in rest.items() if key not in manifest})
+    write_text(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")

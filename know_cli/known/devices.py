@@ -1,0 +1,141 @@
+"""KNOWN on each device: which kernel runs there, and a trial that it does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+
+from know_cli.engine.lanes import (
+    LANES,
+    CudaQueue,
+    DeviceKernel,
+    DevicePredictor,
+    Direct,
+    Lane,
+    failures_of,
+    first_line,
+)
+from know_cli.kinds import Kind
+from know_cli.known.bundle import Bundle
+from know_cli.known.torch_kernel import DEVICE_BLOCK_ROWS, Kernel, TorchSteps
+
+_CPU = torch.device("cpu")
+
+
+# Several programs of Triton's kernel, the last one with fewer rows.
+_TRIED_ROWS = 200
+
+
+def open_devices(bundle: Bundle, steps: int, devices: Sequence[torch.device]) -> DevicePredictor:
+    """KNOWN on devices that are not the CPU.
+
+    Args:
+        bundle: the weights.
+        steps: how many are predicted.
+        devices: all of one type.
+
+    Returns:
+        What predicts. On CUDA that is Triton's kernel, compiled and tried here; where there is
+        no Triton, or it does not work on one of the devices, it is torch's kernel on all of them,
+        since they round differently, and a notice says why.
+
+    Raises:
+        UsageError: a device fails.
+    """
+    kernel, notices = "torch", []
+    if devices[0].type == "cuda":
+        trouble = _trouble_with_triton(bundle, steps, devices)
+        if trouble is None:
+            kernel = "triton"
+        else:
+            notices.append(f"{trouble}; KNOWN runs through plain torch operations")
+    lanes: list[list[Lane]] = []
+    for device in devices:
+        with failures_of(device):
+            kernels = triton_kernels if kernel == "triton" else torch_kernels
+            lanes.append(open_lanes(bundle, steps, device, kernels))
+    in_turn = [lane for of_turn in zip(*lanes, strict=True) for lane in of_turn]
+    return DevicePredictor(in_turn, bundle.checkpoints, kernel, notices)
+
+
+def _trouble_with_triton(bundle: Bundle, steps: int, devices: Sequence[torch.device]) -> str | None:
+    """Why Triton's kernel cannot be used; None if it works on all devices."""
+    for device in devices:
+        try:
+            (lane, *_) = open_lanes(bundle, steps, device, triton_kernels)
+            _try(lane, bundle, steps)
+        except ModuleNotFoundError:
+            return "Triton is not installed"
+        except Exception as error:  # Triton's own, and those of the compilers that it calls
+            return f"Triton's kernel does not work on {device} ({first_line(error)})"
+    return None
+
+
+def open_lanes(
+    bundle: Bundle,
+    steps: int,
+    device: torch.device,
+    kernels: Callable[[Bundle, int, torch.device, int], dict[Kind, DeviceKernel]],
+    block_rows: int = DEVICE_BLOCK_ROWS,
+) -> list[Lane]:
+    """The lanes of one device, each with kernels of its own for blocks of ``block_rows``."""
+    return [
+        Lane(
+            kernels(bundle, steps, device, block_rows),
+            bundle.checkpoints,
+            steps,
+            block_rows,
+            device,
+            CudaQueue(device) if device.type == "cuda" else Direct(),
+        )
+        for _ in range(LANES)
+    ]
+
+
+def triton_kernels(
+    bundle: Bundle, steps: int, device: torch.device, block_rows: int
+) -> dict[Kind, DeviceKernel]:
+    """Triton's, which take any number of steps and rows.
+
+    Raises:
+        ModuleNotFoundError: there is no Triton.
+    """
+    from know_cli.known.triton_kernel import TritonKernel
+
+    return {
+        kind: TritonKernel(state, bundle.checkpoints, bundle.preparation, device)
+        for kind, state in bundle.states.items()
+    }
+
+
+def torch_kernels(
+    bundle: Bundle, steps: int, device: torch.device, block_rows: int
+) -> dict[Kind, DeviceKernel]:
+    """Torch's, which share a workspace: a lane is at one kind at a time."""
+    local = threading.local()
+    return {
+        kind: TorchSteps(
+            Kernel(state, bundle.checkpoints, bundle.preparation, device, local, block_rows), steps
+        )
+        for kind, state in bundle.states.items()
+    }
+
+
+def _try(lane: Lane, bundle: Bundle, steps: int) -> None:
+    """Compare a lane with torch's kernel on the CPU, for a few windows of each kind.
+
+    Raises:
+        RuntimeError: it differs by more than rounding can do.
+    """
+    (torch_lane, *_) = open_lanes(bundle, steps, _CPU, torch_kernels, _TRIED_ROWS)
+    generator = torch.Generator().manual_seed(0)
+    windows = torch.randn(bundle.checkpoints, _TRIED_ROWS, generator=generator) * 0.1
+    for kind in bundle.states:
+        actual, expected = torch.full((2, steps, _TRIED_ROWS), torch.nan)
+        for one, out in ((lane, actual), (torch_lane, expected)):
+            one.start(kind, windows, out)
+            one.finish()
+        if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+            raise RuntimeError("its answers are not those of torch's kernel")

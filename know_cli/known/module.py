@@ -1,0 +1,162 @@
+"""KNOWN as a torch module that reads like its formula (the paper's section on the hyper-model).
+
+This is the implementation to understand and to train; :mod:`know_cli.known.torch_kernel` is the one
+that runs, and is tested against this one.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+HIDDEN = 64
+SQUEEZED = 8
+FEATURES = 32
+NEGATIVE_SLOPE = 0.3
+
+
+class Preparation(str, Enum):
+    """How a window is put before KNOWN; a bundle's manifest names it.
+
+    ``RAW``: the values as they are, and the answer is a change of θ0 (the paper).
+    ``SPREAD``: with s = max |θk − θ0| over the window, the values are (θk − θ0) / s, the slot of
+    θ0, which would be 0, holds asinh(θ0 / s), and the answer times s is the change. Where s = 0
+    nothing moved, and nothing is changed.
+    """
+
+    RAW = "raw"
+    SPREAD = "spread"
+
+
+class Stream(nn.Module):
+    """One of KNOWN's two streams: ``[rows, size]`` → ``[rows, 32]``.
+
+    y = (W_lin z + b_lin) + (W_amp z + b_amp) · exp((W_rate z + b_rate) · x), a sum of an affine
+    and an exponential law, whose coefficients are read from a squeezed view z of the history.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(size, HIDDEN)
+        self.squeeze = nn.Linear(HIDDEN, SQUEEZED)
+        self.linear = nn.Linear(SQUEEZED, HIDDEN)
+        self.amplitude = nn.Linear(SQUEEZED, HIDDEN)
+        self.rate = nn.Linear(SQUEEZED, HIDDEN)
+        self.output = nn.Linear(HIDDEN, FEATURES)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map ``[rows, size]`` float32 to ``[rows, 32]``."""
+        x = self.input(values)
+        z = torch.relu(self.squeeze(x))
+        y = self.linear(z) + self.amplitude(z) * torch.exp(self.rate(z) * x)
+        return nn.functional.leaky_relu(self.output(y), NEGATIVE_SLOPE)
+
+
+class Known(nn.Module):
+    """Predicts scalars from their histories over S checkpoints.
+
+    Args:
+        checkpoints: S, the length of a window. It has 128·S + 8,785 parameters: 9,425 at S = 5.
+        preparation: what is done to a window first.
+    """
+
+    def __init__(self, checkpoints: int, preparation: Preparation = Preparation.RAW) -> None:
+        super().__init__()
+        self.checkpoints = checkpoints
+        self.preparation = preparation
+        self.window = Stream(checkpoints)
+        self.difference = Stream(checkpoints - 1)
+        self.head = nn.Linear(2 * FEATURES, 1)
+
+    def change(self, values: Tensor, differences: Tensor) -> Tensor:
+        """The paper's f, in (−1, 1): ``[rows, S]`` and ``[rows, S − 1]`` → ``[rows]`` float32."""
+        features = torch.cat([self.window(values), self.difference(differences)], dim=1)
+        return torch.tanh(self.head(features)).squeeze(1)
+
+    def forward(self, window: Tensor) -> Tensor:
+        """Predict the value one step before each window.
+
+        Args:
+            window: ``[rows, S]`` float32, **oldest-forgotten first, θ0 last**.
+
+        Returns:
+            ``[rows]`` float32: θ̂(−1).
+        """
+        values, scale = prepare(window, self.preparation)
+        differences = _centred(window, scale, self.preparation).diff(dim=1)
+        return window[:, -1] + scale * self.change(values, differences)
+
+
+def roll(known: Known, windows: Tensor, steps: int) -> Tensor:
+    """Predict several steps, each from the window with the answer before in it.
+
+    Args:
+        known: predicts one step.
+        windows: ``[rows, S]`` float32, θ0 last.
+        steps: at least 1.
+
+    Returns:
+        ``[rows, steps]`` float32.
+    """
+    answers: list[Tensor] = []
+    for _ in range(steps):
+        answers.append(known(windows))
+        windows = torch.cat([windows[:, 1:], answers[-1][:, None]], dim=1)
+    return torch.stack(answers, dim=1)
+
+
+def prepare(window: Tensor, preparation: Preparation) -> tuple[Tensor, Tensor]:
+    """What KNOWN reads of a window, and what its answer is multiplied with.
+
+    Args:
+        window: ``[rows, S]`` float32, θ0 last.
+        preparation: see :class:`Preparation`.
+
+    Returns:
+        ``[rows, S]`` float32 values for the first stream, and ``[rows]`` float32 scale.
+    """
+    if preparation is Preparation.RAW:
+        return window, torch.ones_like(window[:, -1])
+    newest = window[:, -1]
+    spread = (window - newest[:, None]).abs().amax(dim=1)
+    values = _centred(window, spread, preparation).clone()
+    values[:, -1] = torch.asinh(newest / torch.where(spread > 0, spread, torch.inf))
+    return values, spread
+
+
+def _centred(window: Tensor, spread: Tensor, preparation: Preparation) -> Tensor:
+    if preparation is Preparation.RAW:
+        return window
+    # A spread of 0 would give 0/0; dividing by infinity gives the 0 that is meant.
+    divisor = torch.where(spread > 0, spread, torch.inf)
+    return (window - window[:, -1:]) / divisor[:, None]
+
+
+def initialise(known: Known, generator: torch.Generator) -> None:
+    """The paper's starting point for meta-training, in place.
+
+    Kernels of the streams' input and output layers: variance scaling 0.1, fan-in, uniform;
+    all other kernels Glorot uniform; biases zero.
+    """
+    with torch.no_grad():
+        for name, parameter in known.named_parameters():
+            if name.endswith(".bias"):
+                parameter.zero_()
+                continue
+            fan_out, fan_in = parameter.shape
+            if name.endswith(("input.weight", "output.weight")):
+                limit = (3 * 0.1 / fan_in) ** 0.5
+            else:
+                limit = (6 / (fan_in + fan_out)) ** 0.5
+            parameter.uniform_(-limit, limit, generator=generator)
+
+
+def penalty(known: Known) -> Tensor:
+    """The paper's L1 penalties on the streams' input and output layers: a scalar."""
+    total = known.head.weight.new_zeros(())
+    for stream in (known.window, known.difference):
+        for layer in (stream.input, stream.output):
+            total = total + 1e-6 * layer.weight.abs().sum() + 0.1 * layer.bias.abs().sum()
+    return total

@@ -1,0 +1,109 @@
+"""Where bundles of KNOWN are: those given by a path, and those shipped with the program.
+
+A family is a folder of bundles for different numbers of checkpoints, ``checkpoints-5`` and so
+on; the shipped families lie under ``weights``. Nothing is read here but the names of files, so
+that a wrong name is known before torch is imported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from know_cli.errors import CheckpointError, OutputError, UsageError
+
+MANIFEST = "manifest.json"
+_FOLDER = "checkpoints-"
+_KERAS = "KNOWN_*.h5"
+
+
+def weights_folder() -> Path:
+    """The folder of the shipped families: inside the package (wheel) or beside it (checkout)."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "weights"
+    return inside if inside.is_dir() else package.parent / "weights"
+
+
+def shipped() -> dict[str, dict[int, Path]]:
+    """Shipped bundles: family name → number of checkpoints → folder."""
+    families: dict[str, dict[int, Path]] = {}
+    for manifest in sorted(weights_folder().glob(f"*/{_FOLDER}*/{MANIFEST}")):
+        families.setdefault(manifest.parent.parent.name, {})[_size(manifest.parent)] = (
+            manifest.parent
+        )
+    return families
+
+
+def _size(folder: Path) -> int:
+    try:
+        return int(folder.name.removeprefix(_FOLDER))
+    except ValueError:
+        return 0
+
+
+def is_keras_folder(path: Path) -> bool:
+    """Whether a folder holds KNOWN files that Keras saved."""
+    return any(path.glob(_KERAS))
+
+
+def family(weights: str, option: str = "--weights") -> dict[int, Path]:
+    """Bundles for several numbers of checkpoints: that number → folder, ascending.
+
+    Args:
+        weights: a folder of bundles, which goes first, or the name of a shipped family.
+        option: that it was given with, for the message.
+
+    Raises:
+        UsageError: neither.
+    """
+    path, families = Path(weights), shipped()
+    if path.is_dir():
+        sizes = {_size(manifest.parent): manifest.parent for manifest in path.glob(f"*/{MANIFEST}")}
+    else:
+        sizes = families.get(weights, {})
+    if not sizes:
+        raise UsageError(
+            f"{option} {weights}: neither a folder with a KNOWN ({MANIFEST}, or {_KERAS}) nor a "
+            f"shipped one ({', '.join(families) or 'none'})"
+        )
+    return dict(sorted(sizes.items()))
+
+
+def find_bundle(weights: str, checkpoints: int) -> Path:
+    """Resolve ``--weights`` to the folder of one bundle.
+
+    Args:
+        weights: the name of a shipped family, a bundle's folder, a folder of such for several
+            numbers of checkpoints, or a folder of Keras files. An existing folder goes first.
+        checkpoints: S of the trajectory.
+
+    Raises:
+        UsageError: nothing of that name.
+        CheckpointError: there is no KNOWN for that S; the message names those available.
+    """
+    path = Path(weights)
+    if path.is_dir() and ((path / MANIFEST).exists() or is_keras_folder(path)):
+        return path
+    sizes = family(weights)
+    if checkpoints not in sizes:
+        available = ", ".join(str(size) for size in sorted(sizes))
+        raise CheckpointError(
+            f"--weights {weights}: has no KNOWN for {checkpoints} checkpoints, only for "
+            f"{available}; give as many checkpoints, or train one with 'know train'"
+        )
+    return sizes[checkpoints]
+
+
+def check_bundle_output(output: Path, *, force: bool) -> None:
+    """Refuse to write a bundle where something else is, before any work is done.
+
+    Raises:
+        OutputError: the reason, and what to do.
+    """
+    if not output.parent.is_dir():
+        raise OutputError(
+            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
+        )
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise OutputError(f"{output}: exists already; --force replaces it")

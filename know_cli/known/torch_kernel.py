@@ -1,0 +1,289 @@
+"""KNOWN for fixed blocks of rows, with the algebra folded and every buffer allocated once.
+
+Layers are joined as :mod:`~know_cli.known.folding` does. Biases ride in the matrix products: the
+windows and the squeezed features hold a row of ones, which both streams share. The last block is
+padded, so that every matrix product has the same shape and a parameter's result does not depend
+on what else is in its batch.
+
+What was tried, on one thread of a shared two-core Xeon with AVX-512, torch 2.13 with MKL, the
+variants taking turns in one process; times are nanoseconds a parameter and step, of 200 (raw
+windows; 222 prepared by spread) that this kernel takes, 400 (485) that the one before took, and
+1500 that the reference module takes:
+
+- Rows of a block: 1024 and 1536 take 200, 2048 takes 210, 3072 takes 232, 4096 some 280: the two
+  ``[rows, 64]`` buffers and the features must stay in the second-level cache (2 MiB a core). With
+  512 the interpreter between the operations shows (238).
+- Biases as a row of ones instead of ``addmm``, which copies them first, and views made once: 30.
+- ``exp`` (20) instead of ``exp2`` (32), also for numpy's ``exp2`` (21); older torch, with MKL's
+  ``exp``, had it the other way round.
+- Both streams in one buffer of 128 columns: the products of rates and amplitudes as one
+  block-diagonal one do twice the work (50 instead of 33), and separate ones save nothing.
+- Features × rows instead of rows × features: products with few inputs take a quarter longer (40
+  instead of 32 for rates and amplitudes). The squeezed features are better that way (3
+  instead of 5), since MKL likes a last dimension that is a multiple of 16.
+- Inputs of a product padded to 16: 13 instead of 8 for each of the small ones.
+- oneDNN's products fused with the multiplication or the leaky ReLU (private to torch): 25 to 40
+  instead of 20 to 27 for each pair.
+- numpy's ``arcsinh`` (2) instead of torch's (13), ``threshold_`` instead of a mask (1 instead of
+  4), for windows prepared by spread.
+- ``torch.compile`` of the same algebra (Inductor and the C++ compiler of the machine; with
+  ``max_autotune``, too): 290 to 310, and 20 s to compile it the first time.
+- bfloat16 (:mod:`know_cli.benchmark.halves`, measured by ``know bench``): with AMX, too, slower
+  than float32, since products this thin wait for conversions, and too inexact to be a default.
+
+Each operation alone, in a loop: 117 for matrix products, where 84 is what a product of 1024 × 1024
+matrices takes for as many operations; 20 for the exponential; 34 for multiplications and the leaky
+ReLU, which wait for the cache, and which eager torch cannot fuse with the products; 7 for the rest.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from know_cli.known.folding import Affine, fold
+from know_cli.known.module import (
+    FEATURES,
+    HIDDEN,
+    NEGATIVE_SLOPE,
+    SQUEEZED,
+    Preparation,
+)
+
+#: Rows of a block on a CPU.
+CPU_BLOCK_ROWS = 1536
+#: Rows of a block on other devices, where a launch costs more than what a block holds.
+DEVICE_BLOCK_ROWS = 1 << 17
+
+
+class Stream:
+    """Folded weights of one stream, each [in, out], one of the inputs being 1.
+
+    Args:
+        state: of a KNOWN.
+        name: of the stream.
+        ones_first: whether the row of ones comes before the others, as in the stream of
+            differences, or after them.
+        device: where it runs.
+    """
+
+    def __init__(
+        self, state: dict[str, Tensor], name: str, ones_first: bool, device: torch.device
+    ) -> None:
+        def with_bias(layer: Affine) -> Tensor:
+            bias, weight = layer.bias[None], layer.weight.T
+            return torch.cat([bias, weight] if ones_first else [weight, bias])
+
+        def put(weight: Tensor) -> Tensor:
+            return weight.float().contiguous().to(device)
+
+        folded = fold(state, name)
+        #: ``[inputs, 8]`` float64; :class:`Kernel` joins both streams'.
+        self.squeeze = with_bias(folded.squeeze)
+        self.input = put(with_bias(folded.input))
+        self.amplitude = put(with_bias(folded.amplitude))
+        self.rate = put(with_bias(folded.rate))
+        self.linear = put(with_bias(folded.linear))
+        self.output = put(folded.output.T)
+
+
+class _Workspace:
+    """Intermediate results of one block, and the parts of them that are used; one a thread.
+
+    Views are made here once, since making one costs about as much as starting an operation.
+
+    Attributes:
+        window: ``[2S, rows]``: the window, a row of ones, the differences.
+        values, newest: the window in it, and its last row, the slot of θ0.
+        newest_array: the same memory as ``newest``, for numpy; None on other devices.
+        later, earlier, differences: ``[S − 1, rows]``, the third being the first less the second.
+        squeezed: ``[17, rows]``: 8 features of the window, a row of ones, 8 of the differences.
+        inputs: a stream, its ``[rows, inputs]`` and ``[rows, 9]``, and where its features go.
+        x, y: ``[rows, 64]``.
+        features: ``[rows, 64]``.
+        change: ``[rows, 1]``; ``flat`` is the same as ``[rows]``.
+        origin: ``[rows]``, θ0 itself, where windows are prepared.
+        magnitude: ``[S − 1, rows]``; ``spread`` and ``divisor``: ``[rows]``, to prepare with.
+    """
+
+    def __init__(self, rows: int, checkpoints: int, device: torch.device) -> None:
+        self.nbytes = 0
+
+        def new(*shape: int) -> Tensor:
+            tensor = torch.empty(shape, device=device)
+            self.nbytes += tensor.nbytes
+            return tensor
+
+        S = checkpoints
+        self.window = new(2 * S, rows)
+        self.window[S].fill_(1)
+        self.values, self.newest = self.window[:S], self.window[S - 1]
+        self.newest_array = self.newest.numpy() if device.type == "cpu" else None
+        self.later, self.earlier = self.window[1:S], self.window[: S - 1]
+        self.differences = self.window[S + 1 :]
+        self.squeezed = new(2 * SQUEEZED + 1, rows)
+        self.x, self.y = new(rows, HIDDEN), new(rows, HIDDEN)
+        self.features = new(rows, 2 * FEATURES)
+        self.inputs = [
+            (
+                self.window[: S + 1].T,
+                self.squeezed[: SQUEEZED + 1].T,
+                self.features[:, :FEATURES],
+            ),
+            (self.window[S:].T, self.squeezed[SQUEEZED:].T, self.features[:, FEATURES:]),
+        ]
+        self.change = new(rows, 1)
+        self.flat = self.change.view(-1)
+        self.magnitude = new(S - 1, rows)
+        self.origin, self.spread, self.divisor = new(rows), new(rows), new(rows)
+
+
+class Kernel:
+    """One KNOWN, folded, on one device. Safe to call from several threads.
+
+    Args:
+        state: state dict of a :class:`~know_cli.known.module.Known`, float32.
+        checkpoints: S.
+        preparation: what is done to a window first.
+        device: where it runs.
+        local: holds the workspaces of threads; kernels for the same S and device may share it.
+        block_rows: rows of a block; None is the device's own.
+    """
+
+    def __init__(
+        self,
+        state: dict[str, Tensor],
+        checkpoints: int,
+        preparation: Preparation,
+        device: torch.device,
+        local: threading.local | None = None,
+        block_rows: int | None = None,
+    ) -> None:
+        self.checkpoints = checkpoints
+        self.preparation = preparation
+        self.device = device
+        own = CPU_BLOCK_ROWS if device.type == "cpu" else DEVICE_BLOCK_ROWS
+        self.block_rows = block_rows or own
+        self._streams = (
+            Stream(state, "window", False, device),
+            Stream(state, "difference", True, device),
+        )
+        self._squeeze = _join_squeeze(*self._streams).to(device)
+        self._head_weight = state["head.weight"].T.contiguous().to(device)
+        self._head_bias = state["head.bias"].to(device)
+        self._local = local or threading.local()
+
+    def predict(self, history: Tensor, out: Tensor) -> None:
+        """Predict one step for at most one block.
+
+        Args:
+            history: ``[S, rows]`` float32 on the CPU or the kernel's device, most-forgotten
+                first, θ0 last; rows ≤ ``block_rows``.
+            out: ``[rows]`` float32, likewise, receives θ̂(−1).
+        """
+        work = self._workspace()
+        rows = history.shape[1]
+        if rows == self.block_rows:
+            work.values.copy_(history)
+        else:
+            work.values[:, :rows].copy_(history)
+            work.values[:, rows:].zero_()
+        if self.preparation is Preparation.RAW:
+            torch.sub(work.later, work.earlier, out=work.differences)
+            self._change(work)
+            change = work.flat.add_(work.newest)
+        else:
+            _prepare(work)
+            self._change(work)
+            change = work.flat.mul_(work.spread).add_(work.origin)
+        out.copy_(change if rows == self.block_rows else change[:rows])
+
+    @property
+    def thread_bytes(self) -> int:
+        """Bytes of main memory that each thread that predicts needs for itself."""
+        if self.device.type != "cpu":
+            return 0
+        return _Workspace(self.block_rows, self.checkpoints, torch.device("meta")).nbytes
+
+    def _workspace(self) -> _Workspace:
+        work: _Workspace | None = getattr(self._local, "workspace", None)
+        if work is None:
+            work = _Workspace(self.block_rows, self.checkpoints, self.device)
+            self._local.workspace = work
+        return work
+
+    def _change(self, work: _Workspace) -> None:
+        """Predict the change from a prepared window and its differences, into ``work.change``."""
+        torch.mm(self._squeeze, work.window, out=work.squeezed).relu_()
+        x, y = work.x, work.y
+        for stream, (values, squeezed, features) in zip(self._streams, work.inputs, strict=True):
+            torch.mm(values, stream.input, out=x)
+            torch.mm(squeezed, stream.rate, out=y).mul_(x).exp_()
+            # x is not needed any more; two buffers stay in the cache where three would not.
+            torch.mm(squeezed, stream.amplitude, out=x)
+            y.mul_(x)
+            torch.mm(squeezed, stream.linear, out=features)
+            self._add_output(stream, y, features)
+        torch.nn.functional.leaky_relu_(work.features, NEGATIVE_SLOPE)
+        torch.addmm(self._head_bias, work.features, self._head_weight, out=work.change).tanh_()
+
+    def _add_output(self, stream: Stream, y: Tensor, features: Tensor) -> None:
+        """The product that is more than half of all work: ``features += y @ stream.output``."""
+        features.addmm_(y, stream.output)
+
+
+def _join_squeeze(window: Stream, difference: Stream) -> Tensor:
+    """Both streams' squeeze as one product: ``[17, 2S]`` float32, the middle row giving 1."""
+    S = len(difference.squeeze)
+    joined = torch.zeros(2 * SQUEEZED + 1, 2 * S, dtype=torch.float64)
+    joined[:SQUEEZED, : S + 1] = window.squeeze.T
+    joined[SQUEEZED, S] = 1
+    joined[SQUEEZED + 1 :, S:] = difference.squeeze.T
+    return joined.float()
+
+
+def _prepare(work: _Workspace) -> None:
+    """As :func:`~know_cli.known.module.prepare` does for ``SPREAD``, in place."""
+    work.origin.copy_(work.newest)
+    work.values.sub_(work.origin)
+    torch.abs(work.earlier, out=work.magnitude)
+    torch.amax(work.magnitude, dim=0, out=work.spread)
+    # A spread of 0 would give 0/0; dividing by infinity gives the 0 that is meant.
+    torch.threshold_(work.divisor.copy_(work.spread), 0.0, torch.inf)
+    work.values.div_(work.divisor)
+    torch.sub(work.later, work.earlier, out=work.differences)
+    torch.div(work.origin, work.divisor, out=work.newest)
+    if work.newest_array is None:
+        work.newest.asinh_()
+    else:
+        # Torch's takes a value at a time, eight times as long as numpy's.
+        np.arcsinh(work.newest_array, out=work.newest_array)
+
+
+class TorchSteps:
+    """The torch kernel as a :class:`DeviceKernel`.
+
+    Args:
+        kernel: predicts one step. It must not be in another lane, whose blocks would share its
+            workspace.
+        steps: how many are predicted.
+    """
+
+    def __init__(self, kernel: Kernel, steps: int) -> None:
+        self._kernel = kernel
+        rows = kernel.checkpoints + steps - 1
+        self._windows = torch.empty(rows, kernel.block_rows, device=kernel.device)
+
+    def predict(self, history: Tensor, out: Tensor) -> None:
+        """Predict all steps; see :class:`DeviceKernel`."""
+        size, rows = history.shape
+        windows = self._windows[:, :rows]
+        windows[:size].copy_(history)
+        for step, answer in enumerate(out):
+            self._kernel.predict(windows[step : step + size], answer)
+            if step + 1 < len(out):
+                finite = torch.isfinite(answer)
+                windows[size + step].copy_(torch.where(finite, answer, history[-1]))

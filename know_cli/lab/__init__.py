@@ -1,0 +1,1 @@
+"""The floor that forgetting, meta-training and evaluation stand on: data, networks, fitting."""

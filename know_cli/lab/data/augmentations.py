@@ -1,0 +1,87 @@
+"""Random changes of a training batch, by name: images as float tensors, texts as tokens.
+
+All draw on the generator's device, so that a generator of the CPU gives the same batch anywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+
+from know_cli.lab.data.samples import Kind
+from know_cli.lab.fitting import Augmentation
+
+UNKNOWN_TOKEN = 0
+_LARGEST_SHIFT = 1 / 8
+_CUT_SIDE = 1 / 3
+_NOISE_DEVIATION = 0.2
+_DROPPED_SHARE = 0.1
+
+
+def _uniform(size: tuple[int, ...], like: Tensor, generator: Generator) -> Tensor:
+    return torch.rand(size, generator=generator, device=generator.device).to(like.device)
+
+
+def _integers(below: int, n: int, like: Tensor, generator: Generator) -> Tensor:
+    drawn = torch.randint(below, (n,), generator=generator, device=generator.device)
+    return drawn.to(like.device)
+
+
+def none(inputs: Tensor, generator: Generator) -> Tensor:
+    """The batch as it is."""
+    return inputs
+
+
+def flip(images: Tensor, generator: Generator) -> Tensor:
+    """Mirror every second image, on average, from left to right."""
+    chosen = _uniform((len(images), 1, 1, 1), images, generator) < 0.5
+    return torch.where(chosen, images.flip(3), images)
+
+
+def shift(images: Tensor, generator: Generator) -> Tensor:
+    """Crop each image at random from itself with a border of zeros, an eighth of its side."""
+    n, channels, height, width = images.shape
+    border = max(1, round(max(height, width) * _LARGEST_SHIFT))
+    padded = nn.functional.pad(images, (border,) * 4)
+    rows, columns = (
+        _integers(2 * border + 1, n, images, generator)[:, None]
+        + torch.arange(side, device=images.device)
+        for side in (height, width)
+    )
+    # One axis after the other is twice as fast as both by one indexing.
+    rows = rows.view(n, 1, height, 1).expand(n, channels, height, padded.shape[3])
+    columns = columns.view(n, 1, 1, width).expand(n, channels, height, width)
+    return padded.gather(2, rows).gather(3, columns)
+
+
+def cutout(images: Tensor, generator: Generator) -> Tensor:
+    """Set a square of a third of the side to zero; its centre may lie anywhere in the image."""
+    n, _, height, width = images.shape
+    side = max(1, round(max(height, width) * _CUT_SIDE))
+    within = []
+    for size in (height, width):
+        start = _integers(size, n, images, generator)[:, None] - side // 2
+        position = torch.arange(size, device=images.device)
+        within.append((position >= start) & (position < start + side))
+    cut = within[0][:, None, :, None] & within[1][:, None, None, :]
+    return images.masked_fill(cut, 0.0)
+
+
+def noise(images: Tensor, generator: Generator) -> Tensor:
+    """Add normal noise of a fifth of a standardised image's deviation."""
+    drawn = torch.randn(images.shape, generator=generator, device=generator.device)
+    return images + _NOISE_DEVIATION * drawn.to(images.device)
+
+
+def token_dropout(tokens: Tensor, generator: Generator) -> Tensor:
+    """Replace a tenth of all tokens, on average, by the token for unknown characters."""
+    dropped = _uniform(tuple(tokens.shape), tokens, generator) < _DROPPED_SHARE
+    return tokens.masked_fill(dropped, UNKNOWN_TOKEN)
+
+
+#: By kind of inputs and by name: standardised images ``[n, C, H, W]`` float32, or texts
+#: ``[n, length]`` int64, and a generator; the batch itself stays as it is.
+AUGMENTATIONS: dict[Kind, dict[str, Augmentation]] = {
+    "image": {"none": none, "flip": flip, "shift": shift, "cutout": cutout, "noise": noise},
+    "text": {"none": none, "token-dropout": token_dropout},
+}

@@ -1,0 +1,65 @@
+"""The data sets by name. A new one is a module with a :class:`Source` and a line here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from know_cli.errors import UsageError
+from know_cli.lab.data import cifar, digits, glyphs, idx, text
+from know_cli.lab.data.samples import DataSet
+from know_cli.lab.data.source import Source
+
+DATA_SETS: dict[str, Source] = {
+    "cifar10": cifar.CIFAR10,
+    "cifar100": cifar.CIFAR100,
+    "digits": digits.DIGITS,
+    "fashion-mnist": idx.FASHION_MNIST,
+    "glyphs-cyrillic": glyphs.CYRILLIC,
+    "glyphs-greek": glyphs.GREEK,
+    "glyphs-latin": glyphs.LATIN,
+    "mnist": idx.MNIST,
+    "text": text.TEXT,
+}
+# Debian's packages of data sets install to the first.
+SYSTEM_FOLDERS = (Path("/usr/share/datasets"), Path("/usr/local/share/datasets"))
+
+
+def _folders(name: str, folder: Path | None) -> list[Path]:
+    given = [] if folder is None else [folder / name, folder]
+    return given + [system / name for system in SYSTEM_FOLDERS]
+
+
+def _check(folder: Path | None) -> None:
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder of data sets")
+
+
+def load(name: str, folder: Path | None = None) -> DataSet:
+    """Read or generate a data set.
+
+    Args:
+        name: one of ``DATA_SETS``.
+        folder: of the data sets' files, which are looked for in ``folder/name``, then in
+            ``folder``, then where packages of the system put them.
+
+    Raises:
+        UsageError: there is no such data set or folder; its files or a package that it needs
+            are not there; or a file is corrupt.
+    """
+    if name not in DATA_SETS:
+        raise UsageError(f"no data set {name!r}: there are {', '.join(DATA_SETS)}")
+    _check(folder)
+    return DATA_SETS[name].read(_folders(name, folder))
+
+
+def available(folder: Path | None = None) -> list[str]:
+    """Names of the data sets that :func:`load` finds here, sorted; none is read whole.
+
+    Args:
+        folder: as for :func:`load`.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    _check(folder)
+    return sorted(name for name, source in DATA_SETS.items() if source.find(_folders(name, folder)))

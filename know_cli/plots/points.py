@@ -1,0 +1,206 @@
+"""The checkpoints of a picture: a trajectory, predictions from it, and others to compare with."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from know_cli.checkpoints import (
+    Checkpoint,
+    Trajectory,
+    check_same_model,
+    open_checkpoint,
+    open_trajectory,
+)
+from know_cli.checkpoints import metadata as keys
+from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.paths import factor_name
+from know_cli.errors import UsageError
+from know_cli.kinds import PREDICTED_KINDS, Override, classify_trajectory
+from know_cli.plots.plane import Plane
+
+
+class Role(str, Enum):
+    """What a checkpoint is in a picture."""
+
+    SESSION = "session"
+    PREDICTION = "prediction"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint with its names.
+
+    Attributes:
+        name: no two points have the same.
+        label: a short one, which is not repeated within a series.
+        series: what it belongs to: predictions of one method are one series.
+        role: what it is.
+        checkpoint: open, for reading.
+    """
+
+    name: str
+    label: str
+    series: str
+    role: Role
+    checkpoint: Checkpoint
+
+
+@dataclass(frozen=True)
+class Points:
+    """All checkpoints of a picture.
+
+    Attributes:
+        trajectory: the sessions.
+        points: the S sessions first, Θ0 at their head; then the predictions in ascending order of
+            steps within a series; then the others.
+    """
+
+    trajectory: Trajectory
+    points: tuple[Point, ...]
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """Of the points, in their order."""
+        return [point.checkpoint for point in self.points]
+
+
+@contextmanager
+def open_points(
+    sessions: Sequence[Path],
+    predictions: Sequence[tuple[str | None, Path]] = (),
+    others: Mapping[str, Path] | None = None,
+) -> Iterator[Points]:
+    """Open the checkpoints of a picture; they are closed with the block.
+
+    Args:
+        sessions: of the trajectory, full data first.
+        predictions: name and path; without a name, what their metadata tell names them, else
+            their file.
+        others: by name.
+
+    Raises:
+        UsageError: too few or too many sessions, or two points of one name.
+        CheckpointError: one cannot be used, or is of another model.
+    """
+    with ExitStack() as stack:
+        trajectory = stack.enter_context(open_trajectory(sessions))
+        points = [
+            Point(f"Θ{k}", f"Θ{k}", "sessions", Role.SESSION, checkpoint)
+            for k, checkpoint in enumerate(trajectory.checkpoints)
+        ]
+        predicted = [
+            (name, stack.enter_context(open_checkpoint(path))) for name, path in predictions
+        ]
+        points += _predictions(predicted)
+        for name, path in (others or {}).items():
+            checkpoint = stack.enter_context(open_checkpoint(path))
+            points.append(Point(name, name, name, Role.OTHER, checkpoint))
+        check_same_model([trajectory.first, *(p.checkpoint for p in points[len(trajectory) :])])
+        _refuse_same_name(points)
+        yield Points(trajectory, tuple(points))
+
+
+def _predictions(predicted: Sequence[tuple[str | None, Checkpoint]]) -> list[Point]:
+    """Points of predictions, series after series."""
+    found = []
+    for name, checkpoint in predicted:
+        if name is not None:
+            found.append((Point(name, name, name, Role.PREDICTION, checkpoint), 0))
+        else:
+            found.append(_by_metadata(checkpoint))
+    series = list(dict.fromkeys(point.series for point, _ in found))
+    found.sort(key=lambda pair: (series.index(pair[0].series), pair[1]))
+    points = [point for point, _ in found]
+    # Two predictions that differ in what metadata do not tell are told apart by their files.
+    counts = Counter(point.name for point in points)
+    return [point if counts[point.name] == 1 else _by_file(point.checkpoint) for point in points]
+
+
+def _by_metadata(checkpoint: Checkpoint) -> tuple[Point, int]:
+    """The point of a prediction as ``know predict`` writes it, and its number of steps."""
+    found = checkpoint.metadata
+    steps = found.get(keys.STEPS, "")
+    if keys.METHOD not in found or not steps.isdigit():
+        return _by_file(checkpoint), 0
+    session = Session.from_metadata(found)
+    label = f"step {steps}"
+    if session is not None:
+        label = factor_name(session.rate, int(steps)).replace("x", "×")
+    series = _series(found)
+    return Point(f"{series} {label}", label, series, Role.PREDICTION, checkpoint), int(steps)
+
+
+def _series(metadata: Mapping[str, str]) -> str:
+    """``continuation``, ``task-vector alpha=1 range=full``: what predicted, in words."""
+    method = metadata[keys.METHOD]
+    if method == "known":
+        return metadata.get(keys.TARGET, method)
+    try:
+        options = json.loads(metadata.get(keys.OPTIONS, "{}"))
+    except ValueError:
+        options = {}
+    if not isinstance(options, dict):
+        return method
+    return " ".join([method, *(f"{name}={value}" for name, value in options.items())])
+
+
+def _by_file(checkpoint: Checkpoint) -> Point:
+    name = checkpoint.path.name if checkpoint.is_folder else checkpoint.path.stem
+    return Point(name, name, name, Role.PREDICTION, checkpoint)
+
+
+def _refuse_same_name(points: Sequence[Point]) -> None:
+    counts = Counter(point.name for point in points)
+    for point in points:
+        if counts[point.name] > 1:
+            raise UsageError(
+                f"{point.checkpoint.path}: another checkpoint is called {point.name!r}, too; "
+                "name it yourself: NAME=FILE"
+            )
+
+
+def measured_tensors(trajectory: Trajectory, overrides: Sequence[Override]) -> list[str]:
+    """Names of the tensors that distances are measured over: those of kinds conv, fc and bias.
+
+    Raises:
+        UsageError: there are none, or an override matches nothing.
+    """
+    classes = classify_trajectory(trajectory, overrides)
+    names = [name for name, found in classes.items() if found.kind in PREDICTED_KINDS]
+    if not any(trajectory.first.tensors[name].info.elements for name in names):
+        raise UsageError("the checkpoints have no parameters of kinds conv, fc or bias")
+    return names
+
+
+def describe(points: Points, names: Sequence[str], plane: Plane) -> dict[str, Any]:
+    """What a picture shows, in plain types for a JSON file.
+
+    Returns:
+        ``parameters``, how many distances are measured over; ``shares``, of the squared
+        distances, of all axes; ``points`` with name, role, path, ``coordinates`` on all axes and
+        ``off_plane``, the distance from the plane of the first two; ``distances``, a matrix.
+    """
+    tensors = points.trajectory.first.tensors
+    return {
+        "parameters": sum(tensors[name].info.elements for name in names),
+        "shares": plane.shares.tolist(),
+        "points": [
+            {
+                "name": point.name,
+                "role": point.role.value,
+                "path": str(point.checkpoint.path),
+                "coordinates": plane.coordinates[k].tolist(),
+                "off_plane": float(plane.off_plane[k]),
+            }
+            for k, point in enumerate(points.points)
+        ],
+        "distances": plane.distances.tolist(),
+    }

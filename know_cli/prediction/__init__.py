@@ -1,0 +1,1 @@
+"""The main flow: from paths and options to a written checkpoint, and back to check one."""

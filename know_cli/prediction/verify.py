@@ -1,0 +1,494 @@
+"""Does an output hold what its provenance says: computed again from the inputs, and compared.
+
+An output's header tells the method, its options and the fingerprints of the inputs; blocks of
+rows give the same bytes wherever they are computed alone (see :mod:`know_cli.engine.plan`), so
+a random sample of them can be checked in seconds, whatever the size of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from know_cli import __version__
+from know_cli.checkpoints import Checkpoint, open_checkpoint
+from know_cli.checkpoints import metadata as keys
+from know_cli.checkpoints.checksum import check_digest
+from know_cli.checkpoints.dtypes import is_float, torch_dtype
+from know_cli.checkpoints.reading import as_bytes
+from know_cli.engine.plan import Action, Batch, Plan, PlannedTensor, Segment
+from know_cli.engine.progress import Progress, Silent
+from know_cli.engine.settings import FrozenMode, NormMode, Settings
+from know_cli.errors import CheckpointError, UsageError, quoted
+from know_cli.kinds import PREDICTED_KINDS, Kind, parse_override
+from know_cli.known.bundle import load_bundle
+from know_cli.known.shipped import find_bundle, shipped
+from know_cli.prediction.predict import Prediction, Request, open_prediction
+
+DEFAULT_SPANS = 256
+#: Bytes of copied tensors that a sample has at most.
+_COPIED_BYTES = 64 << 20
+# Another processor or version of torch may round otherwise; more than this is no rounding.
+_ROUNDING = 1e-4
+
+
+@dataclass
+class Difference:
+    """A tensor that is not what it should be.
+
+    Attributes:
+        name: of the tensor.
+        elements: how many of those compared differ; bytes for what is not of floats.
+        largest: the largest distance; None where a value is not a number, or not of floats.
+        relative: the largest distance over the largest expected value; None as before.
+    """
+
+    name: str
+    elements: int
+    largest: float | None
+    relative: float | None
+
+
+@dataclass
+class Verification:
+    """What was compared, and what differs.
+
+    Attributes:
+        bytes_compared: of tensor data.
+        bytes_total: of all tensors.
+        tensors: how many were compared, whole or in part.
+        tensors_total: how many there are that are not empty.
+        rescaled: running statistics that were left out of a sample, since each needs a whole
+            layer.
+        spans: blocks and whole tensors that were computed; 0 for all.
+        seed: of the sample; None for all.
+        digest: the file that the output's SHA-256 was compared with, if there is one.
+        metadata: keys of the output's metadata that are not what they should be.
+        differences: tensors that are not what they should be.
+        notices: what the user should know.
+    """
+
+    bytes_compared: int = 0
+    bytes_total: int = 0
+    tensors: int = 0
+    tensors_total: int = 0
+    rescaled: int = 0
+    spans: int = 0
+    seed: int | None = None
+    digest: Path | None = None
+    metadata: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types for a JSON file."""
+        return {**asdict(self), "digest": str(self.digest) if self.digest else None}
+
+    def check(self, output: Path) -> None:
+        """Refuse an output that differs.
+
+        Raises:
+            CheckpointError: what differs, by how much.
+        """
+        if self.metadata:
+            listing = ", ".join(quoted(key) for key in self.metadata)
+            raise CheckpointError(f"{output}: its metadata is not what it should be: {listing}")
+        if not self.differences:
+            return
+        worst = max(self.differences, key=lambda d: math.inf if d.relative is None else d.relative)
+        distance = "" if worst.largest is None else f", by at most {worst.largest:.3g}"
+        more = len(self.differences) - 1
+        others = f", and {more} more tensor{'s' * (more != 1)} differ" if more else ""
+        rounding = all(d.relative is not None and d.relative < _ROUNDING for d in self.differences)
+        hint = (
+            "; so small a difference can come from another processor or version of torch than "
+            "it was made with"
+            if rounding
+            else ""
+        )
+        raise CheckpointError(
+            f"{output}: is not what its provenance gives: tensor {quoted(worst.name)} differs in "
+            f"{worst.elements} places{distance}{others}{hint}"
+        )
+
+
+@dataclass(frozen=True)
+class Sample(Plan):
+    """A part of a plan.
+
+    Attributes:
+        blocks: batches of one block each, at the places where the whole plan has them.
+        wholes: tensors that are predicted from all their elements together.
+        copied: tensors that are copied, and those that are reset.
+    """
+
+    blocks: tuple[Batch, ...] = ()
+    wholes: tuple[Batch, ...] = ()
+    copied: tuple[PlannedTensor, ...] = ()
+
+    def with_action(self, action: Action) -> list[PlannedTensor]:
+        """The tensors of the sample that something other than predicting happens to."""
+        return [tensor for tensor in self.copied if tensor.action is action]
+
+    @property
+    def predicted(self) -> int:
+        """Parameters that are predicted."""
+        return sum(batch.rows for batch in (*self.blocks, *self.wholes))
+
+    def batches(self) -> Iterator[Batch]:
+        """The blocks."""
+        yield from self.blocks
+
+    def whole_tensors(self) -> Iterator[Batch]:
+        """The tensors that are predicted whole."""
+        yield from self.wholes
+
+
+def verify(
+    output: Path,
+    checkpoints: Sequence[Path],
+    *,
+    spans: int | None = DEFAULT_SPANS,
+    seed: int | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+    threads: int = 1,
+    max_memory: int = 1 << 30,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compute an output again, all or a sample of it, and compare.
+
+    Args:
+        output: a checkpoint that this program wrote.
+        checkpoints: that it was made from, in the same order.
+        spans: how many blocks of rows, and tensors that a method needs whole, are computed;
+            None is all, and all copied and rescaled tensors, too.
+        seed: which ones; None takes another one each time.
+        weights: where the bundle is, if it is none of the shipped ones.
+        device: where to compute; None is where the output was made.
+        threads: worker threads.
+        max_memory: bytes of working memory.
+        progress: is told of phases and parameters.
+
+    Returns:
+        What was compared; :meth:`Verification.check` refuses what differs.
+
+    Raises:
+        CheckpointError: the output has no provenance, is damaged, or was made from other
+            checkpoints or with another bundle.
+        UsageError: the provenance cannot be followed here.
+    """
+    progress = progress or Silent()
+    with open_checkpoint(output) as found:
+        request = _request(found, checkpoints, weights, device, threads, max_memory)
+        result = Verification(
+            bytes_total=sum(entry.info.nbytes for entry in found.tensors.values()),
+            tensors_total=sum(entry.info.nbytes > 0 for entry in found.tensors.values()),
+        )
+        progress.phase("comparing the digest")
+        result.digest = check_digest(output)
+        with _open(found, request) as prediction:
+            _check_inputs(found, prediction)
+            result.metadata = _metadata_differences(found, prediction, result)
+            plan = prediction.plan
+            if spans is not None:
+                result.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
+                plan = sample(plan, prediction.block_rows, spans, result.seed)
+                result.spans = len(plan.blocks) + len(plan.wholes)
+                result.rescaled = len(prediction.plan.with_action(Action.RESCALE))
+            comparer = _Comparer(found)
+            report = prediction.run(plan, progress, lambda _: comparer)
+            result.notices += [*prediction.notices, *report.notices]
+    result.bytes_compared, result.tensors = comparer.nbytes, len(comparer.compared)
+    result.differences = sorted(comparer.differences.values(), key=lambda d: d.name)
+    return result
+
+
+def _open(found: Checkpoint, request: Request) -> Prediction:
+    """Open the prediction; wishes that cannot be are the provenance's fault, not the user's."""
+    try:
+        return open_prediction(request)
+    except UsageError as error:
+        if str(error).startswith(("--max-memory", "--device")):
+            raise
+        raise CheckpointError(
+            f"{found.path}: its provenance cannot be followed: {error}"
+        ) from error
+
+
+def sample(plan: Plan, block_rows: int, spans: int, seed: int) -> Sample:
+    """Take random blocks, and tensors that are needed whole, of a plan, and some copied ones.
+
+    Args:
+        plan: the whole.
+        block_rows: rows of a block.
+        spans: how many are taken, each with the same chance; all, if there are no more.
+        seed: which ones.
+    """
+    chance = random.Random(seed)
+    streams = [_Stream.of(plan, kind, block_rows) for kind in PREDICTED_KINDS]
+    wholes = list(plan.whole_tensors())
+    firsts = [0, *itertools.accumulate(stream.blocks for stream in streams)]
+    total = firsts[-1] + len(wholes)
+    blocks, taken = [], []
+    for number in sorted(chance.sample(range(total), min(spans, total))):
+        if number >= firsts[-1]:
+            taken.append(wholes[number - firsts[-1]])
+            continue
+        which = bisect_right(firsts, number) - 1
+        blocks.append(streams[which].block(number - firsts[which]))
+    copied = plan.with_action(Action.COPY)
+    chance.shuffle(copied)
+    room, kept = _COPIED_BYTES, plan.with_action(Action.RESET)
+    for tensor in copied:
+        if tensor.nbytes <= room:
+            room -= tensor.nbytes
+            kept.append(tensor)
+    return Sample(
+        plan.tensors,
+        min(block_rows, plan.batch_rows),
+        plan.memory,
+        plan.bytes_to_read,
+        plan.bytes_to_write,
+        tuple(blocks),
+        tuple(taken),
+        tuple(kept),
+    )
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The rows of one kind, cut into blocks."""
+
+    kind: Kind
+    tensors: tuple[PlannedTensor, ...]
+    ends: tuple[int, ...]
+    block_rows: int
+
+    @staticmethod
+    def of(plan: Plan, kind: Kind, block_rows: int) -> _Stream:
+        tensors = tuple(
+            tensor
+            for tensor in plan.with_action(Action.PREDICT)
+            if tensor.kind is kind and not tensor.whole and tensor.elements
+        )
+        ends = tuple(itertools.accumulate(tensor.elements for tensor in tensors))
+        return _Stream(kind, tensors, ends, block_rows)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.ends[-1] // self.block_rows) if self.ends else 0
+
+    def block(self, number: int) -> Batch:
+        begin = number * self.block_rows
+        end = min(begin + self.block_rows, self.ends[-1])
+        segments, row = [], 0
+        which = bisect_right(self.ends, begin)
+        while begin + row < end:
+            tensor = self.tensors[which]
+            start = begin + row - (self.ends[which] - tensor.elements)
+            count = min(tensor.elements - start, end - begin - row)
+            segments.append(Segment(tensor, start, count, row))
+            row, which = row + count, which + 1
+        return Batch(self.kind, tuple(segments), row)
+
+
+class _Comparer:
+    """A sink that compares what it is given with a checkpoint that exists."""
+
+    def __init__(self, found: Checkpoint) -> None:
+        self.nbytes = 0
+        self.left_out: list[Path] = []
+        self.remaining: list[Path] = []
+        self.compared: set[str] = set()
+        self.differences: dict[str, Difference] = {}
+        self._found = found
+
+    def write(self, name: str, offset: int, data: memoryview) -> None:
+        """Compare bytes of one tensor, ``offset`` counted from the start of its data."""
+        if not data.nbytes:
+            return
+        self.compared.add(name)
+        entry = self._found.tensors[name]
+        expected = torch.frombuffer(data.cast("B"), dtype=torch.uint8)
+        actual = torch.empty_like(expected)
+        self._found.read_into(entry, offset, as_bytes(actual))
+        self.nbytes += data.nbytes
+        if not torch.equal(expected, actual):
+            self._note(name, entry.dtype, expected, actual)
+
+    def _note(self, name: str, dtype: str, expected: torch.Tensor, actual: torch.Tensor) -> None:
+        known = self.differences.setdefault(name, Difference(name, 0, 0.0, 0.0))
+        if not is_float(dtype):
+            known.elements += int((expected != actual).sum())
+            known.largest = known.relative = None
+            return
+        one, two = (values.view(torch_dtype(dtype)).double() for values in (expected, actual))
+        differ = (one != two) & ~(one.isnan() & two.isnan())
+        known.elements += int(differ.sum())
+        distance = float((one - two).abs()[differ].max()) if differ.any() else 0.0
+        if not distance < math.inf or known.largest is None or known.relative is None:
+            known.largest = known.relative = None
+            return
+        scale = float(one.abs().nan_to_num(0.0).max())
+        known.largest = max(known.largest, distance)
+        known.relative = max(known.relative, distance / scale if scale else math.inf)
+
+    def flush(self) -> None:
+        """Nothing is kept."""
+
+    def commit(self) -> None:
+        """Nothing is shown."""
+
+    def __enter__(self) -> _Comparer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is open."""
+
+
+# ------------------------------------------------------------------------------ provenance
+
+
+def _request(
+    found: Checkpoint,
+    checkpoints: Sequence[Path],
+    weights: str | None,
+    device: str | None,
+    threads: int,
+    max_memory: int,
+) -> Request:
+    """The request that the output's metadata tells of."""
+    metadata = found.metadata
+    if keys.METHOD not in metadata:
+        raise CheckpointError(
+            f"{found.path}: has no provenance ({keys.METHOD} in its metadata); only what "
+            "'know predict' wrote can be verified"
+        )
+    try:
+        settings = Settings(
+            steps=int(metadata[keys.STEPS]),
+            norm=NormMode(metadata[keys.NORM]),
+            frozen=FrozenMode(metadata.get(keys.FROZEN, FrozenMode.COPY.value)),
+            overrides=tuple(parse_override(text) for text in _texts(metadata)),
+            allow_nonfinite=keys.NONFINITE in metadata,
+            max_memory=max_memory,
+            threads=threads,
+        )
+        rate = float(metadata[keys.RATE])
+        options = json.loads(metadata.get(keys.OPTIONS, "{}"))
+        count = int(metadata[keys.CHECKPOINTS])
+        if not (1 <= settings.steps <= 8 and 0 < rate < 1 and isinstance(options, dict)):
+            raise ValueError("a value is out of its range")
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{found.path}: its provenance cannot be read ({quoted(str(error))}); it was not "
+            "written by this program, or by a much older one"
+        ) from error
+    if count != len(checkpoints):
+        raise CheckpointError(
+            f"{found.path}: was made from {count} checkpoints, {len(checkpoints)} were given"
+        )
+    digest = metadata.get(keys.BUNDLE)
+    return Request(
+        checkpoints=checkpoints,
+        output=found.path,
+        weights=None if digest is None else _bundle(found.path, digest, count, weights),
+        settings=settings,
+        rate=rate,
+        device=device or _device(metadata),
+        method=metadata[keys.METHOD],
+        options=options,
+        rewrite=False,
+    )
+
+
+def _texts(metadata: Mapping[str, str]) -> list[str]:
+    texts = json.loads(metadata.get(keys.KINDS, "[]"))
+    if not isinstance(texts, list):
+        raise ValueError("kinds are no list")
+    return [str(text) for text in texts]
+
+
+def _device(metadata: Mapping[str, str]) -> str:
+    recorded = metadata.get(keys.DEVICE, "cpu")
+    return recorded if recorded in ("cuda", "mps", "xpu") else "cpu"
+
+
+def _bundle(output: Path, digest: str, count: int, weights: str | None) -> str:
+    """The folder of the bundle with a digest: where the user says, or a shipped one."""
+    paths = (
+        [sizes[count] for sizes in shipped().values() if count in sizes]
+        if weights is None
+        else [find_bundle(weights, count)]
+    )
+    for path in paths:
+        if load_bundle(path).digest == digest:
+            return str(path)
+    if weights is None:
+        raise CheckpointError(
+            f"{output}: was made with a KNOWN of digest {quoted(digest)}, which is not one of the "
+            "shipped; say where it is with --weights"
+        )
+    raise CheckpointError(
+        f"{output}: was made with a KNOWN of digest {quoted(digest)}, which --weights {weights} "
+        "is not"
+    )
+
+
+def _check_inputs(found: Checkpoint, prediction: Prediction) -> None:
+    """Refuse other inputs than the output was made from, before anything is computed."""
+    first = prediction.trajectory.first
+    for name in sorted(first.tensors.keys() ^ found.tensors.keys()):
+        whose, other = (found, first) if name in found.tensors else (first, found)
+        raise CheckpointError(f"{whose.path}: has tensor {quoted(name)}, {other.path} has not")
+    for name, entry in first.tensors.items():
+        made = found.tensors[name]
+        if (entry.dtype, entry.shape) != (made.dtype, made.shape):
+            raise CheckpointError(
+                f"{found.path}: tensor {quoted(name)} has another dtype or shape than in "
+                f"{first.path}"
+            )
+    recorded = found.metadata.get(keys.INPUTS, "").split()
+    given = prediction.outputs[-1].metadata[keys.INPUTS].split()
+    if recorded and recorded != given:
+        trio = zip(prediction.trajectory.checkpoints, recorded, given, strict=False)
+        wrong = next((c.path for c, one, two in trio if one != two), first.path)
+        advice = (
+            "give them in the order that it was made from"
+            if sorted(recorded) == sorted(given)
+            else "give the checkpoints that it was made from, unchanged"
+        )
+        raise CheckpointError(f"{found.path}: was not made from {wrong} in that place; {advice}")
+
+
+def _metadata_differences(
+    found: Checkpoint, prediction: Prediction, result: Verification
+) -> list[str]:
+    """Keys whose values differ in any file of the output; what the version explains is told."""
+    expected = dict(prediction.outputs[-1].metadata)
+    version = found.metadata.get(keys.VERSION)
+    if version != __version__:
+        result.notices.append(
+            f"{found.path} was made by version {quoted(version)}, this is {__version__}"
+        )
+    # Outputs of older versions have fewer keys, and a device may be another one.
+    optional = {keys.VERSION, keys.DEVICE, keys.FROZEN, keys.INPUTS}
+    differ = set()
+    for header in found.headers.values():
+        actual = header.metadata
+        for key in expected.keys() | actual.keys():
+            missing_as_before = key in optional and key not in actual
+            same = actual.get(key) == expected.get(key)
+            if not (same or missing_as_before or key in (keys.VERSION, keys.DEVICE)):
+                differ.add(key)
+    return sorted(differ)

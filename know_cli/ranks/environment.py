@@ -1,0 +1,46 @@
+"""What the environment says of the ranks that ``torchrun`` has started."""
+
+from __future__ import annotations
+
+import os
+
+from know_cli.errors import UsageError
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def is_one_of_several() -> bool:
+    """Whether ``torchrun``, or whatever sets the same variables, has started several ranks.
+
+    Raises:
+        UsageError: the variables are no numbers, or contradict each other.
+    """
+    if any(name not in os.environ for name in _VARIABLES):
+        return False
+    size, rank, _ = map(environment_number, ("WORLD_SIZE", "RANK", "MASTER_PORT"))
+    if not 0 <= rank < size:
+        raise UsageError(f"RANK={rank}, WORLD_SIZE={size}: no such rank; start with torchrun")
+    return size > 1
+
+
+def processes_here() -> int:
+    """How many ranks share this machine; 1 where there is no other.
+
+    Raises:
+        UsageError: the environment contradicts itself.
+    """
+    if not is_one_of_several() or "LOCAL_WORLD_SIZE" not in os.environ:
+        return 1
+    return max(1, environment_number("LOCAL_WORLD_SIZE"))
+
+
+def environment_number(name: str) -> int:
+    """A variable of the environment that is a number.
+
+    Raises:
+        UsageError: it is not.
+    """
+    text = os.environ[name]
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"{name}={text!r} in the environment is no number; start with torchrun")
+    return int(text)
