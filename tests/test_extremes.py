@@ -31,10 +31,10 @@ from know_cli.kinds import Kind, classify_trajectory
 from know_cli.prediction.inspection import inspect_trajectory
 from know_cli.prediction.predict import Request, open_prediction
 from know_cli.prediction.verify import Sample, _Stream, verify
-from tests.conftest import write_trajectory
-from tests.figures import record
-from tests.hostile import safetensors_file
-from tests.test_memory import peak
+from tests.support.figures import record
+from tests.support.hostile import safetensors_file
+from tests.support.memory import peak
+from tests.support.trajectories import write_trajectory
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

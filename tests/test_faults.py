@@ -35,31 +35,11 @@ from know_cli.errors import (
     OutputError,
 )
 from know_cli.prediction.predict import Request, open_prediction
-from tests.conftest import one_line, write_trajectory
-from tests.figures import record
-from tests.forkserver import NOT_BEGUN, ForkServer
-from tests.test_checkpoint import shards
-from tests.test_output import files, model, seen_by_transformers, seen_by_us
-
-PREDICT = ("predict", "ckpt0", "ckpt1", "ckpt2", "-o", "out", "--force", "--method", "linear",
-           "--threads", "1", "--max-memory", "3M", "--steps", "2")  # fmt: skip
-TALK = ("stderr.txt", "stdout.txt")
-
-
-def inputs(folder: Path, parameters: int = 300_000) -> Path:
-    """A trajectory of three checkpoints that takes a moment, and an output from before."""
-    generator = torch.Generator().manual_seed(0)
-    big = torch.randn(parameters // 1000, 1000, generator=generator)
-    small = {f"layer{n}.bias": torch.randn(50, generator=generator) for n in range(40)}
-    write_trajectory(
-        folder,
-        [
-            {name: tensor * (1 - 0.1 * k) for name, tensor in {"w": big, **small}.items()}
-            | {"steps": torch.tensor(3)}
-            for k in range(3)
-        ],
-    )
-    return folder
+from tests.support.command import one_line
+from tests.support.figures import record
+from tests.support.folders import files, model, seen_by_transformers, seen_by_us, shards
+from tests.support.forkserver import NOT_BEGUN, ForkServer
+from tests.support.interrupted import PREDICT, inputs, names, temporaries
 
 
 @pytest.fixture
@@ -68,14 +48,6 @@ def run(tmp_path: Path) -> Path:
     inputs(tmp_path)
     (tmp_path / "out").write_bytes(b"precious")
     return tmp_path
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name not in TALK)
-
-
-def temporaries(folder: Path) -> list[str]:
-    return [name for name in names(folder) if name.startswith(".know-") and name.endswith(".tmp")]
 
 
 def undisturbed(server: ForkServer, folder: Path) -> tuple[bytes, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.figures import ROWS, record, table
+from tests.support.figures import ROWS, record, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +28,7 @@ def test_figures_become_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_figure_is_recorded_by_a_test() -> None:
-    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     for row in ROWS:
         assert f'"{row.test}' in tests, row.test
 

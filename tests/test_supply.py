@@ -15,8 +15,8 @@ import pytest
 from know_cli.errors import EXIT_DONE, CheckpointError
 from know_cli.known.bundle import load_bundle
 from know_cli.known.shipped import shipped
-from tests.conftest import write_trajectory
-from tests.figures import record
+from tests.support.figures import record
+from tests.support.trajectories import write_trajectory
 
 ROOT = Path(__file__).parent.parent
 # Python runs this at its start; whatever would speak to another machine ends the program.
