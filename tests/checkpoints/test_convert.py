@@ -28,7 +28,6 @@ from know_cli.errors import (
     OutputError,
 )
 from tests.support.command import Command, one_line
-from tests.support.figures import record
 from tests.support.trajectories import network
 
 
@@ -203,7 +202,6 @@ def test_damage_anywhere_is_no_bug(tmp_path: Path) -> None:
         assert "\n" not in message
         assert not message or str(path) in message
     assert refused > 20
-    record("pickles", spoilt=len(range(0, len(content), 3)), refused=refused)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""A small meta-training from the first sample to the last figure, as its committed figures say.
+"""A small meta-training from the first sample to the last score, as its committed scores say.
 
-``tests/data/small_figures.json`` was made by the commands below, on another machine.
+``tests/data/small_scores.json`` was made by the commands below, on another machine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.command import Command
 
-COMMITTED = Path(__file__).parents[1] / "data" / "small_figures.json"
+COMMITTED = Path(__file__).parents[1] / "data" / "small_scores.json"
 COLLECT = (
     "collect trajectories --trajectories 9 --regime chain --data-set digits --architecture mlp "
     "--architecture cnn --seed 5 --rows-per-tensor 300 --processes 2"
@@ -27,7 +27,7 @@ EVALUATE = "train trajectories --evaluate known --threads 1 --report figures.jso
 TOLERANCE = 0.02
 
 
-def test_a_small_configuration_gives_its_committed_figures(tmp_path: Path, know: Command) -> None:
+def test_a_small_configuration_gives_its_committed_scores(tmp_path: Path, know: Command) -> None:
     for command in (COLLECT, TRAIN, EVALUATE):
         done = know(*command.split(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
