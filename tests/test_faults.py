@@ -34,7 +34,8 @@ from know_cli.errors import (
     CheckpointError,
     OutputError,
 )
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from tests.support.command import one_line
 from tests.support.folders import files, model, seen_by_transformers, seen_by_us, shards
 from tests.support.forkserver import NOT_BEGUN, ForkServer

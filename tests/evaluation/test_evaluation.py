@@ -34,11 +34,10 @@ from know_cli.evaluation.tasks.measures import ACCURACY, LOG_LIKELIHOOD, MEAN_IO
 from know_cli.evaluation.tasks.scenes import CAPTION, SIDE, WORDS, compose
 from know_cli.evaluation.tasks.text import _CODE, MANUAL, load_passages
 from know_cli.evaluation.trial import Trial
-from know_cli.known.shipped import shipped, weights_folder
+from know_cli.known.shipped import DEFAULT_WEIGHTS, shipped, weights_folder
 from know_cli.lab.data import DataSet, Samples, glyphs, load
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.data.text import _MODULES
-from know_cli.prediction.predict import DEFAULT_WEIGHTS
 from tests.support.command import Command, one_line
 
 Values = dict[str, list[float]]
