@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ from know_cli.engine.plan import Action, Plan, PlannedTensor
 from know_cli.engine.report import Report
 from know_cli.engine.running_statistics import ChannelSums
 from know_cli.engine.settings import NormMode, Settings
-from know_cli.errors import CheckpointError
+from know_cli.errors import CheckpointError, UsageError
 from know_cli.kinds import Kind
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
@@ -284,19 +285,34 @@ def alone(
     return output.read_bytes(), report
 
 
-@given(st.integers(2, 6), st.integers(1, 3), st.integers(4, 40))
+@pytest.fixture(scope="module")
+def least_memory(paths: list[Path], bundle_path: Path) -> dict[int, int]:
+    """Threads → the bytes that they need at least, as a run says itself that is given fewer."""
+    needed = {}
+    for threads in (1, 2, 3):
+        few = replace(SETTINGS, threads=threads, max_memory=1)
+        with pytest.raises(UsageError) as refused:
+            run(Request(paths, Path("none"), str(bundle_path), few, device="cpu"), 1)
+        found = re.search(r"one block needs (\d+) bytes", str(refused.value))
+        assert found is not None, refused.value
+        needed[threads] = int(found[1])
+    return needed
+
+
+@given(st.integers(2, 6), st.integers(1, 3), st.one_of(st.just(0), st.integers(0, 36 * MIB)))
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_number_of_ranks_writes_the_same(
     paths: list[Path],
     bundle_path: Path,
     alone: tuple[bytes, Report],
+    least_memory: dict[int, int],
     tmp_path_factory: pytest.TempPathFactory,
     size: int,
     threads: int,
-    mebibytes: int,
+    more: int,
 ) -> None:
     output = tmp_path_factory.mktemp("ranks") / "out"
-    changed = replace(SETTINGS, threads=threads, max_memory=mebibytes << 20)
+    changed = replace(SETTINGS, threads=threads, max_memory=least_memory[threads] + more)
     report = run(Request(paths, output, str(bundle_path), changed, device="cpu"), size)
     expected, one = alone
     assert output.read_bytes() == expected
