@@ -115,7 +115,9 @@ def test_the_shipped_bundles_are_what_their_manifests_say(family: str, size: int
 def test_the_model_card_has_the_figures_of_the_manifests(family: str, size: int) -> None:
     """Its tables are those of ``know train --evaluate``, which measures once more."""
     bundle = load_bundle(shipped()[family][size])
-    tables = (weights_folder() / "FIGURES.md").read_text(encoding="utf-8")
+    tables = (weights_folder().parent / "docs" / "results" / "held-out.md").read_text(
+        encoding="utf-8"
+    )
     section = tables.split(f"### {family}, {size} checkpoints, {bundle.digest}\n")[1]
     rows = {
         tuple(cell.strip() for cell in line.strip("| ").split("|")[:2]): line

@@ -21,7 +21,7 @@ EPILOG = "\n\n".join(
     (
         "Examples:",
         "know bench",
-        "know bench --threads 1 --json bench.json --table know_cli/engine/RESULTS.md",
+        "know bench --threads 1 --json bench.json --table bench.md",
         "know bench --device cuda --rows 10000000",
         "know bench --sizes 1e5,1e6,1e7,1e8,1e9 --folder /fast/disk --plot cost.svg",
         "The Keras model of the paper's authors is measured, too, where tensorflow and tf_keras "
