@@ -105,7 +105,7 @@ def test_core_dependencies_are_the_agreed_five(wheel: Path) -> None:
     core = {need.split(">")[0] for need in needs if "extra ==" not in need}
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra: ")}
     assert core == {"torch", "safetensors", "numpy", "typer", "rich"}
-    assert extras == {"bench", "collect", "demo", "keras", "plot", "test", "dev"}
+    assert extras == {"collect", "demo", "keras", "plot", "test", "dev"}
 
 
 def test_the_readme_says_what_is_there() -> None:

@@ -1,4 +1,4 @@
-"""The kernel alone, in memory, against the reference module, Keras and a matrix product."""
+"""The kernel alone, in memory, against the reference module and a matrix product."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from know_cli.benchmark.halves import HalfKernel
-from know_cli.benchmark.keras import keras_predictor
 from know_cli.benchmark.timing import Times, take_turns
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
 from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, Known, Preparation
 from know_cli.known.torch_kernel import Kernel
 
-#: Rows that the reference module and Keras take at a time.
+#: Rows that the reference module takes at a time.
 CHUNK_ROWS = 100_000
 _GEMM_SIZE = 1024
 GEMM_FLOP = 2 * _GEMM_SIZE**3
@@ -25,7 +23,7 @@ GEMM = "matrix product"
 
 
 def flop(checkpoints: int) -> int:
-    """Floating-point operations a parameter and step, of the folded algebra's matrix products.
+    """Floating-point operations per parameter and step: the folded algebra's matrix products.
 
     >>> flop(5)
     14736
@@ -36,21 +34,13 @@ def flop(checkpoints: int) -> int:
 
 
 def kernel_name(preparation: Preparation) -> str:
-    """How a table calls the kernel."""
+    """The kernel's name in tables."""
     return f"kernel, {preparation.value} windows"
 
 
-def half_name(preparation: Preparation) -> str:
-    """How a table calls the kernel with bfloat16 products."""
-    return f"kernel with bfloat16 products, {preparation.value} windows"
-
-
 def reference_name(preparation: Preparation) -> str:
-    """How a table calls the readable module."""
+    """The readable module's name in tables."""
     return f"reference module, {preparation.value} windows"
-
-
-KERAS = "Keras model (tf_keras), raw windows"
 
 
 def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dict[str, Times]:
@@ -74,13 +64,8 @@ def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dic
             kernel = Kernel(state, bundle.checkpoints, preparation, torch.device("cpu"))
             module = Known(bundle.checkpoints, preparation)
             module.load_state_dict(state)
-            half = HalfKernel(state, bundle.checkpoints, preparation, torch.device("cpu"))
             cases[kernel_name(preparation)] = _in_blocks(kernel, history, out, pool, threads)
-            cases[half_name(preparation)] = _in_blocks(half, history, out, pool, threads)
             cases[reference_name(preparation)] = in_chunks(module, history, out)
-        keras = keras_predictor(state, bundle.checkpoints, threads)
-        if keras is not None:
-            cases[KERAS] = lambda: keras(history, CHUNK_ROWS)
         return take_turns(cases, rounds)
 
 
