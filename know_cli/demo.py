@@ -29,7 +29,6 @@ STEPS = 3
 FINE_TUNING_IMAGES = 50
 # Standard deviation of the noise on the downstream images, in units of that of the pixels.
 NOISE = 0.7
-FRESH = "fresh weights"
 _SESSION_EPOCHS = 40
 _SESSION_LEARNING_RATE = 5e-3
 _SESSION_WEIGHT_DECAY = 1e-2
@@ -203,40 +202,5 @@ def starts(folder: Path, predictions: dict[str, Path]) -> dict[str, Path | None]
         "first checkpoint": folder / checkpoint_name(0),
         **{f"predicted {name}": path for name, path in predictions.items()},
         "really continued on x2": folder / checkpoint_name(-1),
-        FRESH: None,
+        "fresh weights": None,
     }
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw differences to the first checkpoint with their intervals into a PNG or SVG.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure
-
-    fresh = [row for row in rows if row.start == FRESH]
-    compared = [row for row in rows if row.difference is not None and row not in fresh]
-    figure = Figure(figsize=(7, 0.6 + 0.45 * len(compared)), layout="constrained")
-    axes = figure.add_subplot()
-    for position, row in enumerate(compared):
-        assert row.difference is not None
-        axes.errorbar(
-            100 * row.difference,
-            position,
-            xerr=100 * (row.interval or 0),
-            fmt="s" if row.start.startswith("predicted") else "o",
-            color="black",
-            markerfacecolor="black" if row.start.startswith("predicted") else "white",
-            capsize=4,
-        )
-    axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(compared)), [row.start for row in compared])
-    axes.invert_yaxis()
-    axes.set_xlabel(
-        f"accuracy on digits in noise after fine-tuning on {FINE_TUNING_IMAGES} of them,\n"
-        "points above or below the first checkpoint's (mean, 95 % interval)"
-        # Far off, it would press all others together.
-        + "".join(f";\n{row.start}, not drawn: {100 * (row.difference or 0):+.1f}" for row in fresh)
-    )
-    figure.savefig(path, dpi=150)

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from know_cli.demo import Row, SessionRow
 
 _PREDICTED = "predicted.safetensors"
-_PLOT = "demo.png"
 
 
 def demo(
@@ -27,7 +26,7 @@ def demo(
         Path,
         typer.Argument(
             metavar="[DIR]",
-            help="Folder for checkpoints, predictions and plot; made if it is missing.",
+            help="Folder for checkpoints and predictions; made if it is missing.",
         ),
     ] = Path("know-demo"),
     seed: Annotated[
@@ -93,12 +92,6 @@ def demo(
         "",
         _reading(rows),
     )
-    try:
-        work.plot(rows, folder / _PLOT)
-    except ImportError:
-        talk.notice("no plot: it needs matplotlib, pip install 'know-predict[plot]'")
-    else:
-        talk.show(f"wrote {folder / _PLOT}")
 
 
 def _sessions_table(sessions: Sequence[SessionRow]) -> Table:
