@@ -13,19 +13,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from know_cli.checkpoints.metadata import Regime
 from know_cli.cli.options import parse_shard
 from know_cli.errors import UsageError
 from know_cli.forgetting import subset_sizes
-from know_cli.forgetting.recorder import Regime
 from know_cli.kinds import Kind
 from know_cli.lab.data import DataSet, Samples, load
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.zoo import ARCHITECTURES
-from know_cli.meta import find_trajectories
 from know_cli.meta.collecting import Request, _collect_one, existing
 from know_cli.meta.recording import record_trajectory
 from know_cli.meta.series import NotUsableError, load_series
 from know_cli.meta.setup import draw_setup
+from know_cli.meta.windows import find_trajectories
 from tests.conftest import Command, one_line
 
 

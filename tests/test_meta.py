@@ -18,15 +18,8 @@ from know_cli.forgetting import Recorder, nested_subsets
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.bundle import load_bundle, save_bundle
 from know_cli.known.module import Known, Preparation
-from know_cli.meta import (
-    Settings,
-    Target,
-    Windows,
-    collect_windows,
-    find_trajectories,
-    train_bundle,
-)
 from know_cli.meta.held_out import evaluate
+from know_cli.meta.manifest import settings_of, split_of
 from know_cli.meta.scores import (
     best_factor,
     l1_ratio,
@@ -35,9 +28,24 @@ from know_cli.meta.scores import (
     measure,
     predict,
 )
-from know_cli.meta.split import ARCHITECTURES, DATA_SETS, REGIMES, TRAJECTORIES, split
-from know_cli.meta.training import Loss, Residuals, settings_of, split_of
-from know_cli.meta.windows import Collection, RecordedTrajectory, is_data_limited
+from know_cli.meta.settings import Loss, Residuals, Settings, Target
+from know_cli.meta.split import (
+    ARCHITECTURES,
+    DATA_SETS,
+    REGIMES,
+    TRAJECTORIES,
+    split,
+    split_collection,
+)
+from know_cli.meta.training import train_bundle
+from know_cli.meta.windows import (
+    Collection,
+    RecordedTrajectory,
+    Windows,
+    collect_windows,
+    find_trajectories,
+    is_data_limited,
+)
 
 State = Mapping[str, torch.Tensor]
 
@@ -569,7 +577,9 @@ class TestEvaluation:
         whole = table[TRAJECTORIES][Kind.FC][1]
         assert whole.rows == sum(one.rows for one in both)
         assert whole.trajectories == sum(one.trajectories for one in both) == 8
-        again = evaluate(bundle, collection, settings.split(collection), {"same": bundle})
+        again = evaluate(
+            bundle, collection, split_collection(collection, settings), {"same": bundle}
+        )
         for kind in PREDICTED_KINDS:
             one = again[TRAJECTORIES][kind][2]
             assert one.others == {"same": one.known}
@@ -578,7 +588,7 @@ class TestEvaluation:
         found = collect_windows(find_trajectories([trajectories]), target=Target.RETRODICTION)
         settings = Settings(target=Target.RETRODICTION, epochs=1)
         bundle, table = train_bundle(found, settings)
-        parts = settings.split(found)
+        parts = split_collection(found, settings)
         for kind in PREDICTED_KINDS:
             rule = np.array(json.loads(json.dumps(bundle.manifest))["rule"][kind.value])
             held_out = found.windows[kind].of(parts.all_held_out)
@@ -591,7 +601,7 @@ class TestEvaluation:
         found = collect_windows(find_trajectories([trajectories]), target=Target.RETRODICTION)
         settings = Settings(target=Target.RETRODICTION, epochs=1)
         bundle, _ = train_bundle(found, settings)
-        parts = settings.split(found)
+        parts = split_collection(found, settings)
         assert split_of(bundle, found) == parts
         # Other trajectories beside them, in another order, change nothing.
         order = list(range(len(found.trajectories)))[::-1]

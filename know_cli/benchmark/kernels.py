@@ -12,7 +12,8 @@ from torch import Tensor
 from know_cli.benchmark.timing import Times, take_turns
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
-from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, Known, Preparation
+from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, Known
+from know_cli.known.preparation import Preparation
 from know_cli.known.torch_kernel import Kernel
 
 #: Rows that the reference module takes at a time.

@@ -13,7 +13,7 @@ from know_cli import __version__
 from know_cli.benchmark.kernels import GEMM, GEMM_FLOP, flop, kernel_name, reference_name
 from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE
 from know_cli.benchmark.timing import Times, median_ratio
-from know_cli.known.module import Preparation
+from know_cli.known.preparation import Preparation
 from know_cli.lab.machine import machine
 
 FORMAT = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 SESSION = "know.session"
 FRACTION = "know.fraction"
@@ -30,6 +31,17 @@ KINDS = "know.kinds"
 NONFINITE = "know.nonfinite"
 DEVICE = "know.device"
 INPUTS = "know.inputs"
+
+
+class Regime(str, Enum):
+    """What a session of structured forgetting starts from; the values of :data:`REGIME`.
+
+    ``CHAIN``: the session before (the paper's text). ``COMMON_START``: the same weights for all
+    sessions (the authors' sample script).
+    """
+
+    CHAIN = "chain"
+    COMMON_START = "common-start"
 
 
 @dataclass(frozen=True)

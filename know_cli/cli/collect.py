@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import RegimeChoice, parse_shard, quiet_option, usable_cores
+from know_cli.checkpoints.metadata import Regime
+from know_cli.cli.options import parse_shard, quiet_option, usable_cores
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS
@@ -56,7 +57,7 @@ def collect(
         ),
     ] = None,
     regime: Annotated[
-        RegimeChoice | None,
+        Regime | None,
         typer.Option(
             help="Only chains, where each session goes on from the one before, or only sessions "
             "from a common start.",
@@ -93,7 +94,6 @@ def collect(
     """
     talk = Output(quiet)
     parsed = parse_shard(shard)
-    from know_cli.forgetting.recorder import Regime
     from know_cli.lab.data import available
     from know_cli.meta.collecting import Request, existing
     from know_cli.meta.collecting import collect as collect_all
@@ -106,7 +106,7 @@ def collect(
         data_sets=data_sets,
         data_folder=data_folder,
         architectures=tuple(sorted(set(architecture))) if architecture else None,
-        regime=None if regime is None else Regime(regime.value),
+        regime=regime,
         seed=seed,
         rows_per_tensor=rows_per_tensor,
         shard=parsed,

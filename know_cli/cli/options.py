@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from enum import Enum
 from fractions import Fraction
 from typing import Any
 
@@ -32,14 +31,6 @@ def parse_named(texts: list[str], option: str, value: str) -> dict[str, str]:
             raise UsageError(f"{option} {text}: {name} is given twice")
         found[name] = rest
     return found
-
-
-# The same values as the recorder's enum, which lives beside torch.
-class RegimeChoice(str, Enum):
-    """What a session of a trajectory starts from."""
-
-    CHAIN = "chain"
-    COMMON_START = "common-start"
 
 
 def quiet_option(panel: str | None = None) -> Any:

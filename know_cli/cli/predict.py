@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ from know_cli.cli.options import (
 )
 from know_cli.cli.output import Output
 from know_cli.engine.devices import DEVICE_NAMES, check_device_name
+from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.methods.registry import (
     DEFAULT_METHOD,
     check_weights,
@@ -49,23 +49,6 @@ EPILOG = "\n\n".join(
 _METHOD = "What is predicted, and how"
 _MACHINE = "Where it runs"
 _TALK = "What it says"
-
-
-# The same values as the engine's enums, which are not imported here: they live beside torch.
-class NormChoice(str, Enum):
-    """Values of ``--norm``."""
-
-    COPY = "copy"
-    PREDICT = "predict"
-    RESET = "reset"
-    RESCALE = "rescale"
-
-
-class FrozenChoice(str, Enum):
-    """Values of ``--frozen``."""
-
-    COPY = "copy"
-    PREDICT = "predict"
 
 
 def predict(
@@ -156,18 +139,18 @@ def predict(
         ),
     ] = None,
     norm: Annotated[
-        NormChoice,
+        NormMode,
         typer.Option(
             help="Normalisation layers: copy; predict their weights and biases; reset BatchNorm; "
             "or rescale running statistics to the predicted weights where the layer before is "
             "known from the names, else copy.",
             rich_help_panel=_METHOD,
         ),
-    ] = NormChoice.RESCALE,
+    ] = NormMode.RESCALE,
     frozen: Annotated[
-        FrozenChoice,
+        FrozenMode,
         typer.Option(help="Tensors that are the same in all checkpoints.", rich_help_panel=_METHOD),
-    ] = FrozenChoice.COPY,
+    ] = FrozenMode.COPY,
     allow_nonfinite: Annotated[
         bool,
         typer.Option(
@@ -254,7 +237,6 @@ def predict(
         if report is not None:
             check_report_path(report, [*paths, output])
 
-        from know_cli.engine.settings import FrozenMode, NormMode, Settings
         from know_cli.prediction.predict import Request, open_prediction
 
         request = Request(
@@ -263,8 +245,8 @@ def predict(
             weights=weights,
             settings=Settings(
                 steps=steps,
-                norm=NormMode(norm.value),
-                frozen=FrozenMode(frozen.value),
+                norm=norm,
+                frozen=frozen,
                 overrides=overrides,
                 allow_nonfinite=allow_nonfinite,
                 max_memory=max_memory,

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import RegimeChoice, parse_named, quiet_option
+from know_cli.checkpoints.metadata import Regime
+from know_cli.cli.options import parse_named, quiet_option
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
+from know_cli.known.preparation import Preparation
+from know_cli.meta.settings import Loss, Residuals, Settings, Target
 
 if TYPE_CHECKING:
     from know_cli.kinds import Kind
     from know_cli.known.bundle import Bundle
-    from know_cli.meta.training import Settings
 
 EPILOG = "\n\n".join(
     (
@@ -30,37 +30,6 @@ EPILOG = "\n\n".join(
 )
 #: Figures are measured after so many steps.
 _STEPS = 3
-
-
-# The same values as the enums of meta and hypermodel, which live beside torch.
-class TargetChoice(str, Enum):
-    """Values of ``--target``."""
-
-    RETRODICTION = "retrodiction"
-    CONTINUATION = "continuation"
-
-
-class PreparationChoice(str, Enum):
-    """Values of ``--preparation``."""
-
-    RAW = "raw"
-    SPREAD = "spread"
-
-
-class LossChoice(str, Enum):
-    """Values of ``--loss``."""
-
-    L1 = "l1"
-    L2 = "l2"
-    HUBER = "huber"
-
-
-class ResidualsChoice(str, Enum):
-    """Values of ``--residuals``."""
-
-    RAW = "raw"
-    SCALED = "scaled"
-    SPREAD = "spread"
 
 
 def train(
@@ -100,17 +69,17 @@ def train(
         typer.Option(metavar="FILE.md", help="With --evaluate: also write Markdown tables here."),
     ] = None,
     target: Annotated[
-        TargetChoice,
+        Target,
         typer.Option(
             help="retrodiction: the session before (the paper); continuation: the first "
             "checkpoint trained further on 1/rate times the data."
         ),
-    ] = TargetChoice.RETRODICTION,
+    ] = Target.RETRODICTION,
     checkpoints: Annotated[
         int, typer.Option(min=2, max=16, help="S, how many checkpoints it reads.")
     ] = 5,
     preparation: Annotated[
-        PreparationChoice | None,
+        Preparation | None,
         typer.Option(
             help="Windows as they are, or centred and divided by their spread.",
             show_default="raw for retrodiction, spread for continuation",
@@ -123,10 +92,10 @@ def train(
         ),
     ] = 1,
     loss: Annotated[
-        LossChoice, typer.Option(help="Absolute or squared error, or Huber's between them.")
-    ] = LossChoice.L1,
+        Loss, typer.Option(help="Absolute or squared error, or Huber's between them.")
+    ] = Loss.L1,
     residuals: Annotated[
-        ResidualsChoice | None,
+        Residuals | None,
         typer.Option(
             help="Errors as they are, in units of each trajectory's mean change, or of each "
             "window's spread.",
@@ -166,7 +135,7 @@ def train(
         ),
     ] = None,
     hold_out_regime: Annotated[
-        RegimeChoice | None,
+        Regime | None,
         typer.Option(
             help="Never train on trajectories of this regime: chains of sessions, or sessions "
             "from a common start.",
@@ -200,18 +169,14 @@ def train(
     from know_cli.known.shipped import check_bundle_output
 
     check_bundle_output(output, force=force)
-    from know_cli.known.module import Preparation
-    from know_cli.meta.training import Loss, Residuals, Settings
-    from know_cli.meta.windows import Target
-
-    paper = target is TargetChoice.RETRODICTION
+    paper = target is Target.RETRODICTION
     settings = Settings(
-        target=Target(target.value),
+        target=target,
         checkpoints=checkpoints,
-        preparation=Preparation(preparation.value if preparation else "raw" if paper else "spread"),
+        preparation=preparation or (Preparation.RAW if paper else Preparation.SPREAD),
         steps=steps,
-        loss=Loss(loss.value),
-        residuals=Residuals(residuals.value if residuals else "raw" if paper else "scaled"),
+        loss=loss,
+        residuals=residuals or (Residuals.RAW if paper else Residuals.SCALED),
         penalised=paper if penalty is None else penalty,
         epochs=epochs,
         batch_rows=batch_rows,
@@ -264,39 +229,11 @@ def _train(
 
     partial = output.with_name(output.name + ".partial")
     bundle, found = train_bundle(collection, settings, tell, partial=partial)
-    save_bundle(bundle, output, {"command": _command(trajectories, output, settings)})
+    save_bundle(bundle, output)
     shutil.rmtree(partial, ignore_errors=True)
     talk.show(
         *figures_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
     )
-
-
-def _command(trajectories: list[Path], output: Path, settings: Settings) -> str:
-    """The command that makes the same bundle, with every default written out."""
-    import torch
-
-    command = ["know", "train", *map(str, trajectories), "-o", str(output)]
-    for option, value in (
-        ("--target", settings.target.value),
-        ("--checkpoints", settings.checkpoints),
-        ("--preparation", settings.preparation.value),
-        ("--steps", settings.steps),
-        ("--loss", settings.loss.value),
-        ("--residuals", settings.residuals.value),
-        ("--epochs", settings.epochs),
-        ("--batch-rows", settings.batch_rows),
-        ("--learning-rate", f"{settings.learning_rate:g}"),
-        ("--averaging", f"{settings.averaging:g}"),
-        ("--seed", settings.seed),
-        ("--holdout", f"{settings.holdout:g}"),
-        *(("--hold-out-architecture", name) for name in settings.held_out_architectures),
-        *(("--hold-out-data-set", name) for name in settings.held_out_data_sets),
-        *(("--hold-out-regime", name) for name in settings.held_out_regimes),
-        ("--rows-per-tensor", settings.rows_per_tensor),
-        ("--threads", torch.get_num_threads()),
-    ):
-        command += [option, str(value)]
-    return shlex.join([*command, "--penalty" if settings.penalised else "--no-penalty"])
 
 
 def _evaluate(
@@ -315,7 +252,7 @@ def _evaluate(
     from know_cli.cli.report_file import check_report_path, write_report
     from know_cli.files import write_text
     from know_cli.meta.held_out import evaluate, to_json
-    from know_cli.meta.training import settings_of, split_of
+    from know_cli.meta.manifest import settings_of, split_of
     from know_cli.meta.windows import collect_windows, find_trajectories
 
     for option, path in (("--report", report), ("--table", table)):

@@ -7,14 +7,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
-from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Session
+from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Regime, Session
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.checkpoints.state import read_state
 from know_cli.errors import OutputError, UsageError
@@ -26,17 +25,6 @@ if TYPE_CHECKING:
 
 RECORD = "trajectory.json"
 FORMAT = 1
-
-
-class Regime(str, Enum):
-    """What a session starts from.
-
-    ``CHAIN``: the session before (the paper's text). ``COMMON_START``: the same weights for all
-    sessions (the authors' sample script).
-    """
-
-    CHAIN = "chain"
-    COMMON_START = "common-start"
 
 
 @dataclass(frozen=True)

@@ -45,13 +45,8 @@ import torch
 from torch import Tensor
 
 from know_cli.known.folding import Affine, fold
-from know_cli.known.module import (
-    FEATURES,
-    HIDDEN,
-    NEGATIVE_SLOPE,
-    SQUEEZED,
-    Preparation,
-)
+from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, SQUEEZED
+from know_cli.known.preparation import Preparation
 
 #: Rows of a block on a CPU.
 CPU_BLOCK_ROWS = 1536

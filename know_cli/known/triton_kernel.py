@@ -28,7 +28,8 @@ import triton.language as tl
 from torch import Tensor
 
 from know_cli.known.folding import Affine, fold
-from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, Preparation
+from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE
+from know_cli.known.preparation import Preparation
 
 #: Rows of one program.
 BLOCK = 64

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import KnowError, OutputError
 from know_cli.files import make_folder, write_text
-from know_cli.forgetting.recorder import Regime, derived_seed
+from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.processes import in_processes

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import UsageError
-from know_cli.forgetting.recorder import Regime
 from know_cli.lab.data import AUGMENTATIONS, DataSet
 from know_cli.lab.data.parts import is_glyphs, meta_part
 from know_cli.lab.zoo import ARCHITECTURES, Design, Inputs, random_design

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from know_cli.errors import UsageError
-from know_cli.meta.windows import RecordedTrajectory
+from know_cli.meta.settings import Settings
+from know_cli.meta.windows import Collection, RecordedTrajectory
 
 #: Groups of trajectories that are never trained on.
 TRAJECTORIES, ARCHITECTURES, DATA_SETS = "trajectories", "architectures", "data sets"
@@ -96,6 +97,22 @@ def split(
     groups[TRAJECTORIES] = sorted(rest[:count])
     held_out = {name: numbers for name, numbers in groups.items() if numbers}
     return Split(sorted(rest[count:]), held_out)
+
+
+def split_collection(collection: Collection, settings: Settings) -> Split:
+    """The division of a collection's trajectories that a training's settings ask for.
+
+    Raises:
+        UsageError: see :func:`split`.
+    """
+    return split(
+        collection.trajectories,
+        settings.holdout,
+        settings.seed,
+        architectures=settings.held_out_architectures,
+        data_sets=settings.held_out_data_sets,
+        regimes=settings.held_out_regimes,
+    )
 
 
 def _rank(seed: int, identity: str) -> str:

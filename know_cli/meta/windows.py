@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import UsageError
-from know_cli.forgetting.recorder import RECORD, Regime
+from know_cli.forgetting.recorder import RECORD
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.series import (
     Floats,
@@ -22,18 +22,7 @@ from know_cli.meta.series import (
     load_series,
     read_trajectory,
 )
-
-
-class Target(str, Enum):
-    """What KNOWN is taught to predict from a window.
-
-    ``RETRODICTION``: the session before the window in the chain, trained on 1/r times the data
-    of the window's newest (the paper).
-    ``CONTINUATION``: Θ0 continued on 1/r times its data.
-    """
-
-    RETRODICTION = "retrodiction"
-    CONTINUATION = "continuation"
+from know_cli.meta.settings import Target
 
 
 @dataclass(frozen=True)
