@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -31,6 +32,22 @@ def parse_named(texts: list[str], option: str, value: str) -> dict[str, str]:
             raise UsageError(f"{option} {text}: {name} is given twice")
         found[name] = rest
     return found
+
+
+def report_option() -> Any:
+    """``--report``, the older name of ``--json``: accepted, but not listed by ``--help``."""
+    return typer.Option("--report", hidden=True)
+
+
+def one_json(json: Path | None, report: Path | None) -> Path | None:
+    """The file that ``--json``, or its older name ``--report``, was given.
+
+    Raises:
+        UsageError: both were.
+    """
+    if json is not None and report is not None:
+        raise UsageError("--report is the older name of --json; write --json alone")
+    return json if report is None else report
 
 
 def quiet_option(panel: str | None = None) -> Any:

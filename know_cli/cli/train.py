@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from know_cli.checkpoints.metadata import Regime
-from know_cli.cli.options import parse_named, quiet_option
+from know_cli.cli.options import one_json, parse_named, quiet_option, report_option
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 from know_cli.known.preparation import Preparation
@@ -60,10 +60,11 @@ def train(
             help="With --evaluate: measure this one beside it on the same windows; repeatable.",
         ),
     ] = None,
-    report: Annotated[
+    json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="With --evaluate: also write the figures here."),
+        typer.Option(metavar="FILE.json", help="With --evaluate: also write the scores as JSON."),
     ] = None,
+    report: Annotated[Path | None, report_option()] = None,
     table: Annotated[
         Path | None,
         typer.Option(metavar="FILE.md", help="With --evaluate: also write Markdown tables here."),
@@ -157,15 +158,16 @@ def train(
     interrupted goes on with the kind that it was at.
     """
     talk = Output(quiet)
+    json = one_json(json, report)
     if (output is None) == (not evaluate):
         raise UsageError(
             "write -o BUNDLE to train one, or --evaluate BUNDLE to measure one, and not both"
         )
     if output is None:
-        _evaluate(talk, trajectories, evaluate or [], compare or [], report, table, threads)
+        _evaluate(talk, trajectories, evaluate or [], compare or [], json, table, threads)
         return
-    if compare or report or table:
-        raise UsageError("--compare, --report and --table go with --evaluate")
+    if compare or json or table:
+        raise UsageError("--compare, --json and --table go with --evaluate")
     from know_cli.known.shipped import check_bundle_output
 
     check_bundle_output(output, force=force)
@@ -241,7 +243,7 @@ def _evaluate(
     trajectories: list[Path],
     names: list[str],
     compare: list[str],
-    report: Path | None,
+    json: Path | None,
     table: Path | None,
     threads: int | None,
 ) -> None:
@@ -255,7 +257,7 @@ def _evaluate(
     from know_cli.meta.manifest import settings_of, split_of
     from know_cli.meta.windows import collect_windows, find_trajectories
 
-    for option, path in (("--report", report), ("--table", table)):
+    for option, path in (("--json", json), ("--table", table)):
         if path is not None:
             check_report_path(path, [], option)
     if threads:
@@ -281,8 +283,8 @@ def _evaluate(
         title = f"{bundle.target}, {bundle.checkpoints} checkpoints, {bundle.digest}"
         tables[title] = evaluate(bundle, collection, split_of(bundle, collection), beside)
     talk.show(*figures_tables(tables))
-    if report is not None:
-        write_report(report, {title: to_json(one) for title, one in tables.items()})
+    if json is not None:
+        write_report(json, {title: to_json(one) for title, one in tables.items()})
     if table is not None:
         write_text(table, figures_markdown(tables))
 
