@@ -28,7 +28,7 @@ EPILOG = "\n\n".join(
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights my-known",
     )
 )
-#: Figures are measured after so many steps.
+#: Scores are measured after up to so many steps.
 _STEPS = 3
 
 
@@ -199,7 +199,7 @@ def _train(
 ) -> None:
     import torch
 
-    from know_cli.cli.figures import figures_tables
+    from know_cli.cli.scores import score_tables
     from know_cli.known.bundle import save_bundle
     from know_cli.meta.training import train_bundle
     from know_cli.meta.windows import collect_windows, find_trajectories
@@ -234,7 +234,7 @@ def _train(
     save_bundle(bundle, output)
     shutil.rmtree(partial, ignore_errors=True)
     talk.show(
-        *figures_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
+        *score_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
     )
 
 
@@ -250,8 +250,8 @@ def _evaluate(
     """Measure bundles on what was held out from their training, as their manifests say."""
     import torch
 
-    from know_cli.cli.figures import figures_markdown, figures_tables
     from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.cli.scores import score_tables, scores_markdown
     from know_cli.files import write_text
     from know_cli.meta.held_out import evaluate, to_json
     from know_cli.meta.manifest import settings_of, split_of
@@ -282,11 +282,11 @@ def _evaluate(
         }
         title = f"{bundle.target}, {bundle.checkpoints} checkpoints, {bundle.digest}"
         tables[title] = evaluate(bundle, collection, split_of(bundle, collection), beside)
-    talk.show(*figures_tables(tables))
+    talk.show(*score_tables(tables))
     if json is not None:
         write_report(json, {title: to_json(one) for title, one in tables.items()})
     if table is not None:
-        write_text(table, figures_markdown(tables))
+        write_text(table, scores_markdown(tables))
 
 
 def _bundles(name: str) -> list[Bundle]:

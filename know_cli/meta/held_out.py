@@ -1,4 +1,4 @@
-"""KNOWN's figures on held-out trajectories: group by group, kind by kind, step by step."""
+"""KNOWN's scores on held-out trajectories: group by group, kind by kind, step by step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.bundle import Bundle
-from know_cli.meta.scores import Figures, least_squares, measure, predict
+from know_cli.meta.scores import Scores, least_squares, measure, predict
 from know_cli.meta.split import TRAJECTORIES, Split
 from know_cli.meta.windows import Collection, RecordedTrajectory
 
-#: Figures by group of held-out trajectories, kind, and number of steps.
-Table = dict[str, dict[Kind, dict[int, Figures]]]
+#: Scores by group of held-out trajectories, kind, and number of steps.
+Table = dict[str, dict[Kind, dict[int, Scores]]]
 
 #: Sub-groups of the held-out trajectories, by regime.
 DATA_LIMITED, NOT_DATA_LIMITED = "data-limited", "not data-limited"
@@ -36,7 +36,7 @@ def evaluate(
     trajectories of the same architectures and data sets that are data-limited, and the others.
 
     Args:
-        bundle: whose figures are wanted.
+        bundle: to measure.
         collection: windows for its S, with the targets of as many steps as are wanted.
         parts: which trajectories are held out.
         others: further bundles for the same S, by name, for comparison.
@@ -87,7 +87,7 @@ def _groups(
 
 
 def to_json(table: Table) -> dict[str, Any]:
-    """A table as JSON takes it; figures rounded to four digits after the point."""
+    """A table in plain types, with floats rounded to four decimal places."""
     return {
         group: {
             kind.value: {

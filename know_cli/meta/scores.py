@@ -24,8 +24,8 @@ _MOST_ROWS = 2_000_000
 
 
 @dataclass(frozen=True)
-class Figures:
-    """L1 ratios on held-out windows after some steps, of KNOWN and of its simple rivals.
+class Scores:
+    """L1 ratios on held-out windows after some steps, of KNOWN and of simple baselines.
 
     Attributes:
         rows: number of held-out windows.
@@ -43,7 +43,7 @@ class Figures:
             training windows, a rule of S numbers.
         others: of further KNOWN, by name.
 
-    The best λ and α are found on the held-out windows themselves, which favours these rivals.
+    The best λ and α are found on the held-out windows themselves, which favours these baselines.
     """
 
     rows: int
@@ -66,7 +66,7 @@ def measure(
     held_out: Windows,
     rule: Floats,
     others: Mapping[str, Floats] | None = None,
-) -> Figures:
+) -> Scores:
     """Compare predictions for the held-out windows with simple rules.
 
     Args:
@@ -81,7 +81,7 @@ def measure(
     multiplier = best_factor(newest[some], targets[some])
     extrapolation = best_factor(step[some], (targets - newest)[some])
     ratios = _ratios(prediction, held_out)
-    return Figures(
+    return Scores(
         rows=len(held_out),
         trajectories=len(ratios),
         known=l1_ratio(prediction, held_out),

@@ -66,15 +66,15 @@ def train_bundle(
 
     Args:
         collection: windows for the target, S and rows a tensor of the settings, with targets
-            for at least its steps; figures are measured for all that there are.
+            for at least its steps; scores are measured for all steps that have them.
         settings: how to train.
         report: is told of each epoch.
         partial: a folder that keeps each kind once it is trained, so that a run that was
             interrupted goes on with the next; None keeps nothing.
 
     Returns:
-        The bundle, whose manifest tells of data, settings, losses, versions and figures, and
-        these figures.
+        The bundle, whose manifest tells of data, settings, losses, versions and scores, and
+        these scores.
 
     Raises:
         UsageError: there are too few trajectories, or a kind has no windows.
@@ -104,6 +104,7 @@ def train_bundle(
         ),
     )
     table = evaluate(bundle, collection, parts)
+    # The key is part of the format of manifests.
     bundle.manifest["figures"] = to_json(table)
     return bundle, table
 

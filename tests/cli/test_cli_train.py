@@ -112,7 +112,7 @@ def test_the_shipped_bundles_are_what_their_manifests_say(family: str, size: int
 
 
 @pytest.mark.parametrize(("family", "size"), SHIPPED)
-def test_the_model_card_has_the_figures_of_the_manifests(family: str, size: int) -> None:
+def test_the_model_card_has_the_scores_of_the_manifests(family: str, size: int) -> None:
     """Its tables are those of ``know train --evaluate``, which measures once more."""
     bundle = load_bundle(shipped()[family][size])
     tables = (weights_folder().parent / "docs" / "results" / "held-out.md").read_text(
@@ -129,7 +129,7 @@ def test_the_model_card_has_the_figures_of_the_manifests(family: str, size: int)
             cells = [cell.strip() for cell in rows[group, kind].strip("| ").split("|")]
             expected = [found["known"] for found in steps.values()]
             # Rounded to four digits there, and to three here.
-            known = [float(figure) for figure in cells[4].split(" / ")]
+            known = [float(score) for score in cells[4].split(" / ")]
             assert known == pytest.approx(expected, abs=6e-4), (group, kind)
     card = (weights_folder() / "README.md").read_text(encoding="utf-8")
     assert bundle.digest in card

@@ -188,16 +188,16 @@ def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> 
     done = know("train", "found", "--evaluate", "known", "--compare", "itself=known",
                 "--json", "f.json", "--table", "f.md", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (figures,) = json.loads((tmp_path / "f.json").read_text()).values()
+    (scores,) = json.loads((tmp_path / "f.json").read_text()).values()
     manifest = json.loads((tmp_path / "known" / "manifest.json").read_text())
     for kind, steps in manifest["figures"]["trajectories"].items():
         for step, known in steps.items():
-            one = figures["trajectories"][kind][step]
+            one = scores["trajectories"][kind][step]
             assert one["others"] == {"itself": one["known"]}
             assert {key: one[key] for key in known} == pytest.approx(known, nan_ok=True)
     table = (tmp_path / "f.md").read_text()
     assert "| KNOWN | improved | itself | λ·θ0 (λ) |" in table
-    known = [f"{one['known']:.3f}" for one in figures["trajectories"]["conv"].values()]
+    known = [f"{one['known']:.3f}" for one in scores["trajectories"]["conv"].values()]
     assert f"| {' / '.join(known)} |" in table
 
 
