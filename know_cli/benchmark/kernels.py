@@ -45,10 +45,18 @@ def reference_name(preparation: Preparation) -> str:
 
 
 def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dict[str, Times]:
-    """Times of one step for ``rows`` parameters each, and of one matrix product of 1024³.
+    """Time one step of the kernel and of the reference module, and one matrix product of 1024³.
 
-    Which preparation the bundle was trained for does not matter here: both are measured with its
-    conv weights.
+    Both preparations are measured, whichever the bundle was trained for.
+
+    Args:
+        bundle: whose conv weights are used.
+        rows: parameters per step.
+        rounds: see :func:`~know_cli.benchmark.timing.take_turns`.
+        threads: for each of them.
+
+    Returns:
+        Times by name.
     """
     generator = torch.Generator().manual_seed(0)
     history = random_walks(bundle.checkpoints, rows, generator)
@@ -71,14 +79,14 @@ def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dic
 
 
 def random_walks(checkpoints: int, rows: int, generator: torch.Generator) -> Tensor:
-    """Histories of the size that weights have: ``[checkpoints, rows]`` float32."""
+    """Histories of the magnitude of weights: ``[checkpoints, rows]`` float32, θ0 last."""
     walk = torch.randn(checkpoints, rows, generator=generator) * 0.01
     return (walk.cumsum(0) + torch.randn(rows, generator=generator) * 0.05).contiguous()
 
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Torch's own operations on so many threads, and as before after it."""
+    """Give torch's own operations this many threads, and restore the number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -107,7 +115,7 @@ def _in_blocks(
 def in_chunks(
     module: Callable[[Tensor], Tensor], history: Tensor, out: Tensor
 ) -> Callable[[], None]:
-    """A step of a readable module, in chunks.
+    """A function that runs one step of a module in chunks of :data:`CHUNK_ROWS`.
 
     Args:
         module: ``[rows, S]`` → ``[rows]``.

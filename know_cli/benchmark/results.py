@@ -17,7 +17,7 @@ from know_cli.known.preparation import Preparation
 from know_cli.lab.machine import machine
 
 FORMAT = 1
-# What the kernel is meant to reach.
+# Speed targets of the kernel.
 _TARGET_REFERENCE, _TARGET_GEMM = 6.0, 0.55
 # The paper's time per parameter, on its authors' GPU.
 _PAPER_SECONDS = 2.67e-7
@@ -27,13 +27,13 @@ Runs = Sequence[tuple[int, Mapping[str, Times]]]
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report: a title, paragraphs, and a table.
+    """A section of the report: title, paragraphs and table.
 
     Attributes:
-        title: of the part; empty where it goes on from the one before.
-        notes: paragraphs, before the table.
-        header: of the columns, the first of which has names and the others numbers.
-        rows: cells, as many in each row as in the header; a part without rows has no table.
+        title: heading; empty where the section continues the previous one.
+        notes: paragraphs before the table.
+        header: column titles; the first column has names, the others numbers.
+        rows: cells, as many per row as in the header; without rows there is no table.
     """
 
     title: str
@@ -57,9 +57,9 @@ def to_json(
         settings: ``checkpoints``, ``rows`` (of the kernels' windows), ``rounds``, ``threads``.
 
     Returns:
-        ``machine`` with its ``load`` (mean number of processes that ran or waited in the last
-        fifteen minutes; None where it is not known); ``settings``; seconds of every round by
-        name in ``kernels``, by device and name in ``devices``, and in ``runs`` for each number of
+        ``machine`` with its ``load`` (mean number of running and waiting processes over the last
+        fifteen minutes; None where unknown); ``settings``; the seconds of every round by name in
+        ``kernels``, by device and name in ``devices``, and in ``runs`` for each number of
         ``parameters``.
     """
     load = round(os.getloadavg()[2], 1) if hasattr(os, "getloadavg") else None
@@ -118,7 +118,7 @@ def _line(cells: Sequence[str]) -> str:
 def sections(results: Mapping[str, Any]) -> Iterator[Section]:
     """The report on :func:`to_json`'s results, the first section being its heading.
 
-    Kernels and baselines that an earlier version measured are listed like the others.
+    Kernels and baselines that only an earlier version measured are listed like the others.
     """
     kernels = {name: _times(of) for name, of in results["kernels"].items()}
     yield _heading(results)

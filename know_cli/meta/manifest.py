@@ -1,4 +1,4 @@
-"""What a bundle's manifest says of its training: written by ``know train``, and read back."""
+"""What a bundle's manifest records of its training: written by ``know train``, and read back."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def training_facts(
                 for kind in PREDICTED_KINDS
             },
         },
-        # The linear rule that KNOWN must beat, so that it can be tried without these windows.
+        # The linear rule that KNOWN must beat, kept to be applied without these windows.
         RULE: {
             kind.value: [
                 float(weight)
@@ -84,7 +84,7 @@ def training_facts(
 
 
 def versions() -> dict[str, str]:
-    """Versions of this program and of what decides the bytes of a training."""
+    """Versions of this program and of the libraries that decide the bytes of a training."""
     return {
         "know-predict": __version__,
         "python": platform.python_version(),
@@ -97,7 +97,7 @@ def settings_of(bundle: Bundle) -> Settings:
     """The settings that a bundle was trained with, from its manifest.
 
     Raises:
-        UsageError: its manifest does not tell.
+        UsageError: the manifest does not record them.
     """
     try:
         kept = dict(bundle.manifest["settings"])
@@ -115,20 +115,21 @@ def settings_of(bundle: Bundle) -> Settings:
 
 
 def split_of(bundle: Bundle, collection: Collection) -> Split:
-    """The division of trajectories that a bundle was trained with, by their identities.
+    """The split that a bundle was trained with, matched to trajectories by their identities.
 
     Args:
-        bundle: as ``know train`` made it.
-        collection: trajectories, those of its training or others; others are in no group.
+        bundle: one that ``know train`` wrote.
+        collection: the trajectories; those that were not part of the training are in no group.
 
     Raises:
-        UsageError: its manifest does not tell, or nothing that it holds out is there.
+        UsageError: the manifest does not record the split, or none of the held-out trajectories
+            is in the collection.
     """
     numbers = {one.identity: number for number, one in enumerate(collection.trajectories)}
     try:
         data = bundle.manifest["data"]
         held_out = data["held_out"]
-        if isinstance(held_out, list):  # as manifests of the first version have it
+        if isinstance(held_out, list):  # manifests of the first version
             held_out = {TRAJECTORIES: held_out}
         training = [numbers[one] for one in data["training"] if one in numbers]
         groups = {

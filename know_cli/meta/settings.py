@@ -1,4 +1,4 @@
-"""How KNOWN is trained; free of torch, so that the command line may import it."""
+"""How KNOWN is trained. This module does not import torch, so the command line may import it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from know_cli.known.preparation import Preparation
 class Target(str, Enum):
     """What KNOWN is taught to predict from a window.
 
-    ``RETRODICTION``: the session before the window in the chain, trained on 1/r times the data
-    of the window's newest (the paper).
-    ``CONTINUATION``: Θ0 continued on 1/r times its data.
+    ``RETRODICTION``: the session before the window in the chain, which trained on 1/r times the
+    data of the window's newest session (the paper).
+    ``CONTINUATION``: Θ0 trained further on 1/r times its data.
     """
 
     RETRODICTION = "retrodiction"
@@ -22,7 +22,7 @@ class Target(str, Enum):
 
 
 class Loss(str, Enum):
-    """Mean absolute error, mean squared error, or between the two (Huber, with a distance of 1)."""
+    """Mean absolute error, mean squared error, or Huber's loss between the two (with δ = 1)."""
 
     L1 = "l1"
     L2 = "l2"
@@ -30,14 +30,14 @@ class Loss(str, Enum):
 
 
 class Residuals(str, Enum):
-    """In which unit errors are counted.
+    """The unit of errors.
 
     ``RAW``: that of the parameters (the paper).
-    ``SCALED``: each trajectory's own mean |θ0 − θ_target| for that number of steps, so that
-    trajectories that move far do not drown the others.
-    ``SPREAD``: each window's largest |θk − θ0|, so that every parameter counts alike; a target
-    farther from θ0 than twice that counts as one that far, as a window that hardly moved says
-    nothing of a leap.
+    ``SCALED``: each trajectory's own mean |θ0 − θ_target| after that number of steps, so that
+    trajectories that move far do not dominate the others.
+    ``SPREAD``: each window's largest |θk − θ0|, so that all parameters count alike. A target
+    more than twice that distance from θ0 is moved to twice that distance, since a window that
+    hardly moved cannot foretell a leap.
     """
 
     RAW = "raw"
@@ -50,24 +50,24 @@ class Settings:
     """How KNOWN is trained.
 
     Attributes:
-        target: what it is taught.
+        target: what it learns to predict.
         checkpoints: S, the length of a window.
-        preparation: what is done to a window first.
-        steps: how many steps it is trained through: beyond the first, its answer is put into
-            the window, and the error after each step counts alike.
+        preparation: of windows.
+        steps: how many steps it is trained through: after each step its prediction enters the
+            window, and the errors of all steps count alike.
         loss: what is minimised.
-        residuals: in which unit.
+        residuals: the unit of errors.
         penalised: whether the paper's L1 penalties on weights are added.
         epochs: passes over the training windows of a kind.
-        batch_rows: windows a step.
-        learning_rate: of Adam at the start; it falls to 0 along half a cosine.
-        averaging: decay of the exponential moving average of KNOWN's weights over the steps of
-            training that is kept in the end; 0 keeps the last weights themselves.
+        batch_rows: windows per step.
+        learning_rate: Adam's initial one; it falls to 0 along half a cosine.
+        averaging: decay of an exponential moving average of KNOWN's weights over the training
+            steps, which becomes the result; 0 keeps the last weights themselves.
         seed: of the split, the initial weights and the order of the windows.
-        holdout: share of the trajectories that it is judged by, and never fitted to.
-        held_out_architectures: names of those that are never trained on.
-        held_out_data_sets: names of those that are never trained on.
-        held_out_regimes: names of those that are never trained on.
+        holdout: share of the trajectories that is held out for evaluation.
+        held_out_architectures: names of architectures that are never trained on.
+        held_out_data_sets: names of data sets that are never trained on.
+        held_out_regimes: names of regimes that are never trained on.
         rows_per_tensor: see :func:`~know_cli.meta.windows.collect_windows`.
     """
 
@@ -90,7 +90,7 @@ class Settings:
     rows_per_tensor: int = 1000
 
     def to_json(self) -> dict[str, Any]:
-        """All of them as JSON takes them."""
+        """All settings in plain types."""
         return {
             key: value.value if isinstance(value, Enum) else value
             for key, value in asdict(self).items()

@@ -1,4 +1,4 @@
-"""Fits KNOWN to windows (the paper's section on meta-training), and makes a bundle of it."""
+"""Fits KNOWN to windows (the paper's section on meta-training) and makes a bundle of it."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ from know_cli.meta.settings import Loss, Residuals, Settings
 from know_cli.meta.split import split_collection
 from know_cli.meta.windows import Collection, Windows
 
-#: The distance from which the Huber loss grows linearly, in the unit of the residuals.
+#: δ of the Huber loss, in the unit of the residuals.
 _HUBER = 1.0
-#: Targets are taken for at most so many spreads from θ0, where residuals are in that unit.
+#: With residuals in units of spread, targets are clipped to this many spreads around θ0.
 _FARTHEST = 2.0
 _FIT = "know.fit"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What one kind's training came to.
+    """The outcome of one kind's training.
 
     Attributes:
-        known: as it was after the last epoch.
-        losses: training loss and held-out loss of each epoch, without penalties. The second is
-            only told: nothing is chosen by it.
+        known: after the last epoch.
+        losses: training loss and held-out loss of each epoch, without penalties. The held-out
+            loss is only reported; nothing is chosen by it.
     """
 
     known: Known
     losses: list[tuple[float, float]]
 
 
-#: Told of each epoch: kind, epoch from 1, training loss, held-out loss.
+#: Called after each epoch with the kind, the epoch from 1, the training and the held-out loss.
 Report = Callable[[Kind, int, float, float], None]
 
 
@@ -61,20 +61,19 @@ def train_bundle(
 ) -> tuple[Bundle, Table]:
     """Train the three KNOWN of a bundle, one after the other.
 
-    The same windows and settings give the same bundle on one machine with one number of
-    threads.
+    The same windows, settings and number of threads give the same bundle on the same machine.
 
     Args:
-        collection: windows for the target, S and rows a tensor of the settings, with targets
-            for at least its steps; scores are measured for all steps that have them.
+        collection: windows for the target, S and rows per tensor of the settings, with targets
+            for at least as many steps; scores are measured for all steps that have targets.
         settings: how to train.
-        report: is told of each epoch.
-        partial: a folder that keeps each kind once it is trained, so that a run that was
-            interrupted goes on with the next; None keeps nothing.
+        report: called after each epoch.
+        partial: a folder that keeps each kind once it is trained, so that an interrupted run
+            continues with the next kind; None keeps nothing.
 
     Returns:
-        The bundle, whose manifest tells of data, settings, losses, versions and scores, and
-        these scores.
+        The bundle, whose manifest records data, settings, losses, versions and scores, and these
+        scores.
 
     Raises:
         UsageError: there are too few trajectories, or a kind has no windows.
@@ -116,7 +115,12 @@ def fit(
     settings: Settings,
     report: Report = lambda kind, epoch, training, held_out: None,
 ) -> Fit:
-    """Train KNOWN for one kind; see :func:`train_bundle`."""
+    """Train KNOWN for one kind; see :func:`train_bundle`.
+
+    Raises:
+        UsageError: there are no training or no held-out windows.
+        KnowError: the training diverges.
+    """
     for name, windows in (("training", training), ("held-out", held_out)):
         if not len(windows):
             raise UsageError(
@@ -167,7 +171,7 @@ def _average(known: Known, decay: float) -> torch.optim.swa_utils.AveragedModel 
 
 
 def _tensors(windows: Windows, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets, and what each residual is multiplied with, 0 where there is no target."""
+    """Inputs, targets, and the weight of each residual, which is 0 where there is no target."""
     wanted = windows.targets[:, : settings.steps]
     there = np.isfinite(wanted)
     targets = np.where(there, wanted, np.float32(0))
@@ -187,7 +191,7 @@ def _tensors(windows: Windows, settings: Settings) -> tuple[Tensor, Tensor, Tens
 
 
 def _inverse(values: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> Any:
-    """1 / values, and 0 where they are 0: what did not move has nothing to teach."""
+    """1 / values, or 0 where they are 0, since nothing can be learned from what did not move."""
     return np.divide(1, values, out=np.zeros_like(values), where=values > 0).astype(np.float32)
 
 
@@ -201,7 +205,7 @@ def _mean(answers: Tensor, targets: Tensor, weights: Tensor, loss: Loss) -> Tens
         values = torch.nn.functional.huber_loss(
             residuals, torch.zeros_like(residuals), reduction="none", delta=_HUBER
         )
-    # Entries without a target are 0 and do not count.
+    # Entries without a target have weight 0 and do not count.
     return values.sum() / (weights != 0).sum().clamp(min=1)
 
 
@@ -212,7 +216,7 @@ def _loss(known: Known, windows: Windows, settings: Settings) -> float:
 
 
 def _identity(collection: Collection, settings: Settings) -> str:
-    """What a kept kind must have been trained on and how, to be used again."""
+    """What must be unchanged for a kind that was kept to be used again, as JSON."""
     facts: Mapping[str, Any] = {
         "settings": settings.to_json(),
         "trajectories": [one.identity for one in collection.trajectories],
