@@ -32,7 +32,7 @@ EPILOG = "\n\n".join(
 _CHECKPOINTS = 5
 _FEWEST, _MOST = 1_000, 10**11
 _MOST_RUN_ROUNDS = 3
-# Inputs, output, and its temporary beside the one before.
+# Inputs, the previous output, and the temporary of the next.
 _FILES = _CHECKPOINTS + 2
 
 
@@ -41,14 +41,14 @@ def bench(
         str,
         typer.Option(
             metavar="N,N,…",
-            help="Parameters of the generated checkpoints, such as 1e5,1e9; each takes 28 bytes "
-            "of disk. 0 leaves whole predictions out.",
+            help="Parameters of the generated checkpoints, such as 1e5,1e9, at 28 bytes of disk "
+            "per parameter. 0 skips whole predictions.",
         ),
     ] = "1e5,1e6,1e7",
     rows: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1_000, max=10**8, help="Parameters that the kernel is measured on."
+            metavar="N", min=1_000, max=10**8, help="Parameters to measure the kernel on."
         ),
     ] = 200_000,
     rounds: Annotated[
@@ -57,8 +57,8 @@ def bench(
             metavar="N",
             min=1,
             max=1000,
-            help=f"Repetitions; of whole predictions at most {_MOST_RUN_ROUNDS}, of 1e8 "
-            "parameters or more one.",
+            help=f"Repetitions; at most {_MOST_RUN_ROUNDS} of whole predictions, and 1 from 1e8 "
+            "parameters on.",
         ),
     ] = 7,
     threads: Annotated[int | None, threads_option()] = None,
@@ -67,8 +67,8 @@ def bench(
         str,
         typer.Option(
             metavar=DEVICE_NAMES,
-            help="Where whole predictions run, as for 'know predict'; what is not the CPU is "
-            "measured alone, too.",
+            help="Where whole predictions run, as for 'know predict'; a device other than the CPU "
+            "is also measured alone.",
         ),
     ] = "cpu",
     weights: Annotated[
@@ -83,13 +83,15 @@ def bench(
         Path | None,
         typer.Option(
             metavar="DIR",
-            show_default="the system's for temporary files",
-            help="Where the generated checkpoints are written; they are removed again.",
+            show_default="the system's folder for temporary files",
+            help="Where the generated checkpoints are written, and then removed.",
         ),
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", show_default=False, help="Write all as JSON."),
+        typer.Option(
+            "--json", metavar="FILE", show_default=False, help="Write the results as JSON."
+        ),
     ] = None,
     table: Annotated[
         Path | None,
@@ -100,8 +102,8 @@ def bench(
     """Measure how fast the engine is on this machine.
 
     Measures the kernel in memory against the reference module and the rate of a matrix product,
-    and whole predictions of generated checkpoints against a bare copy of the same bytes. What is
-    compared takes turns, so that other work on the machine meets all of it.
+    and whole predictions of generated checkpoints against a bare copy of the same bytes. All of
+    them take turns, so that other work on the machine affects them alike.
     """
     from know_cli.cli.report_file import check_report_path, write_report
     from know_cli.files import write_text
@@ -162,7 +164,7 @@ def _parse_sizes(text: str) -> list[int]:
     """Numbers of parameters from ``1e5,2000000``, ascending; none from ``0``.
 
     Raises:
-        UsageError: one is not a whole number from a thousand to a hundred thousand million.
+        UsageError: one is not a whole number from 1e3 to 1e11.
     """
     if text.strip() == "0":
         return []

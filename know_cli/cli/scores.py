@@ -28,7 +28,7 @@ def score_tables(tables: Mapping[str, Table], *, short: bool = False) -> Iterato
 
     Args:
         tables: by title.
-        short: only the first group, that of the trajectories most like those trained on.
+        short: only the first group, of the trajectories most similar to the training ones.
     """
     yield _HEADING
     for title, table in tables.items():
@@ -43,7 +43,7 @@ def score_tables(tables: Mapping[str, Table], *, short: bool = False) -> Iterato
 def scores_markdown(tables: Mapping[str, Table]) -> str:
     """Markdown with one section and table per bundle, for the model card.
 
-    A row has the scores after one, two, three … steps beside each other.
+    Each cell has the scores after one, two, three … steps.
     """
     lines = [f"{_HEADING}. After one, two, three steps.", ""]
     for title, table in tables.items():
@@ -63,7 +63,7 @@ def _joined_rows(table: Table, names: list[str]) -> Iterator[list[str]]:
 
 
 def _others(table: Table) -> list[str]:
-    """Names of the further KNOWN that were measured."""
+    """Names of the other KNOWN that were measured."""
     found = {
         name: None
         for kinds in table.values()

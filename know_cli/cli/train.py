@@ -1,4 +1,4 @@
-"""``know train``: make a KNOWN bundle from recorded trajectories, and measure bundles on them."""
+"""``know train``: train a KNOWN bundle on recorded trajectories, and measure bundles on them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EPILOG = "\n\n".join(
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights my-known",
     )
 )
-#: Scores are measured after up to so many steps.
+#: Scores are measured after one to this many steps.
 _STEPS = 3
 
 
@@ -37,27 +37,27 @@ def train(
         list[Path],
         typer.Argument(
             metavar="TRAJECTORIES...",
-            help="Folders that 'know forget' or 'know collect' wrote, or folders of such.",
+            help="Folders that 'know forget' or 'know collect' wrote, or folders of such folders.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write the bundle into."),
+        typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the bundle."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     evaluate: Annotated[
         list[str] | None,
         typer.Option(
             metavar="BUNDLE",
-            help="Train nothing: measure a bundle, or all of a family (folder or name), on the "
-            "trajectories that were held out from its training; repeatable.",
+            help="Instead of training, measure a bundle or a whole family (folder or shipped name) "
+            "on the trajectories that were held out from its training; repeatable.",
         ),
     ] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=BUNDLE",
-            help="With --evaluate: measure this one beside it on the same windows; repeatable.",
+            help="With --evaluate: also measure this bundle on the same windows; repeatable.",
         ),
     ] = None,
     json: Annotated[
@@ -67,39 +67,41 @@ def train(
     report: Annotated[Path | None, report_option()] = None,
     table: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.md", help="With --evaluate: also write Markdown tables here."),
+        typer.Option(metavar="FILE.md", help="With --evaluate: also write the tables as Markdown."),
     ] = None,
     target: Annotated[
         Target,
         typer.Option(
-            help="retrodiction: the session before (the paper); continuation: the first "
+            help="retrodiction: the previous session (the paper); continuation: the first "
             "checkpoint trained further on 1/rate times the data."
         ),
     ] = Target.RETRODICTION,
     checkpoints: Annotated[
-        int, typer.Option(min=2, max=16, help="S, how many checkpoints it reads.")
+        int, typer.Option(min=2, max=16, help="S, the number of checkpoints that it reads.")
     ] = 5,
     preparation: Annotated[
         Preparation | None,
         typer.Option(
-            help="Windows as they are, or centred and divided by their spread.",
+            help="Windows as they are (raw), or centred and divided by their spread.",
             show_default="raw for retrodiction, spread for continuation",
         ),
     ] = None,
     steps: Annotated[
         int,
         typer.Option(
-            min=1, max=8, help="Train through so many steps, each reading the answers before."
+            min=1,
+            max=8,
+            help="Train through this many steps, each reading the previous predictions.",
         ),
     ] = 1,
     loss: Annotated[
-        Loss, typer.Option(help="Absolute or squared error, or Huber's between them.")
+        Loss, typer.Option(help="Absolute error, squared error, or Huber's loss between them.")
     ] = Loss.L1,
     residuals: Annotated[
         Residuals | None,
         typer.Option(
-            help="Errors as they are, in units of each trajectory's mean change, or of each "
-            "window's spread.",
+            help="Errors as they are (raw), in units of each trajectory's mean change (scaled), or "
+            "of each window's spread.",
             show_default="raw for retrodiction, scaled for continuation",
         ),
     ] = None,
@@ -111,17 +113,19 @@ def train(
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the windows.")] = 20,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 4096,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Adam's at the start.")] = 1e-3,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Windows per step.")] = 4096,
+    learning_rate: Annotated[
+        float, typer.Option(min=0.0, help="Adam's initial learning rate.")
+    ] = 1e-3,
     averaging: Annotated[
         float,
         typer.Option(
             min=0.0, max=1.0, help="Decay of the moving average of KNOWN's weights; 0 for none."
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of split, weights and order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of split, weights and order.")] = 0,
     holdout: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of trajectories it is judged by.")
+        float, typer.Option(min=0.0, max=1.0, help="Share of trajectories held out for evaluation.")
     ] = 0.2,
     hold_out_architecture: Annotated[
         list[str] | None,
@@ -147,15 +151,15 @@ def train(
         int, typer.Option(min=1, help="The most windows taken from one tensor and position.")
     ] = 1000,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: torch's own.")
+        int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own")
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Train a KNOWN, the small model that predicts parameters, on recorded trajectories.
 
     Writes conv.safetensors, fc.safetensors, bias.safetensors and manifest.json, and prints how
-    well it does on trajectories that it was not fitted to, beside simple rules. A run that was
-    interrupted goes on with the kind that it was at.
+    well it does on held-out trajectories, compared with simple rules. An interrupted run continues
+    with the kind that it was training.
     """
     talk = Output(quiet)
     json = one_json(json, report)
@@ -223,14 +227,14 @@ def _train(
     rows = ", ".join(f"{len(found):,} {kind.value}" for kind, found in collection.windows.items())
     talk.notice(f"{len(collection.trajectories)} trajectories, windows: {rows}")
 
-    def tell(kind: Kind, epoch: int, training: float, held_out: float) -> None:
+    def report(kind: Kind, epoch: int, training: float, held_out: float) -> None:
         talk.notice(
             f"{kind.value:4}  epoch {epoch:3} of {settings.epochs}  loss {training:.5g}  "
             f"held out {held_out:.5g}"
         )
 
     partial = output.with_name(output.name + ".partial")
-    bundle, found = train_bundle(collection, settings, tell, partial=partial)
+    bundle, found = train_bundle(collection, settings, report, partial=partial)
     save_bundle(bundle, output)
     shutil.rmtree(partial, ignore_errors=True)
     talk.show(
@@ -247,7 +251,7 @@ def _evaluate(
     table: Path | None,
     threads: int | None,
 ) -> None:
-    """Measure bundles on what was held out from their training, as their manifests say."""
+    """Measure bundles on the trajectories that their manifests name as held out."""
     import torch
 
     from know_cli.cli.report_file import check_report_path, write_report
@@ -290,7 +294,7 @@ def _evaluate(
 
 
 def _bundles(name: str) -> list[Bundle]:
-    """One bundle, or all of a family, by a folder or a shipped family's name."""
+    """The bundle in a folder, or all bundles of a family, in a folder or shipped."""
     from know_cli.known.bundle import load_bundle
     from know_cli.known.shipped import MANIFEST, family
 

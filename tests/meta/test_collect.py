@@ -175,7 +175,7 @@ def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> 
     assert "1 of 1 trajectories, 0 of them left out" in done.stdout
     first = (tmp_path / "found" / "00000.safetensors").read_bytes()
     done = know(*arguments, "--trajectories", "3", cwd=tmp_path)
-    assert "1 trajectories are there already, going on" in done.stderr
+    assert "1 trajectories are already there, continuing" in done.stderr
     assert (tmp_path / "found" / "00000.safetensors").read_bytes() == first
     assert len(list(tmp_path.glob("found/*.safetensors"))) == 3
     assert not list(tmp_path.glob("found/.partial*"))
