@@ -1,7 +1,7 @@
-"""Figures that tests of reliability measure, for the table in the README.
+"""Figures that tests of reliability measure, and a table of them.
 
 ``KNOW_FIGURES=FILE pytest …`` adds each to a file, a JSON object a line, long tests as they go;
-``python -m tests.figures FILE…`` prints the README's table of what the files have.
+``python -m tests.figures FILE…`` prints a table of what the files have.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def record(test: str, **figures: Any) -> None:
 
 
 def table(lines: Iterable[str]) -> str:
-    """The README's table, from the lines of files that :func:`record` wrote."""
+    """A table, from the lines of files that :func:`record` wrote."""
     records = [json.loads(line) for line in lines]
     text = ["| tried | by default | with `-m slow` |", "| --- | ---: | ---: |"]
     for row in ROWS:
