@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "know_cli"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "know_cli"
 # From the top of the data flow down; a module imports only from its own layer and those below.
 LAYERS = [
     "cli", "plots", "demo", "benchmark", "evaluation", "meta", "lab", "forgetting", "prediction", "methods",
@@ -28,13 +29,19 @@ def layer(module: str) -> int | None:
 
 
 def imports(path: Path) -> list[str]:
+    return [name for name in every_import(path) if name.startswith("know_cli")]
+
+
+def every_import(path: Path) -> list[str]:
+    """What a module imports, also inside functions; ``from a import b`` is ``a.b``."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return [name for name in found if name.startswith("know_cli")]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            found += [f"{module}.{alias.name}" for alias in node.names]
+    return found
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -84,3 +91,24 @@ def test_every_package_has_its_layer() -> None:
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     modules = {path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")}
     assert packages | modules == set(LAYERS)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS))
+)
+def test_tests_share_helpers_and_nothing_else(path: Path) -> None:
+    """Of the tests, a module may import what is in ``tests/support``; nobody imports a test."""
+    for name in every_import(path):
+        assert not name.startswith("."), f"{path} imports {name}; write where it is"
+        if name.startswith("tests."):
+            assert name.startswith("tests.support."), f"{path} imports {name}"
+
+
+def test_tests_mirror_the_package() -> None:
+    """Every folder of tests is a package of its own: pytest tells modules of one name apart by it."""
+    folders = {path.parent for path in TESTS.rglob("test_*.py")} - {TESTS}
+    assert {folder.name for folder in folders} <= set(LAYERS)
+    assert all(
+        (folder / "__init__.py").is_file() for folder in [TESTS, TESTS / "support", *folders]
+    )
+    assert not list((TESTS / "support").rglob("test_*.py"))

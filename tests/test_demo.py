@@ -11,7 +11,7 @@ import torch
 from know_cli import demo
 from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
 from know_cli.lab.digits import load_digits
-from tests.conftest import Command, one_line
+from tests.support.command import Command, one_line
 
 
 @pytest.fixture(scope="module")

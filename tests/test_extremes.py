@@ -31,10 +31,9 @@ from know_cli.kinds import Kind, classify_trajectory
 from know_cli.prediction.inspection import inspect_trajectory
 from know_cli.prediction.predict import Request, open_prediction
 from know_cli.prediction.verify import Sample, _Stream, verify
-from tests.conftest import write_trajectory
-from tests.figures import record
-from tests.hostile import safetensors_file
-from tests.test_memory import peak
+from tests.support.hostile import safetensors_file
+from tests.support.memory import peak
+from tests.support.trajectories import write_trajectory
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -256,8 +255,7 @@ def read_float32s(checkpoint: Checkpoint, entry: TensorEntry) -> np.ndarray:
 
 
 def test_ten_thousand_tensors(tmp_path: Path) -> None:
-    seconds = seconds_for(1_000, tmp_path / "many", ["predict"])
-    record("tensors", tensors=10_000, seconds=round(seconds["predict"], 1))
+    seconds_for(1_000, tmp_path / "many", ["predict"])
 
 
 @pytest.mark.slow
@@ -265,7 +263,6 @@ def test_a_hundred_thousand_tensors_take_linear_time(tmp_path: Path) -> None:
     few, many = (seconds_for(layers, tmp_path / str(layers), WORKS) for layers in (1_000, 10_000))
     for name in WORKS:
         assert many[name] < 15 * few[name], (name, few, many)
-    record("tensors_slow", tensors=100_000, seconds=round(many["predict"], 1))
 
 
 #: One more element than a signed 32-bit number counts, and what is not zero among them: at the
@@ -372,12 +369,10 @@ def test_more_elements_than_32_bits_count(tmp_path: Path) -> None:
     paths, out, memory = sparse(tmp_path, 5), tmp_path / "out", 256 << 20
     try:
         alone = peak("-c", "import know_cli.cli.main, know_cli.prediction.predict")
-        began = time.monotonic()
         used = peak(
             "-m", "know_cli", "predict", *paths, "-o", out, "--method", "task-vector",
             "--max-memory", memory, "--threads", 2, "--quiet",
         )  # fmt: skip
-        record("elements_slow", elements=ELEMENTS, seconds=round(time.monotonic() - began, 1))
         assert used < (alone + memory) * 1.1, (alone, used)
         kept, chunk = Kept(2), 32 << 20
         with open_checkpoint(out) as checkpoint:

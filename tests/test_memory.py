@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,28 +15,12 @@ from safetensors.torch import load_file
 
 from know_cli.checkpoints import open_checkpoint, open_trajectory
 from know_cli.prediction.predict import Request, Settings, open_prediction
-from tests.conftest import write_trajectory
+from tests.support.memory import peak
+from tests.support.trajectories import write_trajectory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
 MIB = 1 << 20
 _ROW_BYTES = 4096
-# Of a process of its own, since the peak that Linux reports of a child starts with its parent's.
-LAUNCHER = """
-import os, subprocess, sys
-child = subprocess.Popen(sys.argv[1:])
-_, status, usage = os.wait4(child.pid, 0)
-assert status == 0, status
-print(usage.ru_maxrss)
-"""
-
-
-def peak(*arguments: object) -> int:
-    """Peak resident bytes of ``python …``."""
-    command = [sys.executable, "-c", LAUNCHER, sys.executable, *map(str, arguments)]
-    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert result.returncode == 0, result.stderr
-    return int(result.stdout.split()[-1]) * 1024
 
 
 def write_sparse(path: Path, rows: Sequence[int], value: float) -> None:

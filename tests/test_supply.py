@@ -15,8 +15,7 @@ import pytest
 from know_cli.errors import EXIT_DONE, CheckpointError
 from know_cli.known.bundle import load_bundle
 from know_cli.known.shipped import shipped
-from tests.conftest import write_trajectory
-from tests.figures import record
+from tests.support.trajectories import write_trajectory
 
 ROOT = Path(__file__).parent.parent
 # Python runs this at its start; whatever would speak to another machine ends the program.
@@ -49,7 +48,6 @@ def test_damaged_bundles_are_never_used(tmp_path: Path) -> None:
             spoilt += 1
     # What is left are bits of the header that say nothing: spaces, the names of metadata.
     assert spoilt >= 25
-    record("bundles", refused=spoilt)
 
 
 @pytest.mark.parametrize(

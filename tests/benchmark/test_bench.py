@@ -1,0 +1,274 @@
+"""``know bench``: what it counts, how it compares, and what its tables say."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from know_cli.benchmark import results
+from know_cli.benchmark.devices import measure_device
+from know_cli.benchmark.halves import Errors, measure_errors, units
+from know_cli.benchmark.keras import keras_predictor
+from know_cli.benchmark.kernels import (
+    GEMM,
+    GEMM_FLOP,
+    KERAS,
+    flop,
+    half_name,
+    kernel_name,
+    random_walks,
+    reference_name,
+)
+from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE, shapes, write_trajectory
+from know_cli.benchmark.timing import Times, median_ratio, take_turns
+from know_cli.checkpoints import open_trajectory
+from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
+from know_cli.kinds import Kind
+from know_cli.known.module import Preparation
+from tests.support.bundles import random_bundle
+from tests.support.command import Command, one_line
+
+ROWS = 1000
+COMMITTED = Path(results.__file__).parents[1] / "engine" / "RESULTS.json"
+
+
+def seconds(*values: float) -> Times:
+    return Times(values, tuple(value / 2 for value in values))
+
+
+def example(**more: Times) -> dict[str, Any]:
+    kernels = {
+        GEMM: seconds(1.0, 2.0, 3.0),
+        kernel_name(Preparation.RAW): seconds(1.0, 1.0, 4.0),
+        reference_name(Preparation.RAW): seconds(6.0, 7.0, 20.0),
+        kernel_name(Preparation.SPREAD): seconds(1.0, 1.0, 1.0),
+        reference_name(Preparation.SPREAD): seconds(5.0, 5.0, 5.0),
+        half_name(Preparation.RAW): seconds(2.0, 2.0, 8.0),
+        half_name(Preparation.SPREAD): seconds(0.5, 0.5, 0.5),
+        **more,
+    }
+    halves = {
+        Preparation.RAW: [
+            Errors("conv", "BF16", 0.9989, (0.1, 0.2, 0.3, 0.8)),
+            Errors("fc", "F16", 0.999, (0.1, 0.2, 0.3, 12.34)),
+        ]
+    }
+    runs = [(2_000_000, {PIPELINE: seconds(4.0), COMMAND: seconds(9.0), COPY: seconds(0.5)})]
+    settings = {"checkpoints": 5, "rows": ROWS, "rounds": 3, "threads": 1}
+    return results.to_json(kernels, halves, {}, runs, settings)
+
+
+def test_floating_point_operations_are_those_of_the_folded_layers() -> None:
+    layers = [(5, 64), (4, 64), (5, 8), (4, 8), *[(8, 64)] * 4, *[(8, 32)] * 2, *[(64, 32)] * 2, (64, 1)]  # fmt: skip
+    assert flop(5) == 2 * sum(inputs * outputs for inputs, outputs in layers)
+    assert flop(6) - flop(5) == 2 * 2 * (64 + 8)
+
+
+def test_functions_take_turns_after_a_call_to_warm_up() -> None:
+    calls: list[str] = []
+
+    def called(name: str) -> Callable[[], None]:
+        return lambda: calls.append(name)
+
+    times = take_turns({"a": called("a"), "b": called("b")}, 3)
+    assert "".join(calls) == "abababab"
+    assert all(len(of.wall) == len(of.processor) == 3 for of in times.values())
+    assert all(value >= 0 for of in times.values() for value in (*of.wall, *of.processor))
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    # The medians' own ratio would be 2: one busy round must not decide.
+    assert median_ratio((2.0, 30.0, 1.0), (1.0, 10.0, 0.1)) == 3
+
+
+def test_tables_are_computed_from_the_results() -> None:
+    text = results.to_markdown(example())
+    assert "| reference module, raw windows | 6 × | 6.0 × | 6.0 × | yes |" in text
+    assert "| reference module, spread windows | 6 × | 5.0 × | 5.0 × | no |" in text
+    share = flop(5) * ROWS / GEMM_FLOP * 2
+    assert (
+        f"| matrix product's rate, spread windows | 55% | {share:.0%} | {share:.0%} | no |" in text
+    )
+    assert "| raw | 0.50 × | 0.50 × | no |" in text
+    assert "| spread | 2.00 × | 2.00 × | yes |" in text
+    assert "| for raw windows | conv | BF16 | 99.9% | 0.1 | 0.2 | 0.3 | 0.8 | no |" in text
+    assert "| for raw windows | fc | F16 | 99.9% | 0.1 | 0.2 | 0.3 | 12 | yes |" in text
+    assert "| 2,000,000 | 4 | 2 | 9 | 0.5 | 8.0 | 0.50 |" in text
+    rate = GEMM_FLOP / 2 / 1e9
+    assert f"| matrix product |  | {rate:.1f} |  | {2 * rate:.1f} |" in text
+    assert "`tf_keras` was not installed" in text
+    with_keras = results.to_markdown(example(**{KERAS: seconds(5.0, 5.0, 12.0)}))
+    assert "| Keras model (tf_keras), raw windows | 4 × | 5.0 × | 5.0 × | yes |" in with_keras
+    assert "was not installed" not in with_keras
+
+
+def test_warming_up_can_be_left_out() -> None:
+    calls: list[int] = []
+    take_turns({"a": lambda: calls.append(1)}, 2, warm_up=False)
+    assert len(calls) == 2
+
+
+@given(st.floats(-(2.0**14), 2.0**14, width=16).filter(lambda value: abs(value) >= 2.0**-14))
+def test_a_unit_is_the_distance_to_the_next_number(value: float) -> None:
+    unit = float(units(torch.tensor([value]), torch.float16))
+    number = np.float16(abs(value))
+    assert unit == float(np.nextafter(number, np.float16(np.inf)) - number)
+
+
+@pytest.mark.parametrize("preparation", Preparation)
+def test_errors_of_bfloat16_products_are_measured_in_units_of_the_output(
+    preparation: Preparation,
+) -> None:
+    bundle = random_bundle(5)
+    history = random_walks(5, 2000, torch.Generator().manual_seed(1))
+    found = measure_errors(bundle, preparation, history)
+    assert [(of.kind, of.dtype) for of in found] == [
+        (kind, dtype) for kind in ("conv", "fc", "bias") for dtype in ("BF16", "F16")
+    ]
+    for coarse, fine in zip(found[::2], found[1::2], strict=True):
+        assert list(coarse.quantiles) == sorted(coarse.quantiles)
+        # A unit of bfloat16 is eight of float16, so the same error is an eighth of as many.
+        assert 0 < coarse.quantiles[0] < fine.quantiles[0]
+        assert coarse.within_half >= fine.within_half
+        assert 0.1 * fine.quantiles[1] < coarse.quantiles[1] < 0.2 * fine.quantiles[1]
+
+
+def test_a_device_is_measured_in_its_own_memory() -> None:
+    """The CPU is in the place of a device; Triton and compilers are for CUDA alone."""
+    found = measure_device(random_bundle(5), torch.device("cpu"), 3000, 2)
+    assert set(found) == {"torch operations", "reference module"}
+    assert all(len(times.wall) == 2 and min(times.wall) > 0 for times in found.values())
+
+
+def test_a_table_of_a_device() -> None:
+    found = example()
+    assert "None was measured" in results.to_markdown(found)
+    times = {"Triton kernel": {"wall": [2e-6, 1e-6, 5e-6], "processor": [0.0] * 3}}
+    found["devices"] = {"cuda:0": {"model": "a GPU", **times}}
+    text = results.to_markdown(found)
+    assert "None was measured" not in text
+    assert "## cuda:0: a GPU" in text
+    # A thousand parameters in two microseconds.
+    assert f"| Triton kernel | 500.00 | {5e8 * 2.67e-7:.1f} × |" in text
+
+
+def test_bench_refuses_a_device_that_is_not_here(know: Command) -> None:
+    for device, message in (("gpu", "is none of auto, cpu"), ("cuda:63", "CUDA device")):
+        done = know("bench", "--device", device, "--sizes", "0")
+        assert done.returncode == EXIT_USAGE
+        assert message in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(("load", "words"), [(1.0, ": 1 on"), (99.0, "busy with other work")])
+def test_the_load_of_the_machine_is_told(load: float, words: str) -> None:
+    found = example()
+    found["machine"]["load"] = load
+    assert words in results.to_markdown(found)
+    assert ("busy" in results.to_markdown(found)) == (load > found["machine"]["cores"])
+
+
+@given(st.integers(1_000, 10**10))
+def test_generated_checkpoints_are_of_about_the_size_asked_for(parameters: int) -> None:
+    found = shapes(parameters)
+    total = sum(int(np.prod(shape)) for shape in found.values())
+    assert 0.2 * parameters <= total <= parameters
+    assert total >= 0.95 * parameters or parameters < 100_000
+    assert max(int(np.prod(shape)) for shape in found.values()) <= 1 << 24
+
+
+def test_generated_checkpoints_are_a_trajectory_that_moves_ever_less(tmp_path: Path) -> None:
+    paths = write_trajectory(tmp_path, 5000, 4)
+    with open_trajectory(paths) as trajectory:
+        assert {name: e.shape for name, e in trajectory.first.tensors.items()} == shapes(5000)
+    flat = [np.fromfile(path, np.float32)[-2000:] for path in paths]
+    lengths = [float(np.linalg.norm(b - a)) for a, b in itertools.pairwise(flat)]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] > 0
+
+
+def test_the_keras_model_is_the_reference_module() -> None:
+    pytest.importorskip("tf_keras")
+    bundle = random_bundle(5)
+    predict = keras_predictor(bundle.states[Kind.FC], 5, 1)
+    assert predict is not None
+    history = torch.randn(5, 300, generator=torch.Generator().manual_seed(0)) * 0.1
+    with torch.no_grad():
+        expected = bundle.module(Kind.FC)(history.T.contiguous()).numpy()
+    np.testing.assert_allclose(predict(history, 100), expected, atol=1e-6)
+
+
+def test_bench_measures_and_writes(tmp_path: Path, bundle_path: Path, know: Command) -> None:
+    done = know(
+        "bench", "--sizes", "1e4", "--rows", 2000, "--rounds", 1, "--threads", 1, "--weights",
+        bundle_path, "--folder", tmp_path, "--max-memory", "64M", "--json", "b.json", "--table",
+        "b.md", "--plot", "b.svg", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["settings"] == {"checkpoints": 5, "rows": 2000, "rounds": 1, "threads": 1}
+    (run,) = found["runs"]
+    assert 9_000 < run["parameters"] <= 10_000
+    for times in (run[PIPELINE], run[COMMAND], run[COPY], *found["kernels"].values()):
+        assert len(times["wall"]) == 1
+        assert times["wall"][0] > 0
+    assert (tmp_path / "b.md").read_text() == results.to_markdown(found)
+    assert "reference module, spread windows" in done.stdout
+    assert "<svg" in (tmp_path / "b.svg").read_text()
+    # The generated checkpoints are gone.
+    assert {path.name for path in tmp_path.iterdir()} == {"b.json", "b.md", "b.svg"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ("--sizes much", EXIT_USAGE, "'much' is not a number of parameters from 1e3 to 1e11"),
+        ("--sizes 1e5,10", EXIT_USAGE, "'10' is not a number of parameters"),
+        ("--sizes nan", EXIT_USAGE, "'nan' is not a number of parameters"),
+        ("--sizes 0 --plot b.png", EXIT_USAGE, "nothing to draw with --sizes 0"),
+        ("--folder missing", EXIT_OUTPUT, "missing: no such folder"),
+        ("--json missing/b.json", EXIT_OUTPUT, "missing: no such folder"),
+    ],
+)
+def test_bench_errors(arguments: str, code: int, words: str, tmp_path: Path, know: Command) -> None:
+    done = know("bench", *arguments.split(), cwd=tmp_path, process=arguments == "--sizes much")
+    assert done.returncode == code, done.stderr
+    assert words in one_line(done.stderr)
+
+
+def test_bench_asks_for_space_first(
+    tmp_path: Path, know: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))  # type: ignore[attr-defined]
+    done = know("bench", "--sizes", "1e5", "--folder", tmp_path, cwd=tmp_path)
+    assert done.returncode == EXIT_OUTPUT
+    assert "100,000 parameters need 2800000 bytes of disk, 1000 are free" in one_line(done.stderr)
+
+
+def test_the_committed_tables_are_those_of_the_committed_results() -> None:
+    text = COMMITTED.with_suffix(".md").read_text(encoding="utf-8")
+    assert text == results.to_markdown(json.loads(COMMITTED.read_text(encoding="utf-8")))
+
+
+def test_the_page_on_speed_has_the_committed_results() -> None:
+    found = json.loads(COMMITTED.read_text())
+    kernels = {name: tuple(times["wall"]) for name, times in found["kernels"].items()}
+    own = kernels[kernel_name(Preparation.RAW)]
+    largest = found["runs"][-1]
+    rate = largest["parameters"] / Times(tuple(largest[PIPELINE]["wall"]), ()).seconds / 1e6
+    assert (found["settings"]["threads"], round(largest["parameters"], -6)) == (1, 10**9)
+    text = " ".join((COMMITTED.parents[2] / "docs" / "speed.md").read_text().split())
+    assert (
+        f"{rate:.1f} million parameters per second per step in a checkpoint of a billion; "
+        f"the kernel is {median_ratio(kernels[reference_name(Preparation.RAW)], own):.1f} times as fast as the "
+        f"readable module and {median_ratio(kernels[KERAS], own):.1f} times as fast as the authors' Keras model"
+    ) in text

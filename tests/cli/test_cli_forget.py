@@ -1,0 +1,113 @@
+"""``know forget`` as a user runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from know_cli.cli.forget import load_labels, parse_options, parse_rates
+from know_cli.errors import UsageError
+from tests.support.command import Command
+
+MODULE = """
+import torch
+
+def session(session):
+    start = torch.zeros(3) if session.start is None else session.start["w"]
+    if session.options.get("fail") == str(session.index):
+        raise RuntimeError("out of luck")
+    return {"w": start + len(session.indices)}, {"accuracy": 0.25}
+
+names = ["a", "b"] * 20
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(MODULE)
+    return tmp_path
+
+
+def test_records_and_goes_on(folder: Path, know: Command) -> None:
+    arguments = ("mine.py:session", "run", "--labels", "mine:names", "--sessions", "3")
+    broken = know("forget", *arguments, "--option", "fail=2", cwd=folder, process=True)
+    assert broken.returncode == 2
+    assert broken.stderr.splitlines()[-1] == (
+        "know: error: mine.py:session: run, session 2: RuntimeError: out of luck; KNOW_DEBUG=1 "
+        "shows the traceback"
+    )
+    assert sorted(path.name for path in (folder / "run").iterdir()) == [
+        "ckpt0.safetensors",
+        "ckpt1.safetensors",
+        "trajectory.json",
+    ]
+    other = know("forget", *arguments, cwd=folder)
+    assert other.returncode == 2
+    assert "of another trajectory" in other.stderr
+    debug = know("forget", *arguments, "--option", "fail=2", cwd=folder, KNOW_DEBUG="1")
+    assert 'raise RuntimeError("out of luck")' in debug.stderr
+
+
+def test_prints_a_line_a_session_and_a_result(folder: Path, know: Command) -> None:
+    arguments = ("mine:session", "run", "--size", "40", "--sessions", "2", "--before", "1")
+    done = know("forget", *arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3
+    assert "session 1" in lines[1]
+    assert "10 samples" in lines[1]
+    assert "accuracy 0.25" in lines[1]
+    assert "continuation 1" in lines[2]
+    assert done.stdout.startswith("run: 3 sessions trained")
+    again = know("forget", *arguments, "--quiet", cwd=folder)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def test_several_trajectories(folder: Path, know: Command) -> None:
+    common = ("mine:session", "runs", "--size", "40", "--sessions", "2", "--rate", "0.3..0.9")
+    refused = know("forget", *common, cwd=folder)
+    assert refused.returncode == 2
+    assert "--trajectories" in refused.stderr
+    done = know("forget", *common, "--trajectories", "3", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["0000", "0001", "0002"]
+    assert done.stdout.startswith("runs: 3 trajectories, 6 sessions trained")
+
+
+def test_arguments(tmp_path: Path) -> None:
+    assert parse_rates("0.5") == (0.5, 0.5)
+    assert parse_rates("0.3..0.9") == (0.3, 0.9)
+    assert parse_rates("1/3") == (1 / 3, 1 / 3)
+    for wrong in ("", "0", "1", "0.9..0.3", "0.1..0.2..0.3", "half", "nan"):
+        with pytest.raises(UsageError, match="--rate"):
+            parse_rates(wrong)
+    assert parse_options(["a=1", "b=x=y", "c="]) == {"a": "1", "b": "x=y", "c": ""}
+    for pairs in (["a"], ["=1"], ["a=1", "a=2"]):
+        with pytest.raises(UsageError, match="KEY=VALUE"):
+            parse_options(pairs)
+    np.save(tmp_path / "labels.npy", np.arange(4))
+    assert load_labels(str(tmp_path / "labels.npy")).tolist() == [0, 1, 2, 3]
+    np.save(tmp_path / "square.npy", np.ones((2, 2)))
+    (tmp_path / "text.npy").write_text("no array")
+    for name in ("square.npy", "text.npy", "missing.npy"):
+        with pytest.raises(UsageError, match=name):
+            load_labels(str(tmp_path / name))
+
+
+def test_starts_every_session_from_a_given_checkpoint(folder: Path, know: Command) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    save_file({"w": torch.full((3,), 1000.0)}, folder / "start.safetensors")
+    done = know("forget",
+        "mine.py:session", "run", "--labels", "mine:names", "--sessions", "3", "--start", "start.safetensors", cwd=folder)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    values = [load_file(folder / "run" / f"ckpt{k}.safetensors")["w"][0].item() for k in range(3)]
+    assert values == [1040, 1020, 1010]
+    done = know(
+        "forget", "mine.py:session", "x", "--size", "9", "--start", "no.safetensors", cwd=folder
+    )
+    assert done.returncode == 3
+    assert "no.safetensors: no such file" in done.stderr

@@ -1,0 +1,136 @@
+"""``know train`` as a user runs it, and the bundles that it made for us."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from know_cli.forgetting import Recorder, nested_subsets
+from know_cli.kinds import PREDICTED_KINDS
+from know_cli.known.bundle import load_bundle
+from know_cli.known.shipped import shipped, weights_folder
+from tests.support.command import Command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    for seed in range(8):
+        kind, sessions = ("runs", 5) if seed < 6 else ("short", 4)
+        subsets = nested_subsets(100, 0.5, sessions, seed)
+        made = Recorder(folder / kind / str(seed), subsets, rate=0.5, seed=seed, before=1)
+        generator = torch.Generator().manual_seed(seed)
+        state = {
+            name: torch.randn(shape, generator=generator)
+            for name, shape in {
+                "c.weight": (2, 3, 3, 3),
+                "f.weight": (4, 5),
+                "f.bias": (4,),
+            }.items()
+        }
+        for session in made:
+            made.save(session, {name: value * 0.9**session.index for name, value in state.items()})
+    return folder
+
+
+def test_trains_a_bundle_and_refuses_to_replace_it(folder: Path, know: Command) -> None:
+    arguments = ("runs", "-o", "known", "--checkpoints", "3", "--epochs", "3", "--threads", "1")
+    done = know("train", *arguments, "--target", "continuation", cwd=folder, process=True)
+    assert done.returncode == 0, done.stderr
+    assert "6 trajectories" in done.stderr
+    assert "epoch   3 of 3" in done.stderr
+    assert "held-out" in done.stdout
+    bundle = load_bundle(folder / "known")
+    assert (bundle.checkpoints, bundle.target, bundle.preparation.value) == (
+        3,
+        "continuation",
+        "spread",
+    )
+    manifest = json.loads((folder / "known" / "manifest.json").read_text())
+    assert manifest["command"].startswith("know train runs -o known --target continuation")
+    refused = know("train", *arguments, cwd=folder)
+    assert refused.returncode == 4
+    assert "--force" in refused.stderr
+    before = bundle.digest
+    command = manifest["command"].split()[2:]
+    again = know("train", *command, "--force", "--quiet", cwd=folder)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert load_bundle(folder / "known").digest == before
+
+
+def test_says_what_is_missing(folder: Path, know: Command) -> None:
+    nothing = know("train", "nowhere", "-o", "other", cwd=folder)
+    assert nothing.returncode == 2
+    assert "trajectory.json" in nothing.stderr
+    short = know("train", "runs", "-o", "other", "--checkpoints", "5", cwd=folder)
+    assert short.returncode == 2
+    assert "6 are needed" in short.stderr
+    assert not (folder / "other").exists()
+
+
+def test_says_once_why_trajectories_are_left_out(folder: Path, know: Command) -> None:
+    done = know(
+        "train", "runs", "short", "-o", "some", "--checkpoints", "3", "--epochs", "1", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if "left out" in line]
+    assert warnings == [
+        f"warning: left out {Path('short', '6')} and 1 more: has 3 sessions, 4 are needed; "
+        "record with --sessions"
+    ]
+
+
+SHIPPED = [(family, size) for family, sizes in shipped().items() for size in sizes]
+
+
+def test_both_families_are_shipped_for_two_to_five_checkpoints() -> None:
+    assert sorted(SHIPPED) == [
+        (family, size) for family in ("continuation", "retrodiction") for size in (2, 3, 4, 5)
+    ]
+
+
+@pytest.mark.parametrize(("family", "size"), SHIPPED)
+def test_the_shipped_bundles_are_what_their_manifests_say(family: str, size: int) -> None:
+    bundle = load_bundle(shipped()[family][size])
+    assert (bundle.target, bundle.checkpoints) == (family, size)
+    for state in bundle.states.values():
+        assert sum(tensor.numel() for tensor in state.values()) == 128 * size + 8785
+    manifest = bundle.manifest
+    assert manifest["command"].startswith("know train ")
+    assert f"weights/{family}/checkpoints-{size} " in manifest["command"]
+    assert {kind: len(rule) for kind, rule in manifest["rule"].items()} == {
+        kind.value: size for kind in PREDICTED_KINDS
+    }
+    data = manifest["data"]
+    assert set(data["held_out"]) == {"trajectories", "architectures", "data sets", "regimes"}
+    assert not set(data["architectures"]) & set(manifest["settings"]["held_out_architectures"])
+    assert not set(data["data_sets"]) & set(manifest["settings"]["held_out_data_sets"])
+    assert set(data["regimes"]) == {"chain"}
+
+
+@pytest.mark.parametrize(("family", "size"), SHIPPED)
+def test_the_model_card_has_the_figures_of_the_manifests(family: str, size: int) -> None:
+    """Its tables are those of ``know train --evaluate``, which measures once more."""
+    bundle = load_bundle(shipped()[family][size])
+    tables = (weights_folder() / "FIGURES.md").read_text(encoding="utf-8")
+    section = tables.split(f"### {family}, {size} checkpoints, {bundle.digest}\n")[1]
+    rows = {
+        tuple(cell.strip() for cell in line.strip("| ").split("|")[:2]): line
+        for line in section.split("###")[0].splitlines()
+        if line.startswith("| ")
+    }
+    for group, kinds in bundle.manifest["figures"].items():
+        for kind, steps in kinds.items():
+            cells = [cell.strip() for cell in rows[group, kind].strip("| ").split("|")]
+            expected = [found["known"] for found in steps.values()]
+            # Rounded to four digits there, and to three here.
+            known = [float(figure) for figure in cells[4].split(" / ")]
+            assert known == pytest.approx(expected, abs=6e-4), (group, kind)
+    card = (weights_folder() / "README.md").read_text(encoding="utf-8")
+    assert bundle.digest in card
+    if size == 5:
+        for kind in PREDICTED_KINDS:
+            assert rows["trajectories", kind.value] in card

@@ -1,0 +1,38 @@
+"""Recorded trajectories of a few values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from know_cli.forgetting import Recorder, nested_subsets
+
+State = Mapping[str, torch.Tensor]
+
+
+def record(
+    folder: Path, state_of: Callable[[int], State], *, seed: int, sessions: int = 7, before: int = 0
+) -> str:
+    """A trajectory whose checkpoints are a function of the session's index."""
+    subsets = nested_subsets(1000, 0.5, sessions + before, seed)
+    made = Recorder(folder, subsets, rate=0.5, seed=seed, before=before, function="hand-made")
+    for session in made:
+        made.save(session, state_of(session.index))
+    return made.trajectory
+
+
+def counting(index: int) -> State:
+    """Values that tell where they are from: 100 × tensor + 10 × index + element."""
+    return {
+        "conv.weight": (100 + 10 * index + torch.arange(2.0)).view(1, 2, 1, 1),
+        "head.weight": (200 + 10 * index + torch.arange(4.0)).view(2, 2),
+        "head.bias": 300 + 10 * index + torch.arange(2.0),
+        "norm.weight": 400 + 10.0 * index + torch.zeros(1),
+        "norm.bias": 500 + 10.0 * index + torch.zeros(1),
+        "norm.running_mean": 600 + 10.0 * index + torch.zeros(1),
+        "norm.running_var": 700 + 10.0 * index + torch.zeros(1),
+        "norm.num_batches_tracked": torch.tensor(index),
+        "frozen.bias": torch.ones(3),
+    }
