@@ -16,7 +16,7 @@ from know_cli import errors
 from know_cli.checkpoints.state import read_state
 from know_cli.cli.main import family_app
 from know_cli.methods.registry import METHODS
-from tests.conftest import Command
+from tests.support.command import Command
 
 ROOT = Path(know_cli.__file__).parent.parent
 PAGES = sorted(
