@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar
@@ -26,11 +27,13 @@ from know_cli.checkpoints import Checkpoint, TensorEntry, open_checkpoint, open_
 from know_cli.checkpoints import checkpoint as checkpoint_module
 from know_cli.checkpoints.pickles import convert_pickle
 from know_cli.engine.progress import Silent
+from know_cli.engine.run import execute
 from know_cli.engine.settings import Settings
 from know_cli.kinds import Kind, classify_trajectory
 from know_cli.prediction.inspection import inspect_trajectory
-from know_cli.prediction.predict import Request, open_prediction
-from know_cli.prediction.verify import Sample, _Stream, verify
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
+from know_cli.prediction.verify import verify
 from tests.support.hostile import safetensors_file
 from tests.support.memory import peak
 from tests.support.trajectories import write_trajectory
@@ -294,6 +297,7 @@ class Kept:
 
     left_out: ClassVar[list[Path]] = []
     remaining: ClassVar[list[Path]] = []
+    file_bytes = 0
 
     def __init__(self, size: int) -> None:
         self.size, self.nbytes = size, 0
@@ -329,15 +333,16 @@ def test_blocks_beyond_32_bits_are_read_and_written_where_they_belong(tmp_path: 
     request = Request(sparse(tmp_path, 3), tmp_path / "out", device="cpu", method="task-vector")
     with open_prediction(request) as prediction:
         assert prediction.plan.predicted == ELEMENTS
-        rows = prediction.block_rows
-        stream = _Stream.of(prediction.plan, Kind.BIAS, rows)
-        assert stream.blocks == -(-ELEMENTS // rows)
-        blocks = tuple(stream.block(number) for number in sorted({p // rows for p in PLACES}))
-        part = Sample(prediction.plan.tensors, rows, 0, 0, 0, blocks)
+        plan, rows = prediction.plan, prediction.plan.block_rows
+        (stream,) = (stream for stream in plan.streams if stream.rows)
+        assert (stream.kind, stream.rows) == (Kind.BIAS, ELEMENTS)
+        starts = sorted({place // rows * rows for place in PLACES})
+        spans = tuple(range(start, min(start + rows, ELEMENTS)) for start in starts)
+        part = replace(plan, streams=(replace(stream, spans=spans),), batch_rows=rows)
         kept = Kept(2)
-        report = prediction.run(part, Silent(), lambda _: kept)
+        report = execute(replace(prediction.job(), plan=part, open_sink=lambda _: kept))
     assert kept.found == bits_of({place: value * 1.5 for place, value in PLACES.items()})
-    assert kept.nbytes == 2 * sum(batch.rows for batch in blocks)
+    assert kept.nbytes == 2 * sum(map(len, spans))
     assert report.kinds[Kind.BIAS].absolute_change == sum(abs(v) / 2 for v in PLACES.values())
 
 
@@ -355,7 +360,7 @@ def test_a_tensor_of_more_bytes_than_32_bits_count_is_copied_whole(tmp_path: Pat
                 file.write(bytes([1 + place % 251]))
     kept = Kept(1)
     with open_prediction(Request(paths, tmp_path / "out", device="cpu", method="linear")) as found:
-        found.run(found.plan, Silent(), lambda _: kept)
+        execute(replace(found.job(), open_sink=lambda _: kept))
     assert kept.nbytes == ELEMENTS
     assert kept.found == {("w", place): 1 + place % 251 for place in PLACES}
 

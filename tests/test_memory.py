@@ -14,7 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from know_cli.checkpoints import open_checkpoint, open_trajectory
-from know_cli.prediction.predict import Request, Settings, open_prediction
+from know_cli.engine.settings import Settings
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from tests.support.memory import peak
 from tests.support.trajectories import write_trajectory
 
@@ -110,7 +112,7 @@ def test_a_file_system_that_takes_no_advice_does_not_matter(
     (path, *_) = write_trajectory(tmp_path)
     with open_checkpoint(path) as checkpoint:
         entry = checkpoint.tensors["fc.weight"]
-        checkpoint.forget(entry, 0, 100)
+        checkpoint.drop_cached(entry, 0, 100)
         buffer = bytearray(4)
         checkpoint.read_into(entry, 0, memoryview(buffer))
     assert struct.unpack("<f", buffer)[0] == load_file(path)["fc.weight"][0, 0]

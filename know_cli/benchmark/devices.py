@@ -11,6 +11,7 @@ from torch import Tensor
 from know_cli.benchmark.kernels import in_chunks, random_walks
 from know_cli.benchmark.timing import Times, take_turns
 from know_cli.engine.lanes import DeviceKernel
+from know_cli.engine.plan import Batch
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
 from know_cli.known.devices import torch_kernels, triton_kernels
@@ -52,11 +53,13 @@ def measure_device(
 def _in_blocks(
     kernel: DeviceKernel, history: Tensor, out: Tensor, block_rows: int
 ) -> Callable[[], None]:
-    blocks = [torch.split(part, block_rows, 1) for part in (history, out)]
+    batch = Batch(Kind.CONV, (), out.shape[1])
+    starts = range(0, batch.rows, block_rows)
+    blocks = [batch.block(slice(start, min(start + block_rows, batch.rows))) for start in starts]
 
     def run() -> None:
-        for block, answer in zip(*blocks, strict=True):
-            kernel.predict(block, answer)
+        for block in blocks:
+            kernel.predict(block, history[:, block.rows], out[:, block.rows])
 
     return run
 

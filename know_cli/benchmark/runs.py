@@ -14,7 +14,8 @@ from know_cli.benchmark.timing import Times, take_turns
 from know_cli.checkpoints.header import encode_header
 from know_cli.engine.settings import Settings
 from know_cli.errors import OutputError
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 
 PIPELINE = "pipeline"
 COMMAND = "command"

@@ -102,7 +102,7 @@ class Checkpoint:
                 )
             position, view = position + count, view[count:]
 
-    def forget(self, entry: TensorEntry, offset: int, nbytes: int) -> None:
+    def drop_cached(self, entry: TensorEntry, offset: int, nbytes: int) -> None:
         """Let the system drop bytes of a tensor from its page cache, where it can be told so.
 
         They can be read again, from the disk. Advice that is refused changes nothing.

@@ -29,6 +29,7 @@ FROZEN = "know.frozen"
 KINDS = "know.kinds"
 NONFINITE = "know.nonfinite"
 DEVICE = "know.device"
+KERNEL = "know.kernel"
 INPUTS = "know.inputs"
 
 

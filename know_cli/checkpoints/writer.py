@@ -42,14 +42,14 @@ class Sink(Protocol):
         """Files with other weights that were in the output's place and stay."""
 
     @property
-    def nbytes(self) -> int:
+    def file_bytes(self) -> int:
         """Size of the output's safetensors files."""
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
         """Take bytes of one tensor, ``offset`` counted from the start of its data."""
 
     def flush(self) -> None:
-        """Have everything where it cannot be lost."""
+        """Flush files and folder to disk."""
 
     def commit(self) -> None:
         """Show the output under its name."""
@@ -95,7 +95,7 @@ class _Places:
             write_at(descriptor, data, info.begin + offset)
 
     @property
-    def nbytes(self) -> int:
+    def file_bytes(self) -> int:
         """Size of the safetensors files that are written."""
         ends: dict[int, int] = {}
         for descriptor, info in self._place.values():

@@ -133,8 +133,7 @@ def bench(
     from know_cli.benchmark.runs import measure_runs
     from know_cli.engine.devices import choose_devices
     from know_cli.known.bundle import load_bundle
-    from know_cli.known.shipped import find_bundle
-    from know_cli.prediction.predict import DEFAULT_WEIGHTS
+    from know_cli.known.shipped import DEFAULT_WEIGHTS, find_bundle
 
     (of_device, *_) = choose_devices(device)
     workers = threads or usable_cores()

@@ -14,7 +14,7 @@ import typer
 
 from know_cli.cli.options import parse_named, quiet_option, usable_cores
 from know_cli.cli.output import Output
-from know_cli.cli.predict import NormChoice
+from know_cli.engine.settings import NormMode
 from know_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def evaluate(
     ] = None,
     steps: Annotated[int, typer.Option(metavar="N", min=1, max=8, help="The most steps.")] = 3,
     norm: Annotated[
-        list[NormChoice] | None,
+        list[NormMode] | None,
         typer.Option(show_default="rescale", help="Treatment of normalisation layers; repeatable."),
     ] = None,
     sessions: Annotated[
@@ -155,7 +155,7 @@ def evaluate(
         if name in labels:
             raise UsageError(f"--bundle {name}=…: is the name of a method already")
     variants += [of_bundle(name, path) for name, path in bundles.items()]
-    norms = dict.fromkeys(norm or [NormChoice.RESCALE])
+    norms = dict.fromkeys(norm or [NormMode.RESCALE])
     request = running.Request(
         folder=output,
         tasks=find_tasks(task or []),

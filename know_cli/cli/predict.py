@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,17 +16,16 @@ from know_cli.cli.options import (
     usable_cores,
 )
 from know_cli.cli.output import Output
-from know_cli.engine.devices import DEVICE_NAMES, check_device_name
+from know_cli.engine.devices import DEVICE_NAMES
+from know_cli.engine.settings import MAX_STEPS, FrozenMode, NormMode
 from know_cli.methods.registry import (
     DEFAULT_METHOD,
-    check_weights,
     describe_methods,
     find_method,
     parse_options,
 )
 
 if TYPE_CHECKING:
-    from know_cli.engine.report import Report
     from know_cli.prediction.predict import Prediction
 
 EPILOG = "\n\n".join(
@@ -49,23 +47,6 @@ EPILOG = "\n\n".join(
 _METHOD = "What is predicted, and how"
 _MACHINE = "Where it runs"
 _TALK = "What it says"
-
-
-# The same values as the engine's enums, which are not imported here: they live beside torch.
-class NormChoice(str, Enum):
-    """Values of ``--norm``."""
-
-    COPY = "copy"
-    PREDICT = "predict"
-    RESET = "reset"
-    RESCALE = "rescale"
-
-
-class FrozenChoice(str, Enum):
-    """Values of ``--frozen``."""
-
-    COPY = "copy"
-    PREDICT = "predict"
 
 
 def predict(
@@ -95,7 +76,7 @@ def predict(
         typer.Option(
             metavar="N",
             min=1,
-            max=8,
+            max=MAX_STEPS,
             help="Steps to predict: at a rate of 0.5, 1 is x2 the data, 2 is x4, 3 is x8.",
             rich_help_panel=_METHOD,
         ),
@@ -156,18 +137,18 @@ def predict(
         ),
     ] = None,
     norm: Annotated[
-        NormChoice,
+        NormMode,
         typer.Option(
             help="Normalisation layers: copy; predict their weights and biases; reset BatchNorm; "
             "or rescale running statistics to the predicted weights where the layer before is "
             "known from the names, else copy.",
             rich_help_panel=_METHOD,
         ),
-    ] = NormChoice.RESCALE,
+    ] = NormMode.RESCALE,
     frozen: Annotated[
-        FrozenChoice,
+        FrozenMode,
         typer.Option(help="Tensors that are the same in all checkpoints.", rich_help_panel=_METHOD),
-    ] = FrozenChoice.COPY,
+    ] = FrozenMode.COPY,
     allow_nonfinite: Annotated[
         bool,
         typer.Option(
@@ -228,11 +209,12 @@ def predict(
     follows each parameter's history with a small hyper-model, and writes the weights one or
     more steps before the first: as if trained on 2, 4, 8 times the data.
     """
-    from know_cli.checkpoints.paths import check_count, expand_arguments
+    from know_cli.checkpoints.paths import expand_arguments
     from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.engine.settings import Settings
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
-    from know_cli.known.shipped import family
+    from know_cli.prediction.request import Request
     from know_cli.ranks.environment import processes_here
     from know_cli.ranks.opening import open_ranks
 
@@ -244,27 +226,14 @@ def predict(
             overrides = tuple(parse_override(text) for text in kind or ())
         except ValueError as error:
             raise UsageError(str(error)) from error
-        check_count(paths)
-        check_device_name(device)
-        chosen = find_method(method)
-        options = parse_options(chosen, option or ())
-        check_weights(chosen, weights)
-        if weights is not None and not Path(weights).is_dir():
-            family(weights)
-        if report is not None:
-            check_report_path(report, [*paths, output])
-
-        from know_cli.engine.settings import FrozenMode, NormMode, Settings
-        from know_cli.prediction.predict import Request, open_prediction
-
         request = Request(
             checkpoints=paths,
             output=output,
             weights=weights,
             settings=Settings(
                 steps=steps,
-                norm=NormMode(norm.value),
-                frozen=FrozenMode(frozen.value),
+                norm=norm,
+                frozen=frozen,
                 overrides=overrides,
                 allow_nonfinite=allow_nonfinite,
                 max_memory=max_memory,
@@ -275,40 +244,32 @@ def predict(
             device=device,
             force=force,
             method=method,
-            options=options,
+            options=parse_options(find_method(method), option or ()),
             resume=resume,
             checksum=checksum,
         )
-        with open_prediction(request, ranks) as prediction:
+        if report is not None:
+            check_report_path(report, [*paths, output])
+
+        from know_cli.cli.progress import progress_for
+        from know_cli.cli.tables import plan_tables, report_tables
+        from know_cli.prediction.opening import open_prediction
+
+        if ranks.rank:
+            talk = Output(quiet=True)
+        with open_prediction(request, ranks, talk.notice) as prediction:
             if report is not None:
                 check_report_path(report, prediction.files)
-            talk = talk if ranks.rank == 0 else Output(quiet=True)
-            content = _predict(prediction, talk, dry_run=dry_run, bar=not no_progress)
+            if dry_run:
+                talk.show(*plan_tables(prediction))
+                content = _plan_json(prediction)
+            else:
+                with progress_for(talk, bar=not no_progress) as progress:
+                    result = prediction.execute(progress)
+                talk.show(*report_tables(prediction, result))
+                content = {**prediction.describe(), **result.to_json()}
             if report is not None and ranks.rank == 0:
                 write_report(report, content)
-
-
-def _predict(prediction: Prediction, talk: Output, *, dry_run: bool, bar: bool) -> dict[str, Any]:
-    """Show the plan, or execute it and show what came of it; what a JSON report has."""
-    from know_cli.cli.tables import plan_tables, report_tables
-
-    for notice in prediction.notices:
-        talk.notice(notice)
-    if dry_run:
-        talk.show(*plan_tables(prediction))
-        return _plan_json(prediction)
-    result = _execute(prediction, talk, bar=bar)
-    for notice in result.notices[len(prediction.notices) :]:
-        talk.notice(notice)
-    talk.show(*report_tables(prediction, result))
-    return {**prediction.describe(), **result.to_json()}
-
-
-def _execute(prediction: Prediction, talk: Output, *, bar: bool) -> Report:
-    from know_cli.cli.progress import progress_for
-
-    with progress_for(talk, bar=bar) as progress:
-        return prediction.execute(progress)
 
 
 def _plan_json(prediction: Prediction) -> dict[str, Any]:
@@ -331,5 +292,5 @@ def _plan_json(prediction: Prediction) -> dict[str, Any]:
             }
             for tensor in plan.tensors
         ],
-        "notices": prediction.notices,
+        "notices": list(prediction.notices),
     }

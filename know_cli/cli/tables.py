@@ -50,19 +50,19 @@ def heading(prediction: Prediction) -> str:
     """One line on what is predicted from what."""
     steps = prediction.request.settings.steps
     return (
-        f"{prediction.factor} the data: {steps} step{'s' * (steps > 1)} from "
-        f"{len(prediction.trajectory)} checkpoints at rate {prediction.rate:.3g}, "
+        f"{prediction.recipe.factor} the data: {steps} step{'s' * (steps > 1)} from "
+        f"{len(prediction.trajectory)} checkpoints at rate {prediction.recipe.rate:.3g}, "
         f"{_method_text(prediction)}"
     )
 
 
 def _method_text(prediction: Prediction) -> str:
-    words = [prediction.method.name, *(f"{k}={v}" for k, v in prediction.options.items())]
+    words = [prediction.recipe.method, *(f"{k}={v}" for k, v in prediction.recipe.options.items())]
     bundle = prediction.bundle
     if bundle is None:
         return " ".join(words)
     known = f"KNOWN {bundle.target} {bundle.digest[:8]}"
-    return known if prediction.method.name == "known" else f"{' '.join(words)} of {known}"
+    return known if prediction.recipe.method == "known" else f"{' '.join(words)} of {known}"
 
 
 def plan_tables(prediction: Prediction) -> list[RenderableType]:

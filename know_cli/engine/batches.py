@@ -10,7 +10,7 @@ from torch import Tensor
 
 from know_cli.checkpoints import Sink
 from know_cli.checkpoints.reading import CHUNK_ROWS, as_bytes, chunks
-from know_cli.engine.plan import Batch, PlannedTensor
+from know_cli.engine.plan import Batch, Segment
 from know_cli.kinds import Kind
 
 
@@ -50,20 +50,6 @@ class Buffer:
             self.replaced[step, rows] = ~finite
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A run of one tensor's elements inside a stretch: those from ``start`` on at ``rows``."""
-
-    tensor: PlannedTensor
-    start: int
-    rows: slice
-
-    @property
-    def count(self) -> int:
-        """How many elements."""
-        return int(self.rows.stop - self.rows.start)
-
-
 @dataclass(frozen=True)
 class Stretch:
     """Rows of a batch that are cast, written and summed up together: one chunk, one dtype.
@@ -74,13 +60,13 @@ class Stretch:
         kind: of the batch.
         dtype: of its tensors, by its safetensors name.
         rows: its rows in the batch.
-        pieces: its tensors, by rows of the stretch.
+        segments: its tensors, by rows of the stretch.
     """
 
     kind: Kind
     dtype: str
     rows: slice
-    pieces: tuple[Piece, ...]
+    segments: tuple[Segment, ...]
 
     @property
     def count(self) -> int:
@@ -90,29 +76,31 @@ class Stretch:
 
 def cut_stretches(batch: Batch) -> Iterator[Stretch]:
     """Cut a batch wherever the dtype changes, and at the multiples of a chunk."""
-    pieces: list[Piece] = []
+    segments: list[Segment] = []
     begin = 0
-    for segment in batch.segments:
-        for row, count in chunks(segment.row, segment.count):
-            if pieces and (row % CHUNK_ROWS == 0 or segment.tensor.dtype != pieces[0].tensor.dtype):
-                yield _stretch(batch.kind, begin, pieces)
-                begin, pieces = row, []
-            rows = slice(row - begin, row - begin + count)
-            pieces.append(Piece(segment.tensor, segment.start + row - segment.row, rows))
-    if pieces:
-        yield _stretch(batch.kind, begin, pieces)
+    for whole in batch.segments:
+        for row, count in chunks(whole.row, whole.count):
+            if segments and (
+                row % CHUNK_ROWS == 0 or whole.tensor.dtype != segments[0].tensor.dtype
+            ):
+                yield _stretch(batch.kind, begin, segments)
+                begin, segments = row, []
+            start = whole.start + row - whole.row
+            segments.append(Segment(whole.tensor, start, count, row - begin))
+    if segments:
+        yield _stretch(batch.kind, begin, segments)
 
 
-def _stretch(kind: Kind, begin: int, pieces: list[Piece]) -> Stretch:
-    rows = slice(begin, begin + pieces[-1].rows.stop)
-    return Stretch(kind, pieces[0].tensor.dtype, rows, tuple(pieces))
+def _stretch(kind: Kind, begin: int, segments: list[Segment]) -> Stretch:
+    rows = slice(begin, begin + segments[-1].rows.stop)
+    return Stretch(kind, segments[0].tensor.dtype, rows, tuple(segments))
 
 
-def write_pieces(writer: Sink, stretch: Stretch, values: Tensor) -> None:
+def write_stretch(sink: Sink, stretch: Stretch, values: Tensor) -> None:
     """Write each tensor's part of a stretch to its place.
 
     Args:
-        writer: of one output.
+        sink: one output.
         stretch: whose values these are.
         values: ``[rows]``, in the stretch's dtype.
 
@@ -120,6 +108,6 @@ def write_pieces(writer: Sink, stretch: Stretch, values: Tensor) -> None:
         OutputError: the output cannot be written.
     """
     data, size = as_bytes(values), values.element_size()
-    for piece in stretch.pieces:
-        part = data[piece.rows.start * size : piece.rows.stop * size]
-        writer.write(piece.tensor.name, piece.start * size, part)
+    for segment in stretch.segments:
+        part = data[segment.row * size : (segment.row + segment.count) * size]
+        sink.write(segment.tensor.name, segment.start * size, part)

@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from know_cli.engine.plan import Batch, Block
 from know_cli.errors import UsageError
 from know_cli.kinds import Kind
 
@@ -27,14 +28,15 @@ LANES = 2
 
 
 class DeviceKernel(Protocol):
-    """A KNOWN on a device."""
+    """A hyper-model for one kind, on a device."""
 
-    def predict(self, history: Tensor, out: Tensor) -> None:
+    def predict(self, block: Block, history: Tensor, out: Tensor) -> None:
         """Predict all steps of one block, or start to.
 
         Where a prediction is not finite, the steps after it go on from θ0.
 
         Args:
+            block: of which tensors the rows are.
             history: ``[S, rows]`` float32 on the device, most-forgotten first, θ0 last.
             out: ``[steps, rows]`` float32 on the device, receives θ̂(−1), θ̂(−2), …
         """
@@ -122,11 +124,11 @@ class Lane:
         self._window = torch.empty(checkpoints, block_rows, device=device)
         self._out = torch.empty(steps, block_rows, device=device)
 
-    def start(self, kind: Kind, window: Tensor, out: Tensor) -> None:
+    def start(self, block: Block, window: Tensor, out: Tensor) -> None:
         """Begin with a block. Both tensors belong to the lane until :meth:`finish` returns.
 
         Args:
-            kind: conv, fc or bias.
+            block: of what kind the rows are, and of which tensors.
             window: ``[S, rows]`` float32 on the CPU, most-forgotten first, θ0 last.
             out: ``[steps, rows]`` float32 on the CPU, receives all steps.
         """
@@ -135,7 +137,7 @@ class Lane:
             # Row by row, since only what lies together is copied without a stop on the way.
             for to, values in zip(self._window, window, strict=True):
                 to[:rows].copy_(values, non_blocking=self.overlaps)
-            self._kernels[kind].predict(self._window[:, :rows], self._out[:, :rows])
+            self._kernels[block.kind].predict(block, self._window[:, :rows], self._out[:, :rows])
             for to, values in zip(out, self._out, strict=True):
                 to.copy_(values[:rows], non_blocking=self.overlaps)
 
@@ -174,11 +176,11 @@ class DevicePredictor:
         self.devices = tuple(dict.fromkeys(lane.device for lane in lanes))
         self.pinned = any(lane.overlaps for lane in lanes)
 
-    def predict(self, kind: Kind, history: Tensor) -> Generator[slice, None, None]:
+    def predict(self, batch: Batch, history: Tensor) -> Generator[slice, None, None]:
         """Predict a batch; it must be run to its end, or closed, before the batch is used.
 
         Args:
-            kind: conv, fc or bias.
+            batch: whose rows these are.
             history: ``[S + steps, rows]`` float32 on the CPU: the window, most-forgotten first,
                 θ0 at S − 1, then what receives the predictions.
 
@@ -198,7 +200,7 @@ class DevicePredictor:
                 lane = free.popleft()
                 busy.append((lane, rows))
                 with failures_of(lane.device):
-                    lane.start(kind, window[:, rows], out[:, rows])
+                    lane.start(batch.block(rows), window[:, rows], out[:, rows])
             while busy:
                 yield self._finish(free, busy)
         finally:

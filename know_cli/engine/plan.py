@@ -1,21 +1,25 @@
-"""What happens to each tensor, and in which batches the parameters go through the predictor.
+"""What happens to each tensor, and to which rows and bytes of it: data only.
 
 The parameters of one kind, tensor after tensor in the order of Θ0's files, are one long stream
 of rows. Blocks are cut from it at fixed positions and batches are whole numbers of blocks, so
 the numbers that come out do not depend on the memory budget or the number of threads. Tensors
 that a method needs whole come after them, one at a time.
+
+:mod:`know_cli.engine.planning` makes plans; :mod:`know_cli.engine.parts` cuts parts from them,
+which are plans again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
+from itertools import accumulate
 
-from know_cli.kinds import (
-    PREDICTED_KINDS,
-    Kind,
-)
+from know_cli.engine.movements import Movements
+from know_cli.kinds import Kind
 from know_cli.normalisation import NormLayer
 
 
@@ -34,7 +38,7 @@ class PlannedTensor:
 
     Attributes:
         name: in the state dict.
-        kind: the KNOWN that predicts it; for other actions the kind that it is.
+        kind: the hyper-model that predicts it; for other actions the kind that it is.
         action: what happens.
         reason: why, in words for the user.
         dtype: safetensors name in Θ0, and so in the output.
@@ -43,6 +47,7 @@ class PlannedTensor:
         nbytes: size in Θ0.
         layer: the normalisation layer that it belongs to.
         whole: whether it is predicted from all its elements together.
+        movements: how far it moves from session to session, for methods that ask for it.
     """
 
     name: str
@@ -55,16 +60,22 @@ class PlannedTensor:
     nbytes: int
     layer: NormLayer | None = None
     whole: bool = False
+    movements: Movements | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of one tensor's elements inside a batch: ``[start, start + count)`` at ``row``."""
+    """A run of one tensor's elements among rows: ``[start, start + count)`` at ``row``."""
 
     tensor: PlannedTensor
     start: int
     count: int
     row: int
+
+    @property
+    def rows(self) -> slice:
+        """Its rows."""
+        return slice(self.row, self.row + self.count)
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,100 @@ class Batch:
     kind: Kind
     segments: tuple[Segment, ...]
     rows: int
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return [segment.row + segment.count for segment in self.segments]
+
+    def block(self, rows: slice) -> Block:
+        """Some of its rows, to be predicted in one call."""
+        return Block(self, rows)
+
+    def segments_of(self, rows: slice) -> Iterator[Segment]:
+        """What some of its rows are, with rows counted from the first of them."""
+        for segment in self.segments[bisect_right(self._ends, rows.start) :]:
+            begin = max(segment.row, rows.start)
+            end = min(segment.row + segment.count, rows.stop)
+            if begin >= end:
+                return
+            yield Segment(
+                segment.tensor, segment.start + begin - segment.row, end - begin, begin - rows.start
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of a batch that a method predicts in one call.
+
+    Attributes:
+        batch: that the rows are of.
+        rows: which ones.
+    """
+
+    batch: Batch
+    rows: slice
+
+    @property
+    def kind(self) -> Kind:
+        """Of all its rows."""
+        return self.batch.kind
+
+    def segments(self) -> Iterator[Segment]:
+        """The tensors that its rows are of, with rows counted from the block's first.
+
+        Worked out only for methods that ask: there may be thousands of tiny tensors in a block.
+        """
+        return self.batch.segments_of(self.rows)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The parameters of one kind that are predicted row by row, tensor after tensor.
+
+    Attributes:
+        kind: of all of them.
+        tensors: none of which is empty.
+        spans: the rows that a plan predicts; each begins where a block does.
+    """
+
+    kind: Kind
+    tensors: tuple[PlannedTensor, ...]
+    spans: tuple[range, ...]
+
+    @staticmethod
+    def of(kind: Kind, tensors: tuple[PlannedTensor, ...]) -> Stream:
+        """All rows of some tensors."""
+        kept = tuple(tensor for tensor in tensors if tensor.elements)
+        rows = sum(tensor.elements for tensor in kept)
+        return Stream(kind, kept, (range(rows),) if rows else ())
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The row after the last one of each tensor."""
+        return tuple(accumulate(tensor.elements for tensor in self.tensors))
+
+    @property
+    def rows(self) -> int:
+        """How many rows a plan predicts of it."""
+        return sum(map(len, self.spans))
+
+    def batches(self, batch_rows: int) -> Iterator[Batch]:
+        """Its spans, each in batches of ``batch_rows`` rows: small tensors together, large cut."""
+        for span in self.spans:
+            for begin in range(span.start, span.stop, batch_rows):
+                yield self.batch(begin, min(begin + batch_rows, span.stop))
+
+    def batch(self, begin: int, end: int) -> Batch:
+        """The rows ``[begin, end)``."""
+        segments, row = [], 0
+        which = bisect_right(self.ends, begin)
+        while begin + row < end:
+            tensor = self.tensors[which]
+            start = begin + row - (self.ends[which] - tensor.elements)
+            count = min(tensor.elements - start, end - begin - row)
+            segments.append(Segment(tensor, start, count, row))
+            row, which = row + count, which + 1
+        return Batch(self.kind, tuple(segments), row)
 
 
 @dataclass(frozen=True)
@@ -87,78 +192,54 @@ class Copy:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that will happen, before a byte of it has.
+    """Everything that will happen, before a byte of it has; or a part of it.
 
     Attributes:
         tensors: every tensor of the output, in the order of Θ0's files.
+        streams: what is predicted row by row, kind after kind.
+        wholes: tensors that are predicted from all their elements together.
+        copies: what is copied byte by byte.
+        resets: tensors that get fresh values.
+        rescales: running statistics that follow the weights before them.
+        block_rows: rows of a block; each is computed alike wherever batches are cut.
         batch_rows: rows of a full batch.
         memory: bytes of working memory that the batches, or the largest tensor that is needed
             whole, and the predictor need.
-        bytes_to_read: of tensor data, from all checkpoints, without the scan for frozen tensors.
-        bytes_to_write: of all outputs together.
+        bytes_to_read: of tensor data, from all checkpoints, without the scan for frozen tensors;
+            of the whole plan.
+        bytes_to_write: of all outputs together; of the whole plan.
     """
 
     tensors: tuple[PlannedTensor, ...]
+    streams: tuple[Stream, ...]
+    wholes: tuple[PlannedTensor, ...]
+    copies: tuple[Copy, ...]
+    resets: tuple[PlannedTensor, ...]
+    rescales: tuple[PlannedTensor, ...]
+    block_rows: int
     batch_rows: int
     memory: int
     bytes_to_read: int
     bytes_to_write: int
 
-    def with_action(self, action: Action) -> list[PlannedTensor]:
-        """The tensors that something happens to."""
-        return [tensor for tensor in self.tensors if tensor.action is action]
+    @property
+    def predicts(self) -> bool:
+        """Whether any tensor is predicted, be it empty."""
+        return any(tensor.action is Action.PREDICT for tensor in self.tensors)
 
     @property
     def predicted(self) -> int:
         """Parameters that are predicted."""
-        return sum(tensor.elements for tensor in self.with_action(Action.PREDICT))
+        rows = sum(stream.rows for stream in self.streams)
+        return rows + sum(tensor.elements for tensor in self.wholes)
 
     def batches(self) -> Iterator[Batch]:
         """The batches of parameters that are predicted row by row, kind after kind."""
-        for kind in PREDICTED_KINDS:
-            yield from cut_batches(kind, self.stream(kind), self.batch_rows)
-
-    def stream(self, kind: Kind) -> list[PlannedTensor]:
-        """The tensors of a kind that are predicted row by row, one after the other."""
-        return [t for t in self.with_action(Action.PREDICT) if t.kind is kind and not t.whole]
+        for stream in self.streams:
+            yield from stream.batches(self.batch_rows)
 
     def whole_tensors(self) -> Iterator[Batch]:
         """Each tensor that is predicted from all its elements together, as a batch of its own."""
-        for tensor in self.with_action(Action.PREDICT):
-            if tensor.whole:
-                segment = Segment(tensor, 0, tensor.elements, 0)
-                yield Batch(tensor.kind, (segment,), tensor.elements)
-
-    def copies(self) -> Iterator[Copy]:
-        """What is copied byte by byte."""
-        for tensor in self.with_action(Action.COPY):
-            yield Copy(tensor, 0, tensor.nbytes)
-
-
-def cut_batches(
-    kind: Kind, tensors: Sequence[PlannedTensor], batch_rows: int, rows: range | None = None
-) -> Iterator[Batch]:
-    """Fill batches of ``batch_rows`` rows with tensors, small ones together, large ones cut.
-
-    Args:
-        kind: of the tensors.
-        tensors: of which one after the other the stream of rows is made.
-        batch_rows: of all batches but the last.
-        rows: of the stream; None is all.
-    """
-    segments: list[Segment] = []
-    row = position = 0
-    for tensor in tensors:
-        start, stop = 0, tensor.elements
-        if rows is not None:
-            start, stop = max(rows.start - position, 0), min(rows.stop - position, stop)
-        position += tensor.elements
-        while start < stop:
-            count = min(stop - start, batch_rows - row)
-            segments.append(Segment(tensor, start, count, row))
-            start, row = start + count, row + count
-            if row == batch_rows:
-                yield Batch(kind, tuple(segments), row)
-                segments, row = [], 0
-    if segments:
-        yield Batch(kind, tuple(segments), row)
+        for tensor in self.wholes:
+            segment = Segment(tensor, 0, tensor.elements, 0)
+            yield Batch(tensor.kind, (segment,), tensor.elements)

@@ -7,40 +7,39 @@ from collections.abc import Mapping, Sequence
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.dtypes import is_float
 from know_cli.checkpoints.reading import CHUNK_ROWS
-from know_cli.engine.plan import Action, Plan, PlannedTensor
+from know_cli.engine.movements import Movements
+from know_cli.engine.plan import Action, Copy, Plan, PlannedTensor, Stream
 from know_cli.engine.predictor import Predictors, TensorPredictor
 from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.errors import UsageError
-from know_cli.kinds import (
-    Classification,
-    Kind,
-    classify_trajectory,
-)
+from know_cli.kinds import PREDICTED_KINDS, Classification, Kind
 from know_cli.normalisation import NormLayer, find_norm_layers
 
 
 def make_plan(
     trajectory: Trajectory,
     settings: Settings,
+    classes: Mapping[str, Classification],
     frozen: frozenset[str],
     *,
     predictors: Predictors,
     outputs: int,
+    movements: Mapping[str, Movements] | None = None,
 ) -> Plan:
     """Decide what happens to every tensor, and how large batches are.
 
     Args:
         trajectory: the inputs.
-        settings: what the user wants.
+        settings: the options that the engine follows.
+        classes: kind of every tensor.
         frozen: names of tensors that are the same in all checkpoints.
         predictors: the method, for what it takes at a time and the memory that it needs.
         outputs: how many checkpoints are written.
+        movements: of tensors that may be predicted, for methods that ask for them.
 
     Raises:
-        UsageError: an override cannot be followed, or ``max_memory`` is too small for one block
-            or for a tensor that is needed whole.
+        UsageError: ``max_memory`` is too small for one block or for a tensor that is needed whole.
     """
-    classes = classify_trajectory(trajectory, settings.overrides)
     overridden = {name for name in classes if classes[name].reason.startswith("--kind")}
     entries = trajectory.first.tensors
     shapes = {name: entry.shape for name, entry in entries.items()}
@@ -74,6 +73,7 @@ def make_plan(
             entry.info.elements,
             entry.info.nbytes,
             layers.get(name),
+            movements=(movements or {}).get(name),
             whole=predictors.tensors is not None
             and decisions[name][0] is Action.PREDICT
             and predictors.tensors.takes(classes[name].kind, entry.shape),
@@ -90,14 +90,30 @@ def make_plan(
     whole_bytes = 0
     if predictors.tensors is not None:
         whole_bytes = _whole_bytes(tensors, len(trajectory), settings, predictors.tensors)
-    predicted = [t.name for t in tensors if t.action is Action.PREDICT]
+    of_action = {
+        action: tuple(tensor for tensor in tensors if tensor.action is action) for action in Action
+    }
+    predicted = of_action[Action.PREDICT]
+    copied = of_action[Action.COPY]
+    rescaled = of_action[Action.RESCALE]
     return Plan(
-        tensors,
-        batch_rows,
-        max(fixed + batch_rows * row_bytes, whole_bytes),
-        sum(e.info.nbytes for name in predicted for e in trajectory.entries(name))
-        + sum(t.nbytes for t in tensors if t.action in (Action.COPY, Action.RESCALE)),
-        outputs * trajectory.first.nbytes,
+        tensors=tensors,
+        streams=tuple(
+            Stream.of(kind, tuple(t for t in predicted if t.kind is kind and not t.whole))
+            for kind in PREDICTED_KINDS
+        ),
+        wholes=tuple(tensor for tensor in predicted if tensor.whole),
+        copies=tuple(Copy(tensor, 0, tensor.nbytes) for tensor in copied),
+        resets=of_action[Action.RESET],
+        rescales=rescaled,
+        block_rows=predictors.rows.block_rows,
+        batch_rows=batch_rows,
+        memory=max(fixed + batch_rows * row_bytes, whole_bytes),
+        bytes_to_read=sum(
+            entry.info.nbytes for tensor in predicted for entry in trajectory.entries(tensor.name)
+        )
+        + sum(tensor.nbytes for tensor in (*copied, *rescaled)),
+        bytes_to_write=outputs * trajectory.first.nbytes,
     )
 
 

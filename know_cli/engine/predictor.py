@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from know_cli.engine.lanes import DevicePredictor
+from know_cli.engine.plan import Block
 from know_cli.kinds import Kind
 
 
@@ -38,11 +39,11 @@ class Predictor(Protocol):
     def thread_bytes(self) -> int:
         """Bytes of main memory that it needs for itself in each thread that calls it."""
 
-    def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
+    def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """Predict the values some steps before Θ0; steps come in order, 1 first.
 
         Args:
-            kind: conv, fc or bias.
+            block: of what kind the rows are, and of which tensors.
             step: 1 for θ̂(−1), 2 for θ̂(−2), …
             history: ``[S + step − 1, rows]`` float32 on the CPU: the window, most-forgotten
                 first, θ0 at S − 1, then the predictions of the steps before.
@@ -77,20 +78,25 @@ class Predictors:
     Attributes:
         rows: predicts in blocks of rows: in threads, or on devices of their own.
         tensors: predicts the tensors that it takes whole; None where a method has no such part.
+        kernel: which of several implementations computes; others may round differently. None
+            where there is only one; on devices what they say themselves.
+        reads_movements: whether the tensors of a block are to have their movements, which costs
+            one more pass over the inputs.
     """
 
     rows: Predictor | DevicePredictor
     tensors: TensorPredictor | None = None
+    kernel: str | None = None
+    reads_movements: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rows, DevicePredictor):
+            object.__setattr__(self, "kernel", self.rows.kernel)
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """Where rows are computed."""
         return self.rows.devices if isinstance(self.rows, DevicePredictor) else (self.rows.device,)
-
-    @property
-    def kernel(self) -> str | None:
-        """What runs on devices; others may round differently. None in threads."""
-        return self.rows.kernel if isinstance(self.rows, DevicePredictor) else None
 
     @property
     def pinned(self) -> bool:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from know_cli.engine.plan import Action, PlannedTensor
 from know_cli.kinds import Kind
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _STATUS = Path("/proc/self/status")
 
@@ -49,6 +56,13 @@ class KindReport:
         """Share of the parameters that was not predicted."""
         return 1 - self.predicted / self.parameters if self.parameters else 0.0
 
+    def add_change(self, before: Tensor, after: Tensor) -> None:
+        """Take in predicted parameters, float64: what they were in Θ0, and what they are now."""
+        change = after - before
+        self.absolute_change += float(change.abs().sum())
+        self.squared_change += float(change.square().sum())
+        self.squared_norm += float(before.square().sum())
+
 
 @dataclass
 class Report:
@@ -82,6 +96,55 @@ class Report:
         default_factory=lambda: {"reading": 0.0, "computing": 0.0, "writing": 0.0, "total": 0.0}
     )
     notices: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def of(tensors: Iterable[PlannedTensor]) -> Report:
+        """A report that has counted the tensors of a plan, before anything has happened."""
+        report = Report()
+        for tensor in tensors:
+            numbers = report.kinds[tensor.kind]
+            numbers.tensors += 1
+            numbers.parameters += tensor.elements
+            if tensor.action is Action.PREDICT:
+                numbers.predicted += tensor.elements
+            else:
+                key = f"{tensor.action.value}: {tensor.reason}"
+                report.reasons[key] = report.reasons.get(key, 0) + 1
+        return report
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time that the block takes to one of the seconds."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - began
+
+    def share_to_json(self) -> dict[str, Any]:
+        """What a rank has done, for :meth:`join`."""
+        return {
+            "changes": {
+                kind.value: (n.absolute_change, n.squared_change, n.squared_norm)
+                for kind, n in self.kinds.items()
+            },
+            "replaced": self.replaced,
+            "nonfinite": self.nonfinite,
+            "seconds": self.seconds,
+        }
+
+    def join(self, part: Mapping[str, Any]) -> None:
+        """Take in what the next rank has done."""
+        for kind, (absolute, squared, norm) in part["changes"].items():
+            numbers = self.kinds[Kind(kind)]
+            numbers.absolute_change += absolute
+            numbers.squared_change += squared
+            numbers.squared_norm += norm
+        self.replaced += part["replaced"]
+        self.nonfinite += part["nonfinite"]
+        for what, seconds in part["seconds"].items():
+            # Ranks work at the same time.
+            self.seconds[what] = max(self.seconds[what], seconds)
 
     @property
     def predicted(self) -> int:

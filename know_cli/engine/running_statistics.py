@@ -6,10 +6,21 @@ q = ⟨w′, w⟩ / ⟨w, w⟩: mean′ = (mean − b)·q + b′ and var′ = va
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from know_cli.checkpoints import Checkpoint, Trajectory
+from know_cli.checkpoints.reading import CHUNK_ROWS, read_elements
+from know_cli.engine.batches import Stretch
+from know_cli.engine.plan import Plan, PlannedTensor
+from know_cli.normalisation import NormLayer
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -97,3 +108,106 @@ class ChannelSums:
         projection = np.where(alive, projected / safe, 1.0)
         growth = np.where(alive, squared_after / safe, 1.0)
         return (mean - bias_before) * projection + bias_after, variance * growth
+
+
+class RunningStatistics:
+    """What rescaling needs to know of the weights and biases that stream by, a step.
+
+    Args:
+        first: Θ0.
+        layers: whose statistics are rescaled.
+        grid: of sums; see :class:`ChannelSums`.
+        steps: of the outputs.
+    """
+
+    def __init__(
+        self, first: Checkpoint, layers: Iterable[NormLayer], grid: int, steps: Iterable[int]
+    ) -> None:
+        self._first = first
+        self._sums: dict[tuple[int, str], ChannelSums] = {}
+        self._biases: dict[tuple[int, str], Array] = {}
+        for layer, step in product(layers, steps):
+            if layer.source_weight is not None:
+                channels, *rest = first.tensors[layer.source_weight].shape
+                self._sums[step, layer.source_weight] = ChannelSums(channels, math.prod(rest), grid)
+            if layer.source_bias is not None:
+                self._biases[step, layer.source_bias] = self._values(layer.source_bias)
+
+    @staticmethod
+    def of(trajectory: Trajectory, plan: Plan, steps: Iterable[int]) -> RunningStatistics:
+        """Of the layers that a plan rescales."""
+        layers = {tensor.layer.prefix: tensor.layer for tensor in plan.rescales if tensor.layer}
+        grid = math.gcd(CHUNK_ROWS, plan.block_rows)
+        return RunningStatistics(trajectory.first, layers.values(), grid, list(steps))
+
+    def needs(self, step: int, stretch: Stretch) -> bool:
+        """Whether a stretch has weights or biases that are to be taken in."""
+        if not self._sums:
+            return False
+        names = ((step, segment.tensor.name) for segment in stretch.segments)
+        return any(key in self._sums or key in self._biases for key in names)
+
+    def take_biases(self, step: int, stretch: Stretch, after: Tensor) -> None:
+        """Take in what a step predicts of biases, float64 by the rows of the stretch."""
+        for segment in stretch.segments:
+            bias = self._biases.get((step, segment.tensor.name))
+            if bias is not None:
+                bias[segment.start : segment.start + segment.count] = after[segment.rows].numpy()
+
+    def take_weights(self, step: int, stretch: Stretch, before: Tensor, after: Tensor) -> None:
+        """Take in weights of Θ0 and of a step, float64 by the rows of the stretch."""
+        for segment in stretch.segments:
+            sums = self._sums.get((step, segment.tensor.name))
+            if sums is not None:
+                sums.add(
+                    segment.start,
+                    stretch.rows.start + segment.row,
+                    before[segment.rows].numpy(),
+                    after[segment.rows].numpy(),
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """What this rank has taken in, for :meth:`join`."""
+        changes: list[tuple[int, str, list[int], list[float]]] = []
+        for (step, name), values in self._biases.items():
+            # Compared as bits: this rank's part is what is no longer Θ0's.
+            at = np.flatnonzero(values.view(np.int64) != self._values(name).view(np.int64))
+            if len(at):
+                changes.append((step, name, at.tolist(), values[at].tolist()))
+        return {
+            "sums": [
+                (step, name, sums.sums.tolist(), sums.leading)
+                for (step, name), sums in self._sums.items()
+                if sums.is_begun
+            ],
+            "biases": changes,
+        }
+
+    def join(self, part: Mapping[str, Any]) -> None:
+        """Take in the part of the next rank; the order of ranks is that of the weights."""
+        for step, name, sums, leading in part["sums"]:
+            self._sums[step, name].join(np.array(sums), leading)
+        for step, name, at, values in part["biases"]:
+            self._biases[step, name][at] = values
+
+    def rescaled(self, step: int, tensor: PlannedTensor) -> Tensor:
+        """A running mean or variance as it is after a step, ``[channels]`` float64."""
+        layer = tensor.layer
+        assert layer is not None
+        assert layer.source_weight is not None
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        mean, variance = self._values(layer.running_mean), self._values(layer.running_var)
+        bias = np.zeros_like(mean)
+        if layer.source_bias is not None:
+            bias = self._values(layer.source_bias)
+        bias_after = self._biases.get((step, layer.source_bias or ""), bias)
+        sums = self._sums[step, layer.source_weight]
+        after = sums.mean_and_variance(mean, variance, bias, bias_after)
+        return torch.from_numpy(after[tensor.name == layer.running_var])
+
+    def _values(self, name: str) -> Array:
+        """A whole small tensor of Θ0, float64."""
+        entry = self._first.tensors[name]
+        values = read_elements(self._first, entry, 0, entry.info.elements)
+        return values.double().numpy()

@@ -62,7 +62,7 @@ def scan(trajectory: Trajectory, names: Sequence[str], ranks: Ranks) -> Scan:
         CheckpointError: a file cannot be read.
         PeerError: another rank has failed.
     """
-    own = _own(trajectory, names, ranks)
+    own = own_names(trajectory, names, ranks)
     found = ranks.gather(_look(trajectory, own, ranks))
     frozen, squared = zip(*ranks.broadcast(found), strict=True)
     return Scan(
@@ -71,8 +71,8 @@ def scan(trajectory: Trajectory, names: Sequence[str], ranks: Ranks) -> Scan:
     )
 
 
-def _own(trajectory: Trajectory, names: Sequence[str], ranks: Ranks) -> list[str]:
-    """A run of the names that has a rank's share of the bytes."""
+def own_names(trajectory: Trajectory, names: Sequence[str], ranks: Ranks) -> list[str]:
+    """A run of some tensors' names that has a rank's share of the bytes."""
     sizes = [trajectory.first.tensors[name].info.nbytes for name in names]
     middles = [end - nbytes / 2 for end, nbytes in zip(accumulate(sizes), sizes, strict=True)]
     total = max(sum(sizes), 1)

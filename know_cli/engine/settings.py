@@ -9,6 +9,9 @@ from know_cli.kinds import (
     Override,
 )
 
+#: The most steps that are predicted.
+MAX_STEPS = 8
+
 
 class NormMode(str, Enum):
     """What happens to normalisation layers."""

@@ -24,7 +24,7 @@ from know_cli.evaluation.statistics import (
     Status,
     mean_estimate,
 )
-from know_cli.prediction.predict import DEFAULT_WEIGHTS
+from know_cli.known.shipped import DEFAULT_WEIGHTS
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:

@@ -17,7 +17,8 @@ from know_cli.evaluation.tasks.task import RATE
 from know_cli.files import temporary_name
 from know_cli.known.bundle import load_bundle
 from know_cli.known.shipped import find_bundle
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Variant:
 
     Attributes:
         label: its name on the command line and in tables.
-        request: keyword arguments of :class:`~know_cli.prediction.predict.Request`.
+        request: keyword arguments of :class:`~know_cli.prediction.request.Request`.
         steps: whether its prediction depends on the number of steps; else there is one result,
             shown as step 1.
     """

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Bundle:
         known.load_state_dict(self.states[kind])
         return known.eval()
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits that change with every weight and with the preparation.
 

@@ -17,11 +17,13 @@ from know_cli.engine.lanes import (
     failures_of,
     first_line,
 )
+from know_cli.engine.plan import Batch
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
-from know_cli.known.torch_kernel import DEVICE_BLOCK_ROWS, Kernel, TorchSteps
+from know_cli.known.torch_kernel import DEVICE_BLOCK_ROWS, TORCH, Kernel, TorchSteps
 
 _CPU = torch.device("cpu")
+_TRITON = "triton"
 
 
 # Several programs of Triton's kernel, the last one with fewer rows.
@@ -44,17 +46,17 @@ def open_devices(bundle: Bundle, steps: int, devices: Sequence[torch.device]) ->
     Raises:
         UsageError: a device fails.
     """
-    kernel, notices = "torch", []
+    kernel, notices = TORCH, []
     if devices[0].type == "cuda":
         trouble = _trouble_with_triton(bundle, steps, devices)
         if trouble is None:
-            kernel = "triton"
+            kernel = _TRITON
         else:
             notices.append(f"{trouble}; KNOWN runs through plain torch operations")
     lanes: list[list[Lane]] = []
     for device in devices:
         with failures_of(device):
-            kernels = triton_kernels if kernel == "triton" else torch_kernels
+            kernels = triton_kernels if kernel == _TRITON else torch_kernels
             lanes.append(open_lanes(bundle, steps, device, kernels))
     in_turn = [lane for of_turn in zip(*lanes, strict=True) for lane in of_turn]
     return DevicePredictor(in_turn, bundle.checkpoints, kernel, notices)
@@ -133,9 +135,10 @@ def _try(lane: Lane, bundle: Bundle, steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     windows = torch.randn(bundle.checkpoints, _TRIED_ROWS, generator=generator) * 0.1
     for kind in bundle.states:
+        block = Batch(kind, (), _TRIED_ROWS).block(slice(0, _TRIED_ROWS))
         actual, expected = torch.full((2, steps, _TRIED_ROWS), torch.nan)
         for one, out in ((lane, actual), (torch_lane, expected)):
-            one.start(kind, windows, out)
+            one.start(block, windows, out)
             one.finish()
         if not torch.allclose(actual, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
             raise RuntimeError("its answers are not those of torch's kernel")

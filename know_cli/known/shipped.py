@@ -12,6 +12,8 @@ from pathlib import Path
 from know_cli.errors import CheckpointError, OutputError, UsageError
 
 MANIFEST = "manifest.json"
+#: The family that is taken where none is named.
+DEFAULT_WEIGHTS = "continuation"
 _FOLDER = "checkpoints-"
 _KERAS = "KNOWN_*.h5"
 
@@ -68,18 +70,30 @@ def family(weights: str, option: str = "--weights") -> dict[int, Path]:
     return dict(sorted(sizes.items()))
 
 
-def find_bundle(weights: str, checkpoints: int) -> Path:
+def check_weights_name(weights: str) -> None:
+    """Refuse what is neither a folder nor a shipped name, before torch is imported.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if not Path(weights).is_dir():
+        family(weights)
+
+
+def find_bundle(weights: str | None, checkpoints: int) -> Path:
     """Resolve ``--weights`` to the folder of one bundle.
 
     Args:
         weights: the name of a shipped family, a bundle's folder, a folder of such for several
             numbers of checkpoints, or a folder of Keras files. An existing folder goes first.
+            None is :data:`DEFAULT_WEIGHTS`.
         checkpoints: S of the trajectory.
 
     Raises:
         UsageError: nothing of that name.
         CheckpointError: there is no KNOWN for that S; the message names those available.
     """
+    weights = DEFAULT_WEIGHTS if weights is None else weights
     path = Path(weights)
     if path.is_dir() and ((path / MANIFEST).exists() or is_keras_folder(path)):
         return path

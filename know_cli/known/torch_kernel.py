@@ -44,6 +44,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from know_cli.engine.plan import Block
 from know_cli.known.folding import Affine, fold
 from know_cli.known.module import (
     FEATURES,
@@ -53,6 +54,8 @@ from know_cli.known.module import (
     Preparation,
 )
 
+#: What this kernel is called, in headers and reports.
+TORCH = "torch"
 #: Rows of a block on a CPU.
 CPU_BLOCK_ROWS = 1536
 #: Rows of a block on other devices, where a launch costs more than what a block holds.
@@ -277,7 +280,7 @@ class TorchSteps:
         rows = kernel.checkpoints + steps - 1
         self._windows = torch.empty(rows, kernel.block_rows, device=kernel.device)
 
-    def predict(self, history: Tensor, out: Tensor) -> None:
+    def predict(self, block: Block, history: Tensor, out: Tensor) -> None:
         """Predict all steps; see :class:`DeviceKernel`."""
         size, rows = history.shape
         windows = self._windows[:, :rows]

@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from know_cli.engine.plan import Block
 from know_cli.known.folding import Affine, fold
 from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, Preparation
 
@@ -258,12 +259,13 @@ class TritonKernel:
             raise RuntimeError("Triton makes no products on tensor cores of it")
         return assembly
 
-    def predict(self, history: Tensor, out: Tensor) -> None:
+    def predict(self, block: Block, history: Tensor, out: Tensor) -> None:
         """Predict all steps, in the current stream of the device, which must be the current one.
 
         Where a prediction is not finite, the steps after it go on from θ0.
 
         Args:
+            block: of which tensors the rows are; KNOWN does not ask.
             history: ``[S, rows]`` on the device, of any float dtype, most-forgotten first, θ0
                 last; rows lie next to each other. No more elements than an int32 counts.
             out: ``[steps, rows]`` float32 on the device, likewise; receives θ̂(−1), θ̂(−2), …

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from know_cli.engine.plan import Block
 from know_cli.engine.predictor import Predictors
 from know_cli.kinds import PREDICTED_KINDS, Kind
 
@@ -34,12 +35,12 @@ class LinearPredictor:
     def __init__(self, weights: Mapping[Kind, Weights]) -> None:
         self._weights = weights
 
-    def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
+    def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
         total = torch.zeros(out.shape, dtype=torch.float64)
         # Products are rounded before they are added: a fused operation would do so or not
         # depending on where in its block a row is.
-        for weight, values in zip(self._weights[kind][step - 1], history, strict=False):
+        for weight, values in zip(self._weights[block.kind][step - 1], history, strict=False):
             if weight:
                 total.add_(values.double().mul_(weight))
         out.copy_(total)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.metadata import Session
 from know_cli.errors import CheckpointError
-from know_cli.known.bundle import Bundle
-from know_cli.methods.registry import Value
+from know_cli.methods.registry import HyperModelBundle, Value
+
+Bundle = TypeVar("Bundle", bound=HyperModelBundle)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Inputs:
         rate: sampling rate from one checkpoint to the next.
         devices: where a hyper-model runs; several are of one type.
         options: a value for each of the method's options.
-        given_bundle: the KNOWN, for methods that read one.
+        given_bundle: of the method's hyper-model, if it has one.
     """
 
     trajectory: Trajectory
@@ -32,24 +34,26 @@ class Inputs:
     rate: float
     devices: tuple[torch.device, ...]
     options: Mapping[str, Value]
-    given_bundle: Bundle | None = None
+    given_bundle: HyperModelBundle | None = None
 
     @property
     def checkpoints(self) -> int:
         """S."""
         return len(self.trajectory)
 
-    @property
-    def bundle(self) -> Bundle:
-        """The KNOWN.
+    def bundle_of(self, hyper_model: type[Bundle]) -> Bundle:
+        """The bundle.
+
+        Args:
+            hyper_model: the class of its bundles.
 
         Raises:
-            ValueError: the registry does not say that the method reads one.
+            ValueError: the registry does not say that the method reads one of these.
             CheckpointError: it reads windows of another length than the trajectory has.
         """
         bundle = self.given_bundle
-        if bundle is None:
-            raise ValueError("this method is not registered as one that reads a bundle")
+        if not isinstance(bundle, hyper_model):
+            raise ValueError("this method is not registered as one that reads such a bundle")
         if bundle.checkpoints != self.checkpoints:
             raise CheckpointError(
                 f"{bundle.source}: this KNOWN reads {bundle.checkpoints} checkpoints, "

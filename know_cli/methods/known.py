@@ -10,11 +10,12 @@ import threading
 import torch
 from torch import Tensor
 
+from know_cli.engine.plan import Block
 from know_cli.engine.predictor import Predictors
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
 from know_cli.known.devices import open_devices
-from know_cli.known.torch_kernel import Kernel
+from know_cli.known.torch_kernel import TORCH, Kernel
 from know_cli.methods.inputs import Inputs
 
 
@@ -45,9 +46,9 @@ class KnownPredictor:
         """Bytes of main memory that it needs for itself in each thread."""
         return self._kernels[Kind.CONV].thread_bytes
 
-    def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
+    def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
-        self._kernels[kind].predict(history[step - 1 :], out)
+        self._kernels[block.kind].predict(history[step - 1 :], out)
 
 
 def predictors(inputs: Inputs) -> Predictors:
@@ -57,7 +58,7 @@ def predictors(inputs: Inputs) -> Predictors:
         CheckpointError: the bundle reads windows of another length than the trajectory has.
         UsageError: a device fails.
     """
-    bundle, devices = inputs.bundle, inputs.devices
+    bundle, devices = inputs.bundle_of(Bundle), inputs.devices
     if devices[0].type == "cpu":
-        return Predictors(KnownPredictor(bundle, devices[0]))
+        return Predictors(KnownPredictor(bundle, devices[0]), kernel=TORCH)
     return Predictors(open_devices(bundle, inputs.steps, devices))

@@ -32,7 +32,7 @@ def predictors(inputs: Inputs) -> Predictors:
     Raises:
         CheckpointError: the bundle has no such rule, or reads windows of another length.
     """
-    rules = read_rules(inputs.bundle)
+    rules = read_rules(inputs.bundle_of(Bundle))
     return Predictors(
         LinearPredictor({kind: iterate(rules[kind], inputs.steps) for kind in PREDICTED_KINDS})
     )

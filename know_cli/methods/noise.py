@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from know_cli.engine.plan import Block
 from know_cli.engine.predictor import Predictors
-from know_cli.kinds import Kind
+from know_cli.known.bundle import Bundle
+from know_cli.known.torch_kernel import TORCH
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.known import KnownPredictor
 
@@ -48,14 +50,14 @@ class NoisePredictor:
         # The window with two predictions more in float32; three numbers of 8 bytes to hash.
         return self._known.thread_bytes + self.block_rows * (4 * (self._checkpoints + 4) + 24)
 
-    def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
+    def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
         window = history[: self._checkpoints]
         newest = window[-1]
         shifted = window.clone()
         # The history has this method's earlier steps, and KNOWN needs its own.
         for _ in range(step):
-            self._known.predict(kind, 1, shifted, out)
+            self._known.predict(block, 1, shifted, out)
             predicted = torch.where(torch.isfinite(out), out, newest)
             shifted = torch.cat([shifted[1:], predicted[None]])
         torch.sub(out, newest, out=out).abs_()
@@ -86,5 +88,5 @@ def predictors(inputs: Inputs) -> Predictors:
     Raises:
         CheckpointError: the bundle reads windows of another length than the trajectory has.
     """
-    known = KnownPredictor(inputs.bundle, inputs.devices[0])
-    return Predictors(NoisePredictor(known, inputs.checkpoints))
+    known = KnownPredictor(inputs.bundle_of(Bundle), inputs.devices[0])
+    return Predictors(NoisePredictor(known, inputs.checkpoints), kernel=TORCH)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
 
 from know_cli.errors import UsageError
 
@@ -16,6 +19,26 @@ DEFAULT_METHOD = "known"
 
 #: The value of a method's option.
 Value = float | str
+
+
+class HyperModelBundle(Protocol):
+    """The weights of a hyper-model, as the main flow knows them."""
+
+    @property
+    def checkpoints(self) -> int:
+        """S of the windows that it reads."""
+
+    @property
+    def digest(self) -> str:
+        """Tells the weights from others."""
+
+    @property
+    def target(self) -> str:
+        """What it was taught to predict."""
+
+    @property
+    def source(self) -> Path | None:
+        """Where it was read; None if from no file."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +82,32 @@ class Method:
         name: as in ``--method NAME``; its module is called the same, with underscores.
         summary: what it predicts in n steps, in a few words for users.
         options: that it can be given.
-        reads_bundle: whether it needs a bundle of KNOWN.
+        hyper_model: the folder of this package that has its hyper-model, such as ``known``; None
+            for methods that read no bundle. The folder has ``shipped`` with ``find_bundle``,
+            ``check_weights_name`` and ``shipped``, and ``bundle`` with ``load_bundle``.
     """
 
     name: str
     summary: str
     options: tuple[Option, ...] = ()
-    reads_bundle: bool = False
+    hyper_model: str | None = None
 
     @property
     def module(self) -> str:
         """Full name of the module whose ``predictors`` opens it."""
         return f"know_cli.methods.{self.name.replace('-', '_')}"
 
+    @property
+    def reads_bundle(self) -> bool:
+        """Whether it needs the bundle of a hyper-model."""
+        return self.hyper_model is not None
+
 
 _ALPHA = Option("alpha", 1.0)
+_KNOWN = "known"
 
 METHODS = (
-    Method("known", "the hyper-model KNOWN, n times", reads_bundle=True),
+    Method("known", "the hyper-model KNOWN, n times", hyper_model=_KNOWN),
     Method("naive", "Θ0"),
     Method("last", "the most-forgotten checkpoint Θ(S−1)"),
     Method(
@@ -91,10 +122,10 @@ METHODS = (
         (Option("of", "data", ("data", "position")),),
     ),
     Method("tsv", "Θ0 + n·α·(merged task singular vectors); matrices whole", (_ALPHA,)),
-    Method("lstsq", "the linear rule in a KNOWN's manifest, n times", reads_bundle=True),
+    Method("lstsq", "the linear rule in a KNOWN's manifest, n times", hyper_model=_KNOWN),
     Method("shrink", "λ^n·Θ0", (Option("lambda", 0.97),)),
     Method("average", "mean of the checkpoints"),
-    Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", reads_bundle=True),
+    Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
 )
 
 
@@ -137,17 +168,67 @@ def complete_options(method: Method, values: Mapping[str, Value]) -> dict[str, V
 
 
 def check_weights(method: Method, weights: str | None) -> None:
-    """Refuse a bundle for a method that reads none.
+    """Refuse a name that cannot be a bundle of a method's hyper-model.
 
     Raises:
-        UsageError: with the methods that do.
+        UsageError: the method reads none, with those that do; or there is none of that name.
     """
-    if weights is not None and not method.reads_bundle:
+    if weights is None:
+        return
+    if method.hyper_model is None:
         readers = ", ".join(other.name for other in METHODS if other.reads_bundle)
         raise UsageError(
             f"--weights {weights}: --method {method.name} reads no KNOWN; leave it out, or take "
             f"one of {readers}"
         )
+    _shipped(method).check_weights_name(weights)
+
+
+def open_bundle(method: Method, weights: str | None, checkpoints: int) -> HyperModelBundle | None:
+    """The bundle of a method's hyper-model; None for methods that read none.
+
+    Args:
+        method: that reads it.
+        weights: name of a shipped family, or a path; None is the hyper-model's default.
+        checkpoints: S.
+
+    Raises:
+        UsageError: there is none of that name.
+        CheckpointError: it is damaged, or there is none for so many checkpoints.
+    """
+    if method.hyper_model is None:
+        return None
+    path = _shipped(method).find_bundle(weights, checkpoints)
+    bundle: HyperModelBundle = _bundles(method).load_bundle(path)
+    return bundle
+
+
+def bundle_with_digest(
+    method: Method, digest: str, weights: str | None, checkpoints: int
+) -> str | None:
+    """The folder of the bundle that has a digest, among the shipped ones or where ``weights`` is.
+
+    Raises:
+        UsageError: there is no bundle of that name.
+        CheckpointError: it is damaged, or there is none for so many checkpoints.
+    """
+    if method.hyper_model is None:
+        return None
+    shipped = _shipped(method)
+    if weights is None:
+        paths = [sizes[checkpoints] for sizes in shipped.shipped().values() if checkpoints in sizes]
+    else:
+        paths = [shipped.find_bundle(weights, checkpoints)]
+    load = _bundles(method).load_bundle
+    return next((str(path) for path in paths if load(path).digest == digest), None)
+
+
+def _shipped(method: Method) -> Any:
+    return import_module(f"know_cli.{method.hyper_model}.shipped")
+
+
+def _bundles(method: Method) -> Any:
+    return import_module(f"know_cli.{method.hyper_model}.bundle")
 
 
 def describe_methods() -> str:

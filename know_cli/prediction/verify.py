@@ -7,13 +7,10 @@ a random sample of them can be checked in seconds, whatever the size of the chec
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
 import random
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +22,16 @@ from know_cli.checkpoints import metadata as keys
 from know_cli.checkpoints.checksum import check_digest
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.checkpoints.reading import as_bytes
-from know_cli.engine.plan import Action, Batch, Plan, PlannedTensor, Segment
+from know_cli.engine.parts import sample
 from know_cli.engine.progress import Progress, Silent
-from know_cli.engine.settings import FrozenMode, NormMode, Settings
+from know_cli.engine.run import execute
 from know_cli.errors import CheckpointError, UsageError, quoted
-from know_cli.kinds import PREDICTED_KINDS, Kind, parse_override
-from know_cli.known.bundle import load_bundle
-from know_cli.known.shipped import find_bundle, shipped
-from know_cli.prediction.predict import Prediction, Request, open_prediction
+from know_cli.methods.registry import bundle_with_digest, find_method
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.predict import Prediction
+from know_cli.prediction.recipe import Recipe
 
 DEFAULT_SPANS = 256
-#: Bytes of copied tensors that a sample has at most.
-_COPIED_BYTES = 64 << 20
 # Another processor or version of torch may round otherwise; more than this is no rounding.
 _ROUNDING = 1e-4
 
@@ -121,38 +116,6 @@ class Verification:
         )
 
 
-@dataclass(frozen=True)
-class Sample(Plan):
-    """A part of a plan.
-
-    Attributes:
-        blocks: batches of one block each, at the places where the whole plan has them.
-        wholes: tensors that are predicted from all their elements together.
-        copied: tensors that are copied, and those that are reset.
-    """
-
-    blocks: tuple[Batch, ...] = ()
-    wholes: tuple[Batch, ...] = ()
-    copied: tuple[PlannedTensor, ...] = ()
-
-    def with_action(self, action: Action) -> list[PlannedTensor]:
-        """The tensors of the sample that something other than predicting happens to."""
-        return [tensor for tensor in self.copied if tensor.action is action]
-
-    @property
-    def predicted(self) -> int:
-        """Parameters that are predicted."""
-        return sum(batch.rows for batch in (*self.blocks, *self.wholes))
-
-    def batches(self) -> Iterator[Batch]:
-        """The blocks."""
-        yield from self.blocks
-
-    def whole_tensors(self) -> Iterator[Batch]:
-        """The tensors that are predicted whole."""
-        yield from self.wholes
-
-
 def verify(
     output: Path,
     checkpoints: Sequence[Path],
@@ -189,117 +152,76 @@ def verify(
     """
     progress = progress or Silent()
     with open_checkpoint(output) as found:
-        request = _request(found, checkpoints, weights, device, threads, max_memory)
+        recipe = _recipe(found)
+        if recipe.checkpoints != len(checkpoints):
+            raise CheckpointError(
+                f"{output}: was made from {recipe.checkpoints} checkpoints, {len(checkpoints)} "
+                "were given"
+            )
         result = Verification(
             bytes_total=sum(entry.info.nbytes for entry in found.tensors.values()),
             tensors_total=sum(entry.info.nbytes > 0 for entry in found.tensors.values()),
         )
         progress.phase("comparing the digest")
         result.digest = check_digest(output)
-        with _open(found, request) as prediction:
-            _check_inputs(found, prediction)
-            result.metadata = _metadata_differences(found, prediction, result)
+        with _open(found, recipe, checkpoints, weights, device, threads, max_memory) as prediction:
+            _check_inputs(found, recipe, prediction)
+            result.metadata = _metadata_differences(found, recipe, prediction)
             plan = prediction.plan
             if spans is not None:
                 result.seed = random.SystemRandom().getrandbits(32) if seed is None else seed
-                plan = sample(plan, prediction.block_rows, spans, result.seed)
-                result.spans = len(plan.blocks) + len(plan.wholes)
-                result.rescaled = len(prediction.plan.with_action(Action.RESCALE))
+                plan = sample(plan, spans, result.seed)
+                result.spans = sum(len(s.spans) for s in plan.streams) + len(plan.wholes)
+                result.rescaled = len(prediction.plan.rescales)
             comparer = _Comparer(found)
-            report = prediction.run(plan, progress, lambda _: comparer)
-            result.notices += [*prediction.notices, *report.notices]
+            execute(replace(prediction.job(progress), plan=plan, open_sink=lambda _: comparer))
+            result.notices = list(prediction.notices)
     result.bytes_compared, result.tensors = comparer.nbytes, len(comparer.compared)
     result.differences = sorted(comparer.differences.values(), key=lambda d: d.name)
     return result
 
 
-def _open(found: Checkpoint, request: Request) -> Prediction:
-    """Open the prediction; wishes that cannot be are the provenance's fault, not the user's."""
+def _recipe(found: Checkpoint) -> Recipe:
+    if keys.METHOD not in found.metadata:
+        raise CheckpointError(
+            f"{found.path}: has no provenance ({keys.METHOD} in its metadata); only what "
+            "'know predict' wrote can be verified"
+        )
     try:
+        return Recipe.from_metadata(found.metadata)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{found.path}: its provenance cannot be read ({quoted(str(error))}); it was not "
+            "written by this program, or by a much older one"
+        ) from error
+
+
+def _open(
+    found: Checkpoint,
+    recipe: Recipe,
+    checkpoints: Sequence[Path],
+    weights: str | None,
+    device: str | None,
+    threads: int,
+    max_memory: int,
+) -> Prediction:
+    """Open the prediction; options that cannot be are the provenance's fault, not the user's."""
+    try:
+        request = recipe.to_request(
+            checkpoints,
+            found.path,
+            weights=_bundle(found.path, recipe, weights),
+            device=device,
+            threads=threads,
+            max_memory=max_memory,
+        )
         return open_prediction(request)
     except UsageError as error:
-        if str(error).startswith(("--max-memory", "--device")):
+        if str(error).startswith(("--max-memory", "--device", "--weights")):
             raise
         raise CheckpointError(
             f"{found.path}: its provenance cannot be followed: {error}"
         ) from error
-
-
-def sample(plan: Plan, block_rows: int, spans: int, seed: int) -> Sample:
-    """Take random blocks, and tensors that are needed whole, of a plan, and some copied ones.
-
-    Args:
-        plan: the whole.
-        block_rows: rows of a block.
-        spans: how many are taken, each with the same chance; all, if there are no more.
-        seed: which ones.
-    """
-    chance = random.Random(seed)
-    streams = [_Stream.of(plan, kind, block_rows) for kind in PREDICTED_KINDS]
-    wholes = list(plan.whole_tensors())
-    firsts = [0, *itertools.accumulate(stream.blocks for stream in streams)]
-    total = firsts[-1] + len(wholes)
-    blocks, taken = [], []
-    for number in sorted(chance.sample(range(total), min(spans, total))):
-        if number >= firsts[-1]:
-            taken.append(wholes[number - firsts[-1]])
-            continue
-        which = bisect_right(firsts, number) - 1
-        blocks.append(streams[which].block(number - firsts[which]))
-    copied = plan.with_action(Action.COPY)
-    chance.shuffle(copied)
-    room, kept = _COPIED_BYTES, plan.with_action(Action.RESET)
-    for tensor in copied:
-        if tensor.nbytes <= room:
-            room -= tensor.nbytes
-            kept.append(tensor)
-    return Sample(
-        plan.tensors,
-        min(block_rows, plan.batch_rows),
-        plan.memory,
-        plan.bytes_to_read,
-        plan.bytes_to_write,
-        tuple(blocks),
-        tuple(taken),
-        tuple(kept),
-    )
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """The rows of one kind, cut into blocks."""
-
-    kind: Kind
-    tensors: tuple[PlannedTensor, ...]
-    ends: tuple[int, ...]
-    block_rows: int
-
-    @staticmethod
-    def of(plan: Plan, kind: Kind, block_rows: int) -> _Stream:
-        tensors = tuple(
-            tensor
-            for tensor in plan.with_action(Action.PREDICT)
-            if tensor.kind is kind and not tensor.whole and tensor.elements
-        )
-        ends = tuple(itertools.accumulate(tensor.elements for tensor in tensors))
-        return _Stream(kind, tensors, ends, block_rows)
-
-    @property
-    def blocks(self) -> int:
-        return -(-self.ends[-1] // self.block_rows) if self.ends else 0
-
-    def block(self, number: int) -> Batch:
-        begin = number * self.block_rows
-        end = min(begin + self.block_rows, self.ends[-1])
-        segments, row = [], 0
-        which = bisect_right(self.ends, begin)
-        while begin + row < end:
-            tensor = self.tensors[which]
-            start = begin + row - (self.ends[which] - tensor.elements)
-            count = min(tensor.elements - start, end - begin - row)
-            segments.append(Segment(tensor, start, count, row))
-            row, which = row + count, which + 1
-        return Batch(self.kind, tuple(segments), row)
 
 
 class _Comparer:
@@ -307,6 +229,7 @@ class _Comparer:
 
     def __init__(self, found: Checkpoint) -> None:
         self.nbytes = 0
+        self.file_bytes = 0
         self.left_out: list[Path] = []
         self.remaining: list[Path] = []
         self.compared: set[str] = set()
@@ -356,96 +279,26 @@ class _Comparer:
         """Nothing is open."""
 
 
-# ------------------------------------------------------------------------------ provenance
-
-
-def _request(
-    found: Checkpoint,
-    checkpoints: Sequence[Path],
-    weights: str | None,
-    device: str | None,
-    threads: int,
-    max_memory: int,
-) -> Request:
-    """The request that the output's metadata tells of."""
-    metadata = found.metadata
-    if keys.METHOD not in metadata:
-        raise CheckpointError(
-            f"{found.path}: has no provenance ({keys.METHOD} in its metadata); only what "
-            "'know predict' wrote can be verified"
-        )
-    try:
-        settings = Settings(
-            steps=int(metadata[keys.STEPS]),
-            norm=NormMode(metadata[keys.NORM]),
-            frozen=FrozenMode(metadata.get(keys.FROZEN, FrozenMode.COPY.value)),
-            overrides=tuple(parse_override(text) for text in _texts(metadata)),
-            allow_nonfinite=keys.NONFINITE in metadata,
-            max_memory=max_memory,
-            threads=threads,
-        )
-        rate = float(metadata[keys.RATE])
-        options = json.loads(metadata.get(keys.OPTIONS, "{}"))
-        count = int(metadata[keys.CHECKPOINTS])
-        if not (1 <= settings.steps <= 8 and 0 < rate < 1 and isinstance(options, dict)):
-            raise ValueError("a value is out of its range")
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{found.path}: its provenance cannot be read ({quoted(str(error))}); it was not "
-            "written by this program, or by a much older one"
-        ) from error
-    if count != len(checkpoints):
-        raise CheckpointError(
-            f"{found.path}: was made from {count} checkpoints, {len(checkpoints)} were given"
-        )
-    digest = metadata.get(keys.BUNDLE)
-    return Request(
-        checkpoints=checkpoints,
-        output=found.path,
-        weights=None if digest is None else _bundle(found.path, digest, count, weights),
-        settings=settings,
-        rate=rate,
-        device=device or _device(metadata),
-        method=metadata[keys.METHOD],
-        options=options,
-        rewrite=False,
-    )
-
-
-def _texts(metadata: Mapping[str, str]) -> list[str]:
-    texts = json.loads(metadata.get(keys.KINDS, "[]"))
-    if not isinstance(texts, list):
-        raise ValueError("kinds are no list")
-    return [str(text) for text in texts]
-
-
-def _device(metadata: Mapping[str, str]) -> str:
-    recorded = metadata.get(keys.DEVICE, "cpu")
-    return recorded if recorded in ("cuda", "mps", "xpu") else "cpu"
-
-
-def _bundle(output: Path, digest: str, count: int, weights: str | None) -> str:
-    """The folder of the bundle with a digest: where the user says, or a shipped one."""
-    paths = (
-        [sizes[count] for sizes in shipped().values() if count in sizes]
-        if weights is None
-        else [find_bundle(weights, count)]
-    )
-    for path in paths:
-        if load_bundle(path).digest == digest:
-            return str(path)
+def _bundle(output: Path, recipe: Recipe, weights: str | None) -> str | None:
+    """The folder of the bundle of a recipe: where the user says, or a shipped one."""
+    if recipe.bundle is None:
+        return None
+    method = find_method(recipe.method)
+    path = bundle_with_digest(method, recipe.bundle, weights, recipe.checkpoints)
+    if path is not None:
+        return path
     if weights is None:
         raise CheckpointError(
-            f"{output}: was made with a KNOWN of digest {quoted(digest)}, which is not one of the "
-            "shipped; say where it is with --weights"
+            f"{output}: was made with a KNOWN of digest {quoted(recipe.bundle)}, which is not one "
+            "of the shipped; say where it is with --weights"
         )
     raise CheckpointError(
-        f"{output}: was made with a KNOWN of digest {quoted(digest)}, which --weights {weights} "
-        "is not"
+        f"{output}: was made with a KNOWN of digest {quoted(recipe.bundle)}, which --weights "
+        f"{weights} is not"
     )
 
 
-def _check_inputs(found: Checkpoint, prediction: Prediction) -> None:
+def _check_inputs(found: Checkpoint, recipe: Recipe, prediction: Prediction) -> None:
     """Refuse other inputs than the output was made from, before anything is computed."""
     first = prediction.trajectory.first
     for name in sorted(first.tensors.keys() ^ found.tensors.keys()):
@@ -458,8 +311,7 @@ def _check_inputs(found: Checkpoint, prediction: Prediction) -> None:
                 f"{found.path}: tensor {quoted(name)} has another dtype or shape than in "
                 f"{first.path}"
             )
-    recorded = found.metadata.get(keys.INPUTS, "").split()
-    given = prediction.outputs[-1].metadata[keys.INPUTS].split()
+    recorded, given = recipe.inputs, prediction.recipe.inputs
     if recorded and recorded != given:
         trio = zip(prediction.trajectory.checkpoints, recorded, given, strict=False)
         wrong = next((c.path for c, one, two in trio if one != two), first.path)
@@ -471,24 +323,28 @@ def _check_inputs(found: Checkpoint, prediction: Prediction) -> None:
         raise CheckpointError(f"{found.path}: was not made from {wrong} in that place; {advice}")
 
 
-def _metadata_differences(
-    found: Checkpoint, prediction: Prediction, result: Verification
-) -> list[str]:
-    """Keys whose values differ in any file of the output; what the version explains is told."""
+def _metadata_differences(found: Checkpoint, recipe: Recipe, prediction: Prediction) -> list[str]:
+    """Keys whose values differ in any file of the output; what the version explains is noted."""
     expected = dict(prediction.outputs[-1].metadata)
-    version = found.metadata.get(keys.VERSION)
-    if version != __version__:
-        result.notices.append(
-            f"{found.path} was made by version {quoted(version)}, this is {__version__}"
+    if recipe.version != __version__:
+        prediction.notices.add(
+            f"{found.path} was made by version {quoted(recipe.version)}, this is {__version__}"
+        )
+    here = prediction.recipe.kernel
+    if recipe.kernel not in (here, None):
+        prediction.notices.add(
+            f"{found.path} was made by the {recipe.kernel} kernel, here runs that of {here}, which "
+            "may differ by a rounding"
         )
     # Outputs of older versions have fewer keys, and a device may be another one.
-    optional = {keys.VERSION, keys.DEVICE, keys.FROZEN, keys.INPUTS}
+    optional = {keys.VERSION, keys.DEVICE, keys.FROZEN, keys.INPUTS, keys.KERNEL}
+    free = {keys.VERSION, keys.DEVICE, keys.KERNEL}
     differ = set()
     for header in found.headers.values():
         actual = header.metadata
         for key in expected.keys() | actual.keys():
             missing_as_before = key in optional and key not in actual
             same = actual.get(key) == expected.get(key)
-            if not (same or missing_as_before or key in (keys.VERSION, keys.DEVICE)):
+            if not (same or missing_as_before or key in free):
                 differ.add(key)
     return sorted(differ)

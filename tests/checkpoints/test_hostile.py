@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import resource
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 from know_cli.checkpoints import Checkpoint, open_checkpoint
 from know_cli.checkpoints.dtypes import BITS
-from know_cli.checkpoints.json_text import MAX_BYTES
+from know_cli.checkpoints.json_text import MAX_BYTES, MAX_OBJECTS
 from know_cli.cli.output import printable
 from know_cli.errors import EXIT_CHECKPOINT, CheckpointError, quoted
 from tests.support.command import Command, one_line
@@ -38,6 +39,8 @@ from tests.support.hostile import (
 )
 
 SECONDS = 2.0
+#: What is refused may take so many times what Python needs to parse the largest header.
+TIMES = 10
 MEGABYTES = 200
 #: What we refuse though the library does not: parts of our messages.
 STRICTER = (
@@ -52,9 +55,25 @@ def peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
+def largest_header() -> bytes:
+    """As many tensors as are read, none with an element."""
+    entries = (
+        b'"layers.%d.weight":%b' % (n, raw_entry(shape="[0,4,1]", offsets="[0,0]"))
+        for n in range(MAX_OBJECTS)
+    )
+    return b"{%b}" % b",".join(entries)
+
+
+def parsing_seconds() -> float:
+    """This process's time to parse the largest header, now: on a busy machine it is more."""
+    text = largest_header()
+    began = time.process_time()
+    json.loads(text)
+    return time.process_time() - began
+
+
 def read(path: Path) -> Checkpoint | str:
     """The open checkpoint, or the message that it is refused with; anything else is a failure."""
-    # Of this process's own time: a busy machine may let it wait.
     began = time.process_time()
     message = None
     try:
@@ -62,7 +81,8 @@ def read(path: Path) -> Checkpoint | str:
     except CheckpointError as error:
         message = str(error)
     finally:
-        assert time.process_time() - began < SECONDS
+        seconds = time.process_time() - began
+        assert seconds < SECONDS or seconds < TIMES * parsing_seconds()
     assert CheckpointError.exit_code == EXIT_CHECKPOINT
     assert message.startswith(str(path))
     assert len(printable(message).splitlines()) == 1
@@ -172,13 +192,8 @@ LONG = {
     "many objects": lambda size: safetensors_file(
         b"{%b}" % b",".join(b'"%d":{}' % n for n in range(150_000))
     ),
-    "as many tensors as are read, the last one wrong": lambda size: safetensors_file(
-        b"{%b}"
-        % b",".join(
-            b'"layers.%d.weight":%b' % (n, raw_entry(shape="[0,4,1]", offsets="[0,0]"))
-            for n in range(150_000)
-        ),
-        b"x",
+    "as many tensors as are read, and a byte too many": lambda size: safetensors_file(
+        largest_header(), b"x"
     ),
 }
 
@@ -186,10 +201,11 @@ LONG = {
 @pytest.mark.parametrize("case", LONG)
 def test_the_largest_headers_take_bounded_time_and_memory(case: str, tmp_path: Path) -> None:
     """In a process of its own, since memory that was freed is still in this one's peak."""
-    path = tmp_path / "long.safetensors"
+    path, header = tmp_path / "long.safetensors", tmp_path / "header.json"
     path.write_bytes(LONG[case](MAX_BYTES - 100))
+    header.write_bytes(largest_header())
     code = (
-        "import sys, time\n"
+        "import json, sys, time\n"
         "from pathlib import Path\n"
         "from know_cli.checkpoints import open_checkpoint\n"
         "from know_cli.errors import CheckpointError\n"
@@ -198,15 +214,23 @@ def test_the_largest_headers_take_bounded_time_and_memory(case: str, tmp_path: P
         "before, began = peak(), time.process_time()\n"
         "try: open_checkpoint(Path(sys.argv[1]))\n"
         "except CheckpointError as error: print(len(str(error)), time.process_time() - began, peak() - before)\n"
+        # As fast as this machine is now, and whatever else it does.
+        "text = Path(sys.argv[2]).read_bytes()\n"
+        "began = time.process_time()\n"
+        "json.loads(text)\n"
+        "print(time.process_time() - began)\n"
     )
     if not Path("/proc/self/status").exists():
         pytest.skip("reads Linux' own figures")
     done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(path), str(header)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    length, seconds, megabytes = map(float, done.stdout.split())
+    length, seconds, megabytes, parsing = map(float, done.stdout.split())
     assert length < 1000
-    assert seconds < SECONDS, seconds
+    assert seconds < TIMES * parsing, (seconds, parsing)
     assert megabytes < MEGABYTES, megabytes
 
 

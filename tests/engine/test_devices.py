@@ -17,6 +17,7 @@ from torch import Tensor
 
 from know_cli.engine.devices import choose_devices
 from know_cli.engine.lanes import CudaQueue, DevicePredictor, Lane
+from know_cli.engine.plan import Block
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.settings import Settings
 from know_cli.errors import EXIT_USAGE, UsageError
@@ -28,9 +29,11 @@ from know_cli.known.module import Preparation
 from know_cli.methods import known
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.known import KnownPredictor
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from tests.support.bundles import random_bundle
 from tests.support.command import Command, one_line
+from tests.support.plans import batch_of, block_of
 from tests.support.trajectories import states, write_trajectory
 
 CPU = torch.device("cpu")
@@ -131,7 +134,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 class Broken:
     """A kernel whose answers are not numbers."""
 
-    def predict(self, history: Tensor, out: Tensor) -> None:
+    def predict(self, block: Block, history: Tensor, out: Tensor) -> None:
         out.fill_(torch.nan)
 
 
@@ -147,7 +150,7 @@ def test_without_triton_the_torch_kernel_runs_and_it_is_said(
     assert notice == "Triton is not installed; KNOWN runs through plain torch operations"
     assert predictor.kernel == "torch"
     history = a_history(bundle, 70, 2)
-    list(predictor.predict(Kind.FC, history[:, :70]))
+    list(predictor.predict(batch_of(Kind.FC, 70), history[:, :70]))
     assert torch.equal(history, in_threads(bundle, a_history(bundle, 70, 2), 2, Kind.FC))
 
 
@@ -214,7 +217,7 @@ def test_notices_are_shown_before_a_prediction(
     monkeypatch.setitem(sys.modules, "know_cli.known.triton_kernel", None)
     request = Request(trajectory_paths, tmp_path / "out", str(bundle_path), device="cuda:all")
     with open_prediction(request) as opened:
-        assert opened.notices[0].startswith("Triton is not installed;")
+        assert next(iter(opened.notices)).startswith("Triton is not installed;")
         assert opened.describe()["kernel"] == "torch"
         assert opened.outputs[0].metadata["know.device"] == "cuda"
         opened.execute()
@@ -237,7 +240,9 @@ def in_threads(bundle: Bundle, history: Tensor, steps: int, kind: Kind) -> Tenso
     for start in range(0, history.shape[1], predictor.block_rows):
         block = history[:, start : start + predictor.block_rows]
         for step in range(steps):
-            predictor.predict(kind, step + 1, block[: size + step], block[size + step])
+            predictor.predict(
+                block_of(kind, block.shape[1]), step + 1, block[: size + step], block[size + step]
+            )
             out = block[size + step]
             out.copy_(torch.where(torch.isfinite(out), out, block[size - 1]))
     return history
@@ -258,7 +263,7 @@ class SlowLane:
         self._failing, self._blocks = failing, 0
         self._work: Callable[[], object] | None = None
 
-    def start(self, kind: Kind, window: Tensor, out: Tensor) -> None:
+    def start(self, block: Block, window: Tensor, out: Tensor) -> None:
         assert self._work is None, "a block is still there"
         self._blocks += 1
         self._log.append(f"start {self._name}")
@@ -266,7 +271,7 @@ class SlowLane:
             raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
 
         def compute() -> None:
-            self._lane.start(kind, window, out)
+            self._lane.start(block, window, out)
             self._lane.finish()
 
         if self._pool is None:
@@ -308,7 +313,7 @@ def test_predictions_do_not_depend_on_the_lanes(
     # The kernels of all lanes take blocks of the same size, whose results are the same bytes.
     (one, _) = open_lanes(bundle, steps, CPU, torch_kernels, BLOCK)
     expected, actual = a_history(bundle, rows, steps), a_history(bundle, rows, steps)
-    list(DevicePredictor([one], checkpoints, "torch").predict(Kind.CONV, expected))
+    list(DevicePredictor([one], checkpoints, "torch").predict(batch_of(Kind.CONV, rows), expected))
     torch.testing.assert_close(
         expected, in_threads(bundle, a_history(bundle, rows, steps), steps, Kind.CONV), atol=1e-6, rtol=0
     )  # fmt: skip
@@ -316,7 +321,7 @@ def test_predictions_do_not_depend_on_the_lanes(
         lanes = slow_lanes(bundle, steps, number, [], pool if threads else None)
         predictor = DevicePredictor(lanes, checkpoints, "torch")  # type: ignore[arg-type]
         blocks = []
-        for block in predictor.predict(Kind.CONV, actual):
+        for block in predictor.predict(batch_of(Kind.CONV, rows), actual):
             # What is said to be done is done.
             assert torch.equal(actual[:, block], expected[:, block])
             blocks.append(block)
@@ -329,7 +334,7 @@ def test_lanes_take_turns_and_are_filled_before_the_first_is_waited_for() -> Non
     lanes = slow_lanes(bundle, 1, 2, log)
     predictor = DevicePredictor(lanes, 2, "torch")  # type: ignore[arg-type]
     assert [str(device) for device in predictor.devices] == ["cuda:0", "cuda:1"]
-    list(predictor.predict(Kind.FC, a_history(bundle, 4 * BLOCK, 1)))
+    list(predictor.predict(batch_of(Kind.FC, 4 * BLOCK), a_history(bundle, 4 * BLOCK, 1)))
     assert log == [
         "start 0", "start 1", "finish 0", "start 0", "finish 1", "start 1", "finish 0", "finish 1",
     ]  # fmt: skip
@@ -341,7 +346,7 @@ def test_a_device_that_fails_is_named_and_all_others_come_to_rest(failing: str) 
     lanes = slow_lanes(bundle, 1, 3, log, failing=failing)
     predictor = DevicePredictor(lanes, 2, "torch")  # type: ignore[arg-type]
     with pytest.raises(UsageError) as error:
-        list(predictor.predict(Kind.FC, a_history(bundle, 12 * BLOCK, 1)))
+        list(predictor.predict(batch_of(Kind.FC, 12 * BLOCK), a_history(bundle, 12 * BLOCK, 1)))
     text = str(error.value)
     assert text.startswith("--device cuda:2: the device failed: CUDA error: ")
     assert text.endswith("; try another, such as cpu")
@@ -356,7 +361,7 @@ def test_devices_come_to_rest_before_memory_is_used_again(error: type[BaseExcept
     predictor = DevicePredictor(lanes, 2, "torch")  # type: ignore[arg-type]
     with (
         pytest.raises(error),
-        closing(predictor.predict(Kind.FC, a_history(bundle, 900, 1))) as blocks,
+        closing(predictor.predict(batch_of(Kind.FC, 900), a_history(bundle, 900, 1))) as blocks,
     ):
         for number, _ in enumerate(blocks):
             if number == 2:
@@ -386,7 +391,7 @@ def test_all_that_a_lane_does_goes_into_its_queue() -> None:
     log: list[str] = []
 
     class Sum:
-        def predict(self, history: Tensor, out: Tensor) -> None:
+        def predict(self, block: Block, history: Tensor, out: Tensor) -> None:
             log.append("compute")
             assert (history.shape, out.shape) == ((3, 4), (2, 4))
             out.copy_(torch.stack([history.sum(0), history.prod(0)]))
@@ -396,7 +401,7 @@ def test_all_that_a_lane_does_goes_into_its_queue() -> None:
     expected = history.clone()
     expected[3, 5:9] = history[:3, 5:9].sum(0)
     expected[4, 5:9] = history[:3, 5:9].prod(0)
-    lane.start(Kind.FC, history[:3, 5:9], history[3:, 5:9])
+    lane.start(block_of(Kind.FC, 4), history[:3, 5:9], history[3:, 5:9])
     assert log == ["fill", "compute", "filled"]
     lane.finish()
     assert log[3:] == ["wait"]
@@ -470,7 +475,7 @@ def test_several_devices_write_the_bytes_of_one(
         with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             run_on(
                 lambda inputs, number=number, pool=pool: slow_lanes(  # type: ignore[misc]
-                    inputs.bundle, inputs.steps, number, [], pool
+                    inputs.bundle_of(Bundle), inputs.steps, number, [], pool
                 ),
                 paths, bundle_path, tmp_path / "out", monkeypatch, steps=steps,
                 max_memory=chance.randint(3, 20) << 20,
@@ -497,7 +502,7 @@ def test_a_device_that_fails_ends_the_run_cleanly(
     lanes: list[SlowLane] = []
 
     def lanes_of(inputs: Inputs) -> list[SlowLane]:
-        lanes.extend(slow_lanes(inputs.bundle, inputs.steps, 2, [], failing=failing))
+        lanes.extend(slow_lanes(inputs.bundle_of(Bundle), inputs.steps, 2, [], failing=failing))
         return lanes
 
     with pytest.raises(UsageError, match="--device cuda:1: the device failed: CUDA error"):
@@ -514,7 +519,7 @@ def test_page_locked_memory_counts_twice(
     for overlaps in (False, True):
 
         def predictors(inputs: Inputs, overlaps: bool = overlaps) -> Predictors:
-            lanes = slow_lanes(inputs.bundle, inputs.steps, 1, [])
+            lanes = slow_lanes(inputs.bundle_of(Bundle), inputs.steps, 1, [])
             lanes[0].overlaps = overlaps
             return Predictors(DevicePredictor(lanes, inputs.checkpoints, "torch"))  # type: ignore[arg-type]
 
@@ -542,13 +547,13 @@ def test_batches_are_page_locked_where_devices_copy_by_themselves(
         return empty(*shape, **options)  # type: ignore[call-overload, no-any-return]
 
     def lanes_of(inputs: Inputs) -> list[SlowLane]:
-        lanes = slow_lanes(inputs.bundle, inputs.steps, 2, [])
+        lanes = slow_lanes(inputs.bundle_of(Bundle), inputs.steps, 2, [])
         for lane in lanes:
             lane.overlaps = True
         return lanes
 
     paths = write_trajectory(tmp_path)
-    run_on(lambda inputs: slow_lanes(inputs.bundle, inputs.steps, 2, []), paths, bundle_path,
+    run_on(lambda inputs: slow_lanes(inputs.bundle_of(Bundle), inputs.steps, 2, []), paths, bundle_path,
            tmp_path / "out", monkeypatch, steps=2)  # fmt: skip
     expected = (tmp_path / "out").read_bytes()
     monkeypatch.setattr(torch, "empty", recorded)

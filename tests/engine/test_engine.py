@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from know_cli.engine.plan import Action, PlannedTensor, cut_batches
+from know_cli.engine.plan import Action, Block, PlannedTensor, Stream
 from know_cli.engine.report import Report
 from know_cli.engine.running_statistics import ChannelSums
 from know_cli.engine.scan import looks_reversed
@@ -25,7 +25,8 @@ from know_cli.kinds import Kind, Override
 from know_cli.known.bundle import load_bundle
 from know_cli.methods import known
 from know_cli.methods.known import KnownPredictor
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from tests.support.by_hand import rescaled_by_hand
 from tests.support.folders import digest
 from tests.support.trajectories import KINDS, network, states, write_trajectory
@@ -110,7 +111,7 @@ def test_output_has_metadata_and_provenance_and_no_more(bundle_path: Path, tmp_p
         "know.method": "known", "know.steps": "2", "know.rate": repr(1 / 3),
         "know.checkpoints": "5", "know.bundle": load_bundle(bundle_path).digest,
         "know.target": "retrodiction", "know.norm": "rescale", "know.frozen": "copy",
-        "know.device": "cpu", "know.inputs": metadata["know.inputs"],
+        "know.device": "cpu", "know.kernel": "torch", "know.inputs": metadata["know.inputs"],
     }  # fmt: skip
 
 
@@ -138,8 +139,8 @@ def test_sessions_that_are_left_out_make_larger_steps(bundle_path: Path, tmp_pat
     ]  # fmt: skip
     paths = write_trajectory(tmp_path, metadata=recorded)
     with open_prediction(Request(paths, tmp_path / "o", str(bundle_path), device="cpu")) as p:
-        assert (p.rate, p.factor) == (0.25, "x4")
-        assert p.notices == [
+        assert (p.recipe.rate, p.recipe.factor) == (0.25, "x4")
+        assert list(p.notices) == [
             "the checkpoints are 2 sessions apart: the sampling rate from one to the next is 0.25"
         ]
         p.execute()
@@ -158,7 +159,7 @@ def test_a_recorded_rate_that_cannot_be_tells_nothing(
     ]
     paths = write_trajectory(tmp_path, metadata=recorded)
     with open_prediction(Request(paths, tmp_path / "o", str(bundle_path), device="cpu")) as p:
-        assert p.rate == 0.5
+        assert p.recipe.rate == 0.5
 
 
 @given(
@@ -503,7 +504,7 @@ def test_predictions_beyond_the_output_s_dtype_are_replaced_and_counted(
     class Doubling(KnownPredictor):
         """Predicts twice the newest value, beyond float16 for the largest."""
 
-        def predict(self, kind: Kind, step: int, history: Tensor, out: Tensor) -> None:
+        def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
             torch.mul(history[-1], 2, out=out)
 
     monkeypatch.setattr(known, "KnownPredictor", Doubling)
@@ -534,7 +535,7 @@ def test_batches_hold_every_element_once_in_order(sizes: list[int], rows: int) -
         PlannedTensor(f"t{k}", Kind.FC, Action.PREDICT, "", "F32", (size,), size, 4 * size)
         for k, size in enumerate(sizes)
     ]
-    batches = list(cut_batches(Kind.FC, tensors, rows))
+    batches = list(Stream.of(Kind.FC, tuple(tensors)).batches(rows))
     assert all(batch.rows == rows for batch in batches[:-1])
     seen = []
     for batch in batches:
@@ -585,7 +586,7 @@ def test_a_reversed_trajectory_is_warned_about_but_followed(
         assert opened.trajectory.first.path == paths[-1]
     request = Request(paths, tmp_path / "out", str(bundle_path), device="cpu")
     with open_prediction(request) as opened:
-        assert opened.notices == []
+        assert not list(opened.notices)
     # Where sessions are recorded the order is known, whatever the distances are.
     recorded = [
         {"know.session": str(k), "know.fraction": str(0.5**k), "know.rate": "0.5", "know.trajectory": "t"}
@@ -594,7 +595,7 @@ def test_a_reversed_trajectory_is_warned_about_but_followed(
     paths = write_trajectory(tmp_path, states()[::-1], metadata=recorded)
     request = Request(paths, tmp_path / "out", str(bundle_path), device="cpu")
     with open_prediction(request) as opened:
-        assert opened.notices == []
+        assert not list(opened.notices)
 
 
 def test_checkpoints_that_are_all_the_same(bundle_path: Path, tmp_path: Path) -> None:
@@ -628,11 +629,11 @@ def test_rate_of_the_metadata_is_the_default(bundle_path: Path, tmp_path: Path) 
     ]  # fmt: skip
     paths = write_trajectory(tmp_path, metadata=recorded)
     with open_prediction(Request(paths, tmp_path / "o", str(bundle_path), device="cpu")) as p:
-        assert (p.factor, p.notices) == ("x3", [])
+        assert (p.recipe.factor, list(p.notices)) == ("x3", [])
     with open_prediction(
         Request(paths, tmp_path / "o", str(bundle_path), rate=0.5, device="cpu")
     ) as p:
-        assert p.factor == "x2"
+        assert p.recipe.factor == "x2"
         assert any("recorded at 0.333" in notice for notice in p.notices)
 
 

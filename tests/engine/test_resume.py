@@ -25,7 +25,8 @@ from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import EXIT_DONE, OutputError
 from know_cli.kinds import Kind
 from know_cli.methods.known import KnownPredictor
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from tests.support.command import Command
 from tests.support.trajectories import write_trajectory
 
@@ -226,7 +227,7 @@ def test_the_number_of_threads_does_not_matter(paths: list[Path], bundle_path: P
     for threads in (1, 2):
         settings = replace(SETTINGS, threads=threads, max_memory=1 << 30)
         with open_prediction(replace(request, settings=settings)) as opened:
-            found.add(opened._identity())
+            found.add(opened._journal_key())
     assert len(found) == 1
 
 
@@ -265,8 +266,11 @@ def test_a_killed_process_leaves_its_journal_and_no_output(
     code = f"""
 import os
 from pathlib import Path
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from tests.engine.test_resume import SETTINGS, Ends
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 class Dies(Ends):
     def advance(self, parameters):
         if self.left == 0:

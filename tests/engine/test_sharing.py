@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -17,15 +18,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from know_cli.engine.parts import share
+from know_cli.engine.parts import sample, share
 from know_cli.engine.plan import Action, Plan, PlannedTensor
 from know_cli.engine.report import Report
 from know_cli.engine.running_statistics import ChannelSums
 from know_cli.engine.settings import NormMode, Settings
-from know_cli.errors import CheckpointError
+from know_cli.errors import CheckpointError, UsageError
 from know_cli.kinds import Kind
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from know_cli.ranks.alone import Ranks
+from tests.support.plans import plan_of as planned
 from tests.support.ranks import together
 from tests.support.trajectories import drift, write_trajectory
 
@@ -43,11 +46,11 @@ def tensor(
 
 
 def plan_of(tensors: list[PlannedTensor], batch_rows: int) -> Plan:
-    return Plan(tuple(tensors), batch_rows, 0, 0, 0)
+    return planned(tensors, batch_rows, BLOCK)
 
 
 def parts(plan: Plan, size: int) -> list[Plan]:
-    return [share(plan, ranks, BLOCK) for ranks in together(size, lambda ranks: ranks)]
+    return [share(plan, rank, size) for rank in range(size)]
 
 
 PREDICTED = st.tuples(
@@ -69,9 +72,9 @@ def test_every_row_is_predicted_by_one_rank_in_its_block(
     ]
     plan = plan_of(tensors, blocks * BLOCK)
     position = {}
-    for kind in Kind:
+    for stream in plan.streams:
         row = 0
-        for one in plan.stream(kind):
+        for one in stream.tensors:
             position[one.name] = row
             row += one.elements
     seen = {one.name: np.zeros(one.elements, int) for one in tensors}
@@ -110,7 +113,7 @@ def test_every_byte_is_copied_by_one_rank(counts: list[int], size: int) -> None:
     runs: dict[str, list[tuple[int, int]]] = {one.name: [] for one in tensors}
     bytes_of = []
     for part in parts(plan, size):
-        copies = list(part.copies())
+        copies = part.copies
         for copy in copies:
             assert copy.nbytes or size == 1
             runs[copy.tensor.name].append((copy.start, copy.start + copy.nbytes))
@@ -123,6 +126,52 @@ def test_every_byte_is_copied_by_one_rank(counts: list[int], size: int) -> None:
             position = stop
         assert position == one.nbytes
     assert max(bytes_of) - min(bytes_of) <= 2 * MIB
+
+
+MIXED = st.lists(
+    st.tuples(
+        st.sampled_from([Action.PREDICT, Action.COPY]),
+        st.sampled_from([Kind.CONV, Kind.FC, Kind.BIAS]),
+        st.sampled_from(sorted(SIZES)),
+        st.integers(0, 200),
+        st.booleans(),
+    ),
+    max_size=12,
+)
+
+
+def pieces_of(plan: Plan) -> list[tuple[str, int]]:
+    """Every element that is predicted, and every byte that is copied, with its tensor."""
+    batches = [*plan.batches(), *plan.whole_tensors()]
+    rows = [
+        (s.tensor.name, s.start + k) for b in batches for s in b.segments for k in range(s.count)
+    ]
+    return sorted(
+        rows + [(c.tensor.name, c.start + k) for c in plan.copies for k in range(c.nbytes)]
+    )
+
+
+@given(MIXED, st.integers(1, 5), st.integers(0, 40), st.integers(0, 99))
+@settings(max_examples=100)
+def test_shares_and_samples_compose(
+    wanted: list[tuple[Action, Kind, str, int, bool]], size: int, spans: int, seed: int
+) -> None:
+    """A part of a part is a part: what all ranks do of a sample is the sample."""
+    tensors = [
+        tensor(str(n), action, kind, dtype, count, whole=whole and action is Action.PREDICT)
+        for n, (action, kind, dtype, count, whole) in enumerate(wanted)
+    ]
+    plan = plan_of(tensors, 2 * BLOCK)
+    chosen = sample(plan, spans, seed)
+    shares = [share(chosen, rank, size) for rank in range(size)]
+    assert sorted(piece for part in shares for piece in pieces_of(part)) == pieces_of(chosen)
+    assert sum(part.predicted for part in shares) == chosen.predicted
+    # And a sample of a share has nothing that is not the rank's.
+    for rank in range(size):
+        part = share(plan, rank, size)
+        assert set(pieces_of(sample(part, spans, seed))) <= set(pieces_of(part))
+    whole = sample(plan, 10**6, seed)
+    assert pieces_of(whole) == pieces_of(plan)
 
 
 def test_whole_tensors_are_shared_out_by_bytes() -> None:
@@ -236,19 +285,34 @@ def alone(
     return output.read_bytes(), report
 
 
-@given(st.integers(2, 6), st.integers(1, 3), st.integers(4, 40))
+@pytest.fixture(scope="module")
+def least_memory(paths: list[Path], bundle_path: Path) -> dict[int, int]:
+    """Threads → the bytes that they need at least, as a run says itself that is given fewer."""
+    needed = {}
+    for threads in (1, 2, 3):
+        few = replace(SETTINGS, threads=threads, max_memory=1)
+        with pytest.raises(UsageError) as refused:
+            run(Request(paths, Path("none"), str(bundle_path), few, device="cpu"), 1)
+        found = re.search(r"one block needs (\d+) bytes", str(refused.value))
+        assert found is not None, refused.value
+        needed[threads] = int(found[1])
+    return needed
+
+
+@given(st.integers(2, 6), st.integers(1, 3), st.one_of(st.just(0), st.integers(0, 36 * MIB)))
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_number_of_ranks_writes_the_same(
     paths: list[Path],
     bundle_path: Path,
     alone: tuple[bytes, Report],
+    least_memory: dict[int, int],
     tmp_path_factory: pytest.TempPathFactory,
     size: int,
     threads: int,
-    mebibytes: int,
+    more: int,
 ) -> None:
     output = tmp_path_factory.mktemp("ranks") / "out"
-    changed = replace(SETTINGS, threads=threads, max_memory=mebibytes << 20)
+    changed = replace(SETTINGS, threads=threads, max_memory=least_memory[threads] + more)
     report = run(Request(paths, output, str(bundle_path), changed, device="cpu"), size)
     expected, one = alone
     assert output.read_bytes() == expected

@@ -25,6 +25,7 @@ from know_cli.evaluation import trial as protocol
 from know_cli.evaluation import variants as methods
 from know_cli.evaluation.anchors import ANCHORS
 from know_cli.evaluation.hindsight import best_combination
+from know_cli.evaluation.markdown import to_markdown
 from know_cli.evaluation.starts import Outcome, Wanted
 from know_cli.evaluation.statistics import Status
 from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Recipe, Task, find_tasks
@@ -34,11 +35,10 @@ from know_cli.evaluation.tasks.measures import ACCURACY, LOG_LIKELIHOOD, MEAN_IO
 from know_cli.evaluation.tasks.scenes import CAPTION, SIDE, WORDS, compose
 from know_cli.evaluation.tasks.text import _CODE, MANUAL, load_passages
 from know_cli.evaluation.trial import Trial
-from know_cli.known.shipped import shipped, weights_folder
+from know_cli.known.shipped import DEFAULT_WEIGHTS, shipped, weights_folder
 from know_cli.lab.data import DataSet, Samples, glyphs, load
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.data.text import _MODULES
-from know_cli.prediction.predict import DEFAULT_WEIGHTS
 from tests.support.command import Command, one_line
 
 Values = dict[str, list[float]]
@@ -511,7 +511,7 @@ def test_tables_are_computed_from_the_json(tmp_path: Path) -> None:
     for name, start in zip(names, found["starts"], strict=True):
         start["values"] = {"8 images": values[name]}
     found["seeds"] = [0, 1, 2, 3]
-    text = results.to_markdown(content)
+    text = to_markdown(content)
     assert "| continuation ×2 | +10.00 ± " in text
     assert "| +0.50 (+" in text
     assert "| 8 images | gain | all | gain |" in text
@@ -631,7 +631,7 @@ def committed() -> dict[str, tuple[dict[str, Any], stats.Comparison]]:
 )
 def test_the_committed_tables_are_those_of_the_committed_results(path: Path) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert results.to_markdown(found) == path.with_suffix(".md").read_text(encoding="utf-8")
+    assert to_markdown(found) == path.with_suffix(".md").read_text(encoding="utf-8")
 
 
 def test_the_committed_results_have_ten_seeds_and_every_method() -> None:

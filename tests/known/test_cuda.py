@@ -13,8 +13,10 @@ from know_cli.engine.settings import Settings
 from know_cli.kinds import Kind
 from know_cli.known.devices import open_devices, open_lanes, torch_kernels, triton_kernels
 from know_cli.known.module import Preparation, roll
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from tests.support.bundles import random_bundle
+from tests.support.plans import block_of
 from tests.support.trajectories import network, write_trajectory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -34,7 +36,7 @@ def test_both_kernels_are_the_reference_module(
         (lane, *_) = open_lanes(bundle, steps, DEVICE, kernels, 1024)  # type: ignore[arg-type]
         for kind in (Kind.CONV, Kind.BIAS):
             out = torch.full((steps, rows), torch.nan)
-            lane.start(kind, windows[:rows].T.contiguous(), out)
+            lane.start(block_of(kind, rows), windows[:rows].T.contiguous(), out)
             lane.finish()
             with torch.no_grad():
                 expected = roll(bundle.module(kind), windows[:rows], steps)

@@ -21,7 +21,7 @@ from know_cli.engine.report import Report
 from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.kinds import Kind, Override
-from know_cli.known.bundle import load_bundle, save_bundle
+from know_cli.known.bundle import Bundle, load_bundle, save_bundle
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.lstsq import iterate
 from know_cli.methods.registry import (
@@ -32,7 +32,8 @@ from know_cli.methods.registry import (
     parse_options,
 )
 from know_cli.methods.tsv import SingularPredictor, matrices, merge
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from tests.support.bundles import random_bundle
 from tests.support.by_hand import by_hand, rescaled_by_hand
 from tests.support.command import Command
@@ -581,7 +582,7 @@ def test_a_bundle_is_only_for_methods_that_are_registered_with_one(
     with open_prediction(Request(trajectory_paths, tmp_path / "out", method="naive")) as opened:
         inputs = Inputs(opened.trajectory, 1, 0.5, (torch.device("cpu"),), {})
         with pytest.raises(ValueError, match="not registered"):
-            _ = inputs.bundle
+            inputs.bundle_of(Bundle)
 
 
 # ---------------------------------------------------------------------- the command line

@@ -18,16 +18,19 @@ from safetensors.torch import load_file, save_file
 
 from know_cli.checkpoints import open_checkpoint
 from know_cli.checkpoints.checksum import check_digest, digest_path, write_digest
-from know_cli.engine.plan import Action, Plan, PlannedTensor, cut_batches
+from know_cli.engine.parts import sample
+from know_cli.engine.plan import Action, Plan, PlannedTensor
 from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE, CheckpointError
 from know_cli.kinds import PREDICTED_KINDS, Kind, Override
 from know_cli.known.bundle import save_bundle
-from know_cli.prediction.predict import Request, open_prediction
-from know_cli.prediction.verify import Verification, sample, verify
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
+from know_cli.prediction.verify import Verification, verify
 from tests.support.bundles import random_bundle
 from tests.support.command import Command, one_line
 from tests.support.folders import shards
+from tests.support.plans import plan_of
 from tests.support.trajectories import network, states, write_trajectory
 
 
@@ -229,7 +232,7 @@ def test_rounding_is_told_from_damage(trajectory_paths: list[Path], tmp_path: Pa
     assert "another processor" not in str(caught.value)
 
 
-def planned(sizes: dict[Kind, list[int]], whole: int) -> Plan:
+def planned(sizes: dict[Kind, list[int]], whole: int, block: int) -> Plan:
     tensors = [
         PlannedTensor(
             f"{kind.value}{n}", kind, Action.PREDICT, "", "F32", (size,), size, 4 * size
@@ -241,7 +244,7 @@ def planned(sizes: dict[Kind, list[int]], whole: int) -> Plan:
         PlannedTensor(f"whole{n}", Kind.FC, Action.PREDICT, "", "F32", (5,), 5, 20, whole=True)
         for n in range(whole)
     ]
-    return Plan(tuple(tensors), 64, 0, 0, 0)
+    return plan_of(tensors, 64, block)
 
 
 @given(
@@ -257,22 +260,18 @@ def planned(sizes: dict[Kind, list[int]], whole: int) -> Plan:
 def test_a_sample_is_some_of_the_whole_plan_s_blocks(
     sizes: dict[Kind, list[int]], block: int, spans: int, whole: int, seed: int
 ) -> None:
-    plan = planned(sizes, whole)
-    every = {
-        kind: list(
-            cut_batches(kind, [t for t in plan.tensors if t.kind is kind and not t.whole], block)
-        )
-        for kind in PREDICTED_KINDS
-    }
+    plan = planned(sizes, whole, block)
+    every = {stream.kind: list(stream.batches(block)) for stream in plan.streams}
     total = sum(map(len, every.values())) + whole
-    part = sample(plan, block, spans, seed)
-    assert len(part.blocks) + len(part.wholes) == min(spans, total)
-    assert len(set(part.blocks)) == len(part.blocks)
+    part = sample(plan, spans, seed)
+    blocks = list(part.batches())
+    assert len(blocks) + len(part.wholes) == min(spans, total)
+    assert len(set(blocks)) == len(blocks)
     # The same blocks as a plan of one block a batch has them, in its order.
-    positions = [(PREDICTED_KINDS.index(b.kind), every[b.kind].index(b)) for b in part.blocks]
+    positions = [(PREDICTED_KINDS.index(b.kind), every[b.kind].index(b)) for b in blocks]
     assert positions == sorted(positions)
-    assert part.predicted == sum(b.rows for b in part.blocks) + 5 * len(part.wholes)
-    assert sample(plan, block, spans, seed) == part
+    assert part.predicted == sum(b.rows for b in blocks) + 5 * len(part.wholes)
+    assert sample(plan, spans, seed) == part
 
 
 # ------------------------------------------------------------------------------------ digests

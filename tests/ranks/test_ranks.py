@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from know_cli.checkpoints import CheckpointPart, CheckpointWriter, open_checkpoint, temporary
 from know_cli.checkpoints.temporary import Temporary, join_temporary
 from know_cli.engine.predictor import Predictor, Predictors
+from know_cli.engine.settings import FrozenMode, NormMode
 from know_cli.errors import (
     EXIT_CHECKPOINT,
     EXIT_DONE,
@@ -37,7 +38,8 @@ from know_cli.errors import (
     OutputError,
     UsageError,
 )
-from know_cli.prediction.predict import _check_agreement
+from know_cli.prediction.opening import check_agreement
+from know_cli.prediction.recipe import Recipe
 from know_cli.ranks import torchrun
 from know_cli.ranks.alone import PeerError, Ranks
 from know_cli.ranks.environment import processes_here
@@ -49,6 +51,13 @@ from tests.support.interrupted import PREDICT, inputs, temporaries
 ROOT = Path(__file__).parents[2]
 # Nothing is slow here; this is what "within seconds" may be on a machine that has much to do.
 SECONDS = 30.0
+
+
+RECIPE = Recipe(
+    version="1", method="naive", options={}, bundle=None, target=None, steps=1, rate=0.5,
+    norm=NormMode.COPY, frozen=FrozenMode.COPY, overrides=(), allow_nonfinite=False, checkpoints=2,
+    inputs=("a", "b"), device="cuda", kernel=None,
+)  # fmt: skip
 
 
 class Crew:
@@ -288,7 +297,7 @@ def test_processors_that_differ_do_not_work_together(monkeypatch: pytest.MonkeyP
             return [value, value.replace("model 0", "model 1")]
 
     with pytest.raises(UsageError, match="rank 1 has other .* processors"):
-        _check_agreement(Two(), Predictors(cast(Predictor, rows)), [])
+        check_agreement(Two(), RECIPE, Predictors(cast(Predictor, rows)), [])
 
 
 def test_an_error_of_all_ranks_is_told_once(crew: Crew, run: Path) -> None:

@@ -52,6 +52,10 @@ class ForkServer:
             "err": str(cwd / "stderr.txt"),
             **wishes,
         }
+        for stream in ("out", "err"):
+            # A child that ends before it opens them must not be taken to have said what the
+            # one before it said.
+            Path(wish[stream]).write_bytes(b"")
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(wish) + "\n")
         self._process.stdin.flush()

@@ -31,8 +31,10 @@ from know_cli.known.module import Preparation, roll
 from know_cli.known.triton_kernel import BLOCK, TritonKernel, _asinh, _tanh
 from know_cli.methods import known
 from know_cli.methods.inputs import Inputs
-from know_cli.prediction.predict import Request, open_prediction
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
 from tests.support.bundles import random_bundle
+from tests.support.plans import block_of
 from tests.support.trajectories import network, states, write_trajectory
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
@@ -62,7 +64,9 @@ def predict(bundle: Bundle, window: Tensor, steps: int, kind: Kind = Kind.CONV) 
     history = torch.full((size, rows + 5), torch.nan, dtype=window.dtype)
     history[:, 2 : rows + 2] = window.T
     out = torch.full((steps + 1, rows + 9), 7.0)
-    kernel(bundle, kind).predict(history[:, 2 : rows + 2], out[:steps, 3 : rows + 3])
+    kernel(bundle, kind).predict(
+        block_of(kind, rows), history[:, 2 : rows + 2], out[:steps, 3 : rows + 3]
+    )
     answers = out[:steps, 3 : rows + 3].T.clone()
     out[:steps, 3 : rows + 3] = 7
     assert (out == 7).all()
@@ -119,7 +123,7 @@ def test_values_at_the_ends_of_float32(preparation: Preparation) -> None:
     window[::3, 1] *= 0.5
     (lane, _) = open_lanes(bundle, 3, CPU, torch_kernels, len(window))
     expected = torch.empty(3, len(window))
-    lane.start(Kind.CONV, window.T.contiguous(), expected)
+    lane.start(block_of(Kind.CONV, len(window)), window.T.contiguous(), expected)
     expected = expected.T
     actual = predict(bundle, window, 3)
     both = torch.isfinite(expected) & torch.isfinite(actual)
@@ -211,7 +215,7 @@ def test_three_products_in_tf32_are_as_exact_as_float32(
     errors = []
     for one in (whole, halved):
         out = torch.empty(1, len(window))
-        one.predict(window.T.contiguous(), out)
+        one.predict(block_of(Kind.CONV, len(window)), window.T.contiguous(), out)
         errors.append(float((out[0].double() - exact).abs().max()))
     of_float32 = float((float32.double() - exact).abs().max())
     assert errors[0] <= 2 * of_float32

@@ -1,0 +1,192 @@
+"""Batches through a method: while one is computed, the next is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+
+import torch
+from torch import Tensor
+
+from know_cli.checkpoints.dtypes import torch_dtype
+from know_cli.checkpoints.reading import chunks, read_float32
+from know_cli.engine.batches import Buffer
+from know_cli.engine.delivery import Delivery
+from know_cli.engine.job import Job
+from know_cli.engine.lanes import DevicePredictor
+from know_cli.engine.plan import Batch
+from know_cli.engine.predictor import Predictor, TensorPredictor
+from know_cli.errors import CheckpointError
+
+# Blocks are handed to workers in groups: small enough that all finish together, large enough
+# that handing them out costs nothing.
+_GROUPS_PER_THREAD = 4
+
+
+def predict(job: Job, delivery: Delivery) -> None:
+    """All batches of a job's plan, then the tensors that are needed whole.
+
+    Raises:
+        CheckpointError: an input cannot be read, or has values that are not finite.
+        OutputError: an output cannot be written.
+        PeerError: another rank has failed.
+    """
+    with ExitStack() as stack:
+        # One thread a block: the pools are the parallelism, and a result must not depend on how
+        # many threads share a matrix product.
+        reader, workers = (
+            stack.enter_context(
+                ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(1,))
+            )
+            for threads, name in ((1, "read"), (job.settings.threads, "predict"))
+        )
+        pipeline = _Pipeline(job, delivery, reader, workers)
+        pipeline.predict_batches(pipeline.unfinished(job.plan.batches()))
+        if job.predictors.tensors is not None:
+            for batch in pipeline.unfinished(job.plan.whole_tensors()):
+                pipeline.predict_whole(batch, job.predictors.tensors)
+
+
+class _Pipeline:
+    """The threads of one job, and the two batches that are in memory."""
+
+    def __init__(
+        self,
+        job: Job,
+        delivery: Delivery,
+        reader: ThreadPoolExecutor,
+        workers: ThreadPoolExecutor,
+    ) -> None:
+        self._job = job
+        self._delivery = delivery
+        self._reader = reader
+        self._workers = workers
+        self._checkpoints = len(job.trajectory)
+        self._steps = job.settings.steps
+        self._drops_cached = job.drops_cached
+
+    def unfinished(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Write the batches that the journal has, and yield the others."""
+        job = self._job
+        for batch in batches:
+            job.ranks.check()
+            finished = job.journal and job.journal.finished(self._journal_bytes(batch))
+            if finished:
+                self._delivery.write_finished(batch, finished)
+            else:
+                yield batch
+
+    def _journal_bytes(self, batch: Batch) -> int:
+        rows = sum(s.count * torch_dtype(s.tensor.dtype).itemsize for s in batch.segments)
+        return rows * len(self._job.outputs)
+
+    def predict_batches(self, batches: Iterator[Batch]) -> None:
+        """While one batch is computed, the next is read."""
+        rows, pinned = self._job.plan.batch_rows, self._job.predictors.pinned
+        free = [Buffer.new(self._checkpoints, self._steps, rows, pinned) for _ in range(2)]
+        pending = self._start_reading(batches, free[0])
+        turn = 0
+        while pending is not None:
+            batch = pending.result()
+            buffer, turn = free[turn], 1 - turn
+            pending = self._start_reading(batches, free[turn])
+            with self._delivery.report.timed("computing"):
+                if isinstance(self._job.predictors.rows, DevicePredictor):
+                    self._compute_on_devices(batch, buffer, self._job.predictors.rows)
+                else:
+                    self._compute_in_threads(batch, buffer, self._job.predictors.rows)
+            self._delivery.write(batch, buffer)
+
+    def predict_whole(self, batch: Batch, predictor: TensorPredictor) -> None:
+        """One tensor, read whole; nothing else is in memory meanwhile.
+
+        One worker computes it with one thread, as it does a block: the result of a matrix
+        decomposition, too, depends on how many threads share it.
+        """
+        size = self._checkpoints
+        (segment,) = batch.segments
+        buffer = Buffer.new(size, self._steps, batch.rows)
+        self._read(batch, buffer)
+        window, out = buffer.history[:size], buffer.history[size:]
+        with self._delivery.report.timed("computing"):
+            self._workers.submit(
+                predictor.predict, batch.kind, segment.tensor.shape, window, out
+            ).result()
+            for step in range(self._steps):
+                for start, count in chunks(0, batch.rows):
+                    buffer.keep_finite(size, step, slice(start, start + count))
+        self._delivery.write(batch, buffer)
+
+    def _start_reading(self, batches: Iterator[Batch], buffer: Buffer) -> Future[Batch] | None:
+        batch = next(batches, None)
+        return None if batch is None else self._reader.submit(self._read, batch, buffer)
+
+    def _read(self, batch: Batch, buffer: Buffer) -> Batch:
+        trajectory, size = self._job.trajectory, self._checkpoints
+        with self._delivery.report.timed("reading"):
+            buffer.copied.zero_()
+            buffer.replaced.zero_()
+            for segment in batch.segments:
+                entries = trajectory.entries(segment.tensor.name)
+                for k, checkpoint in enumerate(trajectory.checkpoints):
+                    out = buffer.history[size - 1 - k, segment.rows]
+                    read_float32(checkpoint, entries[k], segment.start, out)
+                    if self._drops_cached:
+                        nbytes = torch_dtype(entries[k].dtype).itemsize
+                        checkpoint.drop_cached(
+                            entries[k], segment.start * nbytes, segment.count * nbytes
+                        )
+            # In chunks, since the check makes copies; not tensor by tensor, which may be tiny.
+            for row, count in chunks(0, batch.rows):
+                history = buffer.history[:size, row : row + count]
+                finite = torch.isfinite(history)
+                if not finite.all():
+                    self._refuse_nonfinite(batch, row, finite)
+                    copied = buffer.copied[row : row + count]
+                    copied.copy_(~finite.all(dim=0))
+                    history.masked_fill_(copied, 0.0)
+        return batch
+
+    def _refuse_nonfinite(self, batch: Batch, row: int, finite: Tensor) -> None:
+        """Name the first tensor with such values in the rows from ``row`` on, and its file."""
+        if self._job.settings.allow_nonfinite:
+            return
+        first = row + int(torch.nonzero(~finite.all(dim=0))[0])
+        segment = next(s for s in batch.segments if first < s.row + s.count)
+        its = finite[:, max(segment.row - row, 0) : segment.row + segment.count - row]
+        k = self._checkpoints - 1 - int(torch.nonzero(~its.all(dim=1))[-1])
+        entry = self._job.trajectory.entries(segment.tensor.name)[k]
+        raise CheckpointError(
+            f"{entry.path}: tensor {entry.name!r}: has values that are not finite in float32; "
+            "--allow-nonfinite copies those from the first checkpoint"
+        )
+
+    def _compute_on_devices(self, batch: Batch, buffer: Buffer, predictor: DevicePredictor) -> None:
+        with closing(predictor.predict(batch, buffer.history[:, : batch.rows])) as blocks:
+            for rows in blocks:
+                for step in range(self._steps):
+                    buffer.keep_finite(self._checkpoints, step, rows)
+
+    def _compute_in_threads(self, batch: Batch, buffer: Buffer, predictor: Predictor) -> None:
+        starts = range(0, batch.rows, predictor.block_rows)
+        group = max(1, -(-len(starts) // (self._job.settings.threads * _GROUPS_PER_THREAD)))
+        waiting = [
+            self._workers.submit(
+                self._compute_blocks, batch, buffer, predictor, starts[i : i + group]
+            )
+            for i in range(0, len(starts), group)
+        ]
+        for job in waiting:
+            job.result()
+
+    def _compute_blocks(
+        self, batch: Batch, buffer: Buffer, predictor: Predictor, starts: Iterable[int]
+    ) -> None:
+        size = self._checkpoints
+        for start in starts:
+            rows = slice(start, min(start + predictor.block_rows, batch.rows))
+            history, block = buffer.history[:, rows], batch.block(rows)
+            for step in range(self._steps):
+                predictor.predict(block, step + 1, history[: size + step], history[size + step])
+                buffer.keep_finite(size, step, rows)

@@ -1,0 +1,166 @@
+"""A request checked against its files and planned: each question is asked once, here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from know_cli.checkpoints import Trajectory, open_trajectory
+from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.output_checks import check_digest_output, check_output
+from know_cli.checkpoints.paths import step_path
+from know_cli.engine.devices import choose_devices
+from know_cli.engine.job import OutputStep
+from know_cli.engine.movements import measure_movements
+from know_cli.engine.notices import Notices
+from know_cli.engine.planning import make_plan
+from know_cli.engine.predictor import Predictors
+from know_cli.engine.scan import scan
+from know_cli.errors import OutputError, UsageError
+from know_cli.kinds import Kind, classify_trajectory
+from know_cli.methods.inputs import Inputs
+from know_cli.methods.registry import HyperModelBundle, open_bundle
+from know_cli.prediction.predict import Prediction
+from know_cli.prediction.recipe import Arithmetic, Recipe, output_metadata
+from know_cli.prediction.request import DEFAULT_RATE, Request
+from know_cli.ranks.alone import Ranks
+
+
+def open_prediction(
+    request: Request, ranks: Ranks | None = None, tell: Callable[[str], None] | None = None
+) -> Prediction:
+    """Check a request against the files and plan it; reads headers and little else.
+
+    Args:
+        request: what is wanted.
+        ranks: that all call this with the same request to share the work; None is this process
+            alone.
+        tell: is given what the user should know, line by line, now and when it is executed.
+
+    Raises:
+        UsageError: options that cannot be followed, such as a tensor that the method needs whole
+            and ``max_memory`` does not hold.
+        CheckpointError: inputs or a bundle that cannot be used.
+        OutputError: an output that must not or cannot be written.
+        PeerError: another rank has failed.
+    """
+    ranks, notices = ranks or Ranks(), Notices(tell)
+    devices = choose_devices(request.device, ranks.local_rank if ranks.size > 1 else None)
+    trajectory = open_trajectory(request.checkpoints)
+    try:
+        bundle = open_bundle(request.chosen, request.weights, len(trajectory))
+        notices.add(*trajectory.notices)
+        rate = _rate(request, trajectory, notices)
+        inputs = Inputs(trajectory, request.settings.steps, rate, devices, request.options, bundle)
+        predictors: Predictors = import_module(request.chosen.module).predictors(inputs)
+        notices.add(*predictors.notices)
+        recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors.kernel)
+        outputs = _outputs(request, trajectory, recipe)
+        if request.rewrite:
+            for output in outputs:
+                _check_output(output.path, request, trajectory, bundle)
+        check_agreement(ranks, recipe, predictors, outputs)
+        classes = classify_trajectory(trajectory, request.settings.overrides)
+        names = [name for name, of in classes.items() if of.kind is not Kind.COPY]
+        found = scan(trajectory, names, ranks)
+        unordered = Session.from_metadata(trajectory.first.metadata) is None
+        if found.looks_reversed and unordered:
+            notices.add(
+                "warning: the steps between checkpoints grow, as if they were given in reverse; "
+                "the order is full data first, most-forgotten last"
+            )
+        movements = None
+        if predictors.reads_movements:
+            moving = [name for name in names if name not in found.frozen]
+            movements = measure_movements(trajectory, moving, ranks)
+        plan = make_plan(
+            trajectory,
+            request.settings,
+            classes,
+            found.frozen,
+            predictors=predictors,
+            outputs=len(outputs),
+            movements=movements,
+        )
+        if not plan.predicts:
+            notices.add(
+                "warning: no tensor is predicted; the output has the first checkpoint's weights"
+            )
+    except BaseException:
+        trajectory.close()
+        raise
+    return Prediction(
+        request, trajectory, bundle, recipe, plan, outputs, predictors, notices, ranks
+    )
+
+
+def check_agreement(
+    ranks: Ranks, recipe: Recipe, predictors: Predictors, outputs: Sequence[OutputStep]
+) -> None:
+    """Refuse to start if the ranks are not about to do parts of the same.
+
+    Args:
+        ranks: that share the work.
+        recipe: this rank's.
+        predictors: this rank's.
+        outputs: this rank's; their metadata also tell what Θ0's header has.
+
+    Raises:
+        UsageError: on rank 0; another rank's are different.
+        PeerError: on the others, then.
+    """
+    if ranks.size == 1:
+        return
+    metadata = [[output.step, dict(output.metadata)] for output in outputs]
+    own = json.dumps([recipe.identity(Arithmetic.of(predictors)), metadata], sort_keys=True)
+    for rank, found in enumerate(ranks.gather(own)):
+        if found != own:
+            raise UsageError(
+                f"rank {rank} has other checkpoints, options, devices, processors or versions than "
+                "rank 0; start all ranks with the same command and installation, on machines alike"
+            )
+    ranks.broadcast(None)
+
+
+def _check_output(
+    output: Path, request: Request, trajectory: Trajectory, bundle: HyperModelBundle | None
+) -> None:
+    if bundle and bundle.source and output.resolve().is_relative_to(bundle.source.resolve()):
+        raise OutputError(f"{output}: is in the bundle in use; name another output")
+    check_output(
+        output,
+        trajectory.checkpoints,
+        is_folder=trajectory.first.is_folder,
+        force=request.force,
+    )
+    check_digest_output(output, trajectory.checkpoints, force=request.force)
+
+
+def _rate(request: Request, trajectory: Trajectory, notices: Notices) -> float:
+    recorded = trajectory.rate
+    if request.rate is None:
+        return DEFAULT_RATE if recorded is None else recorded
+    if recorded is not None and abs(recorded - request.rate) > 1e-6:
+        notices.add(
+            f"warning: --rate {request.rate:g}, but the checkpoints were recorded at {recorded:g}"
+        )
+    return request.rate
+
+
+def _outputs(request: Request, trajectory: Trajectory, recipe: Recipe) -> list[OutputStep]:
+    steps, first = request.settings.steps, trajectory.first
+    paths = {steps: request.output}
+    if request.every_step:
+        for step in range(1, steps):
+            paths[step] = step_path(request.output, recipe.rate, step, first.is_folder)
+    if len(set(paths.values())) < len(paths):
+        raise UsageError(
+            f"--every-step: at a rate of {recipe.rate:g} the steps have the same names; leave it "
+            "out"
+        )
+    return [
+        OutputStep(step, path, output_metadata(recipe, trajectory, step), request.force)
+        for step, path in sorted(paths.items())
+    ]

@@ -1,0 +1,83 @@
+"""What a user asks for, checked as far as it can be without reading a checkpoint; free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from know_cli.checkpoints.paths import check_count
+from know_cli.engine.devices import check_device_name
+from know_cli.engine.settings import Settings
+from know_cli.errors import UsageError
+from know_cli.methods.registry import (
+    DEFAULT_METHOD,
+    Method,
+    Value,
+    check_weights,
+    complete_options,
+    find_method,
+)
+
+DEFAULT_RATE = 0.5
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for.
+
+    Attributes:
+        checkpoints: Θ0 (full data) first, most-forgotten last.
+        output: file or folder to write, as Θ0 is one or the other.
+        weights: name of a shipped family of the method's hyper-model, or a path. None is its
+            default, and the only choice for methods that read no bundle.
+        settings: steps, normalisation and so on.
+        rate: sampling rate of the forgetting; None takes the checkpoints' own, else 0.5.
+        every_step: also write each intermediate step.
+        device: for methods with a hyper-model, one of those that
+            :func:`~know_cli.engine.devices.choose_devices` knows; the others compute on the CPU.
+        force: replace existing outputs.
+        method: name of a method; see :data:`~know_cli.methods.registry.METHODS`.
+        options: values for some of the method's options; the others get their defaults.
+        resume: keep a journal beside the output until it is complete, and go on from the one
+            that is there, if it is of the same inputs and options.
+        checksum: also write each output's digest; see :mod:`know_cli.checkpoints.checksum`.
+        rewrite: whether the output is to be written; if not, it is one that exists and is only
+            compared with.
+
+    Raises:
+        UsageError: options that cannot be followed, whatever the checkpoints are.
+
+    >>> request = Request([Path("ckpt0"), Path("ckpt1")], Path("out"), method="shrink")
+    >>> request.options
+    {'lambda': 0.97}
+    """
+
+    checkpoints: Sequence[Path]
+    output: Path
+    weights: str | None = None
+    settings: Settings = field(default_factory=Settings)
+    rate: float | None = None
+    every_step: bool = False
+    device: str = "auto"
+    force: bool = False
+    method: str = DEFAULT_METHOD
+    options: Mapping[str, Value] = field(default_factory=dict)
+    resume: bool = False
+    checksum: bool = False
+    rewrite: bool = True
+
+    def __post_init__(self) -> None:
+        check_count(self.checkpoints)
+        check_device_name(self.device)
+        method = find_method(self.method)
+        # Complete from here on, so that nobody has to ask for defaults again.
+        object.__setattr__(self, "options", complete_options(method, self.options))
+        check_weights(method, self.weights)
+        if self.rate is not None and not 0 < self.rate < 1:
+            raise UsageError(f"--rate {self.rate}: must be between 0 and 1, such as 0.5 or 1/3")
+
+    @property
+    def chosen(self) -> Method:
+        """The method's line in the registry."""
+        return find_method(self.method)
