@@ -106,22 +106,3 @@ def test_core_dependencies_are_the_agreed_five(wheel: Path) -> None:
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra: ")}
     assert core == {"torch", "safetensors", "numpy", "typer", "rich"}
     assert extras == {"collect", "demo", "keras", "plot", "test", "dev"}
-
-
-def test_the_readme_says_what_is_there() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    help_text = subprocess.run(
-        [sys.executable, "-m", "know_cli", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    for command in (
-        "predict", "verify", "inspect", "forget", "demo", "collect", "train", "eval", "plot",
-        "bench", "convert", "convert-weights",
-    ):  # fmt: skip
-        assert f"`know {command}`" in readme
-        assert command in help_text
-    for line in readme.splitlines():
-        if line.startswith("![") or "](" in line:
-            for target in (part.split(")")[0] for part in line.split("](")[1:]):
-                assert target.startswith("http") or (ROOT / target).exists(), target
-    for code in ("0", "1", "2", "3", "4", "130"):
-        assert f"| {code} |" in readme

@@ -91,14 +91,19 @@ class Recorder:
         UsageError: the folder holds another trajectory.
 
     Example:
-        >>> subsets = nested_subsets(len(data), 0.5, sessions=5, seed=0)  # doctest: +SKIP
-        >>> recorder = Recorder(Path("run"), subsets, rate=0.5, seed=0)  # doctest: +SKIP
-        >>> for session in recorder:  # doctest: +SKIP
-        ...     model = build()
-        ...     if session.start is not None:
+        >>> from torch import nn
+        >>> from know_cli.forgetting import nested_subsets
+        >>> def train(session):
+        ...     model = nn.Linear(2, 1)
+        ...     if session.start is not None:  # every session but the first
         ...         model.load_state_dict(session.start)
-        ...     train(model, data[session.indices], seed=session.seed)
-        ...     recorder.save(session, model)
+        ...     return model  # trained on the samples session.indices, with session.seed
+        >>> subsets = nested_subsets(100, rate=0.5, sessions=3, seed=0)
+        >>> recorder = Recorder("run", subsets, rate=0.5)
+        >>> for session in recorder:
+        ...     recorder.save(session, train(session))
+        >>> recorder.done
+        [0, 1, 2]
     """
 
     def __init__(

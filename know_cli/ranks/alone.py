@@ -1,4 +1,4 @@
-"""The processes that work on one output together, each a rank, as ``torchrun`` starts them."""
+"""What the engine asks of the processes (ranks) that write one output; and one rank alone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from know_cli.errors import KnowError
 
 
 class PeerError(KnowError):
-    """Another rank has failed, and so has the run.
+    """Another rank has failed, which ends this run.
 
     Attributes:
         exit_code: that of the cause.
-        is_told: whether another process tells the user the cause.
+        is_told: whether another process reports the cause to the user.
     """
 
     def __init__(self, message: str, exit_code: int, *, is_told: bool) -> None:
@@ -24,14 +24,18 @@ class PeerError(KnowError):
 class Ranks:
     """This process alone: rank 0 of 1.
 
-    Several are a :class:`~know_cli.ranks.torchrun.TorchRanks`. Use as a context manager around
-    all of the work. Values that go between ranks are of the plain types of JSON; floats arrive
-    as they were sent, to the last bit.
+    For several processes see :class:`~know_cli.ranks.torchrun.TorchRanks`. Use it as a context
+    manager around all of the work. Values sent between ranks are of JSON's plain types; floats
+    arrive unchanged, to the last bit.
 
     Attributes:
-        rank: this process, 0 … size − 1; rank 0 writes the header, renames and reports.
+        rank: this process, 0 … size − 1. Rank 0 writes the header, renames the output and reports.
         size: how many there are.
-        local_rank: number among those on this machine.
+        local_rank: this process among the ranks on this machine, from 0.
+
+    >>> with Ranks() as ranks:
+    ...     ranks.gather({"rows": 3}), ranks.broadcast("go")
+    ([{'rows': 3}], 'go')
     """
 
     rank = 0
@@ -39,14 +43,14 @@ class Ranks:
     local_rank = 0
 
     def check(self) -> None:
-        """Go on if all ranks do; costs next to nothing.
+        """Raise an error if another rank has failed; costs next to nothing.
 
         Raises:
             PeerError: one has failed.
         """
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value in the order of ranks, on rank 0; nothing on the others.
+        """Collect every rank's value on rank 0, in rank order; the others get an empty list.
 
         Raises:
             PeerError: a rank has failed.
@@ -54,7 +58,7 @@ class Ranks:
         return [value]
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank.
+        """Return rank 0's value on every rank.
 
         Raises:
             PeerError: a rank has failed.
@@ -65,7 +69,7 @@ class Ranks:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Let the other ranks know how this one has ended.
+        """Tell the other ranks how this one ended.
 
         Raises:
             PeerError: another rank has failed before this one.

@@ -1,4 +1,4 @@
-"""What the environment says of the ranks that ``torchrun`` has started."""
+"""What the environment says about the ranks that ``torchrun`` started."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_one_of_several() -> bool:
-    """Whether ``torchrun``, or whatever sets the same variables, has started several ranks.
+    """Whether ``torchrun``, or whatever sets the same variables, started several ranks.
 
     Raises:
-        UsageError: the variables are no numbers, or contradict each other.
+        UsageError: a variable is not a number, or they contradict each other.
     """
     if any(name not in os.environ for name in _VARIABLES):
         return False
@@ -24,7 +24,7 @@ def is_one_of_several() -> bool:
 
 
 def processes_here() -> int:
-    """How many ranks share this machine; 1 where there is no other.
+    """Return the number of ranks on this machine; 1 if this process is alone.
 
     Raises:
         UsageError: the environment contradicts itself.
@@ -35,10 +35,10 @@ def processes_here() -> int:
 
 
 def environment_number(name: str) -> int:
-    """A variable of the environment that is a number.
+    """Read an environment variable that holds a number.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it does not.
     """
     text = os.environ[name]
     if not (text.isascii() and text.isdigit()):

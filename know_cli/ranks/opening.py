@@ -1,4 +1,4 @@
-"""The ranks of this run: this process alone, or those that ``torchrun`` has started."""
+"""The ranks of this run: this process alone, or those that ``torchrun`` started."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from know_cli.ranks.environment import is_one_of_several
 
 
 def open_ranks(tell: Callable[[str], None]) -> Ranks:
-    """The ranks that the environment tells of, with this process among them.
+    """Return the ranks that the environment describes, this process among them.
 
     Args:
-        tell: is given a line for the user if the others are long in coming.
+        tell: called with a line for the user if the others take long to arrive.
 
     Raises:
-        UsageError: the environment contradicts itself, or not all ranks have come.
+        UsageError: the environment contradicts itself.
     """
     if not is_one_of_several():
         return Ranks()

@@ -1,16 +1,15 @@
-"""Ranks that are connected by :mod:`torch.distributed`, and notice when one of them ends.
+"""Ranks connected by :mod:`torch.distributed`, which notice when one of them ends.
 
-Only a few short messages go between them, over the gloo backend of :mod:`torch.distributed`:
-what each has found and done, and that one has failed. Every rank has a connection to rank 0, and
-a thread that listens to it. The operating system closes the connection of a process that ends,
-however it ends, so that a rank that was killed is noticed at once. Rank 0 then tells the others;
-each looks between two batches, and ends.
+They exchange only a few short messages, over the gloo backend: what each has found and done, and
+that one has failed. Every rank has a connection to rank 0, and a thread that listens to it. The
+operating system closes the connections of a process that ends, however it ends, so a rank that was
+killed is noticed at once. Rank 0 then tells the others, and each checks between two batches.
 
-The first failure that rank 0 hears of is the run's: the rank that it is of says what is wrong,
-the others end without a word, all with the same exit code. Of a rank that was killed rank 0
-speaks; if it was rank 0, all do. (A machine that loses its network or power closes nothing, and a
-rank that ends before all are connected is only missed after some minutes: both are noticed by
-``torchrun``, whose processes look after each other and after their own ranks.)
+The first failure that reaches rank 0 decides how the run ends: the rank that failed says what is
+wrong, the others end silently, and all have the same exit code. If a rank was killed, rank 0
+reports it; if rank 0 was killed, all the others do. (A machine that loses its network or power
+closes no connection, and a rank that ends before all are connected is only missed after some
+minutes. ``torchrun`` notices both, since its agents watch each other and their own ranks.)
 """
 
 from __future__ import annotations
@@ -44,12 +43,13 @@ from know_cli.errors import (
 from know_cli.ranks.alone import PeerError, Ranks
 from know_cli.ranks.environment import environment_number
 
-# All ranks are started at about the same time, but from a cold file system torch loads slowly.
+# All ranks start at about the same time, but torch loads slowly from a cold file system.
 _START_SECONDS = 300.0
 _FOREVER = timedelta(days=365)
-# How long a rank that is about to end waits for another; after it, the user is told what it does.
+# How long a rank that is about to end waits for another, and how long until the user is told
+# that the ranks are waiting for each other.
 _PATIENCE_SECONDS = 10.0
-# torchrun ends the others as soon as one rank has ended; the reason may come a little later.
+# torchrun ends the others as soon as one rank has ended; the reason may arrive a little later.
 _REASON_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
 _LARGEST_PORT = 2**16 - 1
@@ -59,7 +59,7 @@ _VALUE, _FAILED, _END = "value", "failed", "end"
 
 @dataclass(frozen=True)
 class _Failure:
-    """Which rank has failed, with which exit code, and whether it could say so itself."""
+    """Which rank failed, with which exit code, and whether it reported the cause itself."""
 
     rank: int
     code: int
@@ -84,7 +84,7 @@ class TorchRanks(Ranks):
         self._tell = tell
         self._lock = threading.Lock()
         self._failure: _Failure | None = None
-        # Peers that take no more messages; whose work is done; that were told that ours is.
+        # Peers that take no more messages; peers that are done; peers that know that we are.
         self._gone: set[int] = set()
         self._ended: set[int] = set()
         self._let_go: set[int] = set()
@@ -96,7 +96,7 @@ class TorchRanks(Ranks):
         self._inboxes: dict[int, queue.SimpleQueue[Any]] = {k: queue.SimpleQueue() for k in peers}
         self._outboxes = {k: threading.Lock() for k in peers}
         self._listeners = [
-            # No daemons: the interpreter must not end while one is in the middle of a wait.
+            # Not daemons: the interpreter must not exit while one is still waiting.
             threading.Thread(target=self._listen, args=(peer,), name=f"rank {peer}")
             for peer in peers
         ]
@@ -114,7 +114,7 @@ class TorchRanks(Ranks):
         for listener in self._listeners:
             listener.start()
         try:
-            # Only when all are connected does any rank begin, and so can fail.
+            # No rank begins, and so none can fail, before all are connected.
             self.gather(None)
             self.broadcast(None)
         except BaseException as error:
@@ -124,8 +124,8 @@ class TorchRanks(Ranks):
 
     def _connect(self) -> None:
         store = self._open_store()
-        # A script may be what torchrun starts, and predict several times, one after the other. (It
-        # is to end after the first that fails: signals do not interrupt that end.)
+        # torchrun may have started a script that predicts several times in a row. (It should stop
+        # after the first failure, because signals do not interrupt the end of a failed run.)
         turn = (store.add("know-predict", 1) - 1) // self.size
         store = dist.PrefixStore(f"know-predict {turn}", store)  # type: ignore[attr-defined]
         self._meet(store)
@@ -138,7 +138,7 @@ class TorchRanks(Ranks):
         )
 
     def _open_store(self) -> Any:
-        """The store of torchrun, or one of rank 0."""
+        """Connect to torchrun's store, or to one that rank 0 opens."""
         host, port = os.environ["MASTER_ADDR"], environment_number("MASTER_PORT")
         if not 0 < port <= _LARGEST_PORT:
             raise UsageError(f"MASTER_PORT={port} in the environment is no port")
@@ -156,16 +156,16 @@ class TorchRanks(Ranks):
         )
 
     def _meet(self, store: Any) -> None:
-        """Wait until all ranks are there."""
+        """Wait until all ranks have arrived."""
         here = [f"rank {rank}" for rank in range(self.size)]
         store.set(here[self.rank], "")
         self._wait_until(lambda: bool(store.check(here)), "not all have come")
 
     def _wait_until(self, is_there: Callable[[], bool], missing: str) -> None:
-        """Look again and again: torch's own ways to wait could not be interrupted.
+        """Poll, because torch's own waiting functions cannot be interrupted.
 
         Raises:
-            RuntimeError: it has taken too long; says what was missing.
+            RuntimeError: it took too long; the message says what was missing.
         """
         began = time.monotonic()
         is_told = False
@@ -182,10 +182,10 @@ class TorchRanks(Ranks):
             time.sleep(_LOOK_SECONDS)
 
     def _take_signals(self) -> None:
-        """From now on an interruption is one exception, however many signals come.
+        """From now on, raise KeyboardInterrupt once, however many signals arrive.
 
-        torchrun passes Ctrl-C on while the terminal does the same, and what is being taken back
-        must not be interrupted.
+        Both the terminal and torchrun pass Ctrl-C on, and the clean-up after the first must not be
+        interrupted by the second.
         """
         if threading.current_thread() is not threading.main_thread():
             return
@@ -201,14 +201,14 @@ class TorchRanks(Ranks):
     # ------------------------------------------------------------------ messages
 
     def _send(self, peer: int, what: str, value: Any, patience: float = _START_SECONDS) -> None:
-        """Send a message, and wait until it is taken.
+        """Send a message and wait until it is received.
 
         Raises:
-            RuntimeError: the peer has gone, or does not take it.
+            RuntimeError: the peer is gone or does not respond.
         """
         text = json.dumps([what, value]).encode()
         errors: list[RuntimeError] = []
-        # In a thread: of a peer that goes in this moment gloo may tell the listener only, and
+        # In a thread: if the peer goes away at this moment, gloo may tell only the listener and
         # leave the sender waiting.
         sender = threading.Thread(target=self._deliver, args=(peer, text, errors), daemon=True)
         sender.start()
@@ -242,7 +242,7 @@ class TorchRanks(Ranks):
         work.wait(_FOREVER)
 
     def _listen(self, peer: int) -> None:
-        """Take a peer's messages until it ends."""
+        """Receive a peer's messages until it ends."""
         try:
             while True:
                 what, value = self._receive(peer)
@@ -254,7 +254,7 @@ class TorchRanks(Ranks):
                 else:
                     self._settle(_Failure(*value))
                     if self.rank:
-                        # Rank 0 may go any moment now, and nobody listens for that any more.
+                        # Rank 0 may go away at any moment, and nobody listens for that any more.
                         self._gone.add(peer)
                         return
         except RuntimeError:
@@ -262,7 +262,7 @@ class TorchRanks(Ranks):
             self._settle(_Failure(peer, EXIT_OUTPUT, is_told=False))
 
     def _settle(self, failure: _Failure) -> None:
-        """The first failure counts; rank 0 tells the others of it."""
+        """Keep the first failure; rank 0 tells the others about it."""
         with self._lock:
             if self._failure is not None:
                 return
@@ -302,7 +302,7 @@ class TorchRanks(Ranks):
         try:
             self._send(peer, _VALUE, value)
         except RuntimeError:
-            # The listener has the same broken connection before it, and knows more.
+            # The listener sees the same broken connection and knows more about it.
             self._has_failed.wait(_PATIENCE_SECONDS)
             self.check()
             raise
@@ -310,7 +310,7 @@ class TorchRanks(Ranks):
     def _next(self, peer: int) -> Any:
         while True:
             self.check()
-            has_ended = peer in self._ended  # to be looked at before what it may have left
+            has_ended = peer in self._ended  # read before the inbox, where it may have left more
             with suppress(queue.Empty):
                 return self._inboxes[peer].get(timeout=_LOOK_SECONDS)
             if has_ended:
@@ -329,7 +329,7 @@ class TorchRanks(Ranks):
 
     def _finish(self) -> None:
         if self.rank:
-            self._is_interrupted = True  # its work is done: what comes now is for rank 0 to tell
+            self._is_interrupted = True  # our work is done: rank 0 reports what happens now
         for peer in self._outboxes:
             self._let_go.add(peer)
             with suppress(RuntimeError):
@@ -337,13 +337,13 @@ class TorchRanks(Ranks):
         for listener in self._listeners:
             listener.join()
         if self.rank:
-            self.check()  # rank 0 may have failed in its very last steps
+            self.check()  # rank 0 may have failed in its last steps
         dist.destroy_process_group()
         for wish, handler in self._handlers.items():
             signal.signal(wish, handler)
 
     def _fail(self, error: BaseException) -> None:
-        self._is_interrupted = True  # from here on it is about to end anyhow
+        self._is_interrupted = True  # it is ending anyway
         if isinstance(error, KeyboardInterrupt):
             self._has_failed.wait(_REASON_SECONDS)
         own = _Failure(self.rank, _exit_code(error), is_told=True)
@@ -365,7 +365,7 @@ class TorchRanks(Ranks):
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether something listens there; a name that is not known may become so."""
+    """Whether something is listening there. A host name that is unknown now may be known later."""
     try:
         socket.create_connection((host, port), timeout=1).close()
     except OSError:
@@ -378,7 +378,7 @@ def _exit_code(error: BaseException) -> int:
         return error.exit_code
     if was_interrupted(error):
         return EXIT_INTERRUPTED
-    # Rich answers a broken pipe with the latter.
+    # Rich turns a broken pipe into SystemExit.
     if isinstance(error, BrokenPipeError | SystemExit):
         return EXIT_BROKEN_PIPE
     return EXIT_OUTPUT if isinstance(error, OSError) else EXIT_BUG

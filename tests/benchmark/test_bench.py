@@ -223,14 +223,14 @@ def test_the_committed_tables_are_those_of_the_committed_results() -> None:
     assert text == results.to_markdown(json.loads(COMMITTED.read_text(encoding="utf-8")))
 
 
-def test_the_readme_has_the_numbers_of_the_committed_results() -> None:
+def test_the_page_on_speed_has_the_committed_results() -> None:
     found = json.loads(COMMITTED.read_text())
     kernels = {name: tuple(times["wall"]) for name, times in found["kernels"].items()}
     own = kernels[kernel_name(Preparation.RAW)]
     largest = found["runs"][-1]
     rate = largest["parameters"] / Times(tuple(largest[PIPELINE]["wall"]), ()).seconds / 1e6
     assert (found["settings"]["threads"], round(largest["parameters"], -6)) == (1, 10**9)
-    text = " ".join((COMMITTED.parents[2] / "README.md").read_text().split())
+    text = " ".join((COMMITTED.parents[2] / "docs" / "speed.md").read_text().split())
     assert (
         f"{rate:.1f} million parameters per second per step in a checkpoint of a billion; "
         f"the kernel is {median_ratio(kernels[reference_name(Preparation.RAW)], own):.1f} times as fast as the "

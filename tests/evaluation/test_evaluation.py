@@ -610,6 +610,10 @@ IN_CARD = (
     "continuation ×2", "continuation ×8", "retrodiction ×2", "retrodiction ×8", "shrink-0.9 ×2",
     "average ×2", "authors ×2", "authors ×8", "longer", "hindsight", "oracle",
 )  # fmt: skip
+IN_PROSE = ("README.md", "docs/expectations.md")
+IN_README = (
+    "continuation ×2", "continuation ×4", "continuation ×8", "naive", "longer", "hindsight",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -656,12 +660,13 @@ def test_the_model_card_has_the_committed_differences(
         ], name
 
 
-def test_the_readme_has_the_committed_recovered_gains(
+def test_readme_and_expectations_have_the_committed_recovered_gains(
     committed: dict[str, tuple[dict[str, Any], stats.Comparison]],
 ) -> None:
     whole = [comparison for _, comparison in committed.values()]
-    readme = (weights_folder().parent / "README.md").read_text(encoding="utf-8")
-    text = " ".join(readme.split())
+    root = weights_folder().parent
+    pages = [(root / name).read_text(encoding="utf-8") for name in IN_PROSE]
+    readme, page = (" ".join(text.split()) for text in pages)
     for start, words in {
         "continuation ×2": "recovers {} at ×2",
         "continuation ×4": "{} at ×4",
@@ -676,4 +681,6 @@ def test_the_readme_has_the_committed_recovered_gains(
     }.items():
         mean = stats.mean_estimate([one.gains[start].value for one in whole if one.gains])
         value = f"{mean.value:+.2f} ± {mean.half_width:.2f}".replace("-", "−")
-        assert words.format(value) in text, start
+        assert words.format(value) in page, start
+        if start in IN_README:
+            assert words.format(value) in readme, start
