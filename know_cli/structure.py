@@ -1,0 +1,120 @@
+"""What a tensor's module says of it, whatever the tensor is called.
+
+A float beside a packed weight belongs to it; a vector beside running statistics is one of them;
+all of a norm is the norm's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from know_cli.names import Module, Path, Shape, extent, group_by_module
+from know_cli.normalisation import find_norm_layers
+from know_cli.roles import (
+    CODEBOOK_STATISTICS,
+    is_index,
+    is_mask,
+    is_routing_bias,
+    is_statistic,
+)
+
+#: Element types that can be predicted, by their safetensors names.
+COMPUTABLE = frozenset({"F64", "F32", "F16", "BF16"})
+# Integers of these types count and point, or are truth values; others pack weights.
+_COUNTERS = frozenset({"I64", "U64", "BOOL"})
+_INTEGERS = frozenset({"U8", "I8", "U16", "I16", "U32", "I32"})
+_COMPLEX = frozenset({"C64", "C128"})
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What its module says of a tensor.
+
+    Attributes:
+        is_packed: it shares its module with a weight that cannot be computed, and is no bias.
+        is_spectral: it is a singular vector that spectral norm keeps.
+        is_statistic: it shares its module with running statistics, and is not trained.
+        is_norm: it is the factor or offset of a normalisation layer.
+        is_routing_bias: it balances the experts beside its module.
+    """
+
+    is_packed: bool = False
+    is_spectral: bool = False
+    is_statistic: bool = False
+    is_norm: bool = False
+    is_routing_bias: bool = False
+
+
+_NOTHING = Facts()
+
+
+def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
+    """What their modules say of the tensors of a checkpoint.
+
+    Args:
+        tensors: name → (shape, safetensors dtype).
+    """
+    shapes = {name: shape for name, (shape, _) in tensors.items()}
+    modules = group_by_module(shapes)
+    norms = {name for layer in find_norm_layers(shapes) for name in layer.affine}
+    siblings: dict[Path, set[str]] = defaultdict(set)
+    for module in modules:
+        for depth in range(max(len(module.path) - 3, 0), len(module.path)):
+            siblings[module.path[:depth]].add(module.path[depth])
+    facts = dict.fromkeys(tensors, _NOTHING)
+    for module in modules:
+        packed = [leaf for leaf, name in module.tensors.items() if is_packed(leaf, *tensors[name])]
+        codebook = any(leaf.strip("_") in CODEBOOK_STATISTICS for leaf in module.tensors)
+        statistics = {
+            shape for leaf, shape in module.shapes.items() if is_statistic(leaf)
+        }
+        has_counter = "num_batches_tracked" in module.tensors or any(
+            leaf.startswith(("running_", "moving_")) for leaf in module.tensors
+        )
+        for leaf, name in module.tensors.items():
+            shape = module.shapes[leaf]
+            is_norm = name in norms
+            facts[name] = Facts(
+                is_packed=bool(packed) and not _is_bias(leaf, packed),
+                is_spectral=_is_spectral(module, leaf),
+                is_statistic=codebook
+                or (
+                    not is_norm
+                    and leaf not in ("weight", "bias")
+                    and (has_counter or (leaf == "scale" and shape in statistics))
+                ),
+                is_norm=is_norm,
+                is_routing_bias=is_routing_bias(
+                    leaf, siblings[module.path[:-1]] if module.path else set(), module.path
+                ),
+            )
+    return facts
+
+
+def is_packed(leaf: str, shape: Shape, dtype: str) -> bool:
+    """Whether a tensor is a weight of a type that cannot be computed, and no index or mask."""
+    if dtype in COMPUTABLE or dtype in _COUNTERS or 0 in shape:
+        return False
+    if dtype in _COMPLEX:
+        return "weight" in leaf
+    if dtype not in _INTEGERS:
+        return True  # float8 and float4 have no other use
+    return max(shape, default=1) > 1 and leaf != "bias" and not is_mask(leaf) and not is_index(leaf)
+
+
+def _is_bias(leaf: str, packed: list[str]) -> bool:
+    """``bias``, or the bias of one of several packed weights: ``down_proj_bias``."""
+    stem = leaf.removesuffix("_bias")
+    return leaf == "bias" or (stem != leaf and any(other.startswith(stem) for other in packed))
+
+
+def _is_spectral(module: Module, leaf: str) -> bool:
+    stem, _, last = leaf.rpartition("_")
+    if extent(module.shapes[leaf]) > 1 or last not in ("u", "v"):
+        return "_spectral" in leaf
+    return "_spectral" in stem or any(
+        other in module.shapes and extent(module.shapes[other]) > 1
+        for other in (stem, f"{stem}_orig", f"{stem}_bar")
+    )
