@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from know_cli.names import Module, Path, Shape, extent, group_by_module, words
-from know_cli.roles import is_called_norm, is_norm_name, is_statistic
+from know_cli.roles import ends_with_norm, is_called_norm, is_statistic
 from know_cli.sources import find_sources
 
 Shapes = Mapping[str, Shape]
@@ -150,20 +150,38 @@ def _layer(module: Module, leaves: Sequence[str], **statistics: str | None) -> N
 def _affine(module: Module) -> NormLayer | None:
     shapes = module.shapes
     if is_called_norm(module.path):
-        leaves = [leaf for leaf in shapes if not is_statistic(leaf)]
-        matrices = [leaf for leaf in leaves if extent(shapes[leaf]) > 1]
-        if matrices:
-            # LayerNorm over several dimensions, or over each head; a layer with a bias of
-            # another shape is linear, whatever it is called.
-            factor = next((leaf for leaf in _FACTORS if leaf in matrices), None)
-            if factor is None or any(shapes[leaf] != shapes[factor] for leaf in leaves):
-                leaves = []
+        leaves = _owned(module)
         if leaves:
             return _layer(module, leaves)
     for factor, offset in _AFFINE_PAIRS:
         if factor in shapes and shapes[factor] and shapes.get(offset) == shapes[factor]:
             return _layer(module, (factor, offset))
     return None
+
+
+def _owned(module: Module) -> list[str]:
+    """What a module that is called a norm owns: every vector in it, but for statistics.
+
+    LayerNorm over several dimensions, or one over each head, has a factor of more; beside a bias
+    of another shape it is the matrix of a linear layer, whatever that is called.
+    """
+    shapes = module.shapes
+    leaves = [leaf for leaf in shapes if not is_statistic(leaf)]
+    factor = next((leaf for leaf in _FACTORS if leaf in leaves), None)
+    unlike = [
+        leaf
+        for leaf in leaves
+        if factor and leaf in _OFFSETS and _core(shapes[leaf]) != _core(shapes[factor])
+    ]
+    if all(extent(shapes[leaf]) < 2 for leaf in leaves):
+        return [leaf for leaf in leaves if leaf not in unlike]
+    alone = len(leaves) == 1 and not ends_with_norm(module.path[-1])
+    same = factor is not None and all(shapes[leaf] == shapes[factor] for leaf in leaves)
+    return leaves if same and not alone else []
+
+
+def _core(shape: Shape) -> Shape:
+    return tuple(size for size in shape if size > 1)
 
 
 def _numbered(
@@ -221,7 +239,7 @@ def _fused(module: Module) -> Iterator[NormLayer]:
         if last not in (*_FACTORS, *_OFFSETS):
             stem = leaf
         # weight_norm's own parameters and limits on norms are scalars, or called otherwise.
-        if extent(shape) == 1 and is_norm_name(stem) and words(stem)[0] not in ("max", "weight"):
+        if extent(shape) == 1 and ends_with_norm(stem) and words(stem)[0] not in ("max", "weight"):
             groups.setdefault(stem, []).append(leaf)
     for stem, leaves in groups.items():
         last = {leaf.removeprefix(stem).strip("_"): leaf for leaf in leaves}

@@ -30,9 +30,20 @@ def is_norm_name(text: str) -> bool:
 
 
 def is_called_norm(path: Path) -> bool:
-    """Whether a module, or the list that a numbered module stands in, is called a norm."""
+    """Whether a module, or the list that a numbered module stands in, is called a norm.
+
+    A numbered module in ``conv_norm_relu`` may be anything; what is in ``layer_norms`` is a norm.
+    """
     named = [part for part in path if not part.isdecimal()]
-    return bool(named) and is_norm_name(named[-1])
+    if not named:
+        return False
+    return is_norm_name(named[-1]) and (path[-1] == named[-1] or ends_with_norm(named[-1]))
+
+
+def ends_with_norm(text: str) -> bool:
+    """Whether the last word of a part of a name is that of a normalisation layer."""
+    found = words(text)
+    return bool(found) and _is_norm_word(found[-1])
 
 
 # ------------------------------------------------------------------ what no gradient moves
@@ -142,7 +153,7 @@ def is_routing_bias(leaf: str, siblings: Set[str], path: Path) -> bool:
 
 _QUANTISED = re.compile(
     r"qweight|qzeros|scales|g_idx|zero_points?|SCB"
-    r"|(?:weight|input|output|activation|act|k|v|q)_scale(?:_inv)?|scale_(?:weight|input)"
+    r"|(?:weight|input|output|activation|act|k|v|q)_scale(?:_inv)?"
     r"|(?:weight|input)_(?:zero_point|global_scale)|pre_quant_scale"
     r"|(?:weight\.)?(?:nested_)?(?:absmax|quant_map)|weight\.quant_state\.\w+"
     r"|weight\._(?:scale|shift|data|zero_point)"
