@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from know_cli.names import Module, Path, Shape, generic, words
@@ -51,7 +51,35 @@ def find_sources(modules: Sequence[Module], norms: Sequence[int]) -> dict[int, M
     }
     found.update((norm, pair.layer) for norm, pair in _trusted_before(layout, pairs).items())
     users = Counter(found.values())
-    return {norm: modules[layer] for norm, layer in found.items() if users[layer] == 1}
+    known = {*found.values(), *(pair.layer for pair in pairs.values())}
+    return {
+        norm: modules[layer]
+        for norm, layer in found.items()
+        if users[layer] == 1 and not _may_be_summed(layout, norm, layer, known)
+    }
+
+
+def _may_be_summed(layout: Layout, norm: int, layer: int, known: Set[int]) -> bool:
+    """Whether another layer without a norm may be added to the output before it is normalised.
+
+    Args:
+        layout: where they are.
+        norm: position of the BatchNorm.
+        layer: position of the layer of its name.
+        known: layers that have norms of their own.
+    """
+    container = layout.modules[layer].path[:-1]
+    if layout.name(norm).isdecimal():
+        return False
+    outputs, inputs = layout.weight(layer)[:2]
+    return any(
+        other not in known
+        # A layer with a bias beside one without is no part of a sum, but of an attention.
+        and len(layout.modules[other].shapes) == len(layout.modules[layer].shapes)
+        and layout.weight(other)[0] == outputs
+        and (layout.weight(other)[1] == inputs or max(layout.weight(other)[2:], default=0) == 1)
+        for other in layout.children.get(container, {}).values()
+    )
 
 
 # ------------------------------------------------------------------ evidence
