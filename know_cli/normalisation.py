@@ -189,8 +189,8 @@ def _numbered(
 ) -> Iterator[tuple[int, NormLayer]]:
     """Lone vectors in a Sequential that are RMSNorms, and not the slopes of a PReLU.
 
-    A PReLU follows a convolution or a normalisation layer; what stands beside a linear layer and
-    has its width is taken for a norm.
+    A PReLU follows a convolution or a normalisation layer; what stands beside a linear layer, or
+    first and before a convolution, and has its width is taken for a norm.
     """
     lists: dict[Path, list[int]] = {}
     for position, module in enumerate(modules):
@@ -211,8 +211,9 @@ def _numbered(
                 continue
             if width is None and before in norms:
                 width = modules[before].shapes["weight"][0]
+            following = () if after is None else modules[after].shapes.get("weight", ())
             if width == shape[0] or (
-                after is not None and modules[after].shapes.get("weight", ())[1:] == shape
+                following[1:2] == shape and (len(following) == 2 or before is None)
             ):
                 norms.add(position)
                 if position not in found:

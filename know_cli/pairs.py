@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from know_cli.names import Module, Path, Shape
+from know_cli.names import Module, Path, Shape, words
 from know_cli.roles import is_norm_name
 
 # A normalisation layer's word in a name, apart from other letters; digits may touch it.
@@ -33,6 +33,7 @@ class Fit(Enum):
 
     WRONG = "outputs are not features"
     SURE = "fits, and would not the other way round"
+    PICTURE = "fits, and three inputs are those of a picture, or rarely of a group"
     POINTWISE = "fits, unless it is a grouped convolution of one pixel, which hardly anybody uses"
     RATIO = "fits, but a grouped convolution after the norm would, too"
     SQUARE = "fits whether it comes before or after"
@@ -175,7 +176,7 @@ class Layout:
                 if name != "adn" and not is_norm_name(name):
                     continue
             other = _partner(name, siblings)
-            if other is None and len(self.norms_in[path[:-1]]) == 1:
+            if other is None and _is_plain(name) and len(self.norms_in[path[:-1]]) == 1:
                 direct = [name for name in siblings if (*container, name) in self._layers]
                 if len(direct) == len(self._inner[container]) == 1:
                     other = direct[0]
@@ -252,9 +253,10 @@ def fit(shape: Shape, features: int) -> Fit:
         return Fit.SQUARE
     if inputs == 1:
         return Fit.DEPTHWISE
-    # Linear layers have no groups, and groups of three are pictures.
-    if len(shape) == 2 or inputs == 3 or inputs > features or features % max(inputs, 1):
-        return Fit.SURE
+    if len(shape) == 2 or inputs > features or features % max(inputs, 1):
+        return Fit.SURE  # linear layers have no groups
+    if inputs == 3:
+        return Fit.PICTURE
     return Fit.POINTWISE if max(shape[2:]) == 1 else Fit.RATIO
 
 
@@ -275,6 +277,11 @@ def _one_less(name: str) -> str:
         return ""
     start, stop = found[-1].span()
     return f"{name[:start]}{int(found[-1][0]) - 1}{name[stop:]}"
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name says norm, and nothing else."""
+    return name == "adn" or not words(_NORM.sub("", name))
 
 
 def _partner(name: str, siblings: Mapping[str, int]) -> str | None:

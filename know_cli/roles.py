@@ -50,7 +50,7 @@ def ends_with_norm(text: str) -> bool:
 
 _STATISTICS = frozenset(
     "mean means var vars variance variances std stds invstd count counts counter avg average "
-    "ema amax amin absmax".split()
+    "ema amax amin absmax min max".split()
 )
 _STATISTICS_FIRST = frozenset({"running", "moving", "ema", "num"})
 _EXTREMES = re.compile(r"(?:.*_)?(?:min|max)_?(?:val|vals|value|values)$")
@@ -182,6 +182,7 @@ _FACTOR = frozenset(
     "scale scales scaling bias biases gain gate gamma beta alpha temperature magnitude norm "
     "weight shift".split()
 )
+_SCALES = frozenset({"scale", "gamma", "gain", "ls", "layerscale"})
 _POSITION = frozenset({"pos", "position", "positional", "positions"})
 _LINEAR = frozenset("linear lin proj projection dense fc mlp".split())
 _EXPERTS = frozenset({"expert", "experts", "moe"})
@@ -251,9 +252,9 @@ def is_convolution(path: Path, leaf: str, shape: Shape) -> bool:
 
 def is_factor(path: Path, leaf: str) -> bool:
     """Whether a ``weight`` is one factor a channel: layer scale, DoRA's magnitude."""
-    named = [part for part in path if not part.isdecimal()][-2:]
-    return any(
-        words(part)[-1:] and words(part)[-1] in ("scale", "gamma", "gain", "ls", "layerscale")
-        or "magnitude" in words(part)
-        for part in named
-    ) or leaf.endswith(("_g", "_magnitude"))
+    named = [words(part) for part in path if not part.isdecimal()][-2:]
+    return (
+        leaf.endswith(("_g", "_magnitude"))
+        or any("magnitude" in found for found in named)
+        or any(found[-1:] and found[-1] in _SCALES for found in named[-1:])
+    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from know_cli.names import Module, Path, Shape, generic, words
 from know_cli.pairs import Fit, Layout, Pair, takes
@@ -42,7 +42,7 @@ def find_sources(modules: Sequence[Module], norms: Sequence[int]) -> dict[int, M
         The feeding layer's module by the BatchNorm's position.
     """
     layout = Layout(modules, norms)
-    pairs = {pair.norm: pair for pair in layout.pairs()}
+    pairs = {pair.norm: pair for pair in _judge_pictures(list(layout.pairs()))}
     trusted = {**_trusted(layout, pairs), **_trusted_by_shape(layout, pairs)}
     found = {
         norm: pair.layer
@@ -83,6 +83,16 @@ def _may_be_summed(layout: Layout, norm: int, layer: int, known: Set[int]) -> bo
 
 
 # ------------------------------------------------------------------ evidence
+
+
+def _judge_pictures(pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """Three inputs are those of a picture if only one layer of a role has them."""
+    pictures = Counter(_role(pair) for pair in pairs if pair.fit is Fit.PICTURE)
+    for pair in pairs:
+        if pair.fit is Fit.PICTURE:
+            yield replace(pair, fit=Fit.SURE if pictures[_role(pair)] == 1 else Fit.RATIO)
+        else:
+            yield pair
 
 
 def _role(pair: Pair) -> object:
@@ -142,7 +152,7 @@ class _Everywhere:
     """What relations are worth over the whole checkpoint.
 
     Attributes:
-        proven: those with evidence in many roles.
+        proven: those with evidence in many roles in numbered blocks.
         somewhere: those, numbers left out, with evidence in a numbered block.
 
     Neither has those that do not fit somewhere.
@@ -153,24 +163,17 @@ class _Everywhere:
 
 
 def _look_everywhere(pairs: Iterable[Pair], evidence: Evidence) -> _Everywhere:
-    proven: dict[tuple[str, str], Counter[object]] = defaultdict(Counter)
-    unproven: Counter[tuple[str, str]] = Counter()
+    proven: dict[tuple[str, str], set[object]] = defaultdict(set)
     wrong, somewhere = set(), set()
     for pair in pairs:
         role, alike = _role(pair), tuple(map(generic, pair.relation))
         if evidence[role] is False:
             wrong.update((pair.relation, alike))
         elif evidence[role]:
-            proven[pair.relation][role] += 1
             if _blocks(pair):
+                proven[pair.relation].add(role)
                 somewhere.add(alike)
-        else:
-            unproven[pair.relation] += 1
-    many = {
-        relation
-        for relation, roles in proven.items()
-        if len(roles) >= _MANY_ROLES and roles.total() >= unproven[relation]
-    }
+    many = {relation for relation, roles in proven.items() if len(roles) >= _MANY_ROLES}
     return _Everywhere(frozenset(many - wrong), frozenset(somewhere - wrong))
 
 
@@ -214,7 +217,7 @@ def _trusted_before(layout: Layout, pairs: Mapping[int, Pair]) -> dict[int, Pair
     convolution channels may be shuffled.
     """
     evidence = _gather(layout, pairs.values())
-    before = list(layout.pairs_before(pairs))
+    before = list(_judge_pictures(list(layout.pairs_before(pairs))))
     shifted = _gather(layout, before)
     sure = {_role(pair) for pair in before if pair.fit is Fit.SURE}
     inputs = {pair.layer: layout.features(norm) for norm, pair in pairs.items()}
@@ -287,7 +290,7 @@ def _trusted_by_shape(layout: Layout, pairs: Mapping[int, Pair]) -> dict[int, Pa
     found: dict[int, Pair] = {}
     roles: dict[object, list[Path]] = defaultdict(list)
     for container, norms in layout.norms_in.items():
-        if any(norm in pairs for norm in norms):
+        if any(norm in pairs or layout.name(norm).isdecimal() for norm in norms):
             continue
         children = layout.layers_before_norms(container)
         if layout.blocks_in.get(container):
@@ -310,7 +313,7 @@ def _by_width(layout: Layout, container: Path) -> Iterator[tuple[int, Pair]]:
         width = layout.weight(layer)[0]
         if layout.features(norm) == width and widths[width] == outputs[width] == 1:
             pair = layout.pair(norm, layer, container, (layout.name(norm), name))
-            if pair.fit in (Fit.SURE, Fit.POINTWISE):
+            if pair.fit in (Fit.SURE, Fit.PICTURE, Fit.POINTWISE):
                 yield norm, pair
 
 
