@@ -39,6 +39,7 @@ __all__ = [
     "Rule",
     "classify",
     "classify_all",
+    "deciding_rules",
     "parse_override",
 ]
 
@@ -148,21 +149,15 @@ def _is_causal_mask(tensor: _Tensor) -> bool:
     )
 
 
-_UNREADABLE = Classification(Kind.COPY, "its name is too long to be a model's")
+_UNREADABLE = Rule(Kind.COPY, "its name is too long to be a model's", lambda t: True)
 
 
-def classify(name: str, shape: Shape, dtype: str) -> Classification:
-    """The kind of one tensor that stands alone.
+def deciding_rules(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Rule]:
+    """The line of the table that decides on each tensor of a checkpoint.
 
     Args:
-        name: in the state dict.
-        shape: its shape, empty for a scalar.
-        dtype: its safetensors dtype, such as ``F32``.
+        tensors: name → (shape, safetensors dtype).
     """
-    return _classify({name: (shape, dtype)})[name]
-
-
-def _classify(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Classification]:
     facts = find_facts(tensors)
     result = {}
     for name, (shape, dtype) in tensors.items():
@@ -173,9 +168,22 @@ def _classify(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Classificat
         tensor = _Tensor(
             read.path, read.leaf, shape, extent(shape), dtype in COMPUTABLE, facts[name]
         )
-        rule = next(rule for rule in RULES if rule.applies(tensor))
-        result[name] = Classification(rule.kind, rule.reason)
+        result[name] = next(rule for rule in RULES if rule.applies(tensor))
     return result
+
+
+def classify(name: str, shape: Shape, dtype: str) -> Classification:
+    """The kind of one tensor that stands alone; :func:`classify_all` sees more.
+
+    >>> classify("conv1.weight", (64, 3, 7, 7), "F32").kind
+    <Kind.CONV: 'conv'>
+
+    Args:
+        name: in the state dict.
+        shape: its shape, empty for a scalar.
+        dtype: its safetensors dtype, such as ``F32``.
+    """
+    return classify_all({name: (shape, dtype)})[name]
 
 
 @dataclass(frozen=True)
@@ -214,7 +222,10 @@ def classify_all(
     Raises:
         ValueError: an override matches nothing, or would predict what cannot be computed.
     """
-    result = _classify(tensors)
+    result = {
+        name: Classification(rule.kind, rule.reason)
+        for name, rule in deciding_rules(tensors).items()
+    }
     for override in overrides:
         matched = [name for name in tensors if fnmatchcase(name, override.pattern)]
         text = f"--kind {override.pattern}={override.kind.value}"

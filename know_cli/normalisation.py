@@ -62,9 +62,7 @@ class NormLayer:
     @property
     def affine(self) -> tuple[str, ...]:
         """Names of its weight, bias and other parameters, as far as it has them."""
-        return tuple(
-            name for name in (self.weight, self.bias, *self.others) if name is not None
-        )
+        return tuple(name for name in (self.weight, self.bias, *self.others) if name is not None)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -243,12 +241,12 @@ def _fused(module: Module) -> Iterator[NormLayer]:
         if extent(shape) == 1 and ends_with_norm(stem) and words(stem)[0] not in ("max", "weight"):
             groups.setdefault(stem, []).append(leaf)
     for stem, leaves in groups.items():
-        last = {leaf.removeprefix(stem).strip("_"): leaf for leaf in leaves}
-        factor = next((last[name] for name in ("", *_FACTORS) if name in last), None)
-        offset = next((last[name] for name in _OFFSETS if name in last), None)
+        ends = {leaf.removeprefix(stem).strip("_"): leaf for leaf in leaves}
+        factor = next((ends[end] for end in ("", *_FACTORS) if end in ends), None)
+        offset = next((ends[end] for end in _OFFSETS if end in ends), None)
         yield NormLayer(
             ".".join(part for part in (module.prefix, stem) if part),
             None if factor is None else module.tensors[factor],
             None if offset is None else module.tensors[offset],
-            others=tuple(module.tensors[x] for x in leaves if x not in (factor, offset)),
+            others=tuple(module.tensors[leaf] for leaf in leaves if leaf not in (factor, offset)),
         )

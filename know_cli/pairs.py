@@ -115,9 +115,7 @@ class Layout:
             direct[path[:-1]].append(path)
             if len(path) > 1:
                 nested[path[:-2]] += 1
-        with_norms = {
-            self.modules[norm].path[:depth] for norm in self.norms for depth in (-1, -2)
-        }
+        with_norms = {self.modules[norm].path[:depth] for norm in self.norms for depth in (-1, -2)}
         children: dict[Path, dict[str, int]] = defaultdict(dict)
         for container, paths in direct.items():
             for path in paths:
@@ -188,13 +186,13 @@ class Layout:
         parent, name, number = path[:-2], path[-2], path[-1]
         if not number.isdecimal():
             return
-        found = [
-            (other, self.children[(*parent, other)][number])
-            for other in self._lists.get(parent, ())
-            if number in self.children[(*parent, other)]
-        ]
+        found = {}
+        for other in self._lists.get(parent, ()):
+            items = self.children.get((*parent, other), {})
+            if number in items:
+                found[other] = items[number]
         if len(found) == 1:
-            other, layer = found[0]
+            ((other, layer),) = found.items()
             yield self.pair(norm, layer, parent, (f"{name}.{number}", f"{other}.{number}"))
 
     def pairs_before(self, pairs: Mapping[int, Pair]) -> Iterator[Pair]:

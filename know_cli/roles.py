@@ -10,6 +10,11 @@ from collections.abc import Set
 
 from know_cli.names import Path, Shape, extent, words
 
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # ------------------------------------------------------------------ normalisation layers
 
 _NORM_WORDS = frozenset({"norms", "ln", "lns", "bn", "bns", "gn", "grn", "frn", "rms"})
@@ -48,9 +53,9 @@ def ends_with_norm(text: str) -> bool:
 
 # ------------------------------------------------------------------ what no gradient moves
 
-_STATISTICS = frozenset(
+_STATISTICS = _set(
     "mean means var vars variance variances std stds invstd count counts counter avg average "
-    "ema amax amin absmax min max".split()
+    "ema amax amin absmax min max"
 )
 _STATISTICS_FIRST = frozenset({"running", "moving", "ema", "num"})
 _EXTREMES = re.compile(r"(?:.*_)?(?:min|max)_?(?:val|vals|value|values)$")
@@ -79,9 +84,7 @@ _ROTARY = frozenset({"freq", "freqs"})
 _TRIGONOMETRIC = frozenset({"cos", "sin"})
 _SCHEDULE = frozenset({"cumprod", "posterior"})
 _SCHEDULES = frozenset({"betas", "alphas", "sigmas", "timesteps"})
-_SIGNAL = frozenset(
-    "mel fft stft dct hann hamming window windows resample fbank filterbank blur".split()
-)
+_SIGNAL = _set("mel fft stft dct hann hamming window windows resample fbank filterbank blur")
 _LOSS_OWNERS = frozenset({"criterion", "loss", "losses", "loss_fn", "loss_fct", "loss_func"})
 
 
@@ -106,7 +109,10 @@ def is_rotary(leaf: str) -> bool:
     found = set(words(leaf))
     return bool(
         _ROTARY & found
-        or (_TRIGONOMETRIC & found and found <= _TRIGONOMETRIC | {"cached", "cache", "table", "pos", "emb"})
+        or (
+            _TRIGONOMETRIC & found
+            and found <= _TRIGONOMETRIC | {"cached", "cache", "table", "pos", "emb"}
+        )
     )
 
 
@@ -166,25 +172,24 @@ _OBSERVERS = frozenset(
 
 def is_quantisation_factor(path: Path, leaf: str) -> bool:
     """Whether a parameter is called as the factors are that go with a quantised weight."""
-    return _QUANTISED.fullmatch(leaf) is not None or (
-        bool(path) and path[-1] in _OBSERVERS
-    )
+    return _QUANTISED.fullmatch(leaf) is not None or (bool(path) and path[-1] in _OBSERVERS)
 
 
 # ------------------------------------------------------------------ what weights are
 
-_TABLE = frozenset(
+_TABLE = _set(
     "token tokens embed embeds embedding embeddings emb embs latent latents query queries probe "
     "probes prompt prompts codevectors codebook codebooks newline pointer encoding encodings "
-    "prototype prototypes".split()
+    "prototype prototypes"
 )
-_FACTOR = frozenset(
+_FACTOR = _set(
     "scale scales scaling bias biases gain gate gamma beta alpha temperature magnitude norm "
-    "weight shift".split()
+    "weight shift"
 )
 _SCALES = frozenset({"scale", "gamma", "gain", "ls", "layerscale"})
 _POSITION = frozenset({"pos", "position", "positional", "positions"})
-_LINEAR = frozenset("linear lin proj projection dense fc mlp".split())
+_LINEAR = frozenset({"linear", "lin", "dense"})
+_PROJECTION = frozenset({"proj", "projection", "fc", "mlp"})
 _EXPERTS = frozenset({"expert", "experts", "moe"})
 
 
@@ -221,7 +226,9 @@ def is_stack(path: Path, shape: Shape) -> bool:
     named = set(words(last[0])) if last else set()
     if shape[2] > 1 and any(_EXPERTS & set(words(part)) for part in path):
         return True
-    return shape[2] >= 32 and (bool(named & _LINEAR) or shape[1] >= 64)
+    if named & _LINEAR:
+        return shape[2] > 1
+    return shape[2] >= 32 and (bool(named & _PROJECTION) or shape[1] >= 64)
 
 
 def is_position_table(path: Path) -> bool:

@@ -164,15 +164,15 @@ class _Everywhere:
 
 def _look_everywhere(pairs: Iterable[Pair], evidence: Evidence) -> _Everywhere:
     proven: dict[tuple[str, str], set[object]] = defaultdict(set)
-    wrong, somewhere = set(), set()
+    wrong: set[tuple[str, ...]] = set()
+    somewhere: set[tuple[str, ...]] = set()
     for pair in pairs:
         role, alike = _role(pair), tuple(map(generic, pair.relation))
         if evidence[role] is False:
             wrong.update((pair.relation, alike))
-        elif evidence[role]:
-            if _blocks(pair):
-                proven[pair.relation].add(role)
-                somewhere.add(alike)
+        elif evidence[role] and _blocks(pair):
+            proven[pair.relation].add(role)
+            somewhere.add(alike)
     many = {relation for relation, roles in proven.items() if len(roles) >= _MANY_ROLES}
     return _Everywhere(frozenset(many - wrong), frozenset(somewhere - wrong))
 

@@ -22,10 +22,9 @@ from know_cli.roles import (
 
 #: Element types that can be predicted, by their safetensors names.
 COMPUTABLE = frozenset({"F64", "F32", "F16", "BF16"})
-# Integers of these types count and point, or are truth values; others pack weights.
-_COUNTERS = frozenset({"I64", "U64", "BOOL"})
+# Integers that pack weights; the others count and point, or are truth values.
 _INTEGERS = frozenset({"U8", "I8", "U16", "I16", "U32", "I32"})
-_COMPLEX = frozenset({"C64", "C128"})
+_OTHERS = frozenset({"I64", "U64", "BOOL", "C64", "C128"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +66,7 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
     for module in modules:
         packed = [leaf for leaf, name in module.tensors.items() if is_packed(leaf, *tensors[name])]
         codebook = any(leaf.strip("_") in CODEBOOK_STATISTICS for leaf in module.tensors)
-        statistics = {
-            shape for leaf, shape in module.shapes.items() if is_statistic(leaf)
-        }
+        statistics = {shape for leaf, shape in module.shapes.items() if is_statistic(leaf)}
         has_counter = "num_batches_tracked" in module.tensors or any(
             leaf.startswith(("running_", "moving_")) for leaf in module.tensors
         )
@@ -95,13 +92,15 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
 
 def is_packed(leaf: str, shape: Shape, dtype: str) -> bool:
     """Whether a tensor is a weight of a type that cannot be computed, and no index or mask."""
-    if dtype in COMPUTABLE or dtype in _COUNTERS or 0 in shape:
+    if dtype in COMPUTABLE or 0 in shape:
         return False
-    if dtype in _COMPLEX:
-        return "weight" in leaf
-    if dtype not in _INTEGERS:
+    if dtype not in _INTEGERS | _OTHERS:
         return True  # float8 and float4 have no other use
-    return max(shape, default=1) > 1 and leaf != "bias" and not is_mask(leaf) and not is_index(leaf)
+    if leaf == "bias" or is_mask(leaf) or is_index(leaf):
+        return False
+    if "weight" in leaf:
+        return max(shape, default=1) > 1
+    return dtype in _INTEGERS and len(shape) > 1 and max(shape) > 1
 
 
 def _is_bias(leaf: str, packed: list[str]) -> bool:
