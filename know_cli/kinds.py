@@ -31,8 +31,11 @@ from know_cli.structure import COMPUTABLE, Facts, find_facts
 
 __all__ = [
     "COMPUTABLE",
+    "NORMALISATION",
+    "OVERRIDE",
     "PREDICTED_KINDS",
     "RULES",
+    "RUNNING_STATISTICS",
     "Classification",
     "Kind",
     "Override",
@@ -57,12 +60,25 @@ class Kind(str, Enum):
 PREDICTED_KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
 
 
+#: Reasons that other modules ask for.
+RUNNING_STATISTICS = "running statistics"
+NORMALISATION = "normalisation layer"
+OVERRIDE = "--kind"
+
+
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The kind of one tensor, and a phrase for users that says why."""
+    """The kind of one tensor, and a phrase for users that says why.
+
+    Attributes:
+        kind: what it is.
+        reason: why, in words.
+        by_behaviour: whether its values told, and not its name: users get a notice.
+    """
 
     kind: Kind
     reason: str
+    by_behaviour: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +117,10 @@ RULES: tuple[Rule, ...] = (
     # Structure: what the module that a tensor belongs to says.
     Rule(Kind.COPY, "belongs to a quantised weight", lambda t: t.facts.is_packed),
     Rule(Kind.COPY, "singular vector of spectral norm", lambda t: t.facts.is_spectral),
-    Rule(Kind.COPY, "running statistics", lambda t: t.facts.is_statistic),
-    Rule(Kind.BIAS, "normalisation layer", lambda t: t.facts.is_norm),
+    Rule(Kind.COPY, RUNNING_STATISTICS, lambda t: t.facts.is_statistic),
+    Rule(Kind.BIAS, NORMALISATION, lambda t: t.facts.is_norm),
     # Names of what no gradient moves.
-    Rule(Kind.COPY, "running statistics", lambda t: is_statistic(t.leaf)),
+    Rule(Kind.COPY, RUNNING_STATISTICS, lambda t: is_statistic(t.leaf)),
     Rule(Kind.COPY, "rotary table", lambda t: is_rotary(t.leaf)),
     Rule(
         Kind.COPY,
@@ -116,13 +132,13 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(Kind.COPY, "weight of a loss", lambda t: is_loss_weight(t.path, t.leaf)),
     Rule(Kind.COPY, "balances experts, by a rule", lambda t: t.facts.is_routing_bias),
-    Rule(Kind.COPY, "fixed table", lambda t: is_fixed_table(t.path, t.leaf, t.shape)),
-    # Weights.
+    # Weights, and tables that are not trained.
     Rule(
         Kind.FC,
         "embedding, table or token, by name",
         lambda t: t.extent > 0 and is_table(t.leaf),
     ),
+    Rule(Kind.COPY, "fixed table", lambda t: is_fixed_table(t.path, t.leaf, t.shape)),
     Rule(
         Kind.BIAS,
         "one factor a channel",
@@ -228,7 +244,7 @@ def classify_all(
     }
     for override in overrides:
         matched = [name for name in tensors if fnmatchcase(name, override.pattern)]
-        text = f"--kind {override.pattern}={override.kind.value}"
+        text = f"{OVERRIDE} {override.pattern}={override.kind.value}"
         if not matched:
             close = difflib.get_close_matches(override.pattern, list(tensors), n=3, cutoff=0.4)
             hint = f"; close to it are {', '.join(close)}" if close else ""

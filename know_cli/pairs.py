@@ -167,7 +167,7 @@ class Layout:
                 if before in siblings:
                     yield self.pair(norm, siblings[before], container, (name, before), True)
                 continue
-            if not siblings and len(path) > 2:
+            if not siblings and len(path) > 1:
                 yield from self._from_lists(norm, path)
                 container, name = path[:-2], path[-2]
                 siblings = self.children.get(container, {})

@@ -67,9 +67,7 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
         packed = [leaf for leaf, name in module.tensors.items() if is_packed(leaf, *tensors[name])]
         codebook = any(leaf.strip("_") in CODEBOOK_STATISTICS for leaf in module.tensors)
         statistics = {shape for leaf, shape in module.shapes.items() if is_statistic(leaf)}
-        has_counter = "num_batches_tracked" in module.tensors or any(
-            leaf.startswith(("running_", "moving_")) for leaf in module.tensors
-        )
+        runs = any(leaf.startswith(("running_", "moving_")) for leaf in module.tensors)
         for leaf, name in module.tensors.items():
             shape = module.shapes[leaf]
             is_norm = name in norms
@@ -80,7 +78,7 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
                 or (
                     not is_norm
                     and leaf not in ("weight", "bias")
-                    and (has_counter or (leaf == "scale" and shape in statistics))
+                    and (runs or (leaf == "scale" and shape in statistics))
                 ),
                 is_norm=is_norm,
                 is_routing_bias=is_routing_bias(

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "know_cli"
 # From the top of the data flow down; a module imports only from its own layer and those below.
 LAYERS = [
     "cli", "benchmark", "evaluation", "meta", "forgetting", "methods", "engine", "hypermodel", "checkpoints",
-    "kinds", "structure", "normalisation", "sources", "pairs", "roles", "names", "bundles", "processes", "files", "errors",
+    "behaviour", "kinds", "structure", "normalisation", "sources", "pairs", "roles", "names",
+    "bundles", "processes", "files", "errors",
 ]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
