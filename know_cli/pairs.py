@@ -116,13 +116,15 @@ class Layout:
             if len(path) > 1:
                 nested[path[:-2]] += 1
         with_norms = {self.modules[norm].path[:depth] for norm in self.norms for depth in (-1, -2)}
+        paths_of_tensors = {module.path for module in self.modules}
         children: dict[Path, dict[str, int]] = defaultdict(dict)
         for container, paths in direct.items():
             for path in paths:
                 children[container][path[-1]] = self._layers[path]
         for container, paths in direct.items():
             alone = len(paths) == 1 and not nested[container] and container not in with_norms
-            if alone and container:
+            # A module with parameters of its own does something with its layer's output.
+            if alone and container and container not in paths_of_tensors:
                 children[container[:-1]].setdefault(container[-1], self._layers[paths[0]])
         return children
 

@@ -165,6 +165,13 @@ def test_reparametrised_weights_are_no_sources(weights: Shapes) -> None:
     assert found({**weights, **batchnorm("bn1", 8)}) == {}
 
 
+def test_a_layer_whose_output_its_module_changes() -> None:
+    """A graph convolution sums over neighbours and adds a bias of its own."""
+    shapes: Shapes = {"convs.0.lin.weight": (32, 16), **batchnorm("norms.0", 32)}
+    assert found(shapes) == {"norms.0": "convs.0.lin.weight"}
+    assert found({**shapes, "convs.0.bias": (32,)}) == {}
+
+
 def test_one_layer_is_the_source_of_one_norm() -> None:
     shapes: Shapes = {"conv1.weight": (8, 3, 3, 3), **batchnorm("bn1", 8), **batchnorm("norm1", 8)}
     assert found(shapes) == {}
