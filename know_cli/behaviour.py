@@ -218,7 +218,7 @@ def _is_open(found: Classification) -> bool:
 
 def _module(name: str) -> tuple[Path, str]:
     read = read_name(name)
-    return ((), name) if read is None else (read.path, read.leaf)
+    return read.path, read.leaf
 
 
 def _reason(seen: Behaviour, is_named: bool, beside_statistics: bool) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 
-from know_cli.names import Path, Shape, extent, read_name
+from know_cli.names import Path, Shape, extent
 from know_cli.roles import (
     is_convolution,
     is_factor,
@@ -86,20 +86,26 @@ class _Tensor:
     """What the rules look at.
 
     Attributes:
-        path: its module's name in parts, without wrappers.
-        leaf: its own name within the module.
         shape: its shape.
         extent: how many of its dimensions are above 1.
         computable: whether its element type can be predicted.
-        facts: what its module says of it.
+        facts: its name, and what its module says of it.
     """
 
-    path: Path
-    leaf: str
     shape: Shape
     extent: int
     computable: bool
     facts: Facts
+
+    @property
+    def path(self) -> Path:
+        """Its module's name in parts, without wrappers."""
+        return self.facts.path
+
+    @property
+    def leaf(self) -> str:
+        """Its own name within the module."""
+        return self.facts.leaf
 
 
 @dataclass(frozen=True)
@@ -165,9 +171,6 @@ def _is_causal_mask(tensor: _Tensor) -> bool:
     )
 
 
-_UNREADABLE = Rule(Kind.COPY, "its name is too long to be a model's", lambda t: True)
-
-
 def deciding_rules(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Rule]:
     """The line of the table that decides on each tensor of a checkpoint.
 
@@ -177,13 +180,7 @@ def deciding_rules(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Rule]:
     facts = find_facts(tensors)
     result = {}
     for name, (shape, dtype) in tensors.items():
-        read = read_name(name)
-        if read is None:
-            result[name] = _UNREADABLE
-            continue
-        tensor = _Tensor(
-            read.path, read.leaf, shape, extent(shape), dtype in COMPUTABLE, facts[name]
-        )
+        tensor = _Tensor(shape, extent(shape), dtype in COMPUTABLE, facts[name])
         result[name] = next(rule for rule in RULES if rule.applies(tensor))
     return result
 

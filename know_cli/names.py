@@ -15,9 +15,9 @@ from functools import lru_cache
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
 
-#: Longer names, or names of more parts, are no model's: nothing is concluded from them.
-MAX_LENGTH = 1024
+#: Of names of more parts, and of longer parts, which no model has, only the end is read.
 MAX_PARTS = 64
+MAX_PART_LENGTH = 256
 
 # What torch.compile, DataParallel, FSDP, activation checkpointing and PEFT put into names.
 _WRAPPERS = frozenset(
@@ -36,8 +36,8 @@ _WRAPPERS = frozenset(
 # PEFT's copy of a module that is trained whole; the part after it names the adapter.
 _SAVED = "modules_to_save"
 # A parameter that is itself taken apart: `weight.absmax`, `parametrizations.weight.original0`.
-_PARAMETERS = frozenset({"weight", "bias"})
 _PARAMETRIZATIONS = "parametrizations"
+_TAKEN_APART = frozenset({"weight", "bias", _PARAMETRIZATIONS})
 _ORIGINALS = {"original": "orig", "original0": "g", "original1": "v"}
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -60,24 +60,27 @@ def generic(part: str) -> str:
     return _DIGITS.sub("#", part)
 
 
-def without_wrappers(name: str) -> list[tuple[int, str]]:
+def _without_wrappers(name: str) -> list[tuple[int, str]]:
     """The parts of a name that wrappers did not add, each with its position in the name.
 
     The last part is the parameter's and stays, whatever it is called.
     """
-    parts = name.split(".")
+    parts = name.rsplit(".", MAX_PARTS)
+    position = 0
+    if len(parts) > MAX_PARTS:
+        position = len(parts.pop(0)) + 1
     last = len(parts) - 1
     kept: list[tuple[int, str]] = []
-    position, skip = 0, False
+    skip = False
     for index, part in enumerate(parts):
         if index == last:
-            kept.append((position, part))
+            kept.append((position, part[-MAX_PART_LENGTH:]))
         elif skip:
             skip = False
         elif part == _SAVED:
             skip = index + 1 < last
         elif part not in _WRAPPERS:
-            kept.append((position, part))
+            kept.append((position, part[-MAX_PART_LENGTH:]))
         position += len(part) + 1
     return kept
 
@@ -99,28 +102,27 @@ class TensorName:
     prefix: str
 
 
-def read_name(name: str) -> TensorName | None:
-    """Read a tensor's name; None for one that is too long to be a model's.
+def read_name(name: str) -> TensorName:
+    """Read a tensor's name.
 
     >>> read_name("module.conv.parametrizations.weight.original1")
     TensorName(path=('conv',), leaf='weight_v', prefix='module.conv')
     """
-    if len(name) > MAX_LENGTH or name.count(".") >= MAX_PARTS:
-        return None
-    kept = without_wrappers(name)
-    owner = len(kept) - 1
-    for index, (_, part) in enumerate(kept[:-1]):
-        if part == _PARAMETRIZATIONS or part in _PARAMETERS:
+    kept = _without_wrappers(name)
+    parts = [part for _, part in kept]
+    owner = len(parts) - 1
+    for index in range(owner):
+        if parts[index] in _TAKEN_APART:
             owner = index
             break
-    start = kept[owner][0]
-    leaf = ".".join(part for _, part in kept[owner:])
-    parts = [part for _, part in kept[owner:]]
-    if parts[0] == _PARAMETRIZATIONS and len(parts) == 3 and parts[2] in _ORIGINALS:
-        leaf = f"{parts[1]}_{_ORIGINALS[parts[2]]}"
-    elif parts[0] == _PARAMETRIZATIONS and parts[-1] in ("_u", "_v"):
-        leaf = f"{parts[1]}_spectral{parts[2]}{parts[-1]}"
-    return TensorName(tuple(part for _, part in kept[:owner]), leaf, name[: max(start - 1, 0)])
+    rest = parts[owner:]
+    leaf = ".".join(rest)
+    if rest[0] == _PARAMETRIZATIONS and len(rest) > 2:
+        if len(rest) == 3 and rest[2] in _ORIGINALS:
+            leaf = f"{rest[1]}_{_ORIGINALS[rest[2]]}"
+        elif rest[-1] in ("_u", "_v"):
+            leaf = f"{rest[1]}_spectral{rest[2]}{rest[-1]}"
+    return TensorName(tuple(parts[:owner]), leaf, name[: max(kept[owner][0] - 1, 0)])
 
 
 @dataclass(slots=True)
@@ -146,9 +148,9 @@ def group_by_module(shapes: Mapping[str, Shape]) -> list[Module]:
     """The modules of a checkpoint, sorted by their names in the file.
 
     Args:
-        shapes: shape of every tensor by name; names that are too long are left out.
+        shapes: shape of every tensor by name.
     """
-    read = {name: found for name in shapes if (found := read_name(name)) is not None}
+    read = {name: read_name(name) for name in shapes}
     prefixes: dict[tuple[Path, str], str] = {}
     split: set[Path] = set()
     for found in read.values():

@@ -81,7 +81,11 @@ def find_norm_layers(shapes: Shapes) -> list[NormLayer]:
     Args:
         shapes: shape of every tensor by name.
     """
-    modules = group_by_module(shapes)
+    return norm_layers_of(group_by_module(shapes))
+
+
+def norm_layers_of(modules: Sequence[Module]) -> list[NormLayer]:
+    """As :func:`find_norm_layers`, of a checkpoint whose names were read."""
     found: dict[int, NormLayer] = {}
     for position, module in enumerate(modules):
         layer = _with_statistics(module) or _affine(module)

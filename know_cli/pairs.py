@@ -24,6 +24,7 @@ _LAYER_WORDS = ("conv", "convolution", "fc", "linear", "lin", "hidden", "dense",
 _LAYER_LISTS = re.compile(r"(?:conv|convolution|lin|linear|layer|fc|dense|mlp)s?$")
 _ADAPTER = re.compile(r"lora|adapter|ia3|oft|hra|vera")
 _NUMBER = re.compile(r"\d+")
+_UNDERSCORE = re.compile("(?<=[0-9])_")
 # Blocks do not hold layers more levels down than this.
 _DEEPEST = 5
 
@@ -90,19 +91,26 @@ class Layout:
                 if _ADAPTER.match(part):  # the weight is not all that feeds the norm
                     self._layers.pop(module.path[:depth], None)
         self.norms_in: dict[Path, list[int]] = defaultdict(list)
-        self.blocks_in: dict[Path, list[int]] = defaultdict(list)
+        self.blocks_in: dict[Path, set[int]] = defaultdict(set)
         for position in self.norms:
             path = modules[position].path
             self.norms_in[path[:-1]].append(position)
             numbered = [_NUMBER.search(part) is not None for part in path[:-1]]
             last = max((depth for depth, found in enumerate(numbered) if found), default=-1)
             for depth in range(last + 1):
-                self.blocks_in[path[:depth]].append(position)
+                self.blocks_in[path[:depth]].add(position)
         self.children = self._find_children()
         self._inner: dict[Path, set[str]] = defaultdict(set)
         for path in self._layers:
             for depth in range(max(len(path) - _DEEPEST, 0), len(path)):
                 self._inner[path[:depth]].add(path[depth])
+        # What stands before an underscore in a child's name → the children.
+        self._longer: dict[Path, list[str]] = defaultdict(list)
+        for container, names in self.children.items():
+            for name in names:
+                for match in _UNDERSCORE.finditer(name):
+                    start = (*container, name[: match.start()])
+                    self._longer[start].append(name)
         self._lists: dict[Path, list[str]] = defaultdict(list)
         for container, names in self.children.items():
             if container and _LAYER_LISTS.match(container[-1]) and all(map(str.isdecimal, names)):
@@ -175,13 +183,28 @@ class Layout:
                 siblings = self.children.get(container, {})
                 if name != "adn" and not is_norm_name(name):
                     continue
-            other = _partner(name, siblings)
+            other = self._partner(name, container)
             if other is None and _is_plain(name) and len(self.norms_in[path[:-1]]) == 1:
                 direct = [name for name in siblings if (*container, name) in self._layers]
                 if len(direct) == len(self._inner[container]) == 1:
                     other = direct[0]
             if other is not None:
                 yield self.pair(norm, siblings[other], container, (name, other))
+
+    def _partner(self, name: str, container: Path) -> str | None:
+        """The layer before a norm, by their names: ``bn1`` and ``conv1``, or ``conv1_1x1``."""
+        siblings = self.children.get(container, {})
+        names = list(_partners(name))
+        for other in names:
+            if other in siblings:
+                return other
+        longer = {
+            sibling
+            for other in names
+            if other[-1:].isdecimal()
+            for sibling in self._longer.get((*container, other), ())
+        }
+        return longer.pop() if len(longer) == 1 else None
 
     def _from_lists(self, norm: int, path: Path) -> Iterator[Pair]:
         """Lists of norms beside lists of layers: ``bns.3`` and ``convs.3``."""
@@ -282,17 +305,6 @@ def _one_less(name: str) -> str:
 def _is_plain(name: str) -> bool:
     """Whether a name says norm, and nothing else."""
     return name == "adn" or not words(_NORM.sub("", name))
-
-
-def _partner(name: str, siblings: Mapping[str, int]) -> str | None:
-    """The layer before a norm, by their names: ``bn1`` and ``conv1``, or ``conv1_1x1``."""
-    names = list(_partners(name))
-    for other in names:
-        if other in siblings:
-            return other
-    starts = tuple(f"{other}_" for other in names if other[-1:].isdecimal())
-    longer = [sibling for sibling in siblings if starts and sibling.startswith(starts)]
-    return longer[0] if len(longer) == 1 else None
 
 
 def _partners(name: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
-from know_cli.names import Path, Shape, extent, words
+from know_cli.names import Path, Shape, words
 
 
 def _set(text: str) -> frozenset[str]:
@@ -190,6 +190,7 @@ _SCALES = frozenset({"scale", "gamma", "gain", "ls", "layerscale"})
 _POSITION = frozenset({"pos", "position", "positional", "positions"})
 _LINEAR = frozenset({"linear", "lin", "dense"})
 _PROJECTION = frozenset({"proj", "projection", "fc", "mlp"})
+_LONGEST_KERNEL = 11
 _EXPERTS = frozenset({"expert", "experts", "moe"})
 
 
@@ -244,15 +245,13 @@ def is_convolution(path: Path, leaf: str, shape: Shape) -> bool:
     if is_weight(leaf):
         return not is_stack(path, shape) and not (len(shape) == 3 and is_position_table(path))
     named = words(leaf)
-    if named and named[-1] in ("weight", "kernel", "w") and "conv" in leaf.lower():
+    if named and "conv" in leaf.lower() and named[-1] not in _FACTOR - {"weight"}:
         return True
-    kernel = shape[2:]
+    # Of a name that says nothing: two dimensions of channels, and a short kernel.
     return (
         len(shape) > 3
         and min(shape[:2]) > 1
-        and extent(kernel) == len(kernel)
-        and len(set(kernel)) == 1
-        and kernel[0] <= 11
+        and 1 < max(shape[2:]) <= _LONGEST_KERNEL
         and not is_table(leaf)
     )
 

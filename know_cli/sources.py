@@ -44,42 +44,52 @@ def find_sources(modules: Sequence[Module], norms: Sequence[int]) -> dict[int, M
     layout = Layout(modules, norms)
     pairs = {pair.norm: pair for pair in _judge_pictures(list(layout.pairs()))}
     trusted = {**_trusted(layout, pairs), **_trusted_by_shape(layout, pairs)}
-    found = {
-        norm: pair.layer
-        for norm, pair in trusted.items()
-        if not _may_be_last(layout, pair, trusted)
-    }
+    found = _without_last(layout, trusted)
     found.update((norm, pair.layer) for norm, pair in _trusted_before(layout, pairs).items())
-    users = Counter(found.values())
     known = {*found.values(), *(pair.layer for pair in pairs.values())}
-    return {
-        norm: modules[layer]
-        for norm, layer in found.items()
-        if users[layer] == 1 and not _may_be_summed(layout, norm, layer, known)
-    }
+    found = _without_sums(layout, found, known)
+    users = Counter(found.values())
+    return {norm: modules[layer] for norm, layer in found.items() if users[layer] == 1}
 
 
-def _may_be_summed(layout: Layout, norm: int, layer: int, known: Set[int]) -> bool:
-    """Whether another layer without a norm may be added to the output before it is normalised.
+def _without_last(layout: Layout, trusted: Mapping[int, Pair]) -> dict[int, int]:
+    """The layers of norms, but of those norms that may come after the blocks beside them.
 
-    Args:
-        layout: where they are.
-        norm: position of the BatchNorm.
-        layer: position of the layer of its name.
-        known: layers that have norms of their own.
+    A network that normalises before its convolutions ends with a norm, which may be named like
+    the stem's. It is no such network if a norm within its blocks comes after its convolution.
     """
-    container = layout.modules[layer].path[:-1]
-    if layout.name(norm).isdecimal():
-        return False
-    outputs, inputs = layout.weight(layer)[:2]
-    return any(
-        other not in known
-        # A layer with a bias beside one without is no part of a sum, but of an attention.
-        and len(layout.modules[other].shapes) == len(layout.modules[layer].shapes)
-        and layout.weight(other)[0] == outputs
-        and (layout.weight(other)[1] == inputs or max(layout.weight(other)[2:], default=0) == 1)
-        for other in layout.children.get(container, {}).values()
-    )
+    proven = {
+        container: len(inside & trusted.keys()) for container, inside in layout.blocks_in.items()
+    }
+    found = {}
+    for norm, pair in trusted.items():
+        inside = layout.blocks_in.get(pair.container, set())
+        own = norm in inside
+        if pair.sequential or len(inside) == own or proven[pair.container] > own:
+            found[norm] = pair.layer
+    return found
+
+
+def _without_sums(layout: Layout, found: Mapping[int, int], known: Set[int]) -> dict[int, int]:
+    """The layers of norms, but of those to which another layer's output may be added.
+
+    That is one beside it that has no norm of its own, and as many outputs. (A layer with a bias
+    beside one without is no part of a sum, but of an attention.)
+    """
+    others = set()
+    for container, children in layout.children.items():
+        for layer in children.values():
+            if layer not in known:
+                shape = layout.weight(layer)
+                inputs = 0 if max(shape[2:], default=0) == 1 else shape[1]
+                others.add((container, len(layout.modules[layer].shapes), shape[0], inputs))
+    result = {}
+    for norm, layer in found.items():
+        outputs, inputs = layout.weight(layer)[:2]
+        alike = layout.modules[layer].path[:-1], len(layout.modules[layer].shapes), outputs
+        if layout.name(norm).isdecimal() or not {(*alike, inputs), (*alike, 0)} & others:
+            result[norm] = layer
+    return result
 
 
 # ------------------------------------------------------------------ evidence
@@ -270,18 +280,6 @@ def _may_be_transposed(layout: Layout, pair: Pair, proven: bool) -> bool:
     return bool(decodes) and not proven
 
 
-def _may_be_last(layout: Layout, pair: Pair, trusted: Mapping[int, Pair]) -> bool:
-    """Whether a norm may come after the blocks beside it, and not after the layer it names.
-
-    A network that normalises before its convolutions ends with a norm. It is no such network if
-    a norm within its blocks surely comes after the convolution of its name.
-    """
-    if pair.sequential:
-        return False
-    inside = [norm for norm in layout.blocks_in.get(pair.container, ()) if norm != pair.norm]
-    return bool(inside) and not any(norm in trusted for norm in inside)
-
-
 # ------------------------------------------------------------------ shapes alone
 
 
@@ -306,13 +304,17 @@ def _trusted_by_shape(layout: Layout, pairs: Mapping[int, Pair]) -> dict[int, Pa
 
 def _by_width(layout: Layout, container: Path) -> Iterator[tuple[int, Pair]]:
     """A stem and a head around blocks, each with a width that nothing else there has."""
-    norms, children = layout.norms_in[container], layout.children.get(container, {})
-    widths = Counter(layout.features(norm) for norm in norms)
-    outputs = Counter(layout.weight(layer)[0] for layer in children.values())
-    for norm, (name, layer) in itertools.product(norms, children.items()):
-        width = layout.weight(layer)[0]
-        if layout.features(norm) == width and widths[width] == outputs[width] == 1:
-            pair = layout.pair(norm, layer, container, (layout.name(norm), name))
+    layers: dict[int, list[str]] = defaultdict(list)
+    children = layout.children.get(container, {})
+    for name, layer in children.items():
+        layers[layout.weight(layer)[0]].append(name)
+    norms: dict[int, list[int]] = defaultdict(list)
+    for norm in layout.norms_in[container]:
+        norms[layout.features(norm)].append(norm)
+    for width, (norm, *more) in norms.items():
+        if not more and len(layers[width]) == 1:
+            (name,) = layers[width]
+            pair = layout.pair(norm, children[name], container, (layout.name(norm), name))
             if pair.fit in (Fit.SURE, Fit.PICTURE, Fit.POINTWISE):
                 yield norm, pair
 

@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from know_cli.names import Module, Path, Shape, extent, group_by_module
-from know_cli.normalisation import find_norm_layers
+from know_cli.names import Module, Path, Shape, extent, group_by_module, read_name
+from know_cli.normalisation import norm_layers_of
 from know_cli.roles import (
     CODEBOOK_STATISTICS,
     is_index,
@@ -32,6 +32,8 @@ class Facts:
     """What its module says of a tensor.
 
     Attributes:
+        path: the module's name in parts, without wrappers.
+        leaf: the tensor's name within the module.
         is_packed: it shares its module with a weight that cannot be computed, and is no bias.
         is_spectral: it is a singular vector that spectral norm keeps.
         is_statistic: it shares its module with running statistics, and is not trained.
@@ -39,14 +41,13 @@ class Facts:
         is_routing_bias: it balances the experts beside its module.
     """
 
+    path: Path
+    leaf: str
     is_packed: bool = False
     is_spectral: bool = False
     is_statistic: bool = False
     is_norm: bool = False
     is_routing_bias: bool = False
-
-
-_NOTHING = Facts()
 
 
 def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
@@ -57,12 +58,12 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
     """
     shapes = {name: shape for name, (shape, _) in tensors.items()}
     modules = group_by_module(shapes)
-    norms = {name for layer in find_norm_layers(shapes) for name in layer.affine}
+    norms = {name for layer in norm_layers_of(modules) for name in layer.affine}
     siblings: dict[Path, set[str]] = defaultdict(set)
     for module in modules:
         for depth in range(max(len(module.path) - 3, 0), len(module.path)):
             siblings[module.path[:depth]].add(module.path[depth])
-    facts = dict.fromkeys(tensors, _NOTHING)
+    facts: dict[str, Facts] = {}
     for module in modules:
         packed = [leaf for leaf, name in module.tensors.items() if is_packed(leaf, *tensors[name])]
         codebook = any(leaf.strip("_") in CODEBOOK_STATISTICS for leaf in module.tensors)
@@ -72,6 +73,8 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
             shape = module.shapes[leaf]
             is_norm = name in norms
             facts[name] = Facts(
+                module.path,
+                leaf,
                 is_packed=bool(packed) and not _is_bias(leaf, packed),
                 is_spectral=_is_spectral(module, leaf),
                 is_statistic=codebook
@@ -85,6 +88,9 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
                     leaf, siblings[module.path[:-1]] if module.path else set(), module.path
                 ),
             )
+    for name in tensors.keys() - facts.keys():  # named beyond what is read like another one
+        read = read_name(name)
+        facts[name] = Facts(read.path, read.leaf)
     return facts
 
 

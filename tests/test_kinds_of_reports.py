@@ -307,6 +307,7 @@ def test_stacked_matrices_and_tables_are_fc(name: str, shape: Shape) -> None:
         ("head.conv.weight", (1, 16, 1, 1)), ("stem.weight", (16, 1, 1, 1)),
         ("Conv_0.kernel", (3, 3, 8, 16)), ("eca.conv.weight", (1, 1, 5)),
         ("stem.linear.weight", (16, 8, 3, 3)), ("my_filter", (16, 8, 5, 5)),
+        ("net.conv", (10, 3, 5, 2)), ("conv_w", (16, 8, 3)), ("theta", (16, 8, 3, 1)),
         ("experts.3.conv.weight", (16, 8, 3)), ("rpr_scale.conv.weight", (16, 1, 1, 1)),
     ],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from know_cli.kinds import Kind, classify, classify_all
-from know_cli.names import MAX_LENGTH, MAX_PARTS, read_name, words
+from know_cli.names import MAX_PART_LENGTH, MAX_PARTS, read_name, words
 from know_cli.normalisation import NormLayer, find_norm_layers
 
 Shape = tuple[int, ...]
@@ -141,25 +141,29 @@ def test_any_checkpoint_is_classified(rows: list[tuple[str, list[int], str]]) ->
 # ---------------------------------------------------------------------- hostile names
 
 HOSTILE = ["experts." * 8000 + "w", "a" * 65000, "_" * 65000, "norm" * 16000, "1." * 30000 + "x",
-           "conv_" * 13000 + ".weight", "min_max_" * 8000, "A" * 65000, "bn.bn_" * 10000]  # fmt: skip
+           "conv_" * 13000, "min_max_" * 8000, "A" * 65000, "bn.bn_" * 10000]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: name[:8])
-def test_names_that_no_model_has_are_copied_and_not_read(name: str) -> None:
-    found = classify(name, (8,), "F32")
-    assert (found.kind, found.reason) == (Kind.COPY, "its name is too long to be a model's")
-    assert find_norm_layers({name: (8,)}) == []
+def test_of_names_that_no_model_has_only_the_end_is_read(name: str) -> None:
+    read = read_name(name)
+    assert len(read.path) < MAX_PARTS
+    assert max(map(len, [*read.path, read.leaf])) <= MAX_PART_LENGTH
+    assert lines_run(name) < 2.5 * lines_run("experts." * 63 + "w")
+    assert classify(f"{name}.rope.inv_freq", (8,), "F32").kind is Kind.COPY
+    assert classify(f"{name}.conv.weight", (8, 8, 3, 3), "F32").kind is Kind.CONV
+    (layer,) = find_norm_layers({f"{name}.bn.running_mean": (8,), f"{name}.bn.running_var": (8,)})
+    assert layer.prefix == f"{name}.bn"
 
 
-@pytest.mark.parametrize("over", [0, 1])
-def test_the_bounds_on_names(over: int) -> None:
-    long = "a" * (MAX_LENGTH + over)
-    deep = ".".join("a" * (MAX_PARTS + over))
-    assert (read_name(long) is None, read_name(deep) is None) == (bool(over), bool(over))
+def test_long_names_that_end_alike_are_kept_apart() -> None:
+    names = [f"{letter * 2000}.{'norm.' * 300}weight" for letter in "ab"]
+    found = find_norm_layers(dict.fromkeys(names, (8,)))
+    assert [layer.weight for layer in found] == names
 
 
-def lines_run(name: str) -> int:
-    """How many lines of Python classifying a tensor of this name takes."""
+def lines_run(*names: str) -> int:
+    """How many lines of Python classifying tensors of these names takes."""
     count = 0
 
     def trace(*_: object) -> object:
@@ -170,7 +174,7 @@ def lines_run(name: str) -> int:
     words.cache_clear()
     sys.settrace(trace)
     try:
-        classify(name, (8, 8), "F32")
+        classify_all({name: ((8,) if "bn" in name else (8, 8), "F32") for name in names})
     finally:
         sys.settrace(None)
     return count
@@ -185,3 +189,24 @@ def names_of_length(repeats: int) -> Iterator[str]:
 def test_the_work_is_in_proportion_to_a_name_s_length() -> None:
     for short, long in zip(names_of_length(7), names_of_length(14), strict=True):
         assert lines_run(long) < 2.5 * lines_run(short)
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm"),
+    [
+        ("conv{}", "bn{}"),
+        ("layer{}", "bn_of{}"),
+        ("{}", "bn.{}"),
+        ("blocks.{}.conv", "blocks.{}.bn"),
+    ],
+)
+def test_the_work_is_in_proportion_to_the_number_of_layers(layer: str, norm: str) -> None:
+    def work(count: int) -> int:
+        statistics = ("weight", "running_mean", "running_var")
+        names = ["blocks.0.conv1.weight", *(f"blocks.0.bn1.{leaf}" for leaf in statistics)]
+        for number in range(count):
+            names.append(f"{layer.format(number)}.weight")
+            names += [f"{norm.format(number)}.{leaf}" for leaf in statistics]
+        return lines_run(*names)
+
+    assert work(60) < 2.5 * work(30)
