@@ -8,17 +8,46 @@ predicted, and what only looks like a convolution from being taken for one.
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
 
 from know_cli.checkpoints import Trajectory
 from know_cli.errors import UsageError
+from know_cli.names import Path, Shape, extent
+from know_cli.roles import (
+    is_convolution,
+    is_factor,
+    is_fixed_table,
+    is_index,
+    is_loss_weight,
+    is_mask,
+    is_quantisation_factor,
+    is_rotary,
+    is_statistic,
+    is_table,
+    is_weight,
+)
+from know_cli.structure import COMPUTABLE, Facts, find_facts
 
-#: Element types that can be predicted, by their safetensors names.
-COMPUTABLE = frozenset({"F64", "F32", "F16", "BF16"})
+__all__ = [
+    "COMPUTABLE",
+    "NORMALISATION",
+    "OVERRIDE",
+    "PREDICTED_KINDS",
+    "RULES",
+    "RUNNING_STATISTICS",
+    "Classification",
+    "Kind",
+    "Override",
+    "Rule",
+    "classify",
+    "classify_all",
+    "classify_trajectory",
+    "deciding_rules",
+    "parse_override",
+]
 
 
 class Kind(str, Enum):
@@ -34,99 +63,143 @@ class Kind(str, Enum):
 PREDICTED_KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
 
 
+#: Reasons that other modules ask for.
+RUNNING_STATISTICS = "running statistics"
+NORMALISATION = "normalisation layer"
+OVERRIDE = "--kind"
+
+
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The kind of one tensor, and a phrase for users that says why."""
-
-    kind: Kind
-    reason: str
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A line of the table; a tensor matches if all that is given matches.
+    """The kind of one tensor, and a phrase for users that says why.
 
     Attributes:
-        kind: the answer.
-        reason: a phrase for users.
-        name: pattern that the end of the dotted name must match, from the start of a part on.
-        dimensions: the numbers of dimensions that match; None for any.
-        computable: whether the element type must be one that can be predicted (True), must not
-            (False), or does not matter (None).
+        kind: what it is.
+        reason: why, in words.
+        by_behaviour: whether its values told, and not its name: users get a notice.
     """
 
     kind: Kind
     reason: str
-    name: str | None = None
-    dimensions: range | None = None
-    computable: bool | None = None
-
-    def matches(self, name: str, shape: tuple[int, ...], dtype: str) -> bool:
-        """Whether a tensor of this name, shape and safetensors dtype is meant."""
-        return (
-            (self.computable is None or (dtype in COMPUTABLE) == self.computable)
-            and (self.dimensions is None or len(shape) in self.dimensions)
-            and (self.name is None or re.search(rf"(?:^|\.)(?:{self.name})$", name) is not None)
-        )
+    by_behaviour: bool = False
 
 
-_MANY = 1 << 16
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """What the rules look at.
 
-#: The first rule that matches decides; the last three match everything.
+    Attributes:
+        shape: its shape.
+        extent: how many of its dimensions are above 1.
+        computable: whether its element type can be predicted.
+        facts: its name, and what its module says of it.
+    """
+
+    shape: Shape
+    extent: int
+    computable: bool
+    facts: Facts
+
+    @property
+    def path(self) -> Path:
+        """Its module's name in parts, without wrappers."""
+        return self.facts.path
+
+    @property
+    def leaf(self) -> str:
+        """Its own name within the module."""
+        return self.facts.leaf
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A line of the table: a kind, a phrase for users that says why, and when it applies."""
+
+    kind: Kind
+    reason: str
+    applies: Callable[[_Tensor], bool]
+
+
+#: The first rule that applies decides; the last three leave nothing.
 RULES: tuple[Rule, ...] = (
-    Rule(Kind.COPY, "integer, boolean, complex or quantised", computable=False),
-    Rule(Kind.COPY, "running statistics", r"running_mean|running_var|num_batches_tracked"),
-    Rule(
-        Kind.COPY,
-        "rotary table",
-        r"(?:\w+_)?inv_freq|cos_cached|sin_cached|freqs_cis|rope_freqs|freqs_(?:cos|sin)",
-    ),
+    Rule(Kind.COPY, "integer, boolean, complex or quantised", lambda t: not t.computable),
+    # Structure: what the module that a tensor belongs to says.
+    Rule(Kind.COPY, "belongs to a quantised weight", lambda t: t.facts.is_packed),
+    Rule(Kind.COPY, "singular vector of spectral norm", lambda t: t.facts.is_spectral),
+    Rule(Kind.COPY, RUNNING_STATISTICS, lambda t: t.facts.is_statistic),
+    Rule(Kind.BIAS, NORMALISATION, lambda t: t.facts.is_norm),
+    # Names of what no gradient moves.
+    Rule(Kind.COPY, RUNNING_STATISTICS, lambda t: is_statistic(t.leaf)),
+    Rule(Kind.COPY, "rotary table", lambda t: is_rotary(t.leaf)),
     Rule(
         Kind.COPY,
         "mask or position buffer",
-        r"position_ids|masked_bias|attn_mask|causal_mask|relative_position_index"
-        r"|relative_coords_table",
+        lambda t: is_mask(t.leaf) or is_index(t.leaf) or _is_causal_mask(t),
     ),
-    # GPT-2's causal mask is called "bias" and has four dimensions; a real bias has one.
-    Rule(Kind.COPY, "mask or position buffer", r"(?:attn|attention)\.bias", range(3, _MANY)),
     Rule(
-        Kind.COPY,
-        "belongs to a quantised weight",
-        r"qweight|qzeros|scales|g_idx|zero_points?|(?:weight|input|output|k|v)_scale(?:_inv)?"
-        r"|(?:weight|input)_zero_point|SCB|(?:weight\.)?(?:nested_)?(?:absmax|quant_map)"
-        r"|weight\.quant_state\.\w+",
+        Kind.COPY, "belongs to a quantised weight", lambda t: is_quantisation_factor(t.path, t.leaf)
     ),
+    Rule(Kind.COPY, "weight of a loss", lambda t: is_loss_weight(t.path, t.leaf)),
+    Rule(Kind.COPY, "balances experts, by a rule", lambda t: t.facts.is_routing_bias),
+    # Weights, and tables that are not trained.
     Rule(
         Kind.FC,
         "embedding, table or token, by name",
-        r"(?:\w*_)?(?:cls|class|mask|dist|distillation|register|query|latent|prompt|reg)_tokens?"
-        r"|class_embedding|(?:\w*_)?pos(?:ition(?:al)?)?_embed(?:ding)?s?(?:_\w+)?"
-        r"|\w*position_bias_table|rel_pos_[hw]|latents?|queries",
-        range(1, _MANY),
+        lambda t: t.extent > 0 and is_table(t.leaf),
     ),
-    Rule(Kind.FC, "stacked expert matrices", r"(?:\w*experts)(?:\.\w+)*", range(3, 4)),
+    Rule(Kind.COPY, "fixed table", lambda t: is_fixed_table(t.path, t.leaf, t.shape)),
     Rule(
         Kind.BIAS,
-        "one factor a channel, by name",
-        r"(?:\w*_)?layer_scale(?:_\w+)?|logit_scale|gamma(?:_\w+)?",
-        range(3, _MANY),
+        "one factor a channel",
+        lambda t: t.extent < 2 and (not is_weight(t.leaf) or is_factor(t.path, t.leaf)),
     ),
-    Rule(Kind.CONV, "more than two dimensions", dimensions=range(3, _MANY)),
-    Rule(Kind.FC, "two dimensions", dimensions=range(2, 3)),
-    Rule(Kind.BIAS, "one dimension or none", dimensions=range(2)),
+    Rule(Kind.BIAS, "bias", lambda t: t.leaf == "bias"),
+    Rule(
+        Kind.CONV,
+        "weight of more than two dimensions",
+        lambda t: is_convolution(t.path, t.leaf, t.shape),
+    ),
+    Rule(Kind.FC, "matrix, or a stack of them", lambda t: len(t.shape) > 1),
+    Rule(Kind.BIAS, "one dimension or none", lambda t: True),
 )
 
 
-def classify(name: str, shape: tuple[int, ...], dtype: str) -> Classification:
-    """The kind of one tensor.
+def _is_causal_mask(tensor: _Tensor) -> bool:
+    """GPT-2's causal mask is called "bias" and has four dimensions; a real bias has one."""
+    return (
+        tensor.leaf == "bias"
+        and len(tensor.shape) > 2
+        and tensor.shape[-1] == tensor.shape[-2]
+        and any("attn" in part or "attention" in part for part in tensor.path[-1:])
+    )
+
+
+def deciding_rules(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Rule]:
+    """The line of the table that decides on each tensor of a checkpoint.
+
+    Args:
+        tensors: name → (shape, safetensors dtype).
+    """
+    facts = find_facts(tensors)
+    result = {}
+    for name, (shape, dtype) in tensors.items():
+        tensor = _Tensor(shape, extent(shape), dtype in COMPUTABLE, facts[name])
+        result[name] = next(rule for rule in RULES if rule.applies(tensor))
+    return result
+
+
+def classify(name: str, shape: Shape, dtype: str) -> Classification:
+    """The kind of one tensor that stands alone; :func:`classify_all` sees more.
+
+    >>> classify("conv1.weight", (64, 3, 7, 7), "F32").kind
+    <Kind.CONV: 'conv'>
 
     Args:
         name: in the state dict.
         shape: its shape, empty for a scalar.
         dtype: its safetensors dtype, such as ``F32``.
     """
-    rule = next(rule for rule in RULES if rule.matches(name, shape, dtype))
-    return Classification(rule.kind, rule.reason)
+    return classify_all({name: (shape, dtype)})[name]
 
 
 @dataclass(frozen=True)
@@ -165,10 +238,13 @@ def classify_all(
     Raises:
         ValueError: an override matches nothing, or would predict what cannot be computed.
     """
-    result = {name: classify(name, *tensor) for name, tensor in tensors.items()}
+    result = {
+        name: Classification(rule.kind, rule.reason)
+        for name, rule in deciding_rules(tensors).items()
+    }
     for override in overrides:
         matched = [name for name in tensors if fnmatchcase(name, override.pattern)]
-        text = f"--kind {override.pattern}={override.kind.value}"
+        text = f"{OVERRIDE} {override.pattern}={override.kind.value}"
         if not matched:
             close = difflib.get_close_matches(override.pattern, list(tensors), n=3, cutoff=0.4)
             hint = f"; close to it are {', '.join(close)}" if close else ""

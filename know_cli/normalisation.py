@@ -1,39 +1,29 @@
-"""Normalisation layers, found by the names of their tensors, and the layers that feed them.
+"""Normalisation layers, found by what they hold and what they are called.
 
-A wrong answer to "which layer feeds this one" silently damages a model; no answer only means
-that running statistics are copied. So naming rules are trusted a whole checkpoint at a time:
-one pair whose shapes do not fit, as in networks that normalise *before* the convolution of the
-same number, and the rule is not used at all.
+Which layer feeds one is the business of :mod:`know_cli.sources`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-Shapes = Mapping[str, tuple[int, ...]]
+from know_cli.names import Module, Path, Shape, extent, group_by_module, words
+from know_cli.roles import ends_with_norm, is_called_norm, is_statistic
+from know_cli.sources import find_sources
 
-# Words of a module's name that say it is a normalisation layer; any that ends in "norm" does,
-# too ("layernorm", and CLIP's "layrnorm").
-_WORDS = frozenset({"norms", "normalization", "normalisation", "ln", "bn", "gn"})
-_TRANSPOSED = ("transpos", "convtrans", "deconv", "upconv", "upsampl")
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-# What the normalisation of a convolution or linear layer is called → what that layer is.
-_PAIRS = (
-    ("normalization", "convolution"),
-    ("batch_norm", "conv"),
-    ("batchnorm", "conv"),
-    ("bn", "conv"),
-    ("norm", "conv"),
-    ("bn", "fc"),
-    ("norm", "fc"),
-    ("bn", "linear"),
-    ("norm", "linear"),
-    ("bn", "hidden"),
-    ("norm", "hidden"),
+Shapes = Mapping[str, Shape]
+
+# What the factor and the offset of a normalisation layer are called, the first that is there.
+_FACTORS = ("weight", "gamma", "scale", "g", "alpha", "w")
+_OFFSETS = ("bias", "beta", "b", "shift", "offset")
+# Pairs that, in one shape, only normalisation layers have; Snake has alpha and beta.
+_AFFINE_PAIRS = (("weight", "bias"), ("gamma", "beta"), ("scale", "bias"), ("g", "b"))
+_STATISTICS = (
+    ("running_mean", "running_var"),
+    ("moving_mean", "moving_variance"),
+    ("moving_mean", "moving_var"),
 )
-_SEQUENTIAL = "number before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +32,16 @@ class NormLayer:
 
     Attributes:
         prefix: name of the module, such as ``layer1.0.bn1``.
-        weight: the factor a channel.
+        weight: the factor a channel, whatever it is called.
         bias: the offset a channel.
         running_mean: statistics of BatchNorm.
         running_var: statistics of BatchNorm.
         num_batches_tracked: counter of BatchNorm.
         source_weight: weight of the convolution or linear layer whose output it normalises,
-            where the names tell and it has statistics.
+            along its first dimension, where that is certain and it has statistics.
         source_bias: that layer's bias.
+        others: what else belongs to it, such as the threshold of a filter response
+            normalisation.
     """
 
     prefix: str
@@ -60,6 +52,7 @@ class NormLayer:
     num_batches_tracked: str | None = None
     source_weight: str | None = None
     source_bias: str | None = None
+    others: tuple[str, ...] = ()
 
     @property
     def has_statistics(self) -> bool:
@@ -68,8 +61,8 @@ class NormLayer:
 
     @property
     def affine(self) -> tuple[str, ...]:
-        """Names of its weight and bias, as far as it has them."""
-        return tuple(name for name in (self.weight, self.bias) if name is not None)
+        """Names of its weight, bias and other parameters, as far as it has them."""
+        return tuple(name for name in (self.weight, self.bias, *self.others) if name is not None)
 
     @property
     def statistics(self) -> tuple[str, ...]:
@@ -81,120 +74,183 @@ class NormLayer:
 def find_norm_layers(shapes: Shapes) -> list[NormLayer]:
     """Find the normalisation layers of a checkpoint, sorted by prefix.
 
-    A module is one if it has running_mean and running_var; if its name says so and its weight
-    has one dimension; or if weight and bias have one dimension and one shape, as no convolution
-    or linear layer has (ConvNeXt's numbered LayerNorm).
+    A module is one if it has running mean and variance; if its name says so, and then every
+    vector in it is its own; if its weight and bias have one shape, as no convolution or linear
+    layer has; or if it is a lone vector beside a linear layer of that width in a Sequential.
 
     Args:
         shapes: shape of every tensor by name.
     """
-    prefixes = sorted({name.rpartition(".")[0] for name in shapes})
-    with_statistics = {
-        prefix: shapes[_join(prefix, "running_mean")]
-        for prefix in prefixes
-        if len(shapes.get(_join(prefix, "running_mean"), ())) == 1
-        and shapes.get(_join(prefix, "running_var")) == shapes[_join(prefix, "running_mean")]
-    }
-    sources = _find_sources(shapes, with_statistics)
+    return norm_layers_of(group_by_module(shapes))
+
+
+def norm_layers_of(modules: Sequence[Module]) -> list[NormLayer]:
+    """As :func:`find_norm_layers`, of a checkpoint whose names were read."""
+    found: dict[int, NormLayer] = {}
+    for position, module in enumerate(modules):
+        layer = _with_statistics(module) or _affine(module)
+        if layer is not None:
+            found[position] = layer
+    for position, layer in _numbered(modules, found):
+        found[position] = layer
+    sources = find_sources(
+        modules, [position for position, layer in found.items() if layer.has_statistics]
+    )
     layers = []
-    for prefix in prefixes:
-        if prefix in with_statistics:
-            source = sources.get(prefix)
-            layers.append(
-                NormLayer(
-                    prefix,
-                    _present(shapes, prefix, "weight"),
-                    _present(shapes, prefix, "bias"),
-                    _join(prefix, "running_mean"),
-                    _join(prefix, "running_var"),
-                    _present(shapes, prefix, "num_batches_tracked"),
-                    None if source is None else _join(source, "weight"),
-                    None if source is None else _present(shapes, source, "bias"),
-                )
-            )
-        else:
-            affine = _affine(shapes, prefix)
-            if affine and (len(affine) == 2 or _is_called_norm(prefix)):
-                layers.append(NormLayer(prefix, *affine))
-    return layers
+    for position, layer in found.items():
+        source = sources.get(position)
+        if source is not None:
+            layer = _fed_by(layer, source)
+        layers.append(layer)
+    for module in modules:
+        layers.extend(_fused(module))
+    return sorted(layers, key=lambda layer: layer.prefix)
 
 
-def _affine(shapes: Shapes, prefix: str) -> tuple[str, ...]:
-    """Weight, and bias of the same shape, of a module whose weight has one dimension."""
-    for weight, bias in (("weight", "bias"), ("gamma", "beta")):
-        shape = shapes.get(_join(prefix, weight), ())
-        if len(shape) == 1:
-            same = shapes.get(_join(prefix, bias)) == shape
-            return (_join(prefix, weight), _join(prefix, bias))[: 1 + same]
-    return ()
-
-
-def _join(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
-def _present(shapes: Shapes, prefix: str, name: str) -> str | None:
-    full = _join(prefix, name)
-    return full if full in shapes else None
-
-
-def _is_called_norm(prefix: str) -> bool:
-    """Whether the module, or the list that a numbered module stands in, is named so."""
-    parts = [part for part in prefix.split(".") if not part.isdigit()]
-    words = _WORD.findall(parts[-1]) if parts else []
-    return any(word.lower() in _WORDS or word.lower().endswith("norm") for word in words)
-
-
-def _find_sources(shapes: Shapes, layers: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Prefix of the layer that feeds each normalisation layer, where the names tell."""
-    candidates: dict[str, dict[str, str]] = {}
-    for prefix in layers:
-        for rule, source in _candidates(prefix):
-            shape = shapes.get(_join(source, "weight"), ())
-            if len(shape) >= 2 and not _may_be_transposed(source, shape):
-                candidates.setdefault(rule, {})[prefix] = source
-    found: dict[str, str] = {}
-    for rule in (*(f"{norm} {layer}" for norm, layer in _PAIRS), _SEQUENTIAL):
-        pairs = candidates.get(rule, {})
-        if _is_trusted(shapes, layers, pairs):
-            for prefix, source in pairs.items():
-                found.setdefault(prefix, source)
-    return found
-
-
-def _may_be_transposed(prefix: str, shape: tuple[int, ...]) -> bool:
-    """Whether a layer may be a transposed convolution, whose outputs come second, by its name.
-
-    Only where inputs and outputs differ does the shape tell.
-    """
-    words = {word.lower() for part in prefix.split(".") for word in _WORD.findall(part)}
-    return shape[0] == shape[1] and any(
-        word in ("up", "ups") or word.startswith(_TRANSPOSED) for word in words
+def _fed_by(layer: NormLayer, source: Module) -> NormLayer:
+    return NormLayer(
+        layer.prefix,
+        layer.weight,
+        layer.bias,
+        layer.running_mean,
+        layer.running_var,
+        layer.num_batches_tracked,
+        source.tensors["weight"],
+        source.tensors.get("bias"),
+        layer.others,
     )
 
 
-def _candidates(prefix: str) -> Iterator[tuple[str, str]]:
-    """Names that the layer before may have: (rule, prefix of that layer)."""
-    parent, _, module = prefix.rpartition(".")
-    if module.isdigit():
-        if int(module) > 0:
-            yield _SEQUENTIAL, _join(parent, str(int(module) - 1))
+def _with_statistics(module: Module) -> NormLayer | None:
+    for mean, variance in _STATISTICS:
+        shape = module.shapes.get(mean, ())
+        if len(shape) == 1 and module.shapes.get(variance) == shape:
+            affine = [leaf for leaf in (*_FACTORS, *_OFFSETS) if module.shapes.get(leaf) == shape]
+            return _layer(
+                module,
+                affine,
+                running_mean=module.tensors[mean],
+                running_var=module.tensors[variance],
+                num_batches_tracked=module.tensors.get("num_batches_tracked"),
+            )
+    return None
+
+
+def _layer(module: Module, leaves: Sequence[str], **statistics: str | None) -> NormLayer:
+    """A layer of the given parameters, the factor and the offset found among them."""
+    factor = next((leaf for leaf in _FACTORS if leaf in leaves), None)
+    offset = next((leaf for leaf in _OFFSETS if leaf in leaves), None)
+    return NormLayer(
+        module.prefix,
+        None if factor is None else module.tensors[factor],
+        None if offset is None else module.tensors[offset],
+        others=tuple(module.tensors[leaf] for leaf in leaves if leaf not in (factor, offset)),
+        **statistics,
+    )
+
+
+def _affine(module: Module) -> NormLayer | None:
+    shapes = module.shapes
+    if is_called_norm(module.path):
+        leaves = _owned(module)
+        if leaves:
+            return _layer(module, leaves)
+    for factor, offset in _AFFINE_PAIRS:
+        if factor in shapes and shapes[factor] and shapes.get(offset) == shapes[factor]:
+            return _layer(module, (factor, offset))
+    return None
+
+
+def _owned(module: Module) -> list[str]:
+    """What a module that is called a norm owns: every vector in it, but for statistics.
+
+    LayerNorm over several dimensions, or one over each head, has a factor of more; beside a bias
+    of another shape it is the matrix of a linear layer, whatever that is called.
+    """
+    shapes = module.shapes
+    leaves = [leaf for leaf in shapes if not is_statistic(leaf)]
+    factor = next((leaf for leaf in _FACTORS if leaf in leaves), None)
+    unlike = [
+        leaf
+        for leaf in leaves
+        if factor and leaf in _OFFSETS and _core(shapes[leaf]) != _core(shapes[factor])
+    ]
+    if all(extent(shapes[leaf]) < 2 for leaf in leaves):
+        return [leaf for leaf in leaves if leaf not in unlike]
+    alone = len(leaves) == 1 and not ends_with_norm(module.path[-1])
+    same = factor is not None and all(shapes[leaf] == shapes[factor] for leaf in leaves)
+    return leaves if same and not alone else []
+
+
+def _core(shape: Shape) -> Shape:
+    return tuple(size for size in shape if size > 1)
+
+
+def _numbered(
+    modules: Sequence[Module], found: Mapping[int, NormLayer]
+) -> Iterator[tuple[int, NormLayer]]:
+    """Lone vectors in a Sequential that are RMSNorms, and not the slopes of a PReLU.
+
+    A PReLU follows a convolution or a normalisation layer; what stands beside a linear layer, or
+    first and before a convolution, and has its width is taken for a norm.
+    """
+    lists: dict[Path, list[int]] = {}
+    for position, module in enumerate(modules):
+        if module.path and module.path[-1].isdecimal() and module.unique:
+            lists.setdefault(module.path[:-1], []).append(position)
+    for positions in lists.values():
+        positions.sort(key=lambda position: int(modules[position].path[-1]))
+        norms = {position for position in positions if position in found}
+        for index, position in enumerate(positions):
+            module = modules[position]
+            shape = module.shapes.get("weight", ())
+            if len(module.shapes) > 1 or len(shape) != 1 or shape[0] < 2:
+                continue
+            before = positions[index - 1] if index else None
+            after = positions[index + 1] if index + 1 < len(positions) else None
+            width = None if before is None else _output_width(modules[before])
+            if before in norms and _number(modules[before]) == _number(module) - 1:
+                continue
+            if width is None and before in norms:
+                width = modules[before].shapes["weight"][0]
+            following = () if after is None else modules[after].shapes.get("weight", ())
+            if width == shape[0] or (
+                following[1:2] == shape and (len(following) == 2 or before is None)
+            ):
+                norms.add(position)
+                if position not in found:
+                    yield position, NormLayer(module.prefix, module.tensors["weight"])
+
+
+def _number(module: Module) -> int:
+    return int(module.path[-1])
+
+
+def _output_width(module: Module) -> int | None:
+    """Outputs of a linear layer; None for other modules."""
+    shape = module.shapes.get("weight", ())
+    return shape[0] if len(shape) == 2 else None
+
+
+def _fused(module: Module) -> Iterator[NormLayer]:
+    """Norms that are parameters of a larger module: ``layer_norm_weight`` beside its matrix."""
+    if is_called_norm(module.path) and all(extent(shape) < 2 for shape in module.shapes.values()):
         return
-    for norm, layer in _PAIRS:
-        if re.search(rf"(?:^|_|(?<=\d)){norm}(?:$|_|(?=\d))", module):
-            yield f"{norm} {layer}", _join(parent, module.replace(norm, layer))
-
-
-def _is_trusted(
-    shapes: Shapes, layers: Mapping[str, tuple[int, ...]], pairs: Mapping[str, str]
-) -> bool:
-    """Whether a rule fits everywhere, and somewhere could not fit by chance."""
-    evidence = False
-    for prefix, source in pairs.items():
-        (features,) = layers[prefix]
-        outputs, inputs, *_ = shapes[_join(source, "weight")]
-        if outputs != features:
-            return False
-        # A depthwise convolution has one input a channel whatever comes before it.
-        evidence = evidence or inputs not in (1, features)
-    return evidence
+    groups: dict[str, list[str]] = {}
+    for leaf, shape in module.shapes.items():
+        stem, _, last = leaf.rpartition("_")
+        if last not in (*_FACTORS, *_OFFSETS):
+            stem = leaf
+        # weight_norm's own parameters and limits on norms are scalars, or called otherwise.
+        if extent(shape) == 1 and ends_with_norm(stem) and words(stem)[0] not in ("max", "weight"):
+            groups.setdefault(stem, []).append(leaf)
+    for stem, leaves in groups.items():
+        ends = {leaf.removeprefix(stem).strip("_"): leaf for leaf in leaves}
+        factor = next((ends[end] for end in ("", *_FACTORS) if end in ends), None)
+        offset = next((ends[end] for end in _OFFSETS if end in ends), None)
+        yield NormLayer(
+            ".".join(part for part in (module.prefix, stem) if part),
+            None if factor is None else module.tensors[factor],
+            None if offset is None else module.tensors[offset],
+            others=tuple(module.tensors[leaf] for leaf in leaves if leaf not in (factor, offset)),
+        )

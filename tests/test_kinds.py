@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from know_cli.checkpoints.dtypes import BITS
-from know_cli.kinds import COMPUTABLE, RULES, Kind, Override, classify, classify_all, parse_override
+from know_cli.kinds import (
+    COMPUTABLE,
+    RULES,
+    Kind,
+    Override,
+    classify,
+    classify_all,
+    deciding_rules,
+    parse_override,
+)
 from know_cli.normalisation import find_norm_layers
 
 INVENTORIES = sorted((Path(__file__).parent / "fixtures" / "inventories").glob("*.json"))
@@ -83,17 +92,31 @@ def test_notable_tensors(model: str) -> None:
             assert classify(name, tuple(shape), dtype).kind.value == kind, name
 
 
+# A small checkpoint a rule, of which that rule decides on the first tensor.
 EXAMPLES = [
-    ("a.qweight", (8, 8), "I32"), ("bn.running_mean", (8,), "F32"), ("x.inv_freq", (8,), "F32"),
-    ("embeddings.position_ids", (1, 8), "F32"), ("h.0.attn.bias", (1, 1, 8, 8), "F32"),
-    ("a.weight_scale", (), "F32"), ("cls_token", (1, 1, 8), "F32"),
-    ("mlp.experts.w1", (4, 8, 8), "BF16"), ("layer_scale", (8, 1, 1), "F32"),
-    ("conv.weight", (8, 8, 3, 3), "F16"), ("fc.weight", (8, 8), "F64"), ("fc.bias", (8,), "F32"),
+    {"a.qweight": ((8, 8), "I32")},
+    {"a.scale": ((8, 1), "F32"), "a.W_q": ((8, 8), "U8")},
+    {"a.weight_u": ((8,), "F32"), "a.weight_orig": ((8, 8), "F32")},
+    {"a.count": ((), "F32"), "a.running_mean": ((8,), "F32")},
+    {"q_norm.scale": ((8,), "F32")},
+    {"state.ema": ((8,), "F32")},
+    {"x.inv_freq": ((8,), "F32")},
+    {"h.0.attn.bias": ((1, 1, 8, 8), "F32")},
+    {"a.weight_scale": ((), "F32")},
+    {"criterion.weight": ((8,), "F32")},
+    {"moe.gate.bias": ((8,), "F32"), "moe.experts.up": ((8, 4, 4), "F32")},
+    {"cls_token": ((1, 1, 8), "F32")},
+    {"alphas_cumprod": ((8,), "F32")},
+    {"layer_scale": ((8, 1, 1), "F32")},
+    {"experts.bias": ((4, 8), "F32")},
+    {"conv.weight": ((8, 8, 3, 3), "F16")},
+    {"fc.weight": ((8, 8), "F64")},
+    {"act.weight": ((8,), "F32")},
 ]  # fmt: skip
 
 
 def test_every_rule_decides_something() -> None:
-    deciding = [next(rule for rule in RULES if rule.matches(*example)) for example in EXAMPLES]
+    deciding = [deciding_rules(tensors)[next(iter(tensors))] for tensors in EXAMPLES]
     assert deciding == list(RULES)
 
 

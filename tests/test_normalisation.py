@@ -7,20 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from know_cli.normalisation import NormLayer, find_norm_layers
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def batchnorm(prefix: str, features: int) -> Shapes:
-    one = (features,)
-    return {
-        f"{prefix}.weight": one, f"{prefix}.bias": one, f"{prefix}.running_mean": one,
-        f"{prefix}.running_var": one, f"{prefix}.num_batches_tracked": (),
-    }  # fmt: skip
-
-
-def sources(shapes: Shapes) -> dict[str, str | None]:
-    return {layer.prefix: layer.source_weight for layer in find_norm_layers(shapes)}
+from tests.support.architectures import Shapes, batchnorm, preactivation, residual, sources
 
 
 def test_batchnorm_is_found_whole() -> None:
@@ -75,20 +62,6 @@ def test_what_is_no_normalisation_layer() -> None:
 def test_a_bias_of_another_shape_is_not_the_layer_s() -> None:
     (layer,) = find_norm_layers({"norm.weight": (8,), "norm.bias": (4,)})
     assert layer.affine == ("norm.weight",)
-
-
-def residual(prefix: str, inputs: int, outputs: int) -> Shapes:
-    return {
-        f"{prefix}.conv1.weight": (outputs, inputs, 3, 3), **batchnorm(f"{prefix}.bn1", outputs),
-        f"{prefix}.conv2.weight": (outputs, outputs, 3, 3), **batchnorm(f"{prefix}.bn2", outputs),
-    }  # fmt: skip
-
-
-def preactivation(prefix: str, inputs: int, outputs: int) -> Shapes:
-    return {
-        **batchnorm(f"{prefix}.bn1", inputs), f"{prefix}.conv1.weight": (outputs, inputs, 3, 3),
-        **batchnorm(f"{prefix}.bn2", outputs), f"{prefix}.conv2.weight": (outputs, outputs, 3, 3),
-    }  # fmt: skip
 
 
 def test_residual_network() -> None:

@@ -19,7 +19,8 @@ from know_cli.files import lock, make_folder, write_text
 
 # The parts of the package whose code determines predictions.
 _PREDICTING = (
-    "prediction", "methods", "known", "engine", "ranks", "kinds.py", "normalisation.py",
+    "prediction", "methods", "known", "engine", "ranks", "behaviour.py", "kinds.py",
+    "structure.py", "normalisation.py", "sources.py", "pairs.py", "roles.py", "names.py",
     "checkpoints", "files.py", "errors.py",
 )  # fmt: skip
 _DIGITS = 16

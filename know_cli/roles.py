@@ -1,0 +1,266 @@
+"""What the names of parameters say: statistics, masks, tables, embeddings, factors.
+
+All questions are asked of whole words, so that ``mask`` is a mask, and ``mask_token`` is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+
+from know_cli.names import Path, Shape, words
+
+
+def _set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# ------------------------------------------------------------------ normalisation layers
+
+_NORM_WORDS = frozenset({"norms", "ln", "lns", "bn", "bns", "gn", "grn", "frn", "rms"})
+_NORM_ENDINGS = ("norm", "normalization", "normalisation")
+
+
+def _is_norm_word(word: str) -> bool:
+    return word in _NORM_WORDS or word.endswith(_NORM_ENDINGS)
+
+
+def is_norm_name(text: str) -> bool:
+    """Whether a part of a name says that it is a normalisation layer.
+
+    >>> [is_norm_name(text) for text in ("post_attention_layernorm", "LayerNorm_0", "abnormal")]
+    [True, True, False]
+    """
+    return any(_is_norm_word(word) for word in words(text))
+
+
+def is_called_norm(path: Path) -> bool:
+    """Whether a module, or the list that a numbered module stands in, is called a norm.
+
+    A numbered module in ``conv_norm_relu`` may be anything; what is in ``layer_norms`` is a norm.
+    """
+    named = [part for part in path if not part.isdecimal()]
+    if not named:
+        return False
+    return is_norm_name(named[-1]) and (path[-1] == named[-1] or ends_with_norm(named[-1]))
+
+
+def ends_with_norm(text: str) -> bool:
+    """Whether the last word of a part of a name is that of a normalisation layer."""
+    found = words(text)
+    return bool(found) and _is_norm_word(found[-1])
+
+
+# ------------------------------------------------------------------ what no gradient moves
+
+_STATISTICS = _set(
+    "mean means var vars variance variances std stds invstd count counts counter avg average "
+    "ema amax amin absmax min max"
+)
+_STATISTICS_FIRST = frozenset({"running", "moving", "ema", "num"})
+_EXTREMES = re.compile(r"(?:.*_)?(?:min|max)_?(?:val|vals|value|values)$")
+# Codebooks that follow a moving average: their module has one of these.
+CODEBOOK_STATISTICS = frozenset({"cluster_size", "cluster_usage", "embed_avg", "embed_sum"})
+
+
+def is_statistic(leaf: str) -> bool:
+    """Whether a parameter is called as running statistics, moving averages and counters are."""
+    found = words(leaf)
+    if not found or found[:2] == ("log", "std"):  # policies of reinforcement learning train it
+        return False
+    return (
+        found[-1] in _STATISTICS
+        or (found[0] in _STATISTICS_FIRST and len(found) > 1)
+        or leaf.strip("_") in CODEBOOK_STATISTICS
+        or _EXTREMES.match(leaf) is not None
+    )
+
+
+_INDEX = frozenset({"id", "ids", "idx", "index", "indices", "indexes", "ptr"})
+_MASK = frozenset({"mask", "masks"})
+_MASK_QUANTITIES = frozenset({"prob", "probs", "value", "values"})
+_BUFFERS = frozenset({"queue", "center", "inited", "initted", "initialized", "anchors", "pe"})
+_ROTARY = frozenset({"freq", "freqs"})
+_TRIGONOMETRIC = frozenset({"cos", "sin"})
+_SCHEDULE = frozenset({"cumprod", "posterior"})
+_SCHEDULES = frozenset({"betas", "alphas", "sigmas", "timesteps"})
+_SIGNAL = _set("mel fft stft dct hann hamming window windows resample fbank filterbank blur")
+_LOSS_OWNERS = frozenset({"criterion", "loss", "losses", "loss_fn", "loss_fct", "loss_func"})
+
+
+def is_index(leaf: str) -> bool:
+    """Whether a parameter is called as positions, indices and pointers are."""
+    found = words(leaf)
+    return bool(found) and found[-1] in _INDEX
+
+
+def is_mask(leaf: str) -> bool:
+    """Whether a parameter is called as a mask; ``mask_token`` and the like are not."""
+    found = words(leaf)
+    return bool(found) and (
+        found[-1] in _MASK
+        or (bool(_MASK & set(found)) and found[-1] in _MASK_QUANTITIES)
+        or leaf == "masked_bias"
+    )
+
+
+def is_rotary(leaf: str) -> bool:
+    """Whether a parameter is called as tables of rotary embeddings are."""
+    found = set(words(leaf))
+    return bool(
+        _ROTARY & found
+        or (
+            _TRIGONOMETRIC & found
+            and found <= _TRIGONOMETRIC | {"cached", "cache", "table", "pos", "emb"}
+        )
+    )
+
+
+def is_fixed_table(path: Path, leaf: str, shape: Shape) -> bool:
+    """Whether a parameter is called as tables are that are computed once and never trained."""
+    found = words(leaf)
+    unique = set(found)
+    return bool(found) and bool(
+        leaf.strip("_") in _BUFFERS
+        or leaf in ("relative_coords_table", "final_logits_bias")
+        or _SCHEDULE & unique
+        or found[-1] in _SCHEDULES
+        or _SIGNAL & unique
+        or found[-1] in ("slope", "slopes", "alibi", "gaussian")
+        or found[0] in ("slope", "alibi")
+        or {"noise", "const"} <= unique
+        or found[-1] in ("eps", "epsilon")
+        or (leaf in ("kernel", "filter") and shape[:2] == (1, 1))
+    )
+
+
+def is_loss_weight(path: Path, leaf: str) -> bool:
+    """Whether a parameter weighs classes in a loss."""
+    return leaf in ("pos_weight", "class_weight", "class_weights", "empty_weight") or (
+        leaf == "weight" and bool(path) and path[-1] in _LOSS_OWNERS
+    )
+
+
+def is_routing_bias(leaf: str, siblings: Set[str], path: Path) -> bool:
+    """Whether a parameter balances experts, which a rule moves and no gradient.
+
+    Args:
+        leaf: the parameter.
+        siblings: names of the modules beside its own.
+        path: its module.
+    """
+    found = set(words(leaf))
+    return (
+        {"correction", "bias"} <= found
+        or {"expert", "bias"} == found
+        or (leaf == "bias" and path[-1:] == ("gate",) and "experts" in siblings)
+    )
+
+
+_QUANTISED = re.compile(
+    r"qweight|qzeros|scales|g_idx|zero_points?|SCB"
+    r"|(?:weight|input|output|activation|act|k|v|q)_scale(?:_inv)?"
+    r"|(?:weight|input)_(?:zero_point|global_scale)|pre_quant_scale"
+    r"|(?:weight\.)?(?:nested_)?(?:absmax|quant_map)|weight\.quant_state\.\w+"
+    r"|weight\._(?:scale|shift|data|zero_point)"
+)
+_OBSERVERS = frozenset(
+    {"activation_post_process", "weight_fake_quant", "input_quantizer", "output_quantizer"}
+    | {"weight_quantizer", "observer"}
+)
+
+
+def is_quantisation_factor(path: Path, leaf: str) -> bool:
+    """Whether a parameter is called as the factors are that go with a quantised weight."""
+    return _QUANTISED.fullmatch(leaf) is not None or (bool(path) and path[-1] in _OBSERVERS)
+
+
+# ------------------------------------------------------------------ what weights are
+
+_TABLE = _set(
+    "token tokens embed embeds embedding embeddings emb embs latent latents query queries probe "
+    "probes prompt prompts codevectors codebook codebooks newline pointer encoding encodings "
+    "prototype prototypes"
+)
+_FACTOR = _set(
+    "scale scales scaling bias biases gain gate gamma beta alpha temperature magnitude norm "
+    "weight shift"
+)
+_SCALES = frozenset({"scale", "gamma", "gain", "ls", "layerscale"})
+_POSITION = frozenset({"pos", "position", "positional", "positions"})
+_LINEAR = frozenset({"linear", "lin", "dense"})
+_PROJECTION = frozenset({"proj", "projection", "fc", "mlp"})
+_LONGEST_KERNEL = 11
+_EXPERTS = frozenset({"expert", "experts", "moe"})
+
+
+def is_table(leaf: str) -> bool:
+    """Whether a parameter is an embedding, a token, or a table of them, by its name."""
+    found = words(leaf)
+    return bool(found) and (
+        (bool(_TABLE & set(found)) and found[-1] not in _FACTOR)
+        or leaf.endswith("position_bias_table")
+        or found[:2] == ("rel", "pos")
+    )
+
+
+def is_weight(leaf: str) -> bool:
+    """Whether a parameter is called as the weight of a layer is, of whatever library.
+
+    ``weight``, ``weight_v`` and ``weight_orig`` of torch's reparametrisations, ``kernel``.
+    """
+    return leaf in ("weight", "kernel", "w", "W", "filters") or leaf.startswith("weight_")
+
+
+def _is_convolution_name(parts: Path) -> bool:
+    return any("conv" in part.lower() for part in parts)
+
+
+def is_stack(path: Path, shape: Shape) -> bool:
+    """Whether a weight of three dimensions is a stack of matrices and no convolution.
+
+    Convolutions have short kernels, or say what they are.
+    """
+    if len(shape) != 3 or _is_convolution_name(path[-2:]):
+        return False
+    last = [part for part in path if not part.isdecimal()][-1:]
+    named = set(words(last[0])) if last else set()
+    if shape[2] > 1 and any(_EXPERTS & set(words(part)) for part in path):
+        return True
+    if named & _LINEAR:
+        return shape[2] > 1
+    return shape[2] >= 32 and (bool(named & _PROJECTION) or shape[1] >= 64)
+
+
+def is_position_table(path: Path) -> bool:
+    """Whether a module is called as one that holds a table of positions."""
+    found = words(path[-1]) if path else ()
+    return bool(found) and bool(_POSITION & set(found)) and found[-1] in _TABLE
+
+
+def is_convolution(path: Path, leaf: str, shape: Shape) -> bool:
+    """Whether a parameter is the weight of a convolution, by name and shape."""
+    if len(shape) < 3:
+        return False
+    if is_weight(leaf):
+        return not is_stack(path, shape) and not (len(shape) == 3 and is_position_table(path))
+    named = words(leaf)
+    if named and "conv" in leaf.lower() and named[-1] not in _FACTOR - {"weight"}:
+        return True
+    # Of a name that says nothing: two dimensions of channels, and a short kernel.
+    return (
+        len(shape) > 3
+        and min(shape[:2]) > 1
+        and 1 < max(shape[2:]) <= _LONGEST_KERNEL
+        and not is_table(leaf)
+    )
+
+
+def is_factor(path: Path, leaf: str) -> bool:
+    """Whether a ``weight`` is one factor a channel: layer scale, DoRA's magnitude."""
+    named = [words(part) for part in path if not part.isdecimal()][-2:]
+    return (
+        leaf.endswith(("_g", "_magnitude"))
+        or any("magnitude" in found for found in named)
+        or any(found[-1:] and found[-1] in _SCALES for found in named[-1:])
+    )

@@ -1,0 +1,123 @@
+"""What a tensor's module says of it, whatever the tensor is called.
+
+A float beside a packed weight belongs to it; a vector beside running statistics is one of them;
+all of a norm is the norm's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from know_cli.names import Module, Path, Shape, extent, group_by_module, read_name
+from know_cli.normalisation import norm_layers_of
+from know_cli.roles import (
+    CODEBOOK_STATISTICS,
+    is_index,
+    is_mask,
+    is_routing_bias,
+    is_statistic,
+)
+
+#: Element types that can be predicted, by their safetensors names.
+COMPUTABLE = frozenset({"F64", "F32", "F16", "BF16"})
+# Integers that pack weights; the others count and point, or are truth values.
+_INTEGERS = frozenset({"U8", "I8", "U16", "I16", "U32", "I32"})
+_OTHERS = frozenset({"I64", "U64", "BOOL", "C64", "C128"})
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What its module says of a tensor.
+
+    Attributes:
+        path: the module's name in parts, without wrappers.
+        leaf: the tensor's name within the module.
+        is_packed: it shares its module with a weight that cannot be computed, and is no bias.
+        is_spectral: it is a singular vector that spectral norm keeps.
+        is_statistic: it shares its module with running statistics, and is not trained.
+        is_norm: it is the factor or offset of a normalisation layer.
+        is_routing_bias: it balances the experts beside its module.
+    """
+
+    path: Path
+    leaf: str
+    is_packed: bool = False
+    is_spectral: bool = False
+    is_statistic: bool = False
+    is_norm: bool = False
+    is_routing_bias: bool = False
+
+
+def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
+    """What their modules say of the tensors of a checkpoint.
+
+    Args:
+        tensors: name → (shape, safetensors dtype).
+    """
+    shapes = {name: shape for name, (shape, _) in tensors.items()}
+    modules = group_by_module(shapes)
+    norms = {name for layer in norm_layers_of(modules) for name in layer.affine}
+    siblings: dict[Path, set[str]] = defaultdict(set)
+    for module in modules:
+        for depth in range(max(len(module.path) - 3, 0), len(module.path)):
+            siblings[module.path[:depth]].add(module.path[depth])
+    facts: dict[str, Facts] = {}
+    for module in modules:
+        packed = [leaf for leaf, name in module.tensors.items() if is_packed(leaf, *tensors[name])]
+        codebook = any(leaf.strip("_") in CODEBOOK_STATISTICS for leaf in module.tensors)
+        statistics = {shape for leaf, shape in module.shapes.items() if is_statistic(leaf)}
+        runs = any(leaf.startswith(("running_", "moving_")) for leaf in module.tensors)
+        for leaf, name in module.tensors.items():
+            shape = module.shapes[leaf]
+            is_norm = name in norms
+            facts[name] = Facts(
+                module.path,
+                leaf,
+                is_packed=bool(packed) and not _is_bias(leaf, packed),
+                is_spectral=_is_spectral(module, leaf),
+                is_statistic=codebook
+                or (
+                    not is_norm
+                    and leaf not in ("weight", "bias")
+                    and (runs or (leaf == "scale" and shape in statistics))
+                ),
+                is_norm=is_norm,
+                is_routing_bias=is_routing_bias(
+                    leaf, siblings[module.path[:-1]] if module.path else set(), module.path
+                ),
+            )
+    for name in tensors.keys() - facts.keys():  # named beyond what is read like another one
+        read = read_name(name)
+        facts[name] = Facts(read.path, read.leaf)
+    return facts
+
+
+def is_packed(leaf: str, shape: Shape, dtype: str) -> bool:
+    """Whether a tensor is a weight of a type that cannot be computed, and no index or mask."""
+    if dtype in COMPUTABLE or 0 in shape:
+        return False
+    if dtype not in _INTEGERS | _OTHERS:
+        return True  # float8 and float4 have no other use
+    if leaf == "bias" or is_mask(leaf) or is_index(leaf):
+        return False
+    if "weight" in leaf:
+        return max(shape, default=1) > 1
+    return dtype in _INTEGERS and len(shape) > 1 and max(shape) > 1
+
+
+def _is_bias(leaf: str, packed: list[str]) -> bool:
+    """``bias``, or the bias of one of several packed weights: ``down_proj_bias``."""
+    stem = leaf.removesuffix("_bias")
+    return leaf == "bias" or (stem != leaf and any(other.startswith(stem) for other in packed))
+
+
+def _is_spectral(module: Module, leaf: str) -> bool:
+    stem, _, last = leaf.rpartition("_")
+    if extent(module.shapes[leaf]) > 1 or last not in ("u", "v"):
+        return "_spectral" in leaf
+    return "_spectral" in stem or any(
+        other in module.shapes and extent(module.shapes[other]) > 1
+        for other in (stem, f"{stem}_orig", f"{stem}_bar")
+    )
