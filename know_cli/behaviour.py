@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from know_cli.errors import quoted
 from know_cli.kinds import NORMALISATION, OVERRIDE, RUNNING_STATISTICS, Classification, Kind
 from know_cli.names import Path, Shape, extent, read_name
 from know_cli.normalisation import NormLayer
@@ -66,6 +67,15 @@ class Behaviour:
     lowest: float = math.nan
     highest: float = math.nan
     growth: float = math.nan
+
+
+def least_precise(dtypes: Iterable[str]) -> str:
+    """Of some safetensors dtypes of floats the one with the fewest digits.
+
+    >>> least_precise(["F32", "BF16", "F16"])
+    'BF16'
+    """
+    return max(dtypes, key=_LENGTH_ERROR.__getitem__)
 
 
 class BehaviourWatch:
@@ -127,6 +137,13 @@ class BehaviourWatch:
         sums, squares = values.sum(dim=1), values.square().sum(dim=1)
         self._sums = sums if self._sums is None else self._sums + sums
         self._squares = squares if self._squares is None else self._squares + squares
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether it is no vector, and no further elements can make it anything but a weight."""
+        if self._is_vector or not self._elements or self._zero_or_one or self._zero_or_masked:
+            return False
+        return not self._finite or (self._lowest < 0 and not self._whole)
 
     def behaviour(self) -> Behaviour:
         """What was seen so far."""
@@ -260,7 +277,7 @@ def without_rectified_sources(
     for layer in layers:
         seen = behaviours.get(layer.running_mean or "")
         if layer.source_weight is not None and seen is not None and _is_rectified(seen):
-            layer = replace(layer, source_weight=None, source_bias=None)
+            layer = replace(layer, source_weight=None, source_bias=None, is_behind_activation=True)
         result.append(layer)
     return result
 
@@ -273,3 +290,26 @@ def _is_rectified(means: Behaviour) -> bool:
         and _SMOOTH_FLOOR <= means.lowest < 0
         and means.highest > -_SMOOTH_RATIO * means.lowest
     )
+
+
+def copied_by_behaviour(classes: Mapping[str, Classification]) -> list[str]:
+    """A line for the user on each group of tensors that are copied for what their values do.
+
+    Args:
+        classes: as :func:`settle` gives them.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, found in classes.items():
+        if found.by_behaviour:
+            groups[found.reason].append(name)
+    lines = []
+    for reason, names in groups.items():
+        those = quoted(names[0])
+        if len(names) > 1:
+            those = f"{len(names)} tensors, {those} and others,"
+        verb = "are" if len(names) > 1 else "is"
+        lines.append(
+            f"{those} {verb} copied: {reason}; if the model trains such values, say "
+            "--kind 'PATTERN=KIND'"
+        )
+    return lines

@@ -6,7 +6,7 @@ Which layer feeds one is the business of :mod:`know_cli.sources`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from know_cli.names import Module, Path, Shape, extent, group_by_module, words
 from know_cli.roles import ends_with_norm, is_called_norm, is_statistic
@@ -42,6 +42,8 @@ class NormLayer:
         source_bias: that layer's bias.
         others: what else belongs to it, such as the threshold of a filter response
             normalisation.
+        is_behind_activation: whether its running means show that an activation stands between
+            it and the layer that names propose, which therefore is no source.
     """
 
     prefix: str
@@ -53,6 +55,7 @@ class NormLayer:
     source_weight: str | None = None
     source_bias: str | None = None
     others: tuple[str, ...] = ()
+    is_behind_activation: bool = False
 
     @property
     def has_statistics(self) -> bool:
@@ -126,9 +129,8 @@ def _with_statistics(module: Module) -> NormLayer | None:
         shape = module.shapes.get(mean, ())
         if len(shape) == 1 and module.shapes.get(variance) == shape:
             affine = [leaf for leaf in (*_FACTORS, *_OFFSETS) if module.shapes.get(leaf) == shape]
-            return _layer(
-                module,
-                affine,
+            return replace(
+                _layer(module, affine),
                 running_mean=module.tensors[mean],
                 running_var=module.tensors[variance],
                 num_batches_tracked=module.tensors.get("num_batches_tracked"),
@@ -136,7 +138,7 @@ def _with_statistics(module: Module) -> NormLayer | None:
     return None
 
 
-def _layer(module: Module, leaves: Sequence[str], **statistics: str | None) -> NormLayer:
+def _layer(module: Module, leaves: Sequence[str]) -> NormLayer:
     """A layer of the given parameters, the factor and the offset found among them."""
     factor = next((leaf for leaf in _FACTORS if leaf in leaves), None)
     offset = next((leaf for leaf in _OFFSETS if leaf in leaves), None)
@@ -145,7 +147,6 @@ def _layer(module: Module, leaves: Sequence[str], **statistics: str | None) -> N
         None if factor is None else module.tensors[factor],
         None if offset is None else module.tensors[offset],
         others=tuple(module.tensors[leaf] for leaf in leaves if leaf not in (factor, offset)),
-        **statistics,
     )
 
 

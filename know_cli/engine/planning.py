@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.dtypes import is_float
@@ -13,7 +13,7 @@ from know_cli.engine.predictor import Predictors, TensorPredictor
 from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS, Classification, Kind
-from know_cli.normalisation import NormLayer, find_norm_layers
+from know_cli.normalisation import NormLayer
 
 
 def make_plan(
@@ -21,6 +21,7 @@ def make_plan(
     settings: Settings,
     classes: Mapping[str, Classification],
     frozen: frozenset[str],
+    layers: Iterable[NormLayer],
     *,
     predictors: Predictors,
     outputs: int,
@@ -33,6 +34,7 @@ def make_plan(
         settings: the options that the engine follows.
         classes: kind of every tensor.
         frozen: names of tensors that are the same in all checkpoints.
+        layers: the normalisation layers.
         predictors: the method, for what it takes at a time and the memory that it needs.
         outputs: how many checkpoints are written.
         movements: of tensors that may be predicted, for methods that ask for them.
@@ -42,23 +44,17 @@ def make_plan(
     """
     overridden = {name for name in classes if classes[name].reason.startswith("--kind")}
     entries = trajectory.first.tensors
-    shapes = {name: entry.shape for name, entry in entries.items()}
-    layers = {
-        name: layer
-        for layer in find_norm_layers(shapes)
-        for name in (*layer.affine, *layer.statistics)
-    }
+    layer_of = {name: layer for layer in layers for name in (*layer.affine, *layer.statistics)}
     decisions: dict[str, tuple[Action, str]] = {}
     for name, found in classes.items():
-        layer = layers.get(name)
+        layer = layer_of.get(name)
         if layer is None or name in overridden:
             decisions[name] = _decide(name, found, settings, frozen)
     for name in classes.keys() - decisions.keys():
-        decisions[name] = _decide_norm(
-            name, layers[name], classes[name], settings, frozen, decisions
-        )
-        sources = (*layers[name].statistics, layers[name].source_weight, layers[name].source_bias)
-        whole = [n for n in sources if n in entries and n != layers[name].num_batches_tracked]
+        layer = layer_of[name]
+        decisions[name] = _decide_norm(name, layer, classes[name], settings, frozen, decisions)
+        sources = (*layer.statistics, layer.source_weight, layer.source_bias)
+        whole = [n for n in sources if n in entries and n != layer.num_batches_tracked]
         if decisions[name][0] is Action.RESCALE and not all(
             is_float(entries[n].dtype) for n in whole
         ):
@@ -72,7 +68,7 @@ def make_plan(
             entry.shape,
             entry.info.elements,
             entry.info.nbytes,
-            layers.get(name),
+            layer_of.get(name),
             movements=(movements or {}).get(name),
             whole=predictors.tensors is not None
             and decisions[name][0] is Action.PREDICT
@@ -144,6 +140,8 @@ def _decide_norm(
         return Action.COPY, "normalisation layer"
     if mode is not NormMode.RESCALE or name == layer.num_batches_tracked:
         return Action.COPY, found.reason
+    if layer.is_behind_activation:
+        return Action.COPY, "running statistics; an activation follows the layer before"
     if layer.source_weight is None:
         return Action.COPY, "running statistics; names do not tell the layer before"
     sources = [source for source in (layer.source_weight, layer.source_bias) if source]

@@ -7,6 +7,12 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from know_cli.behaviour import (
+    copied_by_behaviour,
+    elements_to_watch,
+    settle,
+    without_rectified_sources,
+)
 from know_cli.checkpoints import Trajectory, open_trajectory
 from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output_checks import check_digest_output, check_output
@@ -17,11 +23,13 @@ from know_cli.engine.movements import measure_movements
 from know_cli.engine.notices import Notices
 from know_cli.engine.planning import make_plan
 from know_cli.engine.predictor import Predictors
-from know_cli.engine.scan import scan
+from know_cli.engine.scan import Scan, scan
+from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import OutputError, UsageError
-from know_cli.kinds import Kind, classify_trajectory
+from know_cli.kinds import Classification, Kind, classify_trajectory
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.registry import HyperModelBundle, open_bundle
+from know_cli.normalisation import NormLayer, find_norm_layers
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.recipe import Arithmetic, Recipe, output_metadata
 from know_cli.prediction.request import DEFAULT_RATE, Request
@@ -62,9 +70,8 @@ def open_prediction(
             for output in outputs:
                 _check_output(output.path, request, trajectory, bundle)
         check_agreement(ranks, recipe, predictors, outputs)
-        classes = classify_trajectory(trajectory, request.settings.overrides)
-        names = [name for name, of in classes.items() if of.kind is not Kind.COPY]
-        found = scan(trajectory, names, ranks)
+        classes, layers, found = _classify(trajectory, request.settings, ranks)
+        notices.add(*copied_by_behaviour(classes))
         unordered = Session.from_metadata(trajectory.first.metadata) is None
         if found.looks_reversed and unordered:
             notices.add(
@@ -73,13 +80,18 @@ def open_prediction(
             )
         movements = None
         if predictors.reads_movements:
-            moving = [name for name in names if name not in found.frozen]
+            moving = [
+                name
+                for name, of in classes.items()
+                if of.kind is not Kind.COPY and name not in found.frozen
+            ]
             movements = measure_movements(trajectory, moving, ranks)
         plan = make_plan(
             trajectory,
             request.settings,
             classes,
             found.frozen,
+            layers,
             predictors=predictors,
             outputs=len(outputs),
             movements=movements,
@@ -93,6 +105,23 @@ def open_prediction(
         raise
     return Prediction(
         request, trajectory, bundle, recipe, plan, outputs, predictors, notices, ranks
+    )
+
+
+def _classify(
+    trajectory: Trajectory, settings: Settings, ranks: Ranks
+) -> tuple[dict[str, Classification], list[NormLayer], Scan]:
+    """Kinds and normalisation layers, by names, shapes and values, and the scan of the values."""
+    classes = classify_trajectory(trajectory, settings.overrides)
+    tensors = {name: (entry.shape, entry.dtype) for name, entry in trajectory.first.tensors.items()}
+    layers = find_norm_layers({name: shape for name, (shape, _) in tensors.items()})
+    names = [name for name, of in classes.items() if of.kind is not Kind.COPY]
+    rescaled = layers if settings.norm is NormMode.RESCALE else []
+    found = scan(trajectory, names, elements_to_watch(tensors, classes, rescaled), ranks)
+    return (
+        settle(classes, found.behaviours),
+        without_rectified_sources(layers, found.behaviours),
+        found,
     )
 
 
