@@ -16,10 +16,12 @@ from torch import Tensor
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.errors import OutputError
 from know_cli.files import lock, make_folder, write_text
+from know_cli.methods.registry import METHODS
 
-# Folders of the package whose code decides what is predicted from checkpoints.
+# What of the package decides what is predicted from checkpoints.
+_HYPER_MODELS = sorted({method.hyper_model for method in METHODS if method.hyper_model})
 _PREDICTING = (
-    "prediction", "methods", "known", "engine", "ranks", "kinds.py", "normalisation.py",
+    "prediction", "methods", *_HYPER_MODELS, "engine", "ranks", "kinds.py", "normalisation.py",
     "checkpoints", "files.py", "errors.py",
 )  # fmt: skip
 _DIGITS = 16
