@@ -1,9 +1,9 @@
 """The demonstration on real data: record forgetting, predict, fine-tune, compare.
 
-A small network is pre-trained on digits (of the half of scikit-learn's digits that the bundled
-KNOWN has never seen), forgets over four more sessions, and is fine-tuned on a few other digits
-in noise: from Θ0, from each prediction, from a fresh start, and from Θ0 really continued on
-twice the data.
+A small network is pre-trained on digits (from the half of scikit-learn's digits that the bundled
+KNOWN has never seen) and forgets over four more sessions. It is then fine-tuned on a few other,
+noisy digits: from Θ0, from each prediction, from fresh weights, and from Θ0 actually trained
+further on twice the data.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ SESSIONS = 5
 RATE = 0.5
 STEPS = 3
 FINE_TUNING_IMAGES = 50
-# Standard deviation of the noise on the downstream images, in units of that of the pixels.
+# Standard deviation of the noise on the downstream images, relative to that of the pixels.
 NOISE = 0.7
-FRESH = "fresh weights"
 _SESSION_EPOCHS = 40
 _SESSION_LEARNING_RATE = 5e-3
 _SESSION_WEIGHT_DECAY = 1e-2
@@ -41,13 +40,13 @@ _SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class Row:
-    """A start of the fine-tuning, and where it led.
+    """What fine-tuning from one start came to.
 
     Attributes:
-        start: its name.
+        start: name of the start.
         accuracy: mean over the seeds, 0 to 1.
-        difference: mean of the paired difference to Θ0; None for Θ0 itself.
-        interval: half-width of the 95 % interval of that mean.
+        difference: mean paired difference from Θ0; None for Θ0 itself.
+        interval: half-width of that mean's 95 % interval; None for Θ0 itself.
     """
 
     start: str
@@ -58,13 +57,13 @@ class Row:
 
 @dataclass(frozen=True)
 class SessionRow:
-    """What a session of the forgetting is like.
+    """One session of the forgetting.
 
     Attributes:
         index: 0 for the full data.
         images: how many it trained on.
-        train_accuracy: on its own images.
-        test_accuracy: on the images of the downstream task, without training on any.
+        train_accuracy: on these images, 0 to 1.
+        test_accuracy: on the images of the downstream task, none of which it trained on.
     """
 
     index: int
@@ -74,7 +73,7 @@ class SessionRow:
 
 
 def _images(*, downstream: bool) -> tuple[Tensor, Tensor]:
-    """Images and labels to pre-train on, or the others, in noise, for the downstream task."""
+    """Images and labels for pre-training, or the noisy others for the downstream task."""
     images, labels = load_digits("demo")
     everything, first = nested_subsets(len(labels), 0.5, 2, _SPLIT_SEED, labels.numpy())
     if not downstream:
@@ -85,13 +84,16 @@ def _images(*, downstream: bool) -> tuple[Tensor, Tensor]:
     return images[others] + NOISE * noise, labels[others]
 
 
-def record(folder: Path, seed: int, tell: Callable[[str], None]) -> list[SessionRow]:
-    """Pre-train and forget; goes on where an earlier call was interrupted.
+def record(folder: Path, seed: int, report: Callable[[str], None]) -> list[SessionRow]:
+    """Pre-train and forget, continuing where an earlier call was interrupted.
 
     Args:
-        folder: gets the checkpoints, five sessions and ``continued1.safetensors``.
-        seed: of everything random.
-        tell: is told of each session.
+        folder: for the checkpoints of five sessions and ``continued1.safetensors``.
+        seed: of all random numbers.
+        report: called with a line of text before each session.
+
+    Returns:
+        One row per session.
 
     Raises:
         UsageError: the folder holds another trajectory.
@@ -107,7 +109,7 @@ def record(folder: Path, seed: int, tell: Callable[[str], None]) -> list[Session
         function="know demo",
     )
     for session in recorder:
-        tell(f"training {session.name} on {len(session.indices)} images")
+        report(f"training {session.name} on {len(session.indices)} images")
         model = build_model(session.seed)
         if session.start is not None:
             model.load_state_dict(session.start)
@@ -138,24 +140,24 @@ def record(folder: Path, seed: int, tell: Callable[[str], None]) -> list[Session
 
 
 def fine_tune(
-    starts: dict[str, Path | None], seed: int, repetitions: int, tell: Callable[[str], None]
+    starts: dict[str, Path | None], seed: int, repetitions: int, report: Callable[[str], None]
 ) -> list[Row]:
-    """Fine-tune every start on the downstream task, with the same images and order for all.
+    """Fine-tune every start on the downstream task, all with the same images in the same order.
 
     Args:
-        starts: name → checkpoint, None for fresh weights; the first is what others are
-            compared with.
-        seed: of everything random.
-        repetitions: fine-tunings a start, each with its own images, order and head; at least 2.
-        tell: is told of each start.
+        starts: name → checkpoint, None for fresh weights; the others are compared with the
+            first.
+        seed: of all random numbers.
+        repetitions: fine-tunings per start, each with its own images, order and head; at least 2.
+        report: called with a line of text before each start.
 
     Returns:
-        A row a start, in their order.
+        One row per start, in the given order.
     """
     images, labels = _images(downstream=True)
     results: dict[str, list[float]] = {}
     for name, path in starts.items():
-        tell(f"fine-tuning from {name}, {repetitions} times")
+        report(f"fine-tuning from {name}, {repetitions} times")
         state = None if path is None else read_state(path)
         results[name] = [
             _fine_tune_once(state, images, labels, derived_seed(seed, repetition))
@@ -203,40 +205,5 @@ def starts(folder: Path, predictions: dict[str, Path]) -> dict[str, Path | None]
         "first checkpoint": folder / checkpoint_name(0),
         **{f"predicted {name}": path for name, path in predictions.items()},
         "really continued on x2": folder / checkpoint_name(-1),
-        FRESH: None,
+        "fresh weights": None,
     }
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw differences to the first checkpoint with their intervals into a PNG or SVG.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure
-
-    fresh = [row for row in rows if row.start == FRESH]
-    compared = [row for row in rows if row.difference is not None and row not in fresh]
-    figure = Figure(figsize=(7, 0.6 + 0.45 * len(compared)), layout="constrained")
-    axes = figure.add_subplot()
-    for position, row in enumerate(compared):
-        assert row.difference is not None
-        axes.errorbar(
-            100 * row.difference,
-            position,
-            xerr=100 * (row.interval or 0),
-            fmt="s" if row.start.startswith("predicted") else "o",
-            color="black",
-            markerfacecolor="black" if row.start.startswith("predicted") else "white",
-            capsize=4,
-        )
-    axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    axes.set_yticks(range(len(compared)), [row.start for row in compared])
-    axes.invert_yaxis()
-    axes.set_xlabel(
-        f"accuracy on digits in noise after fine-tuning on {FINE_TUNING_IMAGES} of them,\n"
-        "points above or below the first checkpoint's (mean, 95 % interval)"
-        # Far off, it would press all others together.
-        + "".join(f";\n{row.start}, not drawn: {100 * (row.difference or 0):+.1f}" for row in fresh)
-    )
-    figure.savefig(path, dpi=150)

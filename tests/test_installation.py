@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,30 +19,43 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of what is in the checkout."""
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the wheel and the sdist, built from a copy of what is in the checkout."""
     folder = tmp_path_factory.mktemp("build")
-    for name in ("know_cli", "weights", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("know_cli", "weights", "docs", "pyproject.toml", "README.md", "LICENSE"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, folder / name)
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel"],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist"],
         cwd=folder,
         check=True,
         capture_output=True,
     )
-    (built,) = (folder / "dist").glob("*.whl")
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(packed: Path) -> Path:
+    (built,) = packed.glob("*.whl")
     return built
+
+
+def test_the_sdist_has_the_published_results(packed: Path) -> None:
+    (built,) = packed.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {f"docs/results/{path.name}" for path in (ROOT / "docs" / "results").iterdir()} <= names
+    assert {"LICENSE", "README.md", "know_cli/py.typed", "weights/README.md"} <= names
 
 
 def test_bundles_are_found_from_a_wheel(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     code = (
-        "import know_cli; from know_cli.known.shipped import shipped; from know_cli.known import load_bundle\n"
+        "import know_cli; from know_cli.known.shipped import shipped; from know_cli.known.bundle import load_bundle\n"
         "print(know_cli.__file__)\n"
         "for family, sizes in shipped().items():\n"
         "    for size, path in sizes.items(): print(family, size, load_bundle(path).digest, path)"
@@ -71,6 +85,12 @@ def test_the_wheel_has_what_is_needed_and_no_more(wheel: Path) -> None:
         f"know_predict-{__version__}.dist-info",
     }
     assert not [name for name in names if "test" in name or "__pycache__" in name]
+    # Published results are read where they are, in docs/, and not shipped to everybody.
+    others = [name for name in names if not name.endswith(".py") and name.startswith("know_cli/")]
+    assert {name.split("/")[1] for name in others} == {"py.typed", "weights"}
+    assert {Path(name).name for name in others if not name.endswith(".safetensors")} == {
+        "py.typed", "README.md", "manifest.json",
+    }  # fmt: skip
 
 
 def test_bundles_are_found_from_a_checkout() -> None:
@@ -85,4 +105,4 @@ def test_core_dependencies_are_the_agreed_five(wheel: Path) -> None:
     core = {need.split(">")[0] for need in needs if "extra ==" not in need}
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra: ")}
     assert core == {"torch", "safetensors", "numpy", "typer", "rich"}
-    assert extras == {"bench", "collect", "demo", "keras", "plot", "test", "dev"}
+    assert extras == {"collect", "demo", "keras", "plot", "test", "dev"}

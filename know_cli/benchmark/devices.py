@@ -1,4 +1,4 @@
-"""One step in the memory of a device that is not the CPU: what runs KNOWN there, and rivals."""
+"""One step in the memory of a device other than the CPU: what runs KNOWN there, and baselines."""
 
 from __future__ import annotations
 
@@ -26,16 +26,23 @@ COMPILED = "reference module, compiled"
 def measure_device(
     bundle: Bundle, device: torch.device, rows: int, rounds: int
 ) -> dict[str, Times]:
-    """Times of one step for ``rows`` parameters that are on the device and stay there.
+    """Time one step for parameters that are on the device and stay there.
 
-    What is missing is left out: Triton where it is not installed or does not suit the device, the
-    compiled module on anything but CUDA.
+    Args:
+        bundle: whose conv weights are used.
+        device: to measure.
+        rows: number of parameters.
+        rounds: see :func:`~know_cli.benchmark.timing.take_turns`.
+
+    Returns:
+        Times by name. Triton is left out where it is not installed or does not support the
+        device, the compiled module everywhere but on CUDA.
     """
     history = random_walks(bundle.checkpoints, rows, torch.Generator().manual_seed(0)).to(device)
     out = torch.empty(1, rows, device=device)
     cases: dict[str, Callable[[], object]] = {}
     if device.type == "cuda":
-        # There may be no Triton, or a device that it does not suit.
+        # Triton may be missing, or may not support the device.
         with suppress(ImportError, RuntimeError):
             kernel = triton_kernels(bundle, 1, device, DEVICE_BLOCK_ROWS)[Kind.CONV]
             cases[TRITON] = _in_blocks(kernel, history, out, rows)
@@ -45,7 +52,7 @@ def measure_device(
     cases[MODULE] = in_chunks(module, history, out[0])
     if device.type == "cuda":
         cases[COMPILED] = in_chunks(torch.compile(module), history, out[0])
-    # Triton starts programs on the current device, whatever the memory is on.
+    # Triton launches on the current device, wherever the memory is.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         return take_turns({name: _to_the_end(case, out) for name, case in cases.items()}, rounds)
 
@@ -67,7 +74,7 @@ def _in_blocks(
 def _to_the_end(case: Callable[[], object], out: Tensor) -> Callable[[], None]:
     def run() -> None:
         case()
-        # A number can be read only when all that was told the device before is done.
+        # Reading a number waits for all work queued on the device.
         float(out[0, -1])
 
     return run

@@ -1,4 +1,4 @@
-"""The kernel alone, in memory, against the reference module, Keras and a matrix product."""
+"""The kernel alone, in memory, against the reference module and a matrix product."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from know_cli.benchmark.halves import HalfKernel
-from know_cli.benchmark.keras import keras_predictor
 from know_cli.benchmark.timing import Times, take_turns
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
-from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, Known, Preparation
+from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, Known
+from know_cli.known.preparation import Preparation
 from know_cli.known.torch_kernel import Kernel
 
-#: Rows that the reference module and Keras take at a time.
+#: Rows that the reference module takes at a time.
 CHUNK_ROWS = 100_000
 _GEMM_SIZE = 1024
 GEMM_FLOP = 2 * _GEMM_SIZE**3
@@ -25,7 +24,7 @@ GEMM = "matrix product"
 
 
 def flop(checkpoints: int) -> int:
-    """Floating-point operations a parameter and step, of the folded algebra's matrix products.
+    """Floating-point operations per parameter and step: the folded algebra's matrix products.
 
     >>> flop(5)
     14736
@@ -36,28 +35,28 @@ def flop(checkpoints: int) -> int:
 
 
 def kernel_name(preparation: Preparation) -> str:
-    """How a table calls the kernel."""
+    """The kernel's name in tables."""
     return f"kernel, {preparation.value} windows"
 
 
-def half_name(preparation: Preparation) -> str:
-    """How a table calls the kernel with bfloat16 products."""
-    return f"kernel with bfloat16 products, {preparation.value} windows"
-
-
 def reference_name(preparation: Preparation) -> str:
-    """How a table calls the readable module."""
+    """The readable module's name in tables."""
     return f"reference module, {preparation.value} windows"
 
 
-KERAS = "Keras model (tf_keras), raw windows"
-
-
 def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dict[str, Times]:
-    """Times of one step for ``rows`` parameters each, and of one matrix product of 1024³.
+    """Time one step of the kernel and of the reference module, and one matrix product of 1024³.
 
-    Which preparation the bundle was trained for does not matter here: both are measured with its
-    conv weights.
+    Both preparations are measured, whichever the bundle was trained for.
+
+    Args:
+        bundle: whose conv weights are used.
+        rows: parameters per step.
+        rounds: see :func:`~know_cli.benchmark.timing.take_turns`.
+        threads: for each of them.
+
+    Returns:
+        Times by name.
     """
     generator = torch.Generator().manual_seed(0)
     history = random_walks(bundle.checkpoints, rows, generator)
@@ -74,25 +73,20 @@ def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dic
             kernel = Kernel(state, bundle.checkpoints, preparation, torch.device("cpu"))
             module = Known(bundle.checkpoints, preparation)
             module.load_state_dict(state)
-            half = HalfKernel(state, bundle.checkpoints, preparation, torch.device("cpu"))
             cases[kernel_name(preparation)] = _in_blocks(kernel, history, out, pool, threads)
-            cases[half_name(preparation)] = _in_blocks(half, history, out, pool, threads)
             cases[reference_name(preparation)] = in_chunks(module, history, out)
-        keras = keras_predictor(state, bundle.checkpoints, threads)
-        if keras is not None:
-            cases[KERAS] = lambda: keras(history, CHUNK_ROWS)
         return take_turns(cases, rounds)
 
 
 def random_walks(checkpoints: int, rows: int, generator: torch.Generator) -> Tensor:
-    """Histories of the size that weights have: ``[checkpoints, rows]`` float32."""
+    """Histories of the magnitude of weights: ``[checkpoints, rows]`` float32, θ0 last."""
     walk = torch.randn(checkpoints, rows, generator=generator) * 0.01
     return (walk.cumsum(0) + torch.randn(rows, generator=generator) * 0.05).contiguous()
 
 
 @contextmanager
 def torch_threads(threads: int) -> Iterator[None]:
-    """Torch's own operations on so many threads, and as before after it."""
+    """Give torch's own operations this many threads, and restore the number afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -121,7 +115,7 @@ def _in_blocks(
 def in_chunks(
     module: Callable[[Tensor], Tensor], history: Tensor, out: Tensor
 ) -> Callable[[], None]:
-    """A step of a readable module, in chunks.
+    """A function that runs one step of a module in chunks of :data:`CHUNK_ROWS`.
 
     Args:
         module: ``[rows, S]`` → ``[rows]``.

@@ -1,64 +1,66 @@
-"""Results of ``know bench`` as JSON, as Markdown with every number computed from it, as a plot."""
+"""Results of ``know bench`` as JSON, and as tables with every number computed from it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from know_cli import __version__
-from know_cli.benchmark.halves import QUANTILES, Errors
-from know_cli.benchmark.kernels import (
-    GEMM,
-    GEMM_FLOP,
-    KERAS,
-    flop,
-    half_name,
-    kernel_name,
-    reference_name,
-)
+from know_cli.benchmark.kernels import GEMM, GEMM_FLOP, flop, kernel_name, reference_name
 from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE
 from know_cli.benchmark.timing import Times, median_ratio
-from know_cli.errors import UsageError
-from know_cli.known.module import Preparation
+from know_cli.known.preparation import Preparation
 from know_cli.lab.machine import machine
 
 FORMAT = 1
-# What the kernel is meant to reach.
-_TARGET_REFERENCE, _TARGET_KERAS, _TARGET_GEMM = 6.0, 4.0, 0.55
-# What the paper gives for its authors' GPU.
+# Speed targets of the kernel.
+_TARGET_REFERENCE, _TARGET_GEMM = 6.0, 0.55
+# The paper's time per parameter, on its authors' GPU.
 _PAPER_SECONDS = 2.67e-7
-# What bfloat16 products would have to reach to be the default for 16-bit checkpoints.
-_TARGET_HALF, _TARGET_WITHIN_HALF = 2.0, 0.999
 
 Runs = Sequence[tuple[int, Mapping[str, Times]]]
 
 
+@dataclass(frozen=True)
+class Section:
+    """A section of the report: title, paragraphs and table.
+
+    Attributes:
+        title: heading; empty where the section continues the previous one.
+        notes: paragraphs before the table.
+        header: column titles; the first column has names, the others numbers.
+        rows: cells, as many per row as in the header; without rows there is no table.
+    """
+
+    title: str
+    notes: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
 def to_json(
     kernels: Mapping[str, Times],
-    halves: Mapping[Preparation, Sequence[Errors]],
     devices: Mapping[str, Mapping[str, Times]],
     runs: Runs,
     settings: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Plain types.
+    """Results in plain types.
 
     Args:
         kernels: of :func:`~know_cli.benchmark.kernels.measure_kernels`.
-        halves: of :func:`~know_cli.benchmark.halves.measure_errors`.
         devices: of :func:`~know_cli.benchmark.devices.measure_device`, by the device's name.
         runs: of :func:`~know_cli.benchmark.runs.measure_runs`, smallest first.
         settings: ``checkpoints``, ``rows`` (of the kernels' windows), ``rounds``, ``threads``.
 
     Returns:
-        ``machine`` with its ``load`` (mean number of processes that ran or waited in the last
-        fifteen minutes; None where it is not known); ``settings``; seconds of every round by
-        name in ``kernels``, by device and name in ``devices``, and in ``runs`` for each number of
-        ``parameters``; ``halves``, the errors by preparation.
+        ``machine`` with its ``load`` (mean number of running and waiting processes over the last
+        fifteen minutes; None where unknown); ``settings``; the seconds of every round by name in
+        ``kernels``, by device and name in ``devices``, and in ``runs`` for each number of
+        ``parameters``.
     """
     load = round(os.getloadavg()[2], 1) if hasattr(os, "getloadavg") else None
     return {
@@ -67,10 +69,6 @@ def to_json(
         "machine": {**machine(), "load": load},
         "settings": dict(settings),
         "kernels": {name: _times_json(times) for name, times in kernels.items()},
-        "halves": {
-            preparation.value: [asdict(errors) for errors in of]
-            for preparation, of in halves.items()
-        },
         "devices": {
             device: {
                 "model": _model(device),
@@ -93,55 +91,75 @@ def _times(of: Mapping[str, Sequence[float]]) -> Times:
     return Times(tuple(of["wall"]), tuple(of["processor"]))
 
 
+def _model(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return device
+
+
 def to_markdown(results: Mapping[str, Any]) -> str:
-    """The tables of :func:`to_json`'s results."""
+    """A Markdown page of :func:`to_json`'s results."""
+    lines = []
+    for number, section in enumerate(sections(results)):
+        if section.title:
+            lines += [f"{'##' if number else '#'} {section.title}", ""]
+        for note in section.notes:
+            lines += [note, ""]
+        if section.rows:
+            lines += [_line(section.header), "|---" + "|---:" * (len(section.header) - 1) + "|"]
+            lines += [*map(_line, section.rows), ""]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def sections(results: Mapping[str, Any]) -> Iterator[Section]:
+    """The report on :func:`to_json`'s results, the first section being its heading.
+
+    Kernels and baselines that only an earlier version measured are listed like the others.
+    """
     kernels = {name: _times(of) for name, of in results["kernels"].items()}
-    return "\n".join(
-        [
-            *_heading(results),
-            *_kernel_table(kernels, results["settings"]),
-            *_targets(kernels, results["settings"]),
-            *_half_tables(kernels, results["halves"]),
-            *_device_tables(results),
-            *_run_table(results),
-        ]
-    )
+    yield _heading(results)
+    yield _kernels(kernels, results["settings"])
+    yield _targets(kernels, results["settings"])
+    yield from _devices(results)
+    if results["runs"]:
+        yield _runs(results)
 
 
-def _heading(results: Mapping[str, Any]) -> Iterator[str]:
+def _heading(results: Mapping[str, Any]) -> Section:
     of, settings = results["machine"], results["settings"]
-    yield "# How fast the engine is"
-    yield ""
     threads = f"{settings['threads']} thread{'s' * (settings['threads'] > 1)}"
-    yield (
+    notes = [
         f"Generated by `know bench`; every number is computed from its JSON. {of['processor']} "
         f"({of['cores']} cores, {of['system']}, Python {of['python']}, torch {of['torch']}), "
         f"know-predict {results['version']}, {threads}, S = {settings['checkpoints']}, "
-        f"{settings['rounds']} rounds in which all that is compared takes turns, after one to warm "
-        "up (of whole predictions at most 3, and one, cold, from a hundred million parameters on). "
-        "Medians; a ratio is the median of the rounds' ratios."
-    )
-    yield ""
+        f"{settings['rounds']} rounds in which everything that is compared takes turns, after one "
+        "round to warm up. Whole predictions run for at most 3 rounds, and for a single one "
+        "without warm-up from 100 million parameters on. Times are medians; a ratio is the median "
+        "of the rounds' ratios."
+    ]
     if of["load"] is not None:
         busy = of["load"] > of["cores"]
-        yield (
+        notes.append(
             f"Load of the machine over the last fifteen minutes: {of['load']:g} on {of['cores']} "
             "cores"
             + (
-                ": it was busy with other work, so that times by the clock are longer than they "
-                "would be on a free machine and differ from round to round; processor time is the "
-                "steadier measure here."
+                ": it was busy with other work, so wall-clock times are longer than on a free "
+                "machine and vary between rounds; processor time is the steadier measure here."
                 if busy
                 else "."
             )
         )
-        yield ""
+    return Section("How fast the engine is", tuple(notes))
 
 
 def _rate(
     name: str, times: Times, settings: Mapping[str, int], processor: bool
 ) -> tuple[float, float]:
-    """Parameters and floating-point operations a second."""
+    """Parameters per second, 0 for a matrix product, and floating-point operations per second."""
     seconds = times.processor_seconds if processor else times.seconds
     if name == GEMM:
         return 0.0, GEMM_FLOP / seconds
@@ -149,96 +167,72 @@ def _rate(
     return rate, rate * flop(settings["checkpoints"])
 
 
-def _kernel_table(kernels: Mapping[str, Times], settings: Mapping[str, int]) -> Iterator[str]:
-    yield "## The kernel alone"
-    yield ""
-    yield (
-        f"One step of {settings['rows']:,} parameters in memory. A parameter and step count as "
-        f"{flop(settings['checkpoints']):,} floating-point operations, those of the folded "
-        "algebra's matrix products, whoever computes it. `matrix product` is torch's, of 1024 × "
-        "1024 float32 matrices."
-    )
-    yield ""
-    yield "| | million parameters/s | GFLOP/s | million parameters/s of processor | GFLOP/s of it |"
-    yield "|---|---:|---:|---:|---:|"
+def _kernels(kernels: Mapping[str, Times], settings: Mapping[str, int]) -> Section:
+    rows = []
     for name, times in kernels.items():
         cells = []
         for processor in (False, True):
             rate, flops = _rate(name, times, settings, processor)
             cells += [f"{rate / 1e6:.2f}" if rate else "", f"{flops / 1e9:.1f}"]
-        yield f"| {name} | {' | '.join(cells)} |"
-    yield ""
+        rows.append((name, *cells))
+    return Section(
+        "The kernel alone",
+        (
+            f"One step of {settings['rows']:,} parameters in memory. A parameter counts as "
+            f"{flop(settings['checkpoints']):,} floating-point operations per step, those of the "
+            "folded algebra's matrix products, whoever computes it. `matrix product` is torch's, "
+            "of 1024 × 1024 float32 matrices.",
+        ),
+        (
+            "kernel",
+            "million parameters/s",
+            "GFLOP/s",
+            "million parameters/s of processor time",
+            "GFLOP/s of processor time",
+        ),
+        tuple(rows),
+    )
 
 
-def _targets(kernels: Mapping[str, Times], settings: Mapping[str, int]) -> Iterator[str]:
-    yield "| the kernel against | target | by the clock | by processor time | met |"
-    yield "|---|---:|---:|---:|---|"
+def _targets(kernels: Mapping[str, Times], settings: Mapping[str, int]) -> Section:
+    rows = []
     for preparation in Preparation:
         own = kernels[kernel_name(preparation)]
-        rivals = [(reference_name(preparation), _TARGET_REFERENCE)]
-        if KERAS in kernels and preparation is Preparation.RAW:
-            rivals.append((KERAS, _TARGET_KERAS))
-        for name, target in rivals:
-            clock = median_ratio(kernels[name].wall, own.wall)
-            processor = median_ratio(kernels[name].processor, own.processor)
-            yield (
-                f"| {name} | {target:g} × | {clock:.1f} × | {processor:.1f} × | "
-                f"{_met(clock, processor, target)} |"
+        baseline = reference_name(preparation)
+        clock = median_ratio(kernels[baseline].wall, own.wall)
+        processor = median_ratio(kernels[baseline].processor, own.processor)
+        rows.append(
+            (
+                baseline,
+                f"{_TARGET_REFERENCE:g} ×",
+                f"{clock:.1f} ×",
+                f"{processor:.1f} ×",
+                _met(clock, processor, _TARGET_REFERENCE),
             )
+        )
         work = flop(settings["checkpoints"]) * settings["rows"] / GEMM_FLOP
         clock = work * median_ratio(kernels[GEMM].wall, own.wall)
         processor = work * median_ratio(kernels[GEMM].processor, own.processor)
-        yield (
-            f"| {GEMM}'s rate, {preparation.value} windows | {_TARGET_GEMM:.0%} | {clock:.0%} | "
-            f"{processor:.0%} | {_met(clock, processor, _TARGET_GEMM)} |"
-        )
-    yield ""
-    yield (
-        "What was tried, and what the kernel's time consists of, is told in "
-        "[`kernel.py`](kernel.py): operations of torch that are not fused wait for the cache "
-        "between two products, and windows prepared by spread take some operations more."
-    )
-    yield ""
-    if KERAS not in kernels:
-        yield "`tf_keras` was not installed: the authors' way of working was not measured."
-        yield ""
-
-
-def _half_tables(
-    kernels: Mapping[str, Times], halves: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> Iterator[str]:
-    yield "## Would bfloat16 do?"
-    yield ""
-    yield (
-        "The kernel with its largest products in bfloat16. It would be the default for 16-bit "
-        f"checkpoints if it were {_TARGET_HALF:g} times as fast and {_TARGET_WITHIN_HALF:.1%} of "
-        "its values were less than half a unit in the last place of the output's dtype away from "
-        "float32's, before rounding. Distances are in such units. The command has no such mode."
-    )
-    yield ""
-    yield "| windows | kernel's time / that with bfloat16 products | processor time | met |"
-    yield "|---|---:|---:|---|"
-    for preparation in Preparation:
-        exact, half = kernels[kernel_name(preparation)], kernels[half_name(preparation)]
-        clock = median_ratio(exact.wall, half.wall)
-        processor = median_ratio(exact.processor, half.processor)
-        yield (
-            f"| {preparation.value} | {clock:.2f} × | {processor:.2f} × | "
-            f"{_met(clock, processor, _TARGET_HALF)} |"
-        )
-    yield ""
-    heads = " | ".join(f"{quantile:.1%}" for quantile in QUANTILES)
-    yield f"| weights | kind | output | below half a unit | {heads} | met |"
-    yield "|---|---|---|---:|" + "---:|" * len(QUANTILES) + "---|"
-    for windows, found in halves.items():
-        for errors in found:
-            cells = " | ".join(f"{value:.2g}" for value in errors["quantiles"])
-            met = "yes" if errors["within_half"] >= _TARGET_WITHIN_HALF else "no"
-            yield (
-                f"| for {windows} windows | {errors['kind']} | {errors['dtype']} | "
-                f"{errors['within_half']:.1%} | {cells} | {met} |"
+        rows.append(
+            (
+                f"{GEMM}'s rate, {preparation.value} windows",
+                f"{_TARGET_GEMM:.0%}",
+                f"{clock:.0%}",
+                f"{processor:.0%}",
+                _met(clock, processor, _TARGET_GEMM),
             )
-    yield ""
+        )
+    return Section(
+        "",
+        (
+            "Operations that torch does not fuse wait for the cache between two products, and "
+            "windows prepared by spread take some operations more. The docstring of "
+            "`know_cli/known/torch_kernel.py` says where the kernel's time goes and what was "
+            "tried.",
+        ),
+        ("the kernel against", "target", "wall clock", "processor time", "met"),
+        tuple(rows),
+    )
 
 
 def _met(clock: float, processor: float, target: float) -> str:
@@ -248,90 +242,61 @@ def _met(clock: float, processor: float, target: float) -> str:
     return "no" if reached == {False} else "by one of the two"
 
 
-def _model(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return device
-
-
-def _device_tables(results: Mapping[str, Any]) -> Iterator[str]:
+def _devices(results: Mapping[str, Any]) -> Iterator[Section]:
     if not results["devices"]:
-        yield "## GPUs"
-        yield ""
-        yield "None was measured: the machine has none, or `--device` named none."
-        yield ""
-    rows = results["settings"]["rows"]
-    for device, found in results["devices"].items():
-        yield f"## {device}: {found['model']}"
-        yield ""
-        yield (
-            f"One step of {rows:,} parameters in the device's memory, by the clock. The paper "
-            f"gives {_PAPER_SECONDS:g} s a parameter on its authors' GPU."
+        yield Section(
+            "GPUs", ("None was measured: the machine has none, or `--device` named none.",)
         )
-        yield ""
-        yield "| | million parameters/s | against the paper |"
-        yield "|---|---:|---:|"
+    count = results["settings"]["rows"]
+    for device, found in results["devices"].items():
+        rows = []
         for name, of in found.items():
             if name != "model":
-                rate = rows / _times(of).seconds
-                yield f"| {name} | {rate / 1e6:.2f} | {rate * _PAPER_SECONDS:.1f} × |"
-        yield ""
+                rate = count / _times(of).seconds
+                rows.append((name, f"{rate / 1e6:.2f}", f"{rate * _PAPER_SECONDS:.1f} ×"))
+        yield Section(
+            f"{device}: {found['model']}",
+            (
+                f"One step of {count:,} parameters in the device's memory, by the wall clock. The "
+                f"paper reports {_PAPER_SECONDS:g} s per parameter on its authors' GPU.",
+            ),
+            ("kernel", "million parameters/s", "against the paper"),
+            tuple(rows),
+        )
 
 
-def _run_table(results: Mapping[str, Any]) -> Iterator[str]:
-    if not results["runs"]:
-        return
-    size = results["settings"]["checkpoints"]
-    yield "## Whole predictions"
-    yield ""
-    yield (
-        f"Seconds to predict one step from {size} generated float32 checkpoints on disk, in the "
-        f"page cache as far as it holds them. `{PIPELINE}` is the library: open, check, plan, "
-        f"read, compute, write, flush to disk. `{COMMAND}` is `know predict` with the start of "
-        f"Python and torch. `{COPY}` reads the same bytes and writes and flushes one checkpoint."
-    )
-    yield ""
-    yield (
-        f"| parameters | {PIPELINE} | processor time of it | {COMMAND} | {COPY} | "
-        f"{PIPELINE} / {COPY} | million parameters/s |"
-    )
-    yield "|---:|---:|---:|---:|---:|---:|---:|"
+def _runs(results: Mapping[str, Any]) -> Section:
+    rows = []
     for run in results["runs"]:
         pipeline, command, copy = (_times(run[name]) for name in (PIPELINE, COMMAND, COPY))
-        yield (
-            f"| {run['parameters']:,} | {pipeline.seconds:.3g} | "
-            f"{pipeline.processor_seconds:.3g} | {command.seconds:.3g} | {copy.seconds:.3g} | "
-            f"{median_ratio(pipeline.wall, copy.wall):.1f} | "
-            f"{run['parameters'] / pipeline.seconds / 1e6:.2f} |"
+        rows.append(
+            (
+                f"{run['parameters']:,}",
+                f"{pipeline.seconds:.3g}",
+                f"{pipeline.processor_seconds:.3g}",
+                f"{command.seconds:.3g}",
+                f"{copy.seconds:.3g}",
+                f"{median_ratio(pipeline.wall, copy.wall):.1f}",
+                f"{run['parameters'] / pipeline.seconds / 1e6:.2f}",
+            )
         )
-    yield ""
-
-
-def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Draw the runs' seconds against their parameters, both axes logarithmic.
-
-    Raises:
-        UsageError: matplotlib is not installed, or does not know the file's suffix.
-        OSError: the file cannot be written.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(
-            f"--plot {path}: needs matplotlib: pip install 'know-predict[plot]'"
-        ) from error
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    counts = [run["parameters"] for run in results["runs"]]
-    for name in (COMMAND, PIPELINE, COPY):
-        axes.loglog(
-            counts, [_times(run[name]).seconds for run in results["runs"]], "o-", label=name
-        )
-    axes.set_xlabel("parameters")
-    axes.set_ylabel("seconds")
-    axes.grid(which="both", alpha=0.3)
-    axes.legend()
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise UsageError(f"--plot {path}: {error}") from error
+    return Section(
+        "Whole predictions",
+        (
+            f"Seconds to predict one step from {results['settings']['checkpoints']} generated "
+            "float32 checkpoints on disk, in the page cache as far as they fit. "
+            f"`{PIPELINE}` is the library: open, check, plan, read, compute, write, flush to disk. "
+            f"`{COMMAND}` is `know predict`, including the start of Python and torch. `{COPY}` "
+            "reads the same bytes, and writes and flushes one checkpoint.",
+        ),
+        (
+            "parameters",
+            PIPELINE,
+            f"{PIPELINE}, processor time",
+            COMMAND,
+            COPY,
+            f"{PIPELINE} / {COPY}",
+            "million parameters/s",
+        ),
+        tuple(rows),
+    )

@@ -21,19 +21,27 @@ PIPELINE = "pipeline"
 COMMAND = "command"
 COPY = "bare copy"
 _COPY_BYTES = 1 << 20
-# From so many parameters on a run takes minutes, to which a first, slower one hardly matters.
+# A run takes minutes from this many parameters on, so a cold first one hardly matters.
 _MANY = 10**8
 _LARGEST_TENSOR = 1 << 24
 _OUT = "out.safetensors"
 
 
 def write_trajectory(folder: Path, parameters: int, checkpoints: int) -> list[Path]:
-    """Random checkpoints of about so many float32 parameters: convolutions, matrices and biases.
+    """Write random checkpoints of float32 convolutions, matrices and biases.
 
-    They are written a tensor at a time; each checkpoint is the one before it and some noise.
+    They are written tensor by tensor; each checkpoint is the previous one plus noise.
+
+    Args:
+        folder: gets ``ckpt0.safetensors`` and so on.
+        parameters: approximate number of parameters.
+        checkpoints: how many to write.
+
+    Returns:
+        Their paths, full data first.
 
     Raises:
-        OutputError: there is no space.
+        OutputError: the folder cannot be written, or the disk is full.
     """
     layout = [(name, "F32", shape) for name, shape in shapes(parameters).items()]
     start, infos = encode_header(layout, {})
@@ -80,23 +88,24 @@ def measure_runs(
     rounds: int,
     device: str,
 ) -> tuple[int, dict[str, Times]]:
-    """Predict one step from generated files: as a library, as a command, and a copy of the bytes.
+    """Time predictions from generated files, by library and by command, and a copy of the bytes.
 
     Args:
-        folder: for the files, which are removed again.
-        parameters: about how many.
-        weights: of KNOWN, as for ``know predict``.
+        folder: for the files, which are removed afterwards.
+        parameters: approximate number of parameters.
+        weights: KNOWN bundle, as for ``know predict``.
         checkpoints: S.
         threads: workers.
         max_memory: bytes.
         device: as for ``know predict``.
-        rounds: of each; one, without another to warm up, from a hundred million parameters on.
+        rounds: of each; a single one without warm-up from 100 million parameters on.
 
     Returns:
-        The number of parameters, and the times. The command's processor time is not known.
+        The exact number of parameters, and times by name. The command's processor time is not
+        measured.
 
     Raises:
-        OutputError: there is no space.
+        OutputError: the folder cannot be written, or the disk is full.
     """
     paths = write_trajectory(folder, parameters, checkpoints)
     out = folder / _OUT
@@ -127,7 +136,7 @@ def measure_runs(
 
 
 def _copy(paths: list[Path], out: Path) -> None:
-    """Read all inputs and write one of them, and have it on disk, as a prediction must at least."""
+    """Read all inputs, write one of them and flush it to disk: the least that a prediction does."""
     buffer = memoryview(bytearray(_COPY_BYTES))
     with out.open("wb", buffering=0) as target:
         for path in paths:

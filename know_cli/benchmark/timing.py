@@ -1,4 +1,4 @@
-"""Times of several functions that take turns, so that a busy moment of the machine meets all."""
+"""Times several functions in turn, so that a busy moment of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from statistics import median
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call, a round each.
+    """Seconds per call, one entry per round.
 
     Attributes:
-        wall: by the clock on the wall.
-        processor: of all threads of this process together; on a busy machine this is the
-            steadier of the two.
+        wall: by the wall clock.
+        processor: of all threads of this process together, the steadier of the two on a busy
+            machine.
     """
 
     wall: tuple[float, ...]
@@ -23,19 +23,19 @@ class Times:
 
     @property
     def seconds(self) -> float:
-        """Median by the clock on the wall."""
+        """Median wall-clock time."""
         return median(self.wall)
 
     @property
     def processor_seconds(self) -> float:
-        """Median of processor time."""
+        """Median processor time."""
         return median(self.processor)
 
 
 def take_turns(
     functions: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
 ) -> dict[str, Times]:
-    """Call all functions in turn, ``rounds`` times, and each once before that to warm up."""
+    """Call all functions in turn, ``rounds`` times, after one call of each to warm up."""
     if warm_up:
         for function in functions.values():
             function()
@@ -51,5 +51,5 @@ def take_turns(
 
 
 def median_ratio(slow: tuple[float, ...], fast: tuple[float, ...]) -> float:
-    """Median over the rounds of how many times longer the first takes than the second."""
+    """Median over the rounds of the ratio of the first's time to the second's."""
     return median(one / other for one, other in zip(slow, fast, strict=True))

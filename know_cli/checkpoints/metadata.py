@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 SESSION = "know.session"
 FRACTION = "know.fraction"
@@ -31,6 +32,17 @@ NONFINITE = "know.nonfinite"
 DEVICE = "know.device"
 KERNEL = "know.kernel"
 INPUTS = "know.inputs"
+
+
+class Regime(str, Enum):
+    """What a session of structured forgetting starts from; the values of :data:`REGIME`.
+
+    ``CHAIN``: the session before (the paper's text). ``COMMON_START``: the same weights for all
+    sessions (the authors' sample script).
+    """
+
+    CHAIN = "chain"
+    COMMON_START = "common-start"
 
 
 @dataclass(frozen=True)

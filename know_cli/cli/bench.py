@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,23 +16,23 @@ from know_cli.engine.devices import DEVICE_NAMES, check_device_name
 from know_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
+
+    from know_cli.benchmark.results import Section
 
 EPILOG = "\n\n".join(
     (
         "Examples:",
         "know bench",
-        "know bench --threads 1 --json bench.json --table know_cli/engine/RESULTS.md",
+        "know bench --threads 1 --json bench.json --table bench.md",
         "know bench --device cuda --rows 10000000",
-        "know bench --sizes 1e5,1e6,1e7,1e8,1e9 --folder /fast/disk --plot cost.svg",
-        "The Keras model of the paper's authors is measured, too, where tensorflow and tf_keras "
-        "are installed.",
+        "know bench --sizes 1e5,1e6,1e7,1e8,1e9 --folder /fast/disk",
     )
 )
 _CHECKPOINTS = 5
 _FEWEST, _MOST = 1_000, 10**11
 _MOST_RUN_ROUNDS = 3
-# Inputs, output, and its temporary beside the one before.
+# Inputs, the previous output, and the temporary of the next.
 _FILES = _CHECKPOINTS + 2
 
 
@@ -40,14 +41,14 @@ def bench(
         str,
         typer.Option(
             metavar="N,N,…",
-            help="Parameters of the generated checkpoints, such as 1e5,1e9; each takes 28 bytes "
-            "of disk. 0 leaves whole predictions out.",
+            help="Parameters of the generated checkpoints, such as 1e5,1e9, at 28 bytes of disk "
+            "per parameter. 0 skips whole predictions.",
         ),
     ] = "1e5,1e6,1e7",
     rows: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1_000, max=10**8, help="Parameters that the kernel is measured on."
+            metavar="N", min=1_000, max=10**8, help="Parameters to measure the kernel on."
         ),
     ] = 200_000,
     rounds: Annotated[
@@ -56,8 +57,8 @@ def bench(
             metavar="N",
             min=1,
             max=1000,
-            help=f"Repetitions; of whole predictions at most {_MOST_RUN_ROUNDS}, of 1e8 "
-            "parameters or more one.",
+            help=f"Repetitions; at most {_MOST_RUN_ROUNDS} of whole predictions, and 1 from 1e8 "
+            "parameters on.",
         ),
     ] = 7,
     threads: Annotated[int | None, threads_option()] = None,
@@ -66,8 +67,8 @@ def bench(
         str,
         typer.Option(
             metavar=DEVICE_NAMES,
-            help="Where whole predictions run, as for 'know predict'; what is not the CPU is "
-            "measured alone, too.",
+            help="Where whole predictions run, as for 'know predict'; a device other than the CPU "
+            "is also measured alone.",
         ),
     ] = "cpu",
     weights: Annotated[
@@ -82,33 +83,27 @@ def bench(
         Path | None,
         typer.Option(
             metavar="DIR",
-            show_default="the system's for temporary files",
-            help="Where the generated checkpoints are written; they are removed again.",
+            show_default="the system's folder for temporary files",
+            help="Where the generated checkpoints are written, and then removed.",
         ),
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", show_default=False, help="Write all as JSON."),
+        typer.Option(
+            "--json", metavar="FILE", show_default=False, help="Write the results as JSON."
+        ),
     ] = None,
     table: Annotated[
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Write the tables as Markdown."),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            show_default=False,
-            help="Draw seconds against parameters; needs matplotlib.",
-        ),
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Measure how fast the engine is on this machine.
 
     Measures the kernel in memory against the reference module and the rate of a matrix product,
-    and whole predictions of generated checkpoints against a bare copy of the same bytes. What is
-    compared takes turns, so that other work on the machine meets all of it.
+    and whole predictions of generated checkpoints against a bare copy of the same bytes. All of
+    them take turns, so that other work on the machine affects them alike.
     """
     from know_cli.cli.report_file import check_report_path, write_report
     from know_cli.files import write_text
@@ -116,20 +111,15 @@ def bench(
     talk = Output(quiet)
     check_device_name(device)
     wanted = _parse_sizes(sizes)
-    for path, option in ((json, "--json"), (table, "--table"), (plot, "--plot")):
+    for path, option in ((json, "--json"), (table, "--table")):
         if path is not None:
             check_report_path(path, [], option)
-    if plot is not None and not wanted:
-        raise UsageError("--plot: there is nothing to draw with --sizes 0")
     place = Path(tempfile.gettempdir()) if folder is None else folder
     _check_space(place, max(wanted, default=0))
 
-    import torch
-
     from know_cli.benchmark.devices import measure_device
-    from know_cli.benchmark.halves import measure_errors
-    from know_cli.benchmark.kernels import measure_kernels, random_walks
-    from know_cli.benchmark.results import draw, to_json, to_markdown
+    from know_cli.benchmark.kernels import measure_kernels
+    from know_cli.benchmark.results import sections, to_json, to_markdown
     from know_cli.benchmark.runs import measure_runs
     from know_cli.engine.devices import choose_devices
     from know_cli.known.bundle import load_bundle
@@ -145,8 +135,6 @@ def bench(
         )
     talk.notice(f"kernel: {rounds} rounds of {rows:,} parameters")
     kernels = measure_kernels(bundle, rows, rounds, workers)
-    history = random_walks(_CHECKPOINTS, rows, torch.Generator().manual_seed(0))
-    halves = {bundle.preparation: measure_errors(bundle, bundle.preparation, history)}
     on_device = {}
     if of_device.type != "cpu":
         talk.notice(f"{of_device}: {rounds} rounds of {rows:,} parameters")
@@ -162,21 +150,20 @@ def bench(
                 )
             )  # fmt: skip
     settings = {"checkpoints": _CHECKPOINTS, "rows": rows, "rounds": rounds, "threads": workers}
-    results = to_json(kernels, halves, on_device, runs, settings)
-    talk.show(*_tables(results))
+    results = to_json(kernels, on_device, runs, settings)
+    for section in sections(results):
+        talk.show(*_shown(section))
     if json is not None:
         write_report(json, results)
     if table is not None:
         write_text(table, to_markdown(results))
-    if plot is not None:
-        draw(results, plot)
 
 
 def _parse_sizes(text: str) -> list[int]:
     """Numbers of parameters from ``1e5,2000000``, ascending; none from ``0``.
 
     Raises:
-        UsageError: one is not a whole number from a thousand to a hundred thousand million.
+        UsageError: one is not a whole number from 1e3 to 1e11.
     """
     if text.strip() == "0":
         return []
@@ -205,22 +192,17 @@ def _check_space(folder: Path, parameters: int) -> None:
         )
 
 
-def _tables(results: dict[str, Any]) -> list[Table | str]:
-    """The Markdown's tables for a terminal, with the sentences around them."""
-    from know_cli.benchmark.results import to_markdown
+def _shown(section: Section) -> Iterator[RenderableType]:
+    """A section for a terminal."""
     from know_cli.cli.tables import new_table
 
-    shown: list[Table | str] = []
-    rows: list[list[str]] = []
-    for line in [*to_markdown(results).splitlines(), ""]:
-        if line.startswith("|"):
-            rows.append([cell.strip() for cell in line.strip("|").split("|")])
-            continue
-        if rows:
-            made = new_table(*rows[0])
-            for row in rows[2:]:
-                made.add_row(*row)
-            shown.append(made)
-            rows = []
-        shown.append(line.lstrip("# "))
-    return shown
+    for line in (section.title, *section.notes):
+        if line:
+            yield line
+            yield ""
+    if section.rows:
+        table = new_table(*section.header)
+        for row in section.rows:
+            table.add_row(*row)
+        yield table
+        yield ""

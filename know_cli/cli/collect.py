@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import RegimeChoice, parse_shard, quiet_option, usable_cores
+from know_cli.checkpoints.metadata import Regime
+from know_cli.cli.options import parse_shard, quiet_option, usable_cores
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS
@@ -33,14 +34,16 @@ EPILOG = "\n\n".join(
 
 
 def collect(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Gets one file a trajectory.")],
-    trajectories: Annotated[int, typer.Option(min=1, help="How many, over all shards.")] = 400,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="For one file per trajectory.")],
+    trajectories: Annotated[
+        int, typer.Option(min=1, help="Number of trajectories over all shards.")
+    ] = 400,
     data_set: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
             help="Draw from this data set; repeatable.",
-            show_default="all that are found here",
+            show_default="all that are found",
         ),
     ] = None,
     data_folder: Annotated[
@@ -56,22 +59,22 @@ def collect(
         ),
     ] = None,
     regime: Annotated[
-        RegimeChoice | None,
+        Regime | None,
         typer.Option(
-            help="Only chains, where each session goes on from the one before, or only sessions "
-            "from a common start.",
+            help="Only chains, where each session continues from the previous one, or only "
+            "sessions from a common start.",
             show_default="both",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the whole collection.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the whole collection.")] = 0,
     rows_per_tensor: Annotated[
-        int, typer.Option(min=1, help="The most elements of one tensor that are kept.")
+        int, typer.Option(min=1, help="The most elements kept of one tensor.")
     ] = 40_000,
     shard: Annotated[
         str,
         typer.Option(
             metavar="I/N",
-            help="Collect only every N-th trajectory, from I = 1 to N: one machine's.",
+            help="Collect only every N-th trajectory, starting at the I-th: one machine's share.",
         ),
     ] = "1/1",
     processes: Annotated[
@@ -79,21 +82,20 @@ def collect(
         typer.Option(
             min=1,
             help="Trajectories to train at the same time, with one thread each.",
-            show_default="one a core",
+            show_default="one per core",
         ),
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Record how small networks forget, for 'know train': many architectures, data and recipes.
 
-    Everything about a trajectory is drawn from the seed and its number. Trajectories that are in
-    FOLDER already are not collected again, and the one in training goes on from its last session,
-    so a run that was interrupted goes on where it was. Nothing is downloaded: Fashion-MNIST is
-    found where Debian's package dataset-fashion-mnist puts it, others in --data-folder.
+    The seed and its number determine everything about a trajectory. An interrupted run continues
+    where it stopped: trajectories that are already in FOLDER are not collected again, and one that
+    was being trained continues from its last session. Nothing is downloaded: Fashion-MNIST is
+    found where Debian's package dataset-fashion-mnist installs it, others in --data-folder.
     """
     talk = Output(quiet)
     parsed = parse_shard(shard)
-    from know_cli.forgetting.recorder import Regime
     from know_cli.lab.data import available
     from know_cli.meta.collecting import Request, existing
     from know_cli.meta.collecting import collect as collect_all
@@ -106,7 +108,7 @@ def collect(
         data_sets=data_sets,
         data_folder=data_folder,
         architectures=tuple(sorted(set(architecture))) if architecture else None,
-        regime=None if regime is None else Regime(regime.value),
+        regime=regime,
         seed=seed,
         rows_per_tensor=rows_per_tensor,
         shard=parsed,
@@ -119,12 +121,12 @@ def collect(
         totals.add(one)
     talk.notice(f"data sets: {', '.join(data_sets)}")
     if totals.done:
-        talk.notice(f"{folder}: {totals.done} trajectories are there already, going on")
+        talk.notice(f"{folder}: {totals.done} trajectories are already there, continuing")
     began = time.perf_counter()
-    with _display(talk, totals, request.processes) as tell:
+    with _display(talk, totals, request.processes) as report:
         for one in collect_all(request):
             totals.add(one)
-            tell(one)
+            report(one)
     seconds = time.perf_counter() - began
     from know_cli.cli.tables import count_text
 
@@ -139,7 +141,7 @@ def collect(
 
 @contextmanager
 def _display(talk: Output, totals: Totals, processes: int) -> Iterator[Callable[[Collected], None]]:
-    """A live table on a terminal, one line a trajectory elsewhere."""
+    """A live table on a terminal, one line per trajectory elsewhere."""
     if talk.quiet or not sys.stderr.isatty():
         yield lambda one: talk.notice(_line(one, totals, processes))
         return
@@ -180,7 +182,7 @@ def _line(one: Collected, totals: Totals, processes: int) -> str:
 
 
 def _table(totals: Totals) -> Table:
-    """One row an architecture; accuracies on samples that no session trains on."""
+    """One row per architecture; accuracies on samples that no session trains on."""
     from know_cli.cli.tables import count_text, new_table
 
     table = new_table(

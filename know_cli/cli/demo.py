@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from know_cli.demo import Row, SessionRow
 
 _PREDICTED = "predicted.safetensors"
-_PLOT = "demo.png"
 
 
 def demo(
@@ -27,11 +26,11 @@ def demo(
         Path,
         typer.Argument(
             metavar="[DIR]",
-            help="Folder for checkpoints, predictions and plot; made if it is missing.",
+            help="Folder for checkpoints and predictions; created if it is missing.",
         ),
     ] = Path("know-demo"),
     seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=2**31, help="Seed of everything random.")
+        int, typer.Option(metavar="N", min=0, max=2**31, help="Seed of all random numbers.")
     ] = 0,
     fine_tunings: Annotated[
         int,
@@ -46,8 +45,8 @@ def demo(
 ) -> None:
     """Train, forget, predict and fine-tune a small network on real images, and compare.
 
-    Takes about a minute on two cores, needs scikit-learn, and prints what it measures, also
-    when the prediction loses. KNOWN has not seen the images that it uses.
+    Takes about a minute on two cores, needs scikit-learn, and prints what it measures, even if
+    the prediction loses. KNOWN has never seen the images.
     """
     import torch
 
@@ -63,7 +62,12 @@ def demo(
             f"{folder.parent}: no such folder; make it first: mkdir -p {folder.parent}"
         )
     sessions = work.record(folder, seed, talk.notice)
-    talk.show("forgetting: a small network on ever fewer digits", "", _sessions_table(sessions), "")
+    talk.show(
+        "forgetting: a small network trained on ever fewer digits",
+        "",
+        _sessions_table(sessions),
+        "",
+    )
 
     output = folder / _PREDICTED
     arguments = [f"{folder}/ckpt0..ckpt{work.SESSIONS - 1}", "-o", str(output)]
@@ -86,25 +90,19 @@ def demo(
     rows = work.fine_tune(work.starts(folder, predictions), seed, fine_tunings, talk.notice)
     talk.show(
         "",
-        f"fine-tuned on {work.FINE_TUNING_IMAGES} other digits in noise, "
-        f"{fine_tunings} times, accuracy on the rest:",
+        f"fine-tuned {fine_tunings} times on {work.FINE_TUNING_IMAGES} other, noisy digits, "
+        "accuracy on the rest:",
         "",
         _results_table(rows),
         "",
         _reading(rows),
     )
-    try:
-        work.plot(rows, folder / _PLOT)
-    except ImportError:
-        talk.notice("no plot: it needs matplotlib, pip install 'know-predict[plot]'")
-    else:
-        talk.show(f"wrote {folder / _PLOT}")
 
 
 def _sessions_table(sessions: Sequence[SessionRow]) -> Table:
     from know_cli.cli.tables import new_table
 
-    table = new_table("session", "images", "accuracy on them", "accuracy on digits in noise")
+    table = new_table("session", "images", "accuracy on them", "accuracy on noisy digits")
     for row in sessions:
         table.add_row(
             str(row.index),
@@ -128,15 +126,15 @@ def _results_table(rows: Sequence[Row]) -> Table:
 
 
 def _reading(rows: Sequence[Row]) -> str:
-    """The result in words, whatever it is."""
+    """The result in words, for better or worse."""
     verdicts: dict[str, list[str]] = {}
     for row in rows:
         if row.difference is None or row.interval is None:
             continue
         if abs(row.difference) <= row.interval:
-            verdict = "no difference that these fine-tunings can show"
+            verdict = "no significant difference"
         else:
             verdict = "better" if row.difference > 0 else "worse"
         verdicts.setdefault(verdict, []).append(row.start)
     lines = [f"{verdict}: {', '.join(starts)}" for verdict, starts in verdicts.items()]
-    return "\n".join([*lines, "one pre-training and one task: a demonstration, no evaluation"])
+    return "\n".join([*lines, "one pre-training and one task: a demonstration, not an evaluation"])

@@ -52,7 +52,7 @@ def evaluate(
             "--output",
             metavar="FOLDER",
             show_default=False,
-            help="Gets results.json, and in 'work' all that is trained, for the next run.",
+            help="For results.json, and in 'work' everything that is trained, for the next run.",
         ),
     ],
     suite: Annotated[
@@ -62,8 +62,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            show_default="all but the large",
-            help="A task, or a pattern such as 'fashion-*'; repeatable.",
+            show_default="all but the large ones",
+            help="A task or a pattern such as 'fashion-*'; repeatable.",
         ),
     ] = None,
     method: Annotated[
@@ -75,14 +75,18 @@ def evaluate(
         typer.Option(
             metavar="NAME=PATH",
             show_default=False,
-            help="Also evaluate this KNOWN, under this name; repeatable.",
+            help="Also evaluate this KNOWN bundle under this name; repeatable.",
         ),
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, max=1000, show_default="the suite's", help="Seeds."),
+        typer.Option(
+            metavar="N", min=1, max=1000, show_default="the suite's", help="Number of seeds."
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", min=1, max=8, help="The most steps.")] = 3,
+    steps: Annotated[
+        int, typer.Option(metavar="N", min=1, max=8, help="The most steps to predict.")
+    ] = 3,
     norm: Annotated[
         list[NormMode] | None,
         typer.Option(show_default="rescale", help="Treatment of normalisation layers; repeatable."),
@@ -107,8 +111,8 @@ def evaluate(
             metavar="N",
             min=1,
             max=1024,
-            show_default="one a core",
-            help="Trials at the same time, with one thread each.",
+            show_default="one per core",
+            help="Trials to run at the same time, with one thread each.",
         ),
     ] = None,
     data_folder: Annotated[
@@ -126,11 +130,11 @@ def evaluate(
 ) -> None:
     """Measure what predicted weights are worth downstream, against every control.
 
-    Each task pre-trains a network on images or text that KNOWN has not seen, lets it forget,
-    predicts with every method, and fine-tunes all of them alike; so do Θ0 itself, fresh
-    weights, Θ0 trained longer, and Θ0 trained on twice the data. What is in FOLDER already is not
-    computed again, so a run that was interrupted goes on where it was, and more seeds, tasks and
-    methods cost only themselves.
+    Each task pre-trains a network on images or text that KNOWN has never seen, lets it forget,
+    predicts with every method, and fine-tunes from every prediction, and likewise from Θ0 itself,
+    fresh weights, Θ0 trained longer, and Θ0 trained on twice the data. Results that are already in
+    FOLDER are not computed again: an interrupted run continues where it stopped, and adding seeds,
+    tasks or methods costs only what they need.
     """
     talk = Output(quiet)
     bundles = parse_named(bundle or [], "--bundle", "PATH")
@@ -140,7 +144,6 @@ def evaluate(
         raise OutputError(
             f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
         )
-    from know_cli.engine.settings import NormMode
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.markdown import to_markdown
@@ -163,7 +166,7 @@ def evaluate(
         wanted=Wanted(
             variants=tuple(variants),
             steps=steps,
-            norms=tuple(NormMode(choice.value) for choice in norms),
+            norms=tuple(norms),
             sessions=tuple(dict.fromkeys(sessions or [SESSIONS])),
             keep=keep,
         ),
@@ -176,16 +179,16 @@ def evaluate(
     request = running.without(request, not_run)
     for name, reason in not_run.items():
         talk.notice(f"{name}: not run here, {reason}")
-    # A large task that was asked for and lacks its data keeps that reason.
+    # A large task that was requested but lacks its data keeps that reason.
     not_run = running.not_asked_for(request) | not_run
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
 
     outcomes: list[Outcome] = []
-    with _display(talk, request) as tell:
+    with _display(talk, request) as report:
         for outcome in running.evaluate(request):
             outcomes.append(outcome)
-            tell(outcome)
+            report(outcome)
     content = of_results.to_json(request, outcomes, not_run)
     write_text(output / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if table is not None:
@@ -199,7 +202,7 @@ def evaluate(
 
 @contextmanager
 def _display(talk: Output, request: Request) -> Iterator[Callable[[Outcome], None]]:
-    """A live table on a terminal, one line a trial elsewhere."""
+    """A live table on a terminal, one line per trial elsewhere."""
     done: dict[str, list[Outcome]] = {task.name: [] for task in request.tasks}
 
     def count(outcome: Outcome) -> None:
@@ -207,11 +210,11 @@ def _display(talk: Output, request: Request) -> Iterator[Callable[[Outcome], Non
 
     if talk.quiet or not sys.stderr.isatty():
 
-        def tell(outcome: Outcome) -> None:
+        def report(outcome: Outcome) -> None:
             count(outcome)
             talk.notice(_line(outcome, sum(map(len, done.values())), request))
 
-        yield tell
+        yield report
         return
     from rich.live import Live
 
@@ -236,7 +239,7 @@ def _progress(done: Mapping[str, list[Outcome]], request: Request) -> Table:
     from know_cli.cli.tables import new_table
     from know_cli.evaluation.anchors import NAIVE, ORACLE, SCRATCH
 
-    table = new_table("task", "seeds", SCRATCH, NAIVE, ORACLE, "seconds a seed")
+    table = new_table("task", "seeds", SCRATCH, NAIVE, ORACLE, "seconds per seed")
     for name, outcomes in done.items():
         cells = ["-"] * 4
         if outcomes:
@@ -247,7 +250,7 @@ def _progress(done: Mapping[str, list[Outcome]], request: Request) -> Table:
 
 
 def _mean(outcomes: list[Outcome], method: str) -> float:
-    """What an anchor came to so far, over seeds and cells."""
+    """An anchor's mean so far, over seeds and cells."""
     values = [
         value
         for outcome in outcomes
@@ -259,7 +262,7 @@ def _mean(outcomes: list[Outcome], method: str) -> float:
 
 
 def _task_table(task: Mapping[str, Any]) -> Table:
-    """Every start of a task: the mean over its cells, as paired difference and recovered gain."""
+    """Every start of a task: mean over its cells, paired difference and recovered gain."""
     from know_cli.cli.tables import new_table
     from know_cli.evaluation.anchors import NAIVE
     from know_cli.evaluation.results import ALL, comparisons

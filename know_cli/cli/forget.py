@@ -1,4 +1,4 @@
-"""``know forget``: record a structured forgetting with your own training function."""
+"""``know forget``: record structured forgetting with your own training function."""
 
 from __future__ import annotations
 
@@ -32,72 +32,74 @@ def forget(
         str,
         typer.Argument(
             metavar="FUNCTION",
-            help="Your training function, module:function or file.py:function. It gets a session "
+            help="Your training function, module:function or file.py:function. It takes a session "
             "(index, fraction, indices, start, seed, options) and returns the trained model or "
             "its state dict, or a pair of that and a dictionary of measurements.",
         ),
     ],
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where ckpt0.safetensors and so on go.")
+        Path, typer.Argument(metavar="FOLDER", help="For ckpt0.safetensors and so on.")
     ],
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of training samples, if the function does not tell."),
+        typer.Option(
+            min=1, help="Number of training samples, if the function does not declare it."
+        ),
     ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
             metavar="FILE.npy|MODULE:NAME",
-            help="Class of each sample: subsets keep the classes' shares.",
+            help="Class of each sample, so that subsets keep the classes' shares.",
         ),
     ] = None,
     sessions: Annotated[
-        int, typer.Option(min=1, help="Number of sessions, the one on the full data included.")
+        int, typer.Option(min=1, help="Number of sessions, including the one on the full data.")
     ] = 5,
     rate: Annotated[
         str,
         typer.Option(
             metavar="RATE",
-            help="Share of the samples that a session keeps of those before, in (0, 1); with "
+            help="Share of the previous session's samples that a session keeps, in (0, 1); with "
             "--trajectories also a range to draw from, such as 0.3..0.9.",
         ),
     ] = "0.5",
-    seed: Annotated[int, typer.Option(min=0, help="Of the subsets and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the subsets and of the training.")] = 0,
     before: Annotated[
         int,
         typer.Option(
             min=0,
-            help="Hold back this many larger data sets from the sessions, and continue the full "
-            "data's model on each: what 'know train --target continuation' learns from.",
+            help="Hold back this many larger data sets from the sessions, and train the first "
+            "model further on each: 'know train --target continuation' learns from these.",
         ),
     ] = 0,
     start: Annotated[
         Path | None,
         typer.Option(
             metavar="CKPT",
-            help="Start every session from this .safetensors file, instead of from the session "
-            "before.",
+            help="Start every session from this .safetensors file instead of the previous session.",
         ),
     ] = None,
     trajectories: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Record several, into FOLDER/0000 and so on, each with its own seed."
+            min=1,
+            help="Record several trajectories, each with its own seed, in FOLDER/0000 and so on.",
         ),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="For your function, as text; repeatable."),
+        typer.Option(metavar="KEY=VALUE", help="Passed to your function as text; repeatable."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: torch's own.")
+        int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own")
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Record how a model forgets: train it on ever smaller nested subsets of its data.
 
-    Sessions that are in FOLDER already are not trained again, so a run that was interrupted
-    goes on where it was.
+    Sessions that are already in FOLDER are not trained again, so an interrupted run continues
+    where it stopped.
     """
     output = Output(quiet)
     rates, options = parse_rates(rate), parse_options(option or [])
@@ -126,7 +128,7 @@ def forget(
         recorder = open_recorder(loaded, folder, protocol, number)
         done = len(recorder.done)
         if done and number is None:
-            output.notice(f"{recorder.folder}: {done} sessions are there already, going on")
+            output.notice(f"{recorder.folder}: {done} sessions are already there, continuing")
         kept += done
 
         def report(
@@ -152,7 +154,7 @@ def parse_rates(text: str) -> tuple[float, float]:
     """``0.5`` → (0.5, 0.5); ``1/3..0.9`` → (0.333…, 0.9).
 
     Raises:
-        UsageError: these are not sampling rates, or not in ascending order.
+        UsageError: these are not sampling rates in ascending order.
     """
     parts = text.split("..")
     try:
@@ -171,7 +173,7 @@ def parse_options(pairs: list[str]) -> dict[str, str]:
     """``["key=value", …]`` as a dictionary.
 
     Raises:
-        UsageError: there is no ``=``, or a key comes twice.
+        UsageError: there is no ``=``, or a key occurs twice.
     """
     options: dict[str, str] = {}
     for pair in pairs:
@@ -186,7 +188,7 @@ def load_labels(source: str) -> NDArray[Any]:
     """Read labels from ``FILE.npy``, or take ``MODULE:NAME`` from a module.
 
     Raises:
-        UsageError: they cannot be read, or are not one row of values.
+        UsageError: they cannot be read or are not one-dimensional.
     """
     import numpy as np
 

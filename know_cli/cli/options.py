@@ -1,11 +1,11 @@
-"""Options that several commands share, and parsers of values, which quote what the user wrote."""
+"""Options that several commands share, and parsers, whose errors quote what the user wrote."""
 
 from __future__ import annotations
 
 import os
 import re
-from enum import Enum
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -18,7 +18,7 @@ _LARGEST_SIZE = 2**60
 
 
 def parse_named(texts: list[str], option: str, value: str) -> dict[str, str]:
-    """What a repeatable option ``NAME=VALUE`` was given, by name.
+    """Parse a repeatable option ``NAME=VALUE``: the values by name.
 
     Raises:
         UsageError: one is not of that form, or a name is given twice.
@@ -34,16 +34,24 @@ def parse_named(texts: list[str], option: str, value: str) -> dict[str, str]:
     return found
 
 
-# The same values as the recorder's enum, which lives beside torch.
-class RegimeChoice(str, Enum):
-    """What a session of a trajectory starts from."""
+def report_option() -> Any:
+    """``--report``, the older name of ``--json``: accepted, but not listed by ``--help``."""
+    return typer.Option("--report", hidden=True)
 
-    CHAIN = "chain"
-    COMMON_START = "common-start"
+
+def one_json(json: Path | None, report: Path | None) -> Path | None:
+    """The file that ``--json``, or its older name ``--report``, was given.
+
+    Raises:
+        UsageError: both were.
+    """
+    if json is not None and report is not None:
+        raise UsageError("--report is the older name of --json; write --json alone")
+    return json if report is None else report
 
 
 def quiet_option(panel: str | None = None) -> Any:
-    """``--quiet``, as every command has it; ``panel`` is the heading that it stands under."""
+    """``--quiet`` of every command; ``panel`` is its heading in ``--help``."""
     return typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=panel)
 
 
@@ -51,18 +59,18 @@ def no_progress_option(panel: str | None = None) -> Any:
     """``--no-progress``; see :func:`quiet_option`."""
     return typer.Option(
         "--no-progress",
-        help="Plain lines, no progress bar; so it is where stderr is not a terminal.",
+        help="Plain lines instead of a progress bar; the default where stderr is not a terminal.",
         rich_help_panel=panel,
     )
 
 
 def threads_option(panel: str | None = None, more: str = "") -> Any:
-    """``--threads`` of the engine; ``more`` ends its help; see :func:`quiet_option`."""
+    """``--threads`` of the engine; ``more`` is added to its help; see :func:`quiet_option`."""
     return typer.Option(
         metavar="N",
         min=1,
         max=1024,
-        show_default="one a usable core",
+        show_default="one per usable core",
         help=f"Worker threads on the CPU{more}.",
         rich_help_panel=panel,
     )
@@ -74,7 +82,7 @@ def max_memory_option(panel: str | None = None, more: str = "") -> Any:
         metavar="SIZE",
         parser=parse_size,
         show_default="1GiB",
-        help=f"Bound of the working memory{more}, such as 512M or 4GiB.",
+        help=f"Bound on the working memory{more}, such as 512M or 4GiB.",
         rich_help_panel=panel,
     )
 
@@ -85,7 +93,7 @@ def parse_size(text: str | int) -> int:
     Raises:
         typer.BadParameter: anything else.
     """
-    # A default goes through an option's parser, too.
+    # Defaults go through an option's parser, too.
     match = _SIZE.match(str(text).strip())
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a size; write 512M, 1G, 1.5GiB or bytes")
@@ -112,7 +120,7 @@ def parse_rate(text: str) -> float:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """``2/3``, the second of three shards, as (1, 3): its number from 0, and how many there are.
+    """Parse ``2/3``, the second of three shards, as (1, 3): its index and their number.
 
     Raises:
         UsageError: anything else.

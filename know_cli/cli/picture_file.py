@@ -11,18 +11,18 @@ from know_cli.plots.picture import FORMATS
 
 
 def check_picture(path: Path, others: Sequence[Path], *, force: bool) -> str:
-    """Refuse a picture that cannot be drawn or written, or would overwrite something.
+    """Check that a picture can be drawn and written without overwriting anything else.
 
     Args:
         path: of the picture.
-        others: files and folders of this run, in which nothing may be written.
+        others: files and folders of this run that must not be written into.
         force: whether a picture that exists may be replaced.
 
     Returns:
         Its format, one of :data:`~know_cli.plots.picture.FORMATS`.
 
     Raises:
-        UsageError: no such format.
+        UsageError: there is no such format.
         OutputError: the reason, and what to do.
     """
     suffix = path.suffix.lower()

@@ -50,7 +50,7 @@ _Checkpoints = Annotated[
     typer.Argument(
         metavar="CKPT...",
         show_default=False,
-        help="The checkpoints as for 'know predict', full data first.",
+        help="The checkpoints, as for 'know predict', full data first.",
     ),
 ]
 _Picture = Annotated[
@@ -80,7 +80,7 @@ _Kind = Annotated[
     typer.Option(
         metavar="PATTERN=KIND",
         show_default=False,
-        help="Set the kind of the tensors that a glob matches; those of kind copy do not count. "
+        help="Set the kind of the tensors that match a glob; tensors of kind copy do not count. "
         "Repeatable.",
     ),
 ]
@@ -95,7 +95,7 @@ _NoProgress = Annotated[bool, no_progress_option()]
 
 @dataclass(frozen=True)
 class _Request:
-    """What the commands about checkpoints are asked for, as far as it can be checked at once."""
+    """The request of a command about checkpoints, as far as it can be checked at once."""
 
     sessions: list[Path]
     predictions: list[tuple[str | None, Path]]
@@ -107,7 +107,7 @@ class _Request:
     force: bool
 
     def check(self, inputs: list[Path]) -> None:
-        """Refuse outputs that cannot be written or are inputs."""
+        """Check that the outputs can be written and are not inputs."""
         from know_cli.cli.report_file import check_report_path
 
         check_picture(self.picture, inputs, force=self.force)
@@ -126,11 +126,10 @@ def trajectory(
     quiet: _Quiet = False,
     no_progress: _NoProgress = False,
 ) -> None:
-    """Draw checkpoints and predictions in the plane that shows most of their distances.
+    """Draw checkpoints and predictions in the plane that shows their distances best.
 
-    It is the plane of the first two principal axes of all checkpoints that are drawn, over the
-    tensors that 'know predict' predicts (kinds conv, fc and bias). The data is read once, a
-    block at a time.
+    It is the plane of the first two principal axes of all drawn checkpoints, over the tensors that
+    'know predict' predicts (kinds conv, fc and bias). The data is read once, block by block.
     """
     talk = Output(quiet)
     request = _request(checkpoints, output, prediction, other, kind, json, force)
@@ -155,7 +154,7 @@ def landscape(
         typer.Option(
             metavar="FUNCTION",
             show_default=False,
-            help="Your function, module:function or file.py:function. It gets a state dict and "
+            help="Your function, module:function or file.py:function. It takes a state dict and "
             "returns a number, such as an accuracy or a loss.",
         ),
     ],
@@ -170,7 +169,7 @@ def landscape(
     margin: Annotated[
         float,
         typer.Option(
-            min=0.0, max=10.0, help="Around the checkpoints, as a share of their largest extent."
+            min=0.0, max=10.0, help="Margin around the checkpoints, as a share of their extent."
         ),
     ] = 0.2,
     label: Annotated[
@@ -187,9 +186,9 @@ def landscape(
 ) -> None:
     """Draw contours of your own measure of weights in the plane of 'know plot trajectory'.
 
-    Your function is called for a grid of points of the plane. The weights of a point are a
+    Your function is called at N x N points of the plane. The weights of a point are a linear
     combination of the checkpoints; tensors that are not predicted, such as BatchNorm's running
-    statistics, are the first checkpoint's. It takes as long as your function, N x N times.
+    statistics, are the first checkpoint's.
     """
     talk = Output(quiet)
     request = _request(checkpoints, output, prediction, other, kind, json, force)
@@ -235,7 +234,7 @@ def results(
         typer.Option(
             metavar="PATTERN",
             show_default="all",
-            help="A task, or a pattern such as 'fashion-*'; repeatable.",
+            help="A task or a pattern such as 'fashion-*'; repeatable.",
         ),
     ] = None,
     method: Annotated[
@@ -243,7 +242,7 @@ def results(
         typer.Option(
             metavar="PATTERN",
             show_default="continuation, retrodiction, shrink-0.9, average, and your bundles",
-            help="A method, or a pattern of what tables call it, such as '*norm copy'; repeatable.",
+            help="A method or a pattern of its name in tables, such as '*norm copy'; repeatable.",
         ),
     ] = None,
     force: _Force = False,
@@ -251,9 +250,9 @@ def results(
 ) -> None:
     """Draw what predictions are worth, from x1 (no prediction) to x8, with 95 % intervals.
 
-    One panel a task shows the paired difference to fine-tuning from the first checkpoint
-    itself, and as lines with bands what longer training and really having more data brought;
-    the last panel shows the recovered gain, its mean over the data-limited tasks.
+    One panel per task shows the paired difference from fine-tuning the first checkpoint itself,
+    and as lines with bands what longer training and actually having more data bring. The last
+    panel shows the mean recovered gain over the data-limited tasks.
     """
     talk = Output(quiet)
     suffix = check_picture(output, [file], force=force)
@@ -286,7 +285,7 @@ def _request(
     json: Path | None,
     force: bool,
 ) -> _Request:
-    """Everything that can be refused before torch is imported or a file is opened."""
+    """Check everything that can be checked before torch is imported or a file is opened."""
     from know_cli.checkpoints.paths import check_count, expand_arguments
     from know_cli.kinds import parse_override
     from know_cli.plots.picture import require_matplotlib
@@ -309,7 +308,7 @@ def _request(
 
 
 def _predictions(texts: list[str]) -> list[tuple[str | None, Path]]:
-    """``[NAME=]FILE`` of each; what is a file with = in its name is one."""
+    """Parse ``[NAME=]FILE``; a text that is the path of a file is taken as one, even with =."""
     from know_cli.checkpoints.paths import expand_arguments
     from know_cli.errors import CheckpointError
 
@@ -329,7 +328,7 @@ def _predictions(texts: list[str]) -> list[tuple[str | None, Path]]:
 def _measured(
     request: _Request, talk: Output, *, bar: bool
 ) -> Iterator[tuple[Points, list[str], Plane]]:
-    """The open checkpoints, the names of the tensors that count, and their plane."""
+    """Open the checkpoints; yield them, the names of the tensors that count, and their plane."""
     from know_cli.cli.progress import progress_for
     from know_cli.plots.plane import inner_products, principal_axes
     from know_cli.plots.points import measured_tensors, open_points

@@ -10,8 +10,10 @@ import typer
 from know_cli.cli.options import (
     max_memory_option,
     no_progress_option,
+    one_json,
     parse_rate,
     quiet_option,
+    report_option,
     threads_option,
     usable_cores,
 )
@@ -194,12 +196,14 @@ def predict(
     report: Annotated[
         Path | None,
         typer.Option(
+            "--json",
             metavar="FILE.json",
             show_default=False,
             help="Write the report (of a dry run: the plan) as JSON.",
             rich_help_panel=_TALK,
         ),
     ] = None,
+    older_report: Annotated[Path | None, report_option()] = None,
     quiet: Annotated[bool, quiet_option(_TALK)] = False,
     no_progress: Annotated[bool, no_progress_option(_TALK)] = False,
 ) -> None:
@@ -248,6 +252,7 @@ def predict(
             resume=resume,
             checksum=checksum,
         )
+        report = one_json(report, older_report)
         if report is not None:
             check_report_path(report, [*paths, output])
 

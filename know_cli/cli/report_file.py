@@ -12,7 +12,7 @@ from know_cli.errors import OutputError
 from know_cli.files import write_text
 
 
-def check_report_path(path: Path, others: Sequence[Path], option: str = "--report") -> None:
+def check_report_path(path: Path, others: Sequence[Path], option: str = "--json") -> None:
     """Refuse a report that cannot be written, or would overwrite an input or an output.
 
     Args:

@@ -1,23 +1,23 @@
-"""``know train``: make a KNOWN bundle from recorded trajectories, and measure bundles on them."""
+"""``know train``: train a KNOWN bundle on recorded trajectories, and measure bundles on them."""
 
 from __future__ import annotations
 
-import shlex
 import shutil
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import RegimeChoice, parse_named, quiet_option
+from know_cli.checkpoints.metadata import Regime
+from know_cli.cli.options import one_json, parse_named, quiet_option, report_option
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
+from know_cli.known.preparation import Preparation
+from know_cli.meta.settings import Loss, Residuals, Settings, Target
 
 if TYPE_CHECKING:
     from know_cli.kinds import Kind
     from know_cli.known.bundle import Bundle
-    from know_cli.meta.training import Settings
 
 EPILOG = "\n\n".join(
     (
@@ -28,39 +28,8 @@ EPILOG = "\n\n".join(
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights my-known",
     )
 )
-#: Figures are measured after so many steps.
+#: Scores are measured after one to this many steps.
 _STEPS = 3
-
-
-# The same values as the enums of meta and hypermodel, which live beside torch.
-class TargetChoice(str, Enum):
-    """Values of ``--target``."""
-
-    RETRODICTION = "retrodiction"
-    CONTINUATION = "continuation"
-
-
-class PreparationChoice(str, Enum):
-    """Values of ``--preparation``."""
-
-    RAW = "raw"
-    SPREAD = "spread"
-
-
-class LossChoice(str, Enum):
-    """Values of ``--loss``."""
-
-    L1 = "l1"
-    L2 = "l2"
-    HUBER = "huber"
-
-
-class ResidualsChoice(str, Enum):
-    """Values of ``--residuals``."""
-
-    RAW = "raw"
-    SCALED = "scaled"
-    SPREAD = "spread"
 
 
 def train(
@@ -68,68 +37,71 @@ def train(
         list[Path],
         typer.Argument(
             metavar="TRAJECTORIES...",
-            help="Folders that 'know forget' or 'know collect' wrote, or folders of such.",
+            help="Folders that 'know forget' or 'know collect' wrote, or folders of such folders.",
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="BUNDLE", help="Folder to write the bundle into."),
+        typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the bundle."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     evaluate: Annotated[
         list[str] | None,
         typer.Option(
             metavar="BUNDLE",
-            help="Train nothing: measure a bundle, or all of a family (folder or name), on the "
-            "trajectories that were held out from its training; repeatable.",
+            help="Instead of training, measure a bundle or a whole family (folder or shipped name) "
+            "on the trajectories that were held out from its training; repeatable.",
         ),
     ] = None,
     compare: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=BUNDLE",
-            help="With --evaluate: measure this one beside it on the same windows; repeatable.",
+            help="With --evaluate: also measure this bundle on the same windows; repeatable.",
         ),
     ] = None,
-    report: Annotated[
+    json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="With --evaluate: also write the figures here."),
+        typer.Option(metavar="FILE.json", help="With --evaluate: also write the scores as JSON."),
     ] = None,
+    report: Annotated[Path | None, report_option()] = None,
     table: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.md", help="With --evaluate: also write Markdown tables here."),
+        typer.Option(metavar="FILE.md", help="With --evaluate: also write the tables as Markdown."),
     ] = None,
     target: Annotated[
-        TargetChoice,
+        Target,
         typer.Option(
-            help="retrodiction: the session before (the paper); continuation: the first "
+            help="retrodiction: the previous session (the paper); continuation: the first "
             "checkpoint trained further on 1/rate times the data."
         ),
-    ] = TargetChoice.RETRODICTION,
+    ] = Target.RETRODICTION,
     checkpoints: Annotated[
-        int, typer.Option(min=2, max=16, help="S, how many checkpoints it reads.")
+        int, typer.Option(min=2, max=16, help="S, the number of checkpoints that it reads.")
     ] = 5,
     preparation: Annotated[
-        PreparationChoice | None,
+        Preparation | None,
         typer.Option(
-            help="Windows as they are, or centred and divided by their spread.",
+            help="Windows as they are (raw), or centred and divided by their spread.",
             show_default="raw for retrodiction, spread for continuation",
         ),
     ] = None,
     steps: Annotated[
         int,
         typer.Option(
-            min=1, max=8, help="Train through so many steps, each reading the answers before."
+            min=1,
+            max=8,
+            help="Train through this many steps, each reading the previous predictions.",
         ),
     ] = 1,
     loss: Annotated[
-        LossChoice, typer.Option(help="Absolute or squared error, or Huber's between them.")
-    ] = LossChoice.L1,
+        Loss, typer.Option(help="Absolute error, squared error, or Huber's loss between them.")
+    ] = Loss.L1,
     residuals: Annotated[
-        ResidualsChoice | None,
+        Residuals | None,
         typer.Option(
-            help="Errors as they are, in units of each trajectory's mean change, or of each "
-            "window's spread.",
+            help="Errors as they are (raw), in units of each trajectory's mean change (scaled), or "
+            "of each window's spread.",
             show_default="raw for retrodiction, scaled for continuation",
         ),
     ] = None,
@@ -141,17 +113,19 @@ def train(
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the windows.")] = 20,
-    batch_rows: Annotated[int, typer.Option(min=1, help="Windows a step.")] = 4096,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Adam's at the start.")] = 1e-3,
+    batch_rows: Annotated[int, typer.Option(min=1, help="Windows per step.")] = 4096,
+    learning_rate: Annotated[
+        float, typer.Option(min=0.0, help="Adam's initial learning rate.")
+    ] = 1e-3,
     averaging: Annotated[
         float,
         typer.Option(
             min=0.0, max=1.0, help="Decay of the moving average of KNOWN's weights; 0 for none."
         ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of split, weights and order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of split, weights and order.")] = 0,
     holdout: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Share of trajectories it is judged by.")
+        float, typer.Option(min=0.0, max=1.0, help="Share of trajectories held out for evaluation.")
     ] = 0.2,
     hold_out_architecture: Annotated[
         list[str] | None,
@@ -166,7 +140,7 @@ def train(
         ),
     ] = None,
     hold_out_regime: Annotated[
-        RegimeChoice | None,
+        Regime | None,
         typer.Option(
             help="Never train on trajectories of this regime: chains of sessions, or sessions "
             "from a common start.",
@@ -177,41 +151,38 @@ def train(
         int, typer.Option(min=1, help="The most windows taken from one tensor and position.")
     ] = 1000,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: torch's own.")
+        int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own")
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Train a KNOWN, the small model that predicts parameters, on recorded trajectories.
 
     Writes conv.safetensors, fc.safetensors, bias.safetensors and manifest.json, and prints how
-    well it does on trajectories that it was not fitted to, beside simple rules. A run that was
-    interrupted goes on with the kind that it was at.
+    well it does on held-out trajectories, compared with simple rules. An interrupted run continues
+    with the kind that it was training.
     """
     talk = Output(quiet)
+    json = one_json(json, report)
     if (output is None) == (not evaluate):
         raise UsageError(
             "write -o BUNDLE to train one, or --evaluate BUNDLE to measure one, and not both"
         )
     if output is None:
-        _evaluate(talk, trajectories, evaluate or [], compare or [], report, table, threads)
+        _evaluate(talk, trajectories, evaluate or [], compare or [], json, table, threads)
         return
-    if compare or report or table:
-        raise UsageError("--compare, --report and --table go with --evaluate")
+    if compare or json or table:
+        raise UsageError("--compare, --json and --table go with --evaluate")
     from know_cli.known.shipped import check_bundle_output
 
     check_bundle_output(output, force=force)
-    from know_cli.known.module import Preparation
-    from know_cli.meta.training import Loss, Residuals, Settings
-    from know_cli.meta.windows import Target
-
-    paper = target is TargetChoice.RETRODICTION
+    paper = target is Target.RETRODICTION
     settings = Settings(
-        target=Target(target.value),
+        target=target,
         checkpoints=checkpoints,
-        preparation=Preparation(preparation.value if preparation else "raw" if paper else "spread"),
+        preparation=preparation or (Preparation.RAW if paper else Preparation.SPREAD),
         steps=steps,
-        loss=Loss(loss.value),
-        residuals=Residuals(residuals.value if residuals else "raw" if paper else "scaled"),
+        loss=loss,
+        residuals=residuals or (Residuals.RAW if paper else Residuals.SCALED),
         penalised=paper if penalty is None else penalty,
         epochs=epochs,
         batch_rows=batch_rows,
@@ -232,7 +203,7 @@ def _train(
 ) -> None:
     import torch
 
-    from know_cli.cli.figures import figures_tables
+    from know_cli.cli.scores import score_tables
     from know_cli.known.bundle import save_bundle
     from know_cli.meta.training import train_bundle
     from know_cli.meta.windows import collect_windows, find_trajectories
@@ -256,47 +227,19 @@ def _train(
     rows = ", ".join(f"{len(found):,} {kind.value}" for kind, found in collection.windows.items())
     talk.notice(f"{len(collection.trajectories)} trajectories, windows: {rows}")
 
-    def tell(kind: Kind, epoch: int, training: float, held_out: float) -> None:
+    def report(kind: Kind, epoch: int, training: float, held_out: float) -> None:
         talk.notice(
             f"{kind.value:4}  epoch {epoch:3} of {settings.epochs}  loss {training:.5g}  "
             f"held out {held_out:.5g}"
         )
 
     partial = output.with_name(output.name + ".partial")
-    bundle, found = train_bundle(collection, settings, tell, partial=partial)
-    save_bundle(bundle, output, {"command": _command(trajectories, output, settings)})
+    bundle, found = train_bundle(collection, settings, report, partial=partial)
+    save_bundle(bundle, output)
     shutil.rmtree(partial, ignore_errors=True)
     talk.show(
-        *figures_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
+        *score_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
     )
-
-
-def _command(trajectories: list[Path], output: Path, settings: Settings) -> str:
-    """The command that makes the same bundle, with every default written out."""
-    import torch
-
-    command = ["know", "train", *map(str, trajectories), "-o", str(output)]
-    for option, value in (
-        ("--target", settings.target.value),
-        ("--checkpoints", settings.checkpoints),
-        ("--preparation", settings.preparation.value),
-        ("--steps", settings.steps),
-        ("--loss", settings.loss.value),
-        ("--residuals", settings.residuals.value),
-        ("--epochs", settings.epochs),
-        ("--batch-rows", settings.batch_rows),
-        ("--learning-rate", f"{settings.learning_rate:g}"),
-        ("--averaging", f"{settings.averaging:g}"),
-        ("--seed", settings.seed),
-        ("--holdout", f"{settings.holdout:g}"),
-        *(("--hold-out-architecture", name) for name in settings.held_out_architectures),
-        *(("--hold-out-data-set", name) for name in settings.held_out_data_sets),
-        *(("--hold-out-regime", name) for name in settings.held_out_regimes),
-        ("--rows-per-tensor", settings.rows_per_tensor),
-        ("--threads", torch.get_num_threads()),
-    ):
-        command += [option, str(value)]
-    return shlex.join([*command, "--penalty" if settings.penalised else "--no-penalty"])
 
 
 def _evaluate(
@@ -304,21 +247,21 @@ def _evaluate(
     trajectories: list[Path],
     names: list[str],
     compare: list[str],
-    report: Path | None,
+    json: Path | None,
     table: Path | None,
     threads: int | None,
 ) -> None:
-    """Measure bundles on what was held out from their training, as their manifests say."""
+    """Measure bundles on the trajectories that their manifests name as held out."""
     import torch
 
-    from know_cli.cli.figures import figures_markdown, figures_tables
     from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.cli.scores import score_tables, scores_markdown
     from know_cli.files import write_text
     from know_cli.meta.held_out import evaluate, to_json
-    from know_cli.meta.training import settings_of, split_of
+    from know_cli.meta.manifest import settings_of, split_of
     from know_cli.meta.windows import collect_windows, find_trajectories
 
-    for option, path in (("--report", report), ("--table", table)):
+    for option, path in (("--json", json), ("--table", table)):
         if path is not None:
             check_report_path(path, [], option)
     if threads:
@@ -343,15 +286,15 @@ def _evaluate(
         }
         title = f"{bundle.target}, {bundle.checkpoints} checkpoints, {bundle.digest}"
         tables[title] = evaluate(bundle, collection, split_of(bundle, collection), beside)
-    talk.show(*figures_tables(tables))
-    if report is not None:
-        write_report(report, {title: to_json(one) for title, one in tables.items()})
+    talk.show(*score_tables(tables))
+    if json is not None:
+        write_report(json, {title: to_json(one) for title, one in tables.items()})
     if table is not None:
-        write_text(table, figures_markdown(tables))
+        write_text(table, scores_markdown(tables))
 
 
 def _bundles(name: str) -> list[Bundle]:
-    """One bundle, or all of a family, by a folder or a shipped family's name."""
+    """The bundle in a folder, or all bundles of a family, in a folder or shipped."""
     from know_cli.known.bundle import load_bundle
     from know_cli.known.shipped import MANIFEST, family
 

@@ -1,1 +1,1 @@
-"""Downstream tasks, and what a predicted start is worth on them."""
+"""Downstream tasks, and what predicted weights are worth as a start on them."""

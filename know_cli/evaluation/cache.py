@@ -1,4 +1,4 @@
-"""Results on disk, each under a hash of all that decides it."""
+"""Results on disk, each under a hash of everything that determines it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from know_cli.errors import OutputError
 from know_cli.files import lock, make_folder, write_text
 from know_cli.methods.registry import METHODS
 
-# What of the package decides what is predicted from checkpoints.
 _HYPER_MODELS = sorted({method.hyper_model for method in METHODS if method.hyper_model})
+# The parts of the package whose code determines predictions.
 _PREDICTING = (
     "prediction", "methods", *_HYPER_MODELS, "engine", "ranks", "kinds.py", "normalisation.py",
     "checkpoints", "files.py", "errors.py",
@@ -45,7 +45,7 @@ def tensors_key(tensors: Mapping[str, Tensor]) -> str:
 
 @cache
 def code_key() -> str:
-    """A hash of the source code that predicts, so that no result outlives a change of it."""
+    """A hash of the source code that predicts, so no result outlives a change of that code."""
     package = Path(__file__).resolve().parent.parent
     digest = hashlib.sha256()
     for entry in _PREDICTING:
@@ -58,9 +58,9 @@ def code_key() -> str:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of a folder, waiting for them first.
+    """Hold a folder's lock, waiting while another process holds it.
 
-    The folder is made if it is missing. Where the file system has no locks, nobody is kept out.
+    The folder is created if it is missing. A file system without locks excludes no one.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -77,7 +77,11 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What was written under a path; None if nothing was, or what is there is no such result."""
+    """Read a result; None if there is none, or the file is not a JSON object.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -88,7 +92,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Keep a result; its folder is made if it is missing.
+    """Write a result; its folder is created if it is missing.
 
     Raises:
         OutputError: it cannot be written.

@@ -1,8 +1,8 @@
-"""What combining the checkpoints of a forgetting could give at best, known only in hindsight.
+"""The best that combining the checkpoints of a forgetting could do, known only in hindsight.
 
-A predictor that multiplies each checkpoint's tensor by a number of its choice cannot do better
-than one that was shown the additional data when it chose. So where even this one gains little,
-what the additional data teach is not in the checkpoints, and no choice of numbers will find it.
+A predictor that multiplies each checkpoint's tensor by a coefficient of its choice cannot do
+better than one that chooses with knowledge of the additional data. So where even this one gains
+little, what the additional data teach is not in the checkpoints, and no coefficients can find it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _LEARNING_RATE = 0.02
 def best_combination(
     model: nn.Module, states: Sequence[Mapping[str, Tensor]], examples: Examples, seed: int
 ) -> None:
-    """Give a network the combination of checkpoints that fits some examples best.
+    """Set a network to the combination of checkpoints that fits some examples best.
 
-    Each trained tensor becomes Θ0 + a·Θ0 + Σ c_k·(Θk − Θ0), with numbers a and c_k of its own.
-    They start from 0 and are fitted by Adam to the cross entropy. Running statistics are
-    estimated anew on the examples.
+    Each trained tensor becomes Θ0 + a·Θ0 + Σ c_k·(Θk − Θ0), with its own coefficients a and c_k.
+    They start at 0 and are fitted to the cross entropy by Adam. Running statistics are
+    re-estimated on the examples.
 
     Args:
-        model: changed in place, and left in evaluation mode.
+        model: modified in place and left in evaluation mode.
         states: the checkpoints, Θ0 first, with all of the network's trained tensors.
-        examples: what is fitted.
-        seed: of the order of the examples and of dropout. The global random state is left as it
-            was.
+        examples: to fit.
+        seed: of the order of the examples and of dropout. The global random state is not
+            changed.
     """
     names = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
     numbers = torch.zeros(len(names), len(states), requires_grad=True)
@@ -48,7 +48,7 @@ def best_combination(
         torch.manual_seed(seed)
         for _ in range(_ITERATIONS):
             chosen = examples.take(torch.randperm(len(examples))[:_BATCH])
-            # Buffers are part of the call, so that running statistics of half-fitted weights
+            # Buffers are passed in, so that running statistics of half-fitted weights
             # are not kept.
             buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
             weights = _combined(states, names, numbers) | buffers
@@ -59,7 +59,7 @@ def best_combination(
             step.step()
         fitted = _combined(states, names, numbers.detach())
         model.load_state_dict({**model.state_dict(), **fitted})
-        # Batches of one size: layers that normalise over the batch cannot have only one example.
+        # Batches of equal size: layers that normalise over the batch need several examples.
         order = torch.randperm(len(examples))[: len(examples) // _BATCH * _BATCH or None]
         update_bn((examples.inputs[part] for part in torch.split(order, _BATCH)), model)
     model.eval()
@@ -68,7 +68,7 @@ def best_combination(
 def _combined(
     states: Sequence[Mapping[str, Tensor]], names: Sequence[str], numbers: Tensor
 ) -> dict[str, Tensor]:
-    """By name, the combination that the numbers ``[names, checkpoints]`` make."""
+    """By name, the combination with the coefficients ``[names, checkpoints]``."""
     first = states[0]
     return {
         name: first[name] * (1 + row[0])

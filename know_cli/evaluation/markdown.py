@@ -70,29 +70,30 @@ def _explanation(results: Mapping[str, Any]) -> Iterator[str]:
     yield "## How it is measured"
     yield ""
     yield (
-        f"Θ0 is trained on D0, and forgets on ever smaller parts of it (S = {SESSIONS} sessions, "
-        f"r = {settings['rate']:g}). From these checkpoints every method predicts, and every start "
+        f"Θ0 is trained on D0 and forgets on ever smaller subsets of it (S = {SESSIONS} sessions, "
+        f"r = {settings['rate']:g}). Every method predicts from these checkpoints, and every start "
         "is fine-tuned with the same examples, order and fresh head. `naive` is Θ0 itself; "
-        "`scratch` fresh weights; `last` the most-forgotten checkpoint; `longer` Θ0 trained on "
-        "with D0 for as many steps as the forgetting took; `hindsight` the sessions' checkpoints "
-        "combined, tensor by tensor, with the numbers that fit the additional data best, which "
-        "no predictor can know; `oracle` Θ0 trained on with really "
-        "twice the data, `more-data` a network trained on twice the data from the beginning."
+        "`scratch` is fresh weights; `last` is the most-forgotten checkpoint; `longer` is Θ0 "
+        "trained further on D0 for as many steps as the forgetting took; `hindsight` is the "
+        "sessions' checkpoints combined, tensor by tensor, with the coefficients that fit the "
+        "additional data best, which no predictor can know; `oracle` is Θ0 actually trained "
+        "further on twice the data; `more-data` is a network trained on twice the data from the "
+        "beginning."
     )
     yield ""
     yield (
         "Differences are paired, in each task's unit, with the 95 % interval of their mean over "
         "seeds by Student's t. **Recovered gain** is (method − base) / (oracle − base), where the "
-        "base is the better of `naive` and `longer`: 1 is as good as the data, 0 no better than "
-        "what the same time buys without a prediction. It is a ratio of means, with the 95 % "
-        "interval of the bootstrap over seeds, and only given where a task is *data-limited*: "
-        "`naive` is better than `scratch`, and `oracle` better than the base, both significantly."
+        "base is the better of `naive` and `longer`: 1 is as good as the data, 0 is no better than "
+        "spending the same time without a prediction. It is a ratio of means, with the 95 % "
+        "interval of the bootstrap over seeds, and is given only if a task is *data-limited*: "
+        "`naive` is significantly better than `scratch`, and `oracle` than the base."
     )
     yield ""
 
 
 def _limited(compared: Mapping[str, Mapping[str, Comparison]]) -> dict[str, Comparison]:
-    """Of the data-limited tasks, the comparison over all cells."""
+    """The comparisons over all cells of the data-limited tasks, by task."""
     return {
         name: cells[ALL]
         for name, cells in compared.items()
@@ -101,23 +102,23 @@ def _limited(compared: Mapping[str, Mapping[str, Comparison]]) -> dict[str, Comp
 
 
 def _starts(limited: Mapping[str, Comparison]) -> list[str]:
-    """Names of all starts that have recovered gains."""
+    """Names of all starts with recovered gains."""
     return list(dict.fromkeys(name for found in limited.values() for name in found.gains))
 
 
 def _gains(limited: Mapping[str, Comparison], start: str) -> dict[str, Estimate]:
-    """By task, the recovered gain of a start."""
+    """The recovered gains of a start, by task."""
     return {name: found.gains[start] for name, found in limited.items() if start in found.gains}
 
 
 def _reading(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
-    """What the tables say, in sentences that hold for whatever they say."""
+    """A summary of the tables, in sentences that fit any result."""
     limited = _limited(compared)
     yield "## In short"
     yield ""
     yield (
-        f"- On {_listed(limited)} twice the data really help what comes after: "
-        f"{len(limited)} of {len(compared)} tasks, and only these say what a prediction is worth."
+        f"- Twice the data help downstream on {_listed(limited)}: {len(limited)} of "
+        f"{len(compared)} tasks, and only these show what a prediction is worth."
     )
     for status in Status:
         names = [name for name, cells in compared.items() if cells[ALL].status is status]
@@ -136,18 +137,18 @@ def _reading(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
             for name in predicted
         }
         best = max(means, key=lambda name: float(means[name]))
-        yield f"- The best of all predictions is {_sentence(best, _gains(limited, best))}."
+        yield f"- The best prediction, {_sentence(best, _gains(limited, best))}."
     if HINDSIGHT in _starts(limited):
         yield (
-            "- The numbers that fit the additional data best, "
-            f"{_sentence(HINDSIGHT, _gains(limited, HINDSIGHT))}: so much of what the data would "
-            "teach is in the checkpoints."
+            "- The combination that fits the additional data best, "
+            f"{_sentence(HINDSIGHT, _gains(limited, HINDSIGHT))}. That is how much of what the "
+            "data would teach is in the checkpoints."
         )
     yield ""
 
 
 _REASONS = {
-    Status.NO_TRANSFER: "the pre-training itself is of no use",
+    Status.NO_TRANSFER: "pre-training does not help",
     Status.LONGER: "training longer on the same data explains what more data give",
     Status.NO_GAIN: "more data do not help",
     Status.UNKNOWN: "there are too few seeds",
@@ -159,14 +160,14 @@ def _listed(names: Collection[str]) -> str:
 
 
 def _sentence(start: str, gains: Mapping[str, Estimate]) -> str:
-    """A start with its mean recovered gain, and on which tasks it is surely above or below 0."""
+    """A start's mean recovered gain, and the tasks where it differs significantly from 0."""
     mean = mean_estimate([gain.value for gain in gains.values()])
     above = [name for name, gain in gains.items() if gain.low > 0]
     below = [name for name, gain in gains.items() if gain.high < 0]
     return (
-        f"`{start}`: recovers {mean.value:+.2f} of what the data would give, mean over tasks "
-        f"(95 % interval {mean.low:+.2f} to {mean.high:+.2f}); surely above zero on "
-        f"{_listed(above)}, surely below on {_listed(below)}"
+        f"`{start}`, recovers {mean.value:+.2f} of what the data would give, mean over tasks "
+        f"(95 % interval {mean.low:+.2f} to {mean.high:+.2f}); significantly above zero on "
+        f"{_listed(above)}, significantly below on {_listed(below)}"
     )
 
 
@@ -176,7 +177,7 @@ def _overview(
     yield "## Tasks"
     yield ""
     yield (
-        "| task | measure | parameters | seconds a seed | scratch | naive | longer − naive | "
+        "| task | measure | parameters | seconds per seed | scratch | naive | longer − naive | "
         "oracle − naive | oracle − base | worth |"
     )
     yield "|---|---|" + "---:|" * 7 + "---|"
@@ -208,13 +209,13 @@ def _methods(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
     yield "## Methods"
     yield ""
     if not limited:
-        yield "No task of this run is data-limited: nothing can be said about recovered gains."
+        yield "No task of this run is data-limited, so there are no recovered gains."
         yield ""
         return
     yield (
-        f"Recovered gain on the {len(limited)} data-limited tasks, the mean over each task's "
-        "cells, with the 95 % interval of that mean over tasks by Student's t, and on how many of "
-        "them its own interval lies wholly above or below zero."
+        f"Recovered gain on the {len(limited)} data-limited tasks: the mean over each task's "
+        "cells, with the 95 % interval of that mean over tasks by Student's t, and the number of "
+        "tasks whose own interval lies entirely above or below zero."
     )
     yield ""
     yield "| start | mean recovered gain | lowest | highest | above zero | below zero |"
@@ -237,11 +238,11 @@ def _task(name: str, task: Mapping[str, Any], cells: Mapping[str, Comparison]) -
     yield f"## {name}"
     yield ""
     yield (
-        f"{task['title'][0].upper()}{task['title'][1:]}. {before['name'].capitalize()} of the "
+        f"{task['title'][0].upper()}{task['title'][1:]}. {before['name'].capitalize()} in "
         f"pre-training, in {before['unit']}, mean over {len(task['seeds'])} seeds:"
     )
     yield ""
-    yield "| trained | samples | on them | on those of session 0 | on others |"
+    yield "| checkpoint | samples | on these | on session 0's | on others |"
     yield "|---|" + "---:|" * 4
     for key in (*map(str, range(SESSIONS)), LONGER, HINDSIGHT, MORE_DATA, ORACLE):
         facts = task["trained"][key]

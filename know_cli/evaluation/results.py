@@ -1,4 +1,4 @@
-"""The results of a run as JSON, and as the Markdown that is generated from it."""
+"""The results of a run as JSON, and the comparisons that are computed from them."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from know_cli.evaluation.tasks.task import RATE
 from know_cli.lab.machine import machine
 
 FORMAT = 1
-#: The mean over all cells of a task, as if it were a cell.
+#: Name of the mean over all cells of a task, which is treated like a cell.
 ALL = "all"
 _DEFAULT_NORM = NormMode.RESCALE.value
-# What every comparison needs; other anchors may be missing in results of another version.
+# Required by every comparison; results of another version may lack other anchors.
 _COMPARED_WITH = (SCRATCH, NAIVE, LONGER, ORACLE)
 
 
 def to_json(
     request: Request, outcomes: Sequence[Outcome], not_run: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Everything that was measured, one value a seed, without anything derived from it.
+    """All measured values, one per seed, without anything derived from them.
 
     Returns:
-        ``machine``; ``settings``; ``not_run``, reasons by task; and by task what it is, its
-        ``seeds``, and lists in their order: processor ``seconds``, ``trained`` (by session and
-        anchor the measures ``train``, ``first`` and ``test``) and ``starts`` (each with
-        ``values`` by cell).
+        ``machine``; ``settings``; ``not_run``, reasons by task; and by task its description, its
+        ``seeds``, and in their order: processor ``seconds``, ``trained`` (by session and anchor
+        the measures ``train``, ``first`` and ``test``) and ``starts`` (each with ``values`` by
+        cell).
     """
     tasks = {}
     for task in request.tasks:
@@ -100,10 +100,10 @@ def to_json(
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what :func:`to_json` gave, as ``know eval`` writes it.
+    """Read the results that ``know eval`` wrote.
 
     Raises:
-        UsageError: it is missing, or no such results.
+        UsageError: the file is missing or does not hold such results.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -127,7 +127,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def _check_task(name: str, task: Mapping[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError where a task lacks what is computed with."""
+    """Check that a task has what is computed with; else ValueError, KeyError or TypeError."""
     measure, seeds = task["measure"], len(task["seeds"])
     float(measure["scale"]), str(measure["name"]), str(measure["unit"])
     missing = set(_COMPARED_WITH) - {start["method"] for start in task["starts"]}
@@ -144,7 +144,7 @@ def _check_task(name: str, task: Mapping[str, Any]) -> None:
 
 
 def start_name(start: Mapping[str, Any] | Start) -> str:
-    """A start for tables: ``naive``, ``continuation ×2``, ``average ×2, S = 4, norm copy``."""
+    """A start's name in tables: ``naive``, ``continuation ×2``, ``average ×2, S = 4``."""
     facts = vars(start) if isinstance(start, Start) else start
     if facts["method"] in ANCHORS:
         return str(facts["method"])
@@ -153,18 +153,18 @@ def start_name(start: Mapping[str, Any] | Start) -> str:
 
 
 def series_name(start: Mapping[str, Any]) -> str:
-    """What the starts of a method have in common: ``continuation``, ``average, norm copy``."""
+    """The name that all steps of a method share: ``continuation``, ``average, norm copy``."""
     return f"{start['method']}{_setting(start)}"
 
 
 def _setting(start: Mapping[str, Any]) -> str:
-    """What is not as usual."""
+    """The settings that differ from the defaults."""
     text = "" if start["sessions"] == SESSIONS else f", S = {start['sessions']}"
     return text if start["norm"] == _DEFAULT_NORM else f"{text}, norm {start['norm']}"
 
 
 def comparisons(task: Mapping[str, Any]) -> dict[str, Comparison]:
-    """By cell, and under :data:`ALL` for their mean, the comparison of the starts of a task.
+    """Compare the starts of a task, by cell, and under :data:`ALL` over their mean.
 
     Args:
         task: one of ``tasks`` of :func:`to_json`.
@@ -186,6 +186,3 @@ def comparisons(task: Mapping[str, Any]) -> dict[str, Comparison]:
             }
         )
     return found
-
-
-# --- Markdown ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The starts that an evaluation compares, and what measuring one yields."""
+"""The starts that an evaluation compares, and the outcome of a trial."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from know_cli.engine.settings import NormMode
 from know_cli.evaluation.variants import Variant
 
-#: Checkpoints of a forgetting.
+#: Number of checkpoints of a forgetting.
 SESSIONS = 5
 
 
@@ -20,9 +20,9 @@ class Wanted:
     Attributes:
         variants: the methods.
         steps: the most steps of each.
-        norms: treatments of normalisation layers, each with every method.
-        sessions: numbers of checkpoints that are predicted from, the first ones of the
-            trajectory, each with every method that can read so many.
+        norms: treatments of normalisation layers, each combined with every method.
+        sessions: numbers of checkpoints to predict from, counted from the first of the
+            trajectory, each combined with every method that can read that many.
         keep: whether checkpoints are kept.
     """
 
@@ -35,13 +35,13 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a fine-tuning starts from.
+    """What a fine-tuning starts from.
 
     Attributes:
         method: an anchor's name or a variant's label.
         step: of the prediction; 0 for an anchor.
         norm: treatment of normalisation layers; empty for an anchor.
-        sessions: checkpoints that were predicted from; 0 for an anchor.
+        sessions: number of checkpoints predicted from; 0 for an anchor.
     """
 
     method: str
@@ -52,21 +52,21 @@ class Start:
 
 @dataclass
 class Outcome:
-    """What came out of one task with one seed.
+    """The outcome of one task with one seed.
 
     Attributes:
-        task: its name.
-        seed: the seed.
+        task: name of the task.
+        seed: of the trial.
         trained: for each session, as text, and for ``longer``, ``hindsight``, ``more-data`` and
-            ``oracle``: ``samples``, and the pre-training's measure on the samples trained on
+            ``oracle``: ``samples``; the pre-training's measure on the samples trained on
             (``train``), on those of session 0 (``first``) and on others (``test``); and ``key``,
-            the hash of its weights.
-        facts: as JSON: ``parameters`` of one checkpoint; ``pretraining_measure`` and
-            ``measure``, each with ``name``, ``unit`` and ``scale``; ``tested``, by cell the
-            number of its test examples.
-        values: by start and by the name of the cell, what was measured downstream.
-        seconds: of processor time, of this run and of those that trained what was found.
-        computed: how many trainings, predictions and fine-tunings this run did.
+            the hash of the weights.
+        facts: in plain types: ``parameters`` of one checkpoint; ``pretraining_measure`` and
+            ``measure``, each with ``name``, ``unit`` and ``scale``; ``tested``, the number of
+            test examples by cell.
+        values: downstream measurements by start and name of the cell.
+        seconds: processor time of this run and of the earlier ones whose results it used.
+        computed: number of trainings, predictions and fine-tunings of this run.
     """
 
     task: str

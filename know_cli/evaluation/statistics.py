@@ -21,11 +21,11 @@ Values = NDArray[np.float64]
 
 
 class Status(str, Enum):
-    """What a comparison is worth."""
+    """Whether a comparison can show a gain, and if not, why."""
 
     DATA_LIMITED = "data-limited"
-    NO_TRANSFER = "pre-training is of no use"
-    LONGER = "longer training explains it"
+    NO_TRANSFER = "pre-training does not help"
+    LONGER = "longer training explains the gain"
     NO_GAIN = "more data does not help"
     UNKNOWN = "too few seeds"
 
@@ -36,7 +36,7 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        low, high: ends of the interval; not a number with a single seed.
+        low, high: ends of the interval; NaN for a single seed.
     """
 
     value: float
@@ -45,21 +45,21 @@ class Estimate:
 
     @property
     def half_width(self) -> float:
-        """Half the length of the interval."""
+        """Half the width of the interval."""
         return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The starts of one cell.
+    """A comparison of the starts of one cell.
 
     Attributes:
-        seeds: how many there are.
+        seeds: their number.
         means: by start, the mean over seeds.
-        differences: by start, the paired difference to Θ0 (naive), by Student's t.
+        differences: by start, the paired difference from Θ0 (naive), by Student's t.
         base: ``naive`` or ``longer``, whichever has the higher mean.
-        oracle: the paired difference of the oracle to the base.
-        status: whether the cell says anything about a gain of data.
+        oracle: the paired difference of the oracle from the base.
+        status: whether the cell can show a gain.
         gains: by start, the recovered gain; empty unless the cell is data-limited.
     """
 
@@ -73,7 +73,7 @@ class Comparison:
 
 
 def interval_half_width(values: Sequence[float]) -> float:
-    """Half-width of the 95 % interval of a mean, by Student's t; nan for a single value.
+    """Half-width of the 95 % interval of a mean, by Student's t; NaN for a single value.
 
     Raises:
         UsageError: scipy, which comes with scikit-learn, is not installed.
@@ -90,7 +90,7 @@ def interval_half_width(values: Sequence[float]) -> float:
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Mean with Student's interval."""
+    """Mean with its interval by Student's t."""
     mean, half = float(np.mean(values)), interval_half_width(values)
     return Estimate(mean, mean - half, mean + half)
 
@@ -100,12 +100,12 @@ def recovered_gain(
 ) -> Estimate:
     """(method − base) / (oracle − base), a ratio of means over seeds.
 
-    The interval is that of the percentile bootstrap over seeds, with a fixed seed of its own.
+    The interval is that of the percentile bootstrap over seeds, which has a fixed random seed.
 
     Args:
-        method: one value a seed.
-        base: of the same seeds.
-        oracle: of the same seeds.
+        method: one value per seed.
+        base: for the same seeds.
+        oracle: for the same seeds.
 
     Example:
         >>> recovered_gain([0.6, 0.7], [0.5, 0.6], [0.7, 0.8]).value
@@ -115,7 +115,7 @@ def recovered_gain(
     whole = np.asarray(oracle, np.float64) - np.asarray(base, np.float64)
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
     drawn = generator.integers(len(gain), size=(_RESAMPLES, len(gain)))
-    # With few seeds a draw may have no gain of the oracle at all.
+    # With few seeds, the oracle may have no gain at all in a resample.
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = gain[drawn].mean(1) / whole[drawn].mean(1)
     tail = 100 * (1 - _LEVEL) / 2
@@ -127,8 +127,8 @@ def compare(values: Mapping[str, Sequence[float]]) -> Comparison:
     """Compare the starts of one cell.
 
     Args:
-        values: by start, one value a seed, of the same seeds in the same order; with the
-            anchors.
+        values: by start, including the anchors, one value per seed, all for the same seeds in
+            the same order.
 
     Raises:
         UsageError: scipy is not installed.
@@ -161,5 +161,5 @@ def _status(arrays: Mapping[str, Values], oracle: Estimate) -> Status:
         return Status.NO_TRANSFER
     if oracle.low > 0:
         return Status.DATA_LIMITED
-    # The oracle is no better than the better of both; than Θ0 it may be.
+    # The oracle does not beat the base, but it may beat Θ0.
     return Status.LONGER if is_above(LONGER, NAIVE) or is_above(ORACLE, NAIVE) else Status.NO_GAIN

@@ -1,4 +1,4 @@
-"""Runs many trials at the same time, each in a process with one thread."""
+"""Runs many trials in parallel, each in a process with one thread."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from know_cli.files import make_folder
 from know_cli.lab.data import available
 from know_cli.lab.processes import in_processes
 
-#: Seeds of each suite; all have all tasks.
+#: Number of seeds of each suite; every suite has all tasks.
 SUITES = {"small": 3, "full": 10}
-#: What is trained is kept here, in the output folder.
+#: Folder for everything that is trained, in the output folder.
 WORK = "work"
 
 
@@ -26,12 +26,12 @@ class Request:
     """What is to be evaluated.
 
     Attributes:
-        folder: of the output; what is trained goes into its folder ``work``.
-        tasks: the tasks.
-        seeds: how many of them, from 0.
+        folder: for the output; everything that is trained goes into its folder ``work``.
+        tasks: to run.
+        seeds: number of seeds, from 0.
         wanted: methods and settings.
-        data_folder: of the data sets' files.
-        processes: trials at the same time.
+        data_folder: where the data sets' files are.
+        processes: number of trials at the same time.
     """
 
     folder: Path
@@ -43,15 +43,15 @@ class Request:
 
     @property
     def work(self) -> Path:
-        """Where trials keep what they train."""
+        """The folder of everything that trials train."""
         return self.folder / WORK
 
 
 def not_here(request: Request) -> dict[str, str]:
-    """Tasks that cannot run here, with the reason: data sets that are not found.
+    """Tasks that cannot run because data sets are missing, with the reasons.
 
     Raises:
-        UsageError: there is no such folder of data sets.
+        UsageError: the folder of data sets does not exist.
     """
     found = set(available(request.data_folder))
     reasons = {}
@@ -63,7 +63,7 @@ def not_here(request: Request) -> dict[str, str]:
 
 
 def not_asked_for(request: Request) -> dict[str, str]:
-    """Large tasks that a request does not have, with what it takes to run them."""
+    """Large tasks that a request does not include, with what it takes to run them."""
     asked = {task.name for task in request.tasks}
     return {
         name: f"large; --task {name}, with {' and '.join(task.data_sets)} in --data-folder"
@@ -73,15 +73,15 @@ def not_asked_for(request: Request) -> dict[str, str]:
 
 
 def without(request: Request, names: Collection[str]) -> Request:
-    """A request without tasks of these names."""
+    """The request without tasks of these names."""
     return replace(request, tasks=[task for task in request.tasks if task.name not in names])
 
 
 def check_methods(request: Request) -> list[str]:
-    """See that every method can be used with some number of checkpoints.
+    """Check that every method can read at least one of the numbers of checkpoints.
 
     Returns:
-        What is left out, in words.
+        Sentences that say which combinations are left out.
 
     Raises:
         UsageError: a bundle does not exist, or a method reads none of these numbers.
@@ -99,10 +99,10 @@ def check_methods(request: Request) -> list[str]:
 
 
 def evaluate(request: Request) -> Iterator[Outcome]:
-    """Run every task with every seed, yielding what comes out of each as it is done.
+    """Run every task with every seed, yielding the outcomes as they are finished.
 
-    What is on disk already is not computed again. Closing the iterator, or an exception thrown
-    into it, ends the processes; a trial that was at work goes on where it was when it is run
+    Results that are on disk are not computed again. Closing the iterator, or throwing an exception
+    into it, ends the processes; an interrupted trial continues where it stopped when it is run
     again.
 
     Raises:
@@ -111,7 +111,7 @@ def evaluate(request: Request) -> Iterator[Outcome]:
         OutputError: the folder cannot be written, or a process was killed.
     """
     make_folder(request.work)
-    # One seed of every task before the next: what can be said early is said of all.
+    # All tasks with one seed before the next seed, so that early results cover every task.
     jobs = [(task, seed) for seed in range(request.seeds) for task in request.tasks]
     if request.processes == 1 or len(jobs) == 1:
         for task, seed in jobs:

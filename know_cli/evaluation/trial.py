@@ -1,7 +1,7 @@
 """One task with one seed: pre-train, forget, predict, fine-tune every start, measure.
 
-What is trained is kept under hashes of all that decides it, so that a second run trains only
-what is missing. All of it is decided by the seed, on one machine with one version of torch.
+Everything that is trained is kept under a hash of what determines it, so that a second run trains
+only what is missing. On one machine with one version of torch, the seed determines all results.
 """
 
 from __future__ import annotations
@@ -49,26 +49,26 @@ _FILES = {
     MORE_DATA: "more-data.safetensors",
     ORACLE: checkpoint_name(-1),
 }
-# Streams of random numbers of one seed.
+# Random streams of one seed.
 _LONGER, _HINDSIGHT, _DOWNSTREAM, _HEAD, _DRAW = range(20, 25)
 
 
 class Trial:
-    """One task with one seed, in a folder that keeps what is trained.
+    """One task with one seed, in a folder that keeps everything that is trained.
 
     Args:
-        task: the task.
-        seed: of everything random; not negative.
-        folder: of all trials; this one's is in it.
-        data_folder: of the data sets' files.
+        task: to run.
+        seed: of all random numbers, not negative.
+        folder: of all trials, which contains this one's.
+        data_folder: where the data sets' files are.
 
     Attributes:
         problem: the task with its data.
-        key: a hash of all that decides what is trained.
-        computed: how many trainings, predictions and fine-tunings were done.
+        key: a hash of everything that determines what is trained.
+        computed: number of trainings, predictions and fine-tunings done so far.
 
     Raises:
-        UsageError: data are missing.
+        UsageError: a data set is missing.
     """
 
     def __init__(self, task: Task, seed: int, folder: Path, data_folder: Path | None) -> None:
@@ -82,9 +82,9 @@ class Trial:
 
     @one_thread()
     def run(self, wanted: Wanted) -> Outcome:
-        """Compute what is missing, and collect everything that is wanted.
+        """Compute what is missing and collect everything that is wanted.
 
-        Of two runs in one folder the second waits, and finds what the first has computed.
+        Of two runs in the same folder, the second waits and reuses what the first computed.
 
         Raises:
             KnowError: a bundle or the folder cannot be used.
@@ -124,7 +124,7 @@ class Trial:
         return found
 
     def _record(self) -> dict[str, Any]:
-        """Train every session and anchor whose checkpoint is not there."""
+        """Train every session and anchor whose checkpoint is missing."""
         began = time.process_time()
         recorder = self._recorder
         for session in recorder:
@@ -176,7 +176,7 @@ class Trial:
         return self.problem.pool.take(from_numpy(self._subsets[index + 1]))
 
     def _longer(self) -> dict[str, Any]:
-        """Θ0 trained on with D0 for what the later sessions cost together."""
+        """Θ0 trained further on D0, for as many steps as the later sessions together."""
         share = sum(RATE**index for index in range(1, SESSIONS))
         recipe = self.task.recipe
         recipe = replace(recipe, epochs=max(round(share * recipe.epochs), 1))
@@ -192,7 +192,7 @@ class Trial:
         return self._anchor(LONGER, seed, fitted)
 
     def _hindsight(self) -> dict[str, Any]:
-        """The sessions' checkpoints combined so as to fit what D(−1) has and D0 has not."""
+        """The sessions' checkpoints in the combination that fits best what D(−1) adds to D0."""
         import numpy as np
 
         states = [read_state(self.folder / checkpoint_name(index)) for index in range(SESSIONS)]
@@ -221,7 +221,7 @@ class Trial:
     def _anchor(
         self, name: str, seed: int, make: Callable[[nn.Module], Examples]
     ) -> dict[str, Any]:
-        """Make an anchor unless it is there; ``make`` returns what it was fitted to."""
+        """Make an anchor if it is missing; ``make`` returns the examples it was fitted to."""
         path = self.folder / f"{name}.json"
         found = cache.read(path)
         if found is not None and (self.folder / _FILES[name]).exists():
@@ -250,7 +250,7 @@ class Trial:
     def _starts(
         self, wanted: Wanted, trained: Mapping[str, Any]
     ) -> Iterator[tuple[Start, str, _State]]:
-        """Every start with the hash of its weights, and the weights for who needs them."""
+        """Every start with the hash of its weights, and a function that returns the weights."""
         sessions = trained["sessions"]
         keys = {NAIVE: "0", LAST: str(SESSIONS - 1)}
         for name in ANCHORS:
@@ -267,14 +267,14 @@ class Trial:
                         yield start, weights_key, _State(self, None, predicted, step)
 
     def checkpoint(self, index: int) -> Path:
-        """The file of a session, trained again if it is not there."""
+        """The file of a session, which is trained again if it is missing."""
         path = self.folder / checkpoint_name(index)
         if not path.exists():
             self._record()
         return path
 
     def anchor(self, name: str) -> dict[str, Tensor]:
-        """The weights of an anchor, trained again if they are not there."""
+        """The weights of an anchor, which are trained again if they are missing."""
         path = self.folder / _FILES[name]
         if not path.exists():
             self._record()
@@ -319,7 +319,7 @@ class Trial:
 
 @dataclass
 class _State:
-    """The weights of a start, read or predicted only when they are needed."""
+    """The weights of a start, read or predicted on demand."""
 
     trial: Trial
     anchor: str | None
@@ -333,7 +333,7 @@ class _State:
 
 
 class _Predicted:
-    """The steps of one prediction."""
+    """All steps of one prediction, on demand."""
 
     def __init__(
         self,
@@ -357,7 +357,7 @@ class _Predicted:
         self._states: dict[int, dict[str, Tensor]] | None = None
 
     def keys(self) -> dict[int, str]:
-        """By step, the hash of the predicted weights."""
+        """The hashes of the predicted weights, by step."""
         found = cache.read(self._path)
         if found is None:
             found = {str(step): cache.tensors_key(state) for step, state in self.states().items()}
@@ -365,7 +365,7 @@ class _Predicted:
         return {int(step): str(key) for step, key in found.items()}
 
     def states(self) -> dict[int, dict[str, Tensor]]:
-        """By step, the predicted weights."""
+        """The predicted weights, by step."""
         if self._states is None:
             files = [self._trial.checkpoint(index) for index in range(self._count)]
             self._trial.computed += 1
@@ -374,18 +374,18 @@ class _Predicted:
 
 
 def recorded(model: nn.Module) -> dict[str, Tensor]:
-    """The part of a state dict that is trained, with buffers, without frozen parameters."""
+    """A network's state dict without frozen parameters."""
     frozen = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], fresh: Sequence[str] = ()) -> None:
-    """Load a checkpoint into a network, but for modules that are to begin afresh.
+    """Load a checkpoint into a network, except for modules that keep their fresh weights.
 
     Args:
-        model: changed in place; what the checkpoint lacks stays as it is.
-        state: names that the network has not are an error.
-        fresh: names of modules.
+        model: modified in place; tensors that the checkpoint lacks are unchanged.
+        state: of the checkpoint; a name that the network lacks is an error.
+        fresh: names of modules to leave out.
     """
     prefixes = tuple(f"{name}." for name in fresh)
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
@@ -393,13 +393,13 @@ def load(model: nn.Module, state: Mapping[str, Tensor], fresh: Sequence[str] = (
 
 
 def _data_key(problem: Problem) -> str:
-    """A hash of all data of a problem."""
+    """A hash of all of a problem's data."""
     tensors = {"pool": problem.pool, "test": problem.test}
     facts = []
     for cell in problem.cells:
         tensors |= {f"{cell.name} pool": cell.pool, f"{cell.name} test": cell.test}
         facts.append([cell.name, asdict(cell.downstream)])
-    # Cells often share their examples.
+    # Cells often share examples.
     seen: dict[int, str] = {}
     for examples in tensors.values():
         for tensor in (examples.inputs, examples.targets):

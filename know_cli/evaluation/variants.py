@@ -1,4 +1,4 @@
-"""What is evaluated: labels, and what each of them asks of a prediction."""
+"""The methods that are evaluated: labels, and the request that each stands for."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Variant:
     """A method with its settings.
 
     Attributes:
-        label: its name on the command line and in tables.
+        label: name on the command line and in tables.
         request: keyword arguments of :class:`~know_cli.prediction.request.Request`.
-        steps: whether its prediction depends on the number of steps; else there is one result,
-            shown as step 1.
+        steps: whether the prediction depends on the number of steps; otherwise there is a single
+            result, shown as step 1.
     """
 
     label: str
@@ -37,7 +37,7 @@ class Variant:
     steps: bool = True
 
 
-#: What can be evaluated: the shipped families of KNOWN, then its rivals, by methods of
+#: What can be evaluated: the shipped families of KNOWN, then the baselines among the methods of
 #: ``know predict``. In n steps, shrink multiplies by λ^n.
 VARIANTS: tuple[Variant, ...] = (
     Variant("continuation", {"weights": "continuation"}),
@@ -55,7 +55,7 @@ VARIANTS: tuple[Variant, ...] = (
 
 
 def of_bundle(label: str, path: str) -> Variant:
-    """KNOWN with a bundle of the user's."""
+    """KNOWN with one of the user's bundles."""
     return Variant(label, {"weights": path})
 
 
@@ -63,7 +63,7 @@ def find_variants(labels: Sequence[str]) -> list[Variant]:
     """The variants with these labels.
 
     Raises:
-        UsageError: there is none of that label.
+        UsageError: there is no method with that label.
     """
     every = {variant.label: variant for variant in VARIANTS}
     for label in labels:
@@ -73,7 +73,7 @@ def find_variants(labels: Sequence[str]) -> list[Variant]:
 
 
 def is_available(variant: Variant, sessions: int) -> bool:
-    """Whether a variant can read so many checkpoints; a KNOWN reads one number of them.
+    """Whether a variant can read this many checkpoints; a KNOWN reads only one number of them.
 
     Raises:
         UsageError: its bundle does not exist.
@@ -94,7 +94,7 @@ def _bundle_digest(weights: str, sessions: int) -> str:
 
 
 def identity(variant: Variant, sessions: int) -> dict[str, Any]:
-    """What decides a variant's predictions, besides checkpoints and normalisation, as JSON."""
+    """In plain types, what determines predictions besides checkpoints and normalisation."""
     facts = {name: value for name, value in variant.request.items() if name != "weights"}
     if "weights" in variant.request:
         facts["bundle"] = _bundle_digest(variant.request["weights"], sessions)
@@ -108,12 +108,12 @@ def predict(
 
     Args:
         variant: the method.
-        checkpoints: files of one folder, where predictions are written for a moment.
-        norm: what happens to normalisation layers.
+        checkpoints: files in one folder, where predictions are written temporarily.
+        norm: treatment of normalisation layers.
         steps: the most steps.
 
     Returns:
-        By step, from 1, the predicted state dict.
+        The predicted state dicts, by step from 1.
 
     Raises:
         CheckpointError: the checkpoints or the bundle cannot be used.

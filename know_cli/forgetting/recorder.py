@@ -1,4 +1,4 @@
-"""Records the sessions of a structured forgetting from any training loop, resumably."""
+"""Records the sessions of structured forgetting from any training loop, and can resume."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
-from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Session
+from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Regime, Session
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.checkpoints.state import read_state
 from know_cli.errors import OutputError, UsageError
@@ -28,20 +27,9 @@ RECORD = "trajectory.json"
 FORMAT = 1
 
 
-class Regime(str, Enum):
-    """What a session starts from.
-
-    ``CHAIN``: the session before (the paper's text). ``COMMON_START``: the same weights for all
-    sessions (the authors' sample script).
-    """
-
-    CHAIN = "chain"
-    COMMON_START = "common-start"
-
-
 @dataclass(frozen=True)
 class TrainingSession:
-    """One session to train: what a training function gets.
+    """One session to train, as a training function receives it.
 
     Attributes:
         index: k of the session, 0 for the full data; −1, −2, … for a continuation of Θ0 on
@@ -49,10 +37,10 @@ class TrainingSession:
         fraction: share of session 0's data, ``rate ** index``.
         indices: sorted int64 indices of the samples to train on.
         start: state dict to continue from (float and integer tensors on the CPU); None for
-            session 0 of a chain, which starts afresh.
-        seed: for this session's random numbers; differs from session to session.
+            session 0 of a chain, which starts from fresh weights.
+        seed: for this session's random numbers, different in each session.
         trajectory_seed: the same for all sessions of the trajectory.
-        options: ``key=value`` pairs of the caller, as text.
+        options: the caller's ``key=value`` pairs, as text.
     """
 
     index: int
@@ -65,12 +53,12 @@ class TrainingSession:
 
     @property
     def is_continuation(self) -> bool:
-        """Whether this continues Θ0 on more data, instead of forgetting."""
+        """Whether this session continues Θ0 on more data instead of forgetting."""
         return self.index < 0
 
     @property
     def name(self) -> str:
-        """``session 2``, ``continuation 1``: for messages."""
+        """``session 2`` or ``continuation 1``, for messages."""
         return f"continuation {-self.index}" if self.index < 0 else f"session {self.index}"
 
 
@@ -80,24 +68,24 @@ def checkpoint_name(index: int) -> str:
 
 
 class Recorder:
-    """Leads a training loop through the sessions and keeps each one's checkpoint.
+    """Takes a training loop through the sessions and saves each one's checkpoint.
 
-    Iterating yields the sessions that are not on disk yet, so that a run that crashed goes on
-    where it was; every yielded session must be given to :meth:`save` before the next.
+    Iterating yields the sessions that are not on disk yet, so a run that crashed continues where
+    it stopped. Each yielded session must be passed to :meth:`save` before the next one.
     Continuations of Θ0 come after the sessions.
 
     Args:
-        folder: where ``ckpt0.safetensors``, … and ``trajectory.json`` go; made if missing.
+        folder: where ``ckpt0.safetensors``, … and ``trajectory.json`` go; created if missing.
         subsets: nested sets of indices, the largest first
             (:func:`~know_cli.forgetting.subsets.nested_subsets`).
         rate: sampling rate from one subset to the next.
-        seed: the trajectory's seed; not negative.
+        seed: the trajectory's seed, not negative.
         before: the first ``before`` subsets are D(−before) … D(−1), held back from the
             sessions; session 0 trains on the one after them.
-        options: handed to every session, and part of what identifies the trajectory.
-        function: name of the training function, for the record; part of the identity, too.
+        options: passed to every session, and part of the trajectory's identity.
+        function: name of the training function for the record, also part of the identity.
         start: state dict that every session starts from (the regime of the authors' sample
-            script); without it each session goes on from the one before (the paper's text).
+            script); without it each session continues from the previous one (the paper's text).
 
     Raises:
         UsageError: the folder holds another trajectory.
@@ -209,7 +197,7 @@ class Recorder:
         return [index for index in self.indices if index not in done]
 
     def measurements(self, index: int) -> dict[str, float]:
-        """What was given to :meth:`save` for a session; empty if it is not recorded."""
+        """The measurements passed to :meth:`save` for a session; empty if it is not recorded."""
         entry = self._record["recorded"].get(str(index), {})
         return dict(entry.get("measurements", {}))
 
@@ -245,13 +233,14 @@ class Recorder:
         """Write a session's checkpoint and measurements, each whole or not at all.
 
         Args:
-            session: as it was yielded.
-            model: the trained model, or its state dict.
+            session: the session that was yielded last.
+            model: the trained model or its state dict.
             measurements: for ``trajectory.json``, such as accuracies.
 
         Raises:
-            UsageError: the session is not the one in training, the state is no state dict, or a
-                measurement is no number, text or boolean; the checkpoint is kept without it.
+            UsageError: the session is not the one in training, ``model`` is neither a model nor a
+                state dict, or a measurement is not a number, text or boolean; in the last case
+                the checkpoint is saved without that measurement.
             OutputError: the folder cannot be written.
         """
         if self._open is None or session.index != self._open.index:
@@ -270,8 +259,8 @@ class Recorder:
             "seed": session.seed,
             "measurements": plain,
         }
-        # The checkpoint goes last: it is what marks a session as done, and after a crash
-        # between the two the session is trained again and its entry replaced.
+        # The checkpoint goes last, since it marks a session as done: after a crash between the
+        # two writes the session is trained again and its entry replaced.
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -295,9 +284,9 @@ class Recorder:
 def _plain(
     measurements: Mapping[str, Any],
 ) -> tuple[dict[str, float | str | bool], list[str]]:
-    """Measurements as JSON takes them, and the names of those that it cannot take.
+    """Measurements in types that JSON has, and the names of those that have no such type.
 
-    Scalars of numpy and torch become Python's; what is not finite becomes text.
+    Scalars of numpy and torch become Python's; non-finite values become text.
     """
     plain: dict[str, float | str | bool] = {}
     odd = []
@@ -315,10 +304,10 @@ def _plain(
 
 
 def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str, Tensor]:
-    """The state dict of a model, or of what is one already.
+    """The state dict of a model; a state dict is returned as it is.
 
     Raises:
-        UsageError: it is neither; ``where`` begins the message.
+        UsageError: ``model`` is neither; ``where`` begins the message.
     """
     import torch
 
@@ -343,11 +332,11 @@ def read_record(folder: Path) -> dict[str, Any]:
 
     Returns:
         ``trajectory`` (identity), ``function``, ``options``, ``seed``, ``rate``, ``sessions``
-        and ``continuations`` (how many are meant to be), and ``recorded``: for each session's
-        index, as text, its fraction, samples, seed and measurements.
+        and ``continuations`` (how many there are when it is complete), and ``recorded``: for each
+        session's index, as text, its fraction, samples, seed and measurements.
 
     Raises:
-        UsageError: it is missing, or not such a record.
+        UsageError: the file is missing or is not such a record.
     """
     path = folder / RECORD
     try:
@@ -363,6 +352,6 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def derived_seed(seed: int, *numbers: int) -> int:
-    """A seed in [0, 2⁶³) that depends on all arguments, for an independent random stream."""
+    """A seed in [0, 2⁶³) for an independent random stream, derived from all arguments."""
     sequence = np.random.SeedSequence(seed, spawn_key=numbers)
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""Runs a user's training function over the sessions of one or many trajectories."""
+"""Runs a user's training function through the sessions of one or more trajectories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from know_cli.errors import KnowError, UsageError
 from know_cli.forgetting.recorder import Recorder, TrainingSession, derived_seed, state_of
 from know_cli.forgetting.subsets import nested_subsets
 
-#: Companions of a training function, as its attribute or beside it in its module.
+#: What may accompany a training function, as an attribute of it or of its module.
 _SIZE, _LABELS = "size", "labels"
 _RATE_DIGITS = 3
 
@@ -28,12 +28,12 @@ Measurements = Mapping[str, "float | str | bool"]
 
 @dataclass(frozen=True)
 class TrainingFunction:
-    """A user's function, and what it says of its data.
+    """A user's training function and what it declares about its data.
 
     Attributes:
         name: as the user wrote it.
         function: session → model or state dict, or a pair of that and measurements.
-        size: number of samples, if it tells.
+        size: number of samples, if declared.
         labels: classes of the samples, or a function of (seed, options) that returns them.
     """
 
@@ -43,7 +43,7 @@ class TrainingFunction:
     labels: Any = None
 
     def data_labels(self, seed: int, options: Mapping[str, str]) -> NDArray[Any] | None:
-        """Classes ``[n]`` of one trajectory's samples, or None where the function has none."""
+        """Classes ``[n]`` of a trajectory's samples, or None if the function declares none."""
         found = self.labels
         if callable(found):
             with user_code(self.name, _LABELS):
@@ -53,10 +53,10 @@ class TrainingFunction:
     def train(
         self, session: TrainingSession, folder: Path
     ) -> tuple[Mapping[str, Any], dict[str, float | str | bool]]:
-        """Train one session: its state dict and measurements.
+        """Train one session and return its state dict and measurements.
 
         Raises:
-            UsageError: the function fails, or returns something else.
+            UsageError: the function fails or returns something else.
         """
         where = f"{self.name}: {folder.name}, {session.name}"
         with user_code(self.name, f"{folder.name}, {session.name}"):
@@ -72,7 +72,7 @@ class TrainingFunction:
 
 
 class user_code:  # noqa: N801  used like a function
-    """Turns whatever a user's code raises into one line that says where."""
+    """Turns any exception from a user's code into one line that says where it happened."""
 
     def __init__(self, name: str, where: str) -> None:
         self.text = f"{name}: {where}"
@@ -92,11 +92,11 @@ def load_function(name: str) -> TrainingFunction:
 
     Args:
         name: ``module:function`` (importable from the current folder too), or
-            ``file.py:function``. An attribute ``size`` or ``labels`` of the function, else of
-            its module, tells of its data.
+            ``file.py:function``. An attribute ``size`` or ``labels`` of the function, or else of
+            its module, describes its data.
 
     Raises:
-        UsageError: there is no such function, or importing fails.
+        UsageError: there is no such function, or importing it fails.
     """
     module, function = _load(name)
     if not callable(function):
@@ -112,7 +112,7 @@ def load_object(name: str) -> Any:
     """Import any object by ``module:name`` or ``file.py:name``.
 
     Raises:
-        UsageError: there is none of that name, or importing fails.
+        UsageError: there is no object of that name, or importing it fails.
     """
     return _load(name)[1]
 
@@ -137,7 +137,7 @@ def _load_module(name: str, place: str) -> ModuleType:
         if specification is None or specification.loader is None:
             raise UsageError(f"{name}: {place}: cannot be imported")
         module = importlib.util.module_from_spec(specification)
-        # Data loader processes and pickle look modules up by name.
+        # Data loader processes and pickle find modules by name.
         sys.modules[path.stem] = module
         with user_code(name, "import"):
             specification.loader.exec_module(module)
@@ -168,9 +168,9 @@ class Protocol:
     Attributes:
         sessions: number of sessions, session 0 included.
         rates: lowest and highest sampling rate; each trajectory draws its own.
-        seed: of a single trajectory; each of several has its own, derived from it.
+        seed: of a single trajectory; several trajectories have seeds derived from it.
         before: number of larger data sets held back, on which Θ0 is continued.
-        options: handed to the training function.
+        options: passed to the training function.
         size: number of samples, unless there are labels.
         labels: classes of the samples; None asks the training function.
         start: checkpoint that every session starts from; None for a chain.
@@ -189,17 +189,18 @@ class Protocol:
 def open_recorder(
     function: TrainingFunction, folder: Path, protocol: Protocol, number: int | None = None
 ) -> Recorder:
-    """The recorder of one trajectory, which may have been begun before.
+    """The recorder of one trajectory, new or already begun.
 
     Args:
         function: trains the sessions.
-        folder: of the trajectory, or with ``number`` of all trajectories.
+        folder: of the trajectory, or of all trajectories if there is a ``number``.
         protocol: how to record.
-        number: of one trajectory among several, from 0; it goes into ``folder/0000`` and so on.
+        number: index of one trajectory among several, from 0; its folder is ``folder/0000`` and
+            so on.
 
     Raises:
-        UsageError: the size of the data is not known, the subsets cannot be drawn, or the
-            folder holds another trajectory.
+        UsageError: the size of the data is unknown, the subsets cannot be drawn, or the folder
+            holds another trajectory.
     """
     seed = protocol.seed
     if number is not None:
@@ -244,13 +245,13 @@ def record(
     Args:
         function: trains the sessions.
         recorder: of the trajectory.
-        report: is called after each session.
+        report: called after each session.
 
     Returns:
-        How many sessions and continuations were trained.
+        The number of sessions and continuations that were trained.
 
     Raises:
-        UsageError: the function fails, or returns something that is no model.
+        UsageError: the function fails or does not return a model.
         OutputError: the folder cannot be written.
     """
     count = 0

@@ -37,22 +37,22 @@ def nested_subsets(
 ) -> list[Indices]:
     """Draw the nested subsets of a data set that the sessions train on.
 
-    With labels, the number of samples a class has in a subset differs from its exact share by
-    less than one, in every subset.
+    With labels, the number of samples of each class differs from its exact share by less than
+    one in every subset.
 
     Args:
         n: number of samples.
-        rate: share of samples that is kept from one session to the next, in (0, 1).
-        sessions: number of subsets, the full set included.
-        seed: the same seed gives the same subsets; not negative.
-        labels: ``[n]`` class of each sample, of any type that can be compared.
+        rate: share of samples kept from one session to the next, in (0, 1).
+        sessions: number of subsets, including the full set.
+        seed: not negative; the same seed gives the same subsets.
+        labels: ``[n]`` class of each sample, of any sortable type.
 
     Returns:
-        For each session its sorted int64 indices into the data set; the first is all of them.
+        For each session, its sorted int64 indices into the data set; the first has all of them.
 
     Raises:
-        UsageError: the rate is not between 0 and 1, a subset would be empty, or there are not
-            ``n`` labels.
+        UsageError: the rate is not between 0 and 1, a subset would be empty, or the number of
+            labels is not ``n``.
 
     Example:
         >>> [len(subset) for subset in nested_subsets(100, 0.5, 3, seed=0)]
@@ -73,13 +73,13 @@ def nested_subsets(
 def _stratified_order(
     n: int, labels: NDArray[Any], count: int, generator: np.random.Generator
 ) -> Indices:
-    """The first ``count`` samples of an order whose every beginning has all classes' shares.
+    """The first ``count`` samples of an order in which every prefix keeps all classes' shares.
 
-    Rounding each subset's shares by itself would not give nested subsets. Instead one sample
-    after the other is added: the j-th sample of a class with m of n samples may come at
-    position ⌊(j−1)·n/m⌋ at the earliest and must have come by position ⌈j·n/m⌉. Serving the
-    earliest deadline first always succeeds (proportionate fair scheduling), and keeps each
-    class within one sample of its share everywhere.
+    Rounding the shares of each subset separately would not give nested subsets. Instead, samples
+    are added one by one: the j-th sample of a class with m of n samples may come at position
+    ⌊(j−1)·n/m⌋ at the earliest and must come by position ⌈j·n/m⌉. Serving the earliest deadline
+    first always succeeds (proportionate fair scheduling) and keeps each class within one sample
+    of its share in every prefix.
     """
     if labels.shape != (n,):
         raise UsageError(f"labels have shape {labels.shape}; {n} samples need ({n},)")
@@ -87,7 +87,7 @@ def _stratified_order(
     members = [
         generator.permutation(np.flatnonzero(classes == c)) for c in range(classes.max() + 1)
     ]
-    # Classes of equal deadlines take turns in an order that the seed draws.
+    # Classes with equal deadlines take turns in an order drawn from the seed.
     rank = generator.permutation(len(members))
     waiting = [(0, int(rank[c]), c) for c in range(len(members))]
     heapq.heapify(waiting)

@@ -24,7 +24,8 @@ from know_cli.errors import CheckpointError
 from know_cli.files import make_folder, write_text
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.keras import read_keras_folder
-from know_cli.known.module import Known, Preparation
+from know_cli.known.module import Known
+from know_cli.known.preparation import Preparation
 from know_cli.known.shipped import MANIFEST
 
 FORMAT = 1

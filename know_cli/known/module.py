@@ -6,28 +6,15 @@ that runs, and is tested against this one.
 
 from __future__ import annotations
 
-from enum import Enum
-
 import torch
 from torch import Tensor, nn
+
+from know_cli.known.preparation import Preparation
 
 HIDDEN = 64
 SQUEEZED = 8
 FEATURES = 32
 NEGATIVE_SLOPE = 0.3
-
-
-class Preparation(str, Enum):
-    """How a window is put before KNOWN; a bundle's manifest names it.
-
-    ``RAW``: the values as they are, and the answer is a change of θ0 (the paper).
-    ``SPREAD``: with s = max |θk − θ0| over the window, the values are (θk − θ0) / s, the slot of
-    θ0, which would be 0, holds asinh(θ0 / s), and the answer times s is the change. Where s = 0
-    nothing moved, and nothing is changed.
-    """
-
-    RAW = "raw"
-    SPREAD = "spread"
 
 
 class Stream(nn.Module):

@@ -28,8 +28,8 @@ windows; 222 prepared by spread) that this kernel takes, 400 (485) that the one 
   4), for windows prepared by spread.
 - ``torch.compile`` of the same algebra (Inductor and the C++ compiler of the machine; with
   ``max_autotune``, too): 290 to 310, and 20 s to compile it the first time.
-- bfloat16 (:mod:`know_cli.benchmark.halves`, measured by ``know bench``): with AMX, too, slower
-  than float32, since products this thin wait for conversions, and too inexact to be a default.
+- The largest products in bfloat16, with AMX, too: slower than float32 (``docs/results/speed.md``),
+  since products this thin wait for conversions, and too inexact to be a default.
 
 Each operation alone, in a loop: 117 for matrix products, where 84 is what a product of 1024 × 1024
 matrices takes for as many operations; 20 for the exponential; 34 for multiplications and the leaky
@@ -46,13 +46,8 @@ from torch import Tensor
 
 from know_cli.engine.plan import Block
 from know_cli.known.folding import Affine, fold
-from know_cli.known.module import (
-    FEATURES,
-    HIDDEN,
-    NEGATIVE_SLOPE,
-    SQUEEZED,
-    Preparation,
-)
+from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, SQUEEZED
+from know_cli.known.preparation import Preparation
 
 #: What this kernel is called, in headers and reports.
 TORCH = "torch"
@@ -62,7 +57,7 @@ CPU_BLOCK_ROWS = 1536
 DEVICE_BLOCK_ROWS = 1 << 17
 
 
-class Stream:
+class _Stream:
     """Folded weights of one stream, each [in, out], one of the inputs being 1.
 
     Args:
@@ -171,8 +166,8 @@ class Kernel:
         own = CPU_BLOCK_ROWS if device.type == "cpu" else DEVICE_BLOCK_ROWS
         self.block_rows = block_rows or own
         self._streams = (
-            Stream(state, "window", False, device),
-            Stream(state, "difference", True, device),
+            _Stream(state, "window", False, device),
+            _Stream(state, "difference", True, device),
         )
         self._squeeze = _join_squeeze(*self._streams).to(device)
         self._head_weight = state["head.weight"].T.contiguous().to(device)
@@ -228,17 +223,13 @@ class Kernel:
             # x is not needed any more; two buffers stay in the cache where three would not.
             torch.mm(squeezed, stream.amplitude, out=x)
             y.mul_(x)
-            torch.mm(squeezed, stream.linear, out=features)
-            self._add_output(stream, y, features)
+            # The second product is more than half of all work.
+            torch.mm(squeezed, stream.linear, out=features).addmm_(y, stream.output)
         torch.nn.functional.leaky_relu_(work.features, NEGATIVE_SLOPE)
         torch.addmm(self._head_bias, work.features, self._head_weight, out=work.change).tanh_()
 
-    def _add_output(self, stream: Stream, y: Tensor, features: Tensor) -> None:
-        """The product that is more than half of all work: ``features += y @ stream.output``."""
-        features.addmm_(y, stream.output)
 
-
-def _join_squeeze(window: Stream, difference: Stream) -> Tensor:
+def _join_squeeze(window: _Stream, difference: _Stream) -> Tensor:
     """Both streams' squeeze as one product: ``[17, 2S]`` float32, the middle row giving 1."""
     S = len(difference.squeeze)
     joined = torch.zeros(2 * SQUEEZED + 1, 2 * S, dtype=torch.float64)

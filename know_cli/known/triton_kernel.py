@@ -29,7 +29,8 @@ from torch import Tensor
 
 from know_cli.engine.plan import Block
 from know_cli.known.folding import Affine, fold
-from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, Preparation
+from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE
+from know_cli.known.preparation import Preparation
 
 #: Rows of one program.
 BLOCK = 64

@@ -1,1 +1,1 @@
-"""The floor that forgetting, meta-training and evaluation stand on: data, networks, fitting."""
+"""What meta-training, evaluation and the demonstration share: data, networks, fitting."""

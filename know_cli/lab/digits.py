@@ -1,7 +1,7 @@
 """Scikit-learn's digits (1,797 images of 8×8), and a network for them.
 
-The images are split once and for all into two halves. ``meta`` is for the trajectories that the
-bundled KNOWN is judged by, ``demo`` for demonstrations and tests. KNOWN is trained on neither.
+The images are split into two fixed halves: ``meta`` for collecting trajectories, ``demo`` for
+demonstrations and tests, which the bundled KNOWN never sees.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 def load_pixels(part: Part) -> tuple[Tensor, Tensor]:
-    """Half of the digits as they are, stratified, by a fixed seed.
+    """One half of the digits, stratified, with their original values.
 
     Args:
-        part: ``meta`` (trajectories that KNOWN is judged by) or ``demo`` (anything else).
+        part: ``meta`` (collected trajectories) or ``demo`` (anything else).
 
     Returns:
         Images ``[n, 1, 8, 8]`` uint8, 0 to 16, and labels ``[n]`` int64, 0 to 9; n is 898 and
@@ -59,7 +59,7 @@ def load_pixels(part: Part) -> tuple[Tensor, Tensor]:
 
 
 def split_test(labels: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the images to train on, and of a fifth that is only measured on."""
+    """Indices of the training images, and of the fifth that is the test set."""
     everything, test = nested_subsets(len(labels), _TEST_SHARE, 2, _SPLIT_SEED, labels.numpy())
     return np.setdiff1d(everything, test), test
 
@@ -89,7 +89,7 @@ class ConvolutionalNetwork(nn.Module):
 
 
 def build_model(seed: int) -> ConvolutionalNetwork:
-    """A freshly initialised network. The global random state is left as it was."""
+    """A freshly initialised network. The global random state is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ConvolutionalNetwork()

@@ -1,4 +1,4 @@
-"""An ordinary training loop for small classifiers, and their accuracy."""
+"""A plain training loop for small classifiers, and their accuracy."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from know_cli.errors import UsageError
 
-#: How the learning rate runs: constant, to 0 along half a cosine, or lowered tenfold after 60 %
+#: Course of the learning rate: constant, to 0 along half a cosine, or divided by 10 after 60 %
 #: and again after 85 % of the training.
 SCHEDULES = ("constant", "cosine", "step")
 OPTIMISERS = ("adam", "sgd")
-#: Applied to each batch of inputs, with a generator for what is random in it.
+#: Maps a batch of inputs and a generator of random numbers to an augmented batch.
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 _DROPS = (0.6, 0.85)
@@ -24,7 +24,7 @@ _EVALUATION_ROWS = 500
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: for networks this small more cost time, on busy machines much."""
+    """Limit torch to one thread: more slow down networks this small, on busy machines a lot."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -57,18 +57,18 @@ def fit(
         labels: ``[n]`` int64.
         epochs: passes over the data.
         learning_rate: the initial one.
-        batch_size: samples a step.
-        least_batch: a last batch with fewer samples is left out, unless it is the only one;
+        batch_size: samples per step.
+        least_batch: a last batch with fewer samples is skipped, unless it is the only one;
             layers that normalise over the batch may need 2.
-        seed: of the order of the samples, the augmentation and dropout. The global random
-            state is left as it was.
+        seed: of the order of the samples, augmentation and dropout. The global random state is
+            not changed.
         optimiser: ``adam`` (AdamW), or ``sgd`` with momentum 0.9.
         weight_decay: decoupled for adam.
         schedule: one of :data:`SCHEDULES`.
-        augmentation: changes each batch of inputs; None leaves them as they are.
+        augmentation: applied to each batch of inputs; None for no augmentation.
 
     Raises:
-        UsageError: no such optimiser or schedule.
+        UsageError: there is no such optimiser or schedule.
     """
     step = _optimiser(model, optimiser, learning_rate, weight_decay)
     if schedule not in SCHEDULES:
@@ -107,7 +107,7 @@ def _optimiser(
 
 
 def _share(schedule: str, progress: float) -> float:
-    """Share of the initial learning rate after a share of the training."""
+    """The factor of the initial learning rate after a share ``progress`` of the training."""
     if schedule == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     if schedule == "step":

@@ -1,4 +1,4 @@
-"""Work that is shared by several processes, each with one thread of torch."""
+"""Jobs distributed over several processes, each with one torch thread."""
 
 from __future__ import annotations
 
@@ -25,24 +25,27 @@ def in_processes(
     prepare: Callable[..., None] | None = None,
     shared: tuple[Any, ...] = (),
 ) -> Iterator[Result]:
-    """Call a function for each job, yielding what comes out of each as it is done.
+    """Call a function for each job, yielding the results as they are finished.
 
-    Closing the iterator, or an exception thrown into it, ends the processes.
+    Closing the iterator, or throwing an exception into it, ends the processes.
 
     Args:
-        function: of a module, so that a process can import it.
-        jobs: its arguments.
-        processes: how many there are at most.
-        folder: that they write into, for the message when one is killed.
-        prepare: is called first in each process.
-        shared: with these arguments; tensors in them are shared, not copied.
+        function: defined at the top of a module, so that a process can import it.
+        jobs: arguments of each call.
+        processes: the most processes at a time.
+        folder: that they write into, for the message if one is killed.
+        prepare: called first in each process.
+        shared: arguments of ``prepare``; tensors in them are shared, not copied.
+
+    Yields:
+        The results, in the order in which they are finished.
 
     Raises:
         OutputError: a process was killed.
     """
     executor = ProcessPoolExecutor(
         min(processes, len(jobs)),
-        # Forked processes would inherit torch's threads in an unknown state. Torch's context
+        # Forked processes would inherit torch's threads in an unknown state; torch's context
         # shares tensors.
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start,
@@ -64,7 +67,7 @@ def in_processes(
 
 
 def _start(prepare: Callable[..., None] | None, shared: tuple[Any, ...]) -> None:
-    # An interruption is for the process that the user sees, which ends these.
+    # Ctrl-C is handled by the main process, which then ends these.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     if prepare is not None:

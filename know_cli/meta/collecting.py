@@ -1,4 +1,4 @@
-"""Collects many trajectories: over processes and machines, resumably, on bounded disk."""
+"""Collects many trajectories over processes and machines, resumably and within bounded disk."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import KnowError, OutputError
 from know_cli.files import make_folder, write_text
-from know_cli.forgetting.recorder import Regime, derived_seed
+from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.processes import in_processes
@@ -29,16 +30,16 @@ class Request:
     """What is to be collected.
 
     Attributes:
-        folder: gets one file a trajectory, ``00042.safetensors``, or ``00042.left-out.json``
-            with the reason where training failed.
-        trajectories: how many there are over all shards.
+        folder: gets one file per trajectory, ``00042.safetensors``, or ``00042.left-out.json``
+            with the reason if training failed.
+        trajectories: their number over all shards.
         data_sets: names of the data sets to draw from.
-        data_folder: of their files.
+        data_folder: where the data sets' files are.
         architectures: names of the architectures to draw from; None for all.
         regime: of all trajectories; None for both.
-        seed: of the whole collection; what a trajectory is depends on it, on the trajectory's
-            number and on the choices above, not on shards and processes.
-        rows_per_tensor: the most elements of one tensor that are kept.
+        seed: of the whole collection. A trajectory depends on this seed, its number and the
+            choices above, but not on shards and processes.
+        rows_per_tensor: the most elements kept of one tensor.
         shard: (i, n): this run collects the trajectories i, i + n, i + 2n, …
         processes: how many train at the same time, each with one thread.
     """
@@ -55,32 +56,32 @@ class Request:
     processes: int = 1
 
     def numbers(self) -> list[int]:
-        """The trajectories of this shard."""
+        """Numbers of the trajectories of this shard."""
         return list(range(self.shard[0], self.trajectories, self.shard[1]))
 
     def file(self, number: int) -> Path:
-        """Of a collected trajectory."""
+        """The file of a collected trajectory."""
         return self.folder / f"{number:05d}.safetensors"
 
     def left_out(self, number: int) -> Path:
-        """Of the reason why there is no trajectory."""
+        """The file with the reason why a trajectory was left out."""
         return self.folder / f"{number:05d}{LEFT_OUT}"
 
     def partial(self, number: int) -> Path:
-        """The folder of a trajectory's checkpoints while it is recorded."""
+        """The folder of a trajectory's checkpoints while it is being recorded."""
         return self.folder / f"{_PARTIAL}{number:05d}"
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What became of one trajectory.
+    """The outcome of one trajectory.
 
     Attributes:
-        number: of it.
+        number: of the trajectory.
         facts: see :attr:`~know_cli.meta.series.Series.facts`; empty if it was left out.
         rows: sampled parameters of each kind.
         reason: why it was left out; empty if it was not.
-        seconds: that it took; None if it was there already.
+        seconds: how long it took; None if an earlier run collected it.
     """
 
     number: int
@@ -91,7 +92,7 @@ class Collected:
 
 
 def existing(request: Request) -> list[Collected]:
-    """What an earlier run has collected of this shard.
+    """The trajectories of this shard that earlier runs collected or left out.
 
     Raises:
         CheckpointError: a file is corrupt.
@@ -106,10 +107,10 @@ def existing(request: Request) -> list[Collected]:
 
 
 def collect(request: Request) -> Iterator[Collected]:
-    """Record the trajectories of a shard that are not there yet, yielding each as it is done.
+    """Record the missing trajectories of a shard, yielding each as it is finished.
 
-    Closing the iterator, or an exception thrown into it, ends the processes; a trajectory that
-    was in training goes on from its last session when it is collected again.
+    Closing the iterator, or throwing an exception into it, ends the processes; a trajectory that
+    was being trained continues from its last session in the next run.
 
     Raises:
         UsageError: a data set or an architecture cannot be used.
@@ -124,9 +125,9 @@ def collect(request: Request) -> Iterator[Collected]:
     if not missing:
         return
     data = {name: load(name, request.data_folder) for name in request.data_sets}
-    # What cannot be drawn at all shows here, before processes start.
+    # Choices from which nothing can be drawn fail here, before processes start.
     draw_setup(0, data, request.architectures, request.regime)
-    # Data sets are shared, so that no process loads or renders them again.
+    # Data sets are shared, so no process loads or renders them again.
     yield from in_processes(
         _collect_one,
         [(number,) for number in missing],

@@ -1,4 +1,4 @@
-"""KNOWN's figures on held-out trajectories: group by group, kind by kind, step by step."""
+"""KNOWN's scores on held-out trajectories: group by group, kind by kind, step by step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.bundle import Bundle
-from know_cli.meta.scores import Figures, least_squares, measure, predict
+from know_cli.meta.scores import Scores, least_squares, measure, predict
 from know_cli.meta.split import TRAJECTORIES, Split
 from know_cli.meta.windows import Collection, RecordedTrajectory
 
-#: Figures by group of held-out trajectories, kind, and number of steps.
-Table = dict[str, dict[Kind, dict[int, Figures]]]
+#: Scores by group of held-out trajectories, kind and number of steps.
+Table = dict[str, dict[Kind, dict[int, Scores]]]
 
-#: Sub-groups of the held-out trajectories, by regime.
+#: Sub-groups of the held-out trajectories, by whether more data would have helped.
 DATA_LIMITED, NOT_DATA_LIMITED = "data-limited", "not data-limited"
 _DIGITS = 4
 _OWN = "this KNOWN"
@@ -32,14 +32,18 @@ def evaluate(
 ) -> Table:
     """Measure a bundle on all groups of held-out trajectories.
 
-    Beside the groups of the split there are two more where their regime was recorded: the
-    trajectories of the same architectures and data sets that are data-limited, and the others.
+    Beside the groups of the split there are two more, where that was recorded: of the held-out
+    trajectories with known architectures and data sets, those that are data-limited and those
+    that are not.
 
     Args:
-        bundle: whose figures are wanted.
-        collection: windows for its S, with the targets of as many steps as are wanted.
+        bundle: to measure.
+        collection: windows for its S, with targets for as many steps as are to be scored.
         parts: which trajectories are held out.
         others: further bundles for the same S, by name, for comparison.
+
+    Returns:
+        Scores by group, kind and number of steps.
 
     Raises:
         UsageError: a bundle reads another number of checkpoints than the windows have.
@@ -54,7 +58,7 @@ def evaluate(
     for kind in PREDICTED_KINDS:
         windows = collection.windows[kind]
         training, held_out = windows.of(parts.training), windows.of(parts.all_held_out)
-        # The groups overlap, and every window is answered once.
+        # The groups overlap; each window is predicted once.
         answers = {
             name: predict(one.module(kind), held_out.windows, windows.steps)
             for name, one in {_OWN: bundle, **others}.items()
@@ -87,7 +91,7 @@ def _groups(
 
 
 def to_json(table: Table) -> dict[str, Any]:
-    """A table as JSON takes it; figures rounded to four digits after the point."""
+    """A table in plain types, with floats rounded to four decimal places."""
     return {
         group: {
             kind.value: {

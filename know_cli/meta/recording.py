@@ -1,4 +1,4 @@
-"""Records one trajectory of a network from the zoo: trains, measures, and keeps a sample of it."""
+"""Records one trajectory of a network from the zoo: trains, measures and keeps a sample."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from know_cli.meta.series import NotUsableError, Series, read_trajectory
 from know_cli.meta.setup import Setup
 
 FUNCTION = "know collect"
-#: Accuracies are measured on so many samples at most.
+#: Accuracies are measured on at most this many samples.
 _MEASURED = 1000
-#: A session 0 that is right this much more often than chance on its own samples has learned.
+#: Session 0 has learned if it is right this many times as often as chance on its own samples.
 _LEARNED = 1.5
-#: A pretrained common start has seen so many samples, in so many steps.
+#: Samples and steps of the training of a pretrained common start.
 _START_SAMPLES, _START_STEPS = 500, 150
-# Streams of random numbers of one trajectory.
+# Random streams of one trajectory.
 _START, _LONGER, _POOL = 10, 11, 12
 
 
@@ -35,9 +35,9 @@ class Task:
     """A classification task on some classes of a data set, ready for training.
 
     Attributes:
-        inputs: ``[n, …]`` training samples as networks take them, at most as many as needed.
+        inputs: ``[n, …]`` training samples as networks take them, no more than are needed.
         labels: ``[n]`` int64, renumbered from 0.
-        test_inputs, test_labels: samples that no session trains on, at most 1,000.
+        test_inputs, test_labels: at most 1,000 samples that no session trains on.
         start_inputs, start_labels: other training samples, for a pretrained common start.
     """
 
@@ -69,15 +69,15 @@ def record_trajectory(setup: Setup, data: DataSet, folder: Path, *, rows_per_ten
     """Train all sessions and continuations of a trajectory.
 
     Args:
-        setup: what it is of.
-        data: the data set of that name.
-        folder: for the checkpoints; sessions that are in it already are not trained again.
-        rows_per_tensor: the most elements of one tensor that are kept.
+        setup: of the trajectory.
+        data: the data set that the setup names.
+        folder: for the checkpoints; sessions that are already in it are not trained again.
+        rows_per_tensor: the most elements kept of one tensor.
 
     Returns:
         A sample of the parameters in every checkpoint. Its facts have the setup, and for each
-        session its accuracies: ``train_accuracy``, ``test_accuracy``, and for session 0 also
-        ``longer_test_accuracy``, of Θ0 trained on with D0 for as many steps as the first
+        session its accuracies: ``train_accuracy`` and ``test_accuracy``, for session 0 also
+        ``longer_test_accuracy``, that of Θ0 trained further on D0 for as many steps as the first
         continuation.
 
     Raises:

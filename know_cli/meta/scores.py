@@ -1,4 +1,4 @@
-"""How well held-out targets are predicted, beside what simple rules reach.
+"""How well held-out targets are predicted, compared with simple rules.
 
 The L1 ratio of a prediction is mean|θ̂ − θ_target| / mean|θ0 − θ_target|: 1 is "predict no
 change", 0 is perfect.
@@ -17,33 +17,33 @@ from know_cli.known.module import Known, roll
 from know_cli.meta.series import Floats
 from know_cli.meta.windows import Windows
 
-#: Rows that one forward pass without gradients takes at a time.
+#: Rows per forward pass without gradients.
 _CHUNK = 1 << 16
-#: Rows that rules with a best factor are fitted to at most.
+#: Rules with a best factor are fitted to at most this many rows.
 _MOST_ROWS = 2_000_000
 
 
 @dataclass(frozen=True)
-class Figures:
-    """L1 ratios on held-out windows after some steps, of KNOWN and of its simple rivals.
+class Scores:
+    """L1 ratios on held-out windows after some steps, of KNOWN and of simple baselines.
 
     Attributes:
         rows: number of held-out windows.
-        trajectories: that they are of.
-        known: of KNOWN.
-        known_l2: root of its mean squared error over that of no change.
-        median: of the L1 ratios that KNOWN has in each trajectory.
-        better: share of the trajectories in which that is below 1.
-        multiplier: of λ·θ0 with the best λ.
+        trajectories: number of trajectories that these are from.
+        known: KNOWN's L1 ratio.
+        known_l2: root of KNOWN's mean squared error over that of no change.
+        median: of KNOWN's L1 ratios in each trajectory.
+        better: share of the trajectories in which that ratio is below 1.
+        multiplier: L1 ratio of λ·θ0 with the best λ.
         multiplier_value: that λ.
-        extrapolation: of θ0 + α·(θ0 − θ1) with the best α.
+        extrapolation: L1 ratio of θ0 + α·(θ0 − θ1) with the best α.
         extrapolation_value: that α.
-        average: of the mean of the window.
-        least_squares: of the linear map of the window that has the least squared error on the
-            training windows, a rule of S numbers.
-        others: of further KNOWN, by name.
+        average: L1 ratio of the mean of the window.
+        least_squares: L1 ratio of the linear map of the window, S weights, that has the least
+            squared error on the training windows.
+        others: L1 ratios of further KNOWN, by name.
 
-    The best λ and α are found on the held-out windows themselves, which favours these rivals.
+    The best λ and α are found on the held-out windows themselves, which favours these baselines.
     """
 
     rows: int
@@ -66,14 +66,14 @@ def measure(
     held_out: Windows,
     rule: Floats,
     others: Mapping[str, Floats] | None = None,
-) -> Figures:
+) -> Scores:
     """Compare predictions for the held-out windows with simple rules.
 
     Args:
-        prediction: ``[rows]`` float32, KNOWN's answers.
-        held_out: ``rows`` windows with a single target, that after the same number of steps.
+        prediction: ``[rows]`` float32, by KNOWN.
+        held_out: ``rows`` windows with a single target, after the same number of steps.
         rule: ``[S]`` float32, see :func:`least_squares`.
-        others: answers of further KNOWN, by name.
+        others: predictions ``[rows]`` float32 of further KNOWN, by name.
     """
     newest, targets = held_out.windows[:, -1], held_out.targets[:, 0]
     step = newest - held_out.windows[:, -2]
@@ -81,7 +81,7 @@ def measure(
     multiplier = best_factor(newest[some], targets[some])
     extrapolation = best_factor(step[some], (targets - newest)[some])
     ratios = _ratios(prediction, held_out)
-    return Figures(
+    return Scores(
         rows=len(held_out),
         trajectories=len(ratios),
         known=l1_ratio(prediction, held_out),
@@ -99,7 +99,7 @@ def measure(
 
 
 def predict(known: Known, windows: Floats, steps: int) -> Floats:
-    """KNOWN's answers ``[rows, steps]`` float32 to windows ``[rows, S]`` float32."""
+    """Predict ``[rows, steps]`` float32 from windows ``[rows, S]`` float32."""
     with torch.inference_mode():
         parts = [
             roll(known, part, steps) for part in torch.split(torch.from_numpy(windows), _CHUNK)
@@ -125,9 +125,9 @@ def l2_ratio(prediction: Floats, windows: Windows) -> float:
 
 
 def best_factor(values: NDArray[np.floating], targets: NDArray[np.floating]) -> float:
-    """The factor f with the least Σ|f·values − targets|; 1 where all values are 0.
+    """The factor f that minimises Σ|f·values − targets|; 1 if all values are 0.
 
-    It is the median of targets / values weighted by |values|.
+    It is the median of targets / values, weighted by |values|.
     """
     used = values != 0
     if not used.any():
@@ -140,7 +140,7 @@ def best_factor(values: NDArray[np.floating], targets: NDArray[np.floating]) -> 
 
 
 def least_squares(windows: Windows) -> Floats:
-    """``[S]`` float32 weights of the linear map of a window with the least squared error.
+    """Fit the linear map of a window with the least squared error: ``[S]`` float32 weights.
 
     Args:
         windows: with a single target.
@@ -148,7 +148,7 @@ def least_squares(windows: Windows) -> Floats:
     # Histories are nearly constant: solving for differences to θ0 keeps the digits that count.
     newest = windows.windows[:, -1:].astype(np.float64)
     inputs = np.concatenate([windows.windows[:, :-1] - newest, newest], axis=1)
-    # The normal equations of centred inputs are well conditioned, and need no copy of all rows.
+    # The normal equations of centred inputs are well conditioned and need no copy of all rows.
     moments = inputs.T @ inputs
     solution = np.linalg.lstsq(
         moments, inputs.T @ (windows.targets[:, 0] - newest[:, 0]), rcond=None
@@ -160,7 +160,7 @@ def least_squares(windows: Windows) -> Floats:
 
 
 def _ratios(prediction: Floats, windows: Windows) -> NDArray[np.float64]:
-    """The L1 ratio in each trajectory, without those in which no target differs from θ0."""
+    """The L1 ratio in each trajectory, except those in which no target differs from θ0."""
     targets = windows.targets[:, 0]
     numbers, rows = np.unique(windows.trajectory, return_inverse=True)
     error = np.bincount(rows, np.abs(prediction - targets), minlength=len(numbers))

@@ -1,9 +1,8 @@
-"""A trajectory in one compact file: what some of its parameters were in every checkpoint.
+"""A trajectory in one compact file: the values of some of its parameters in every checkpoint.
 
-A recorded trajectory is a folder of whole checkpoints. For meta-training a sample of each
-tensor is enough, and all that any window length or target needs of it: one row a parameter, one
-column a checkpoint. The file is a safetensors file of its own, with its facts as JSON in the
-metadata.
+A recorded trajectory is a folder of whole checkpoints. Meta-training needs only a sample of each
+tensor, with one row per parameter and one column per checkpoint, whatever the window length and
+target. It is kept as a safetensors file, with its facts as JSON in the metadata.
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ _TENSOR = ".tensor"
 
 
 class NotUsableError(Exception):
-    """A trajectory that cannot be used; the text says why."""
+    """A trajectory cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Parameters of one trajectory over all its checkpoints.
+    """Sampled parameters of one trajectory in all its checkpoints.
 
     Attributes:
         indices: what each column is: session 0, 1, 2, … or −1, −2, … for Θ0 continued on more
             data.
-        values: for each kind ``[rows, columns]`` float32, the rows of one tensor together.
-        tensors: for each kind ``[rows]`` int32, the number of the tensor in :attr:`names`.
+        values: for each kind ``[rows, columns]`` float32; rows of one tensor are adjacent.
+        tensors: for each kind ``[rows]`` int32, each row's tensor as a position in :attr:`names`.
         names: of the tensors.
-        facts: of the trajectory, as JSON takes them: its record (identity, function, rate,
+        facts: about the trajectory, in plain types: its record (identity, function, rate,
             regime, options, measurements of each session) and what its recorder adds.
     """
 
@@ -63,10 +62,10 @@ class Series:
         return str(self.facts["trajectory"])
 
     def columns(self, indices: list[int]) -> list[int]:
-        """Positions of sessions or continuations.
+        """Columns of sessions or continuations.
 
         Raises:
-            NotUsableError: one is not there.
+            NotUsableError: one is not recorded.
         """
         missing = [index for index in indices if index not in self.indices]
         if missing:
@@ -78,17 +77,17 @@ def read_trajectory(folder: Path, *, rows_per_tensor: int, seed: int) -> Series:
     """Sample a recorded trajectory.
 
     Running statistics and tensors that never change are left out; a normalisation layer's
-    weight and bias are of the kind bias.
+    weight and bias are of kind bias.
 
     Args:
-        folder: with ``trajectory.json`` and all the checkpoints that it promises.
-        rows_per_tensor: the most elements of one tensor, drawn without replacement; the same
-            elements in every checkpoint.
-        seed: of the drawing, together with the trajectory's identity.
+        folder: with ``trajectory.json`` and all checkpoints that it lists.
+        rows_per_tensor: the most elements kept of one tensor, drawn without replacement; the
+            same elements in every checkpoint.
+        seed: of the sampling, together with the trajectory's identity.
 
     Raises:
         NotUsableError: a checkpoint is not recorded yet, or has values that are not finite.
-        CheckpointError: a checkpoint is corrupt, or they do not fit together.
+        CheckpointError: a checkpoint is corrupt, or the checkpoints do not match.
         UsageError: the folder has no record.
     """
     record = read_record(folder)
@@ -137,7 +136,7 @@ def read_tensor(opened: Sequence[Checkpoint], name: str, shape: tuple[int, ...])
     """One tensor of several checkpoints, ``[checkpoints, elements]`` float32.
 
     Raises:
-        CheckpointError: one does not have it, or in another shape.
+        CheckpointError: one lacks it, or has it in another shape.
     """
     values = torch.empty(len(opened), math.prod(shape))
     for row, checkpoint in zip(values, opened, strict=True):
@@ -173,7 +172,7 @@ def save_series(series: Series, path: Path) -> None:
 
 
 def is_series(path: Path) -> bool:
-    """Whether a file is one that :func:`save_series` wrote, by its header."""
+    """Whether :func:`save_series` wrote a file, judging by its header."""
     try:
         with open_checkpoint(path) as checkpoint:
             return SERIES in checkpoint.metadata
@@ -182,7 +181,7 @@ def is_series(path: Path) -> bool:
 
 
 def read_facts(path: Path) -> tuple[dict[str, Any], dict[Kind, int]]:
-    """The facts of a collected trajectory, and its rows of each kind, by its header alone.
+    """The facts of a collected trajectory and its number of rows per kind, from its header alone.
 
     Raises:
         CheckpointError: the file is missing, corrupt, or no series.

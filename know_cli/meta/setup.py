@@ -1,4 +1,4 @@
-"""What a collected trajectory is of: all that its seed decides, before anything is trained."""
+"""The setup of a collected trajectory: all that its seed decides before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from typing import Any, Literal
 
 import numpy as np
 
+from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import UsageError
-from know_cli.forgetting.recorder import Regime
 from know_cli.lab.data import AUGMENTATIONS, DataSet
 from know_cli.lab.data.parts import is_glyphs, meta_part
 from know_cli.lab.zoo import ARCHITECTURES, Design, Inputs, random_design
 
 Start = Literal["fresh", "pretrained"]
 
-#: How often a data set is drawn relative to the others: there is most to learn of in this one.
+#: Relative weights in drawing a data set: this one has the most to learn from.
 _WEIGHTS = {"fashion-mnist": 4.0}
-#: How often an architecture is drawn relative to the others: these give most windows a second.
+#: Relative weights in drawing an architecture: these give the most windows per second.
 _ARCHITECTURE_WEIGHTS = {"cnn": 2.0, "resnet": 2.0, "mlp": 1.5}
 _RATES = (0.3, 0.9)
 _FEWEST_CLASSES, _MOST_CLASSES = 3, 10
-#: Glyphs are hard to tell apart: of more classes small networks learn little from few images.
+#: Glyphs are hard to tell apart: with more classes, small networks learn little from few images.
 _MOST_GLYPH_CLASSES = 5
 _MOST_SESSIONS, _FEWEST_SESSIONS = 8, 5
 _MOST_CONTINUATIONS = 3
 _SAMPLES = (60, 1200)
-#: Of glyphs and texts fewer teach small networks nothing that holds for others.
+#: With fewer glyphs or texts, small networks learn nothing that generalises.
 _HARD_SAMPLES = (300, 1500)
-#: The most-forgotten session has at least so many samples.
+#: The most-forgotten session has at least this many samples.
 _LAST_SAMPLES = 8
-#: Steps of session 0: enough to learn so few samples by heart, or too few on purpose.
+#: Steps of session 0: enough to memorise so few samples, or deliberately too few.
 _STEPS, _SHORT_STEPS = (200, 600), (60, 150)
 _SHORT_SHARE = 0.12
-#: In so many chains all sessions have the epochs and learning rate of session 0, as when one
-#: training function is called again and again.
+#: Share of chains in which all sessions have the epochs and learning rate of session 0, as when
+#: the same training function is called each time.
 _SAME_SHARE = 0.3
 _AUGMENTED_SHARE = 0.4
 _EPOCHS = (3, 200)
 _STARTS: tuple[Start | None, ...] = (None, "fresh", "pretrained")
 _START_SHARES = (0.75, 0.125, 0.125)
-#: Continuations on much more data get fewer epochs, so that their steps stay below so many
-#: times those of session 0.
+#: Continuations on much more data get fewer epochs, so that their steps stay below this
+#: multiple of session 0's.
 _MOST_CONTINUED_STEPS = 1.0
-#: These learn more slowly, and with plain gradient descent next to nothing in so few steps.
+#: These learn more slowly, and next to nothing by plain gradient descent in so few steps.
 _TRANSFORMERS = ("vit", "pyramid", "text")
 _TRANSFORMER_STEPS = 1.25
 _LEARNING_RATES = {"adam": (5e-4, 4e-3), "sgd": (1e-2, 1e-1)}
@@ -56,26 +56,26 @@ class Setup:
     """A trajectory to be collected.
 
     Attributes:
-        seed: the trajectory's.
-        design: the network.
-        data_set: name of the data.
-        classes: those of the data set's classes that the task has.
+        seed: of the trajectory.
+        design: of the network.
+        data_set: name of the data set.
+        classes: the data set's classes that belong to the task.
         samples: |D0|.
         rate: sampling rate from one session to the next.
-        sessions: how many there are, session 0 included.
-        continuations: on how many larger data sets Θ0 is continued.
-        start: what all sessions start from: fresh weights, or such trained for a while on other
-            samples of the same data set; None for a chain, where each goes on from the one
-            before.
+        sessions: number of sessions, including session 0.
+        continuations: number of larger data sets on which Θ0 is continued.
+        start: what all sessions start from: fresh weights, or weights trained for a while on
+            other samples of the same data set; None for a chain, where each session continues
+            from the previous one.
         epochs: of session 0.
         later_epochs: share of these epochs in later sessions of a chain; from a common start
             they have as many as session 0, and its learning rate.
-        continued_epochs: share of these epochs in the first continuation, and in Θ0 trained
-            longer as many steps; further continuations have no more.
+        continued_epochs: share of these epochs in the first continuation, whose number of steps
+            Θ0 trained longer has, too; further continuations have no more.
         learning_rate: of session 0.
         later_rate: share of this learning rate in later sessions of a chain and in
             continuations.
-        batch_size: samples a step.
+        batch_size: samples per step.
         optimiser, weight_decay, schedule: see :func:`~know_cli.lab.fitting.fit`.
         augmentation: see :data:`~know_cli.lab.data.AUGMENTATIONS`.
     """
@@ -101,7 +101,7 @@ class Setup:
     augmentation: str
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
+        """The setup in plain types."""
         return {
             **asdict(self),
             "design": self.design.to_json(),
@@ -110,7 +110,7 @@ class Setup:
 
     @property
     def largest(self) -> int:
-        """Samples of the largest data set that Θ0 is continued on."""
+        """Number of samples of the largest data set on which Θ0 is continued."""
         return round(self.samples / self.rate**self.continuations)
 
     def continued(self, step: int) -> int:
@@ -122,7 +122,7 @@ class Setup:
 
     @property
     def longer_epochs(self) -> int:
-        """Epochs on D0 of as many steps as the first continuation has."""
+        """Epochs on D0 that take as many steps as the first continuation."""
         return max(round(self.continued_epochs * self.epochs / self.rate), 1)
 
 
@@ -136,8 +136,8 @@ def draw_setup(
 
     Args:
         seed: not negative.
-        data_sets: those to choose from, by name; the draw depends on names and sizes only.
-        architectures: those to choose from; None for all.
+        data_sets: to choose from, by name; the draw depends on their names and sizes only.
+        architectures: to choose from; None for all.
         regime: of the trajectory; None draws it, too.
 
     Raises:
@@ -165,8 +165,8 @@ def draw_setup(
     # With few samples a low rate would leave nothing for the last session.
     lowest = max(_RATES[0], (_LAST_SAMPLES / pool) ** (1 / _FEWEST_SESSIONS))
     rate = round(float(generator.uniform(lowest, _RATES[1])), 3)
-    wished = _HARD_SAMPLES if name == "text" or is_glyphs(name) else _SAMPLES
-    samples, sessions, continuations = _sizes(rate, pool, wished, generator)
+    wanted = _HARD_SAMPLES if name == "text" or is_glyphs(name) else _SAMPLES
+    samples, sessions, continuations = _sizes(rate, pool, wanted, generator)
     optimiser = str(generator.choice(["adam", "sgd"], p=[0.7, 0.3]))
     batch_size = int(generator.choice([16, 32, 64], p=[0.75, 0.2, 0.05]))
     short = generator.random() < _SHORT_SHARE
@@ -222,24 +222,24 @@ def _start(regime: Regime | None, generator: np.random.Generator) -> Start | Non
 def _weighted(
     names: Sequence[str], weights: Mapping[str, float], generator: np.random.Generator
 ) -> str:
-    """One of the names; those without a weight have 1."""
+    """Draw one of the names; those without a weight have weight 1."""
     shares = np.array([weights.get(name, 1.0) for name in names])
     return names[generator.choice(len(names), p=shares / shares.sum())]
 
 
 def _sizes(
-    rate: float, pool: int, wished_samples: tuple[int, int], generator: np.random.Generator
+    rate: float, pool: int, wanted_samples: tuple[int, int], generator: np.random.Generator
 ) -> tuple[int, int, int]:
-    """|D0|, number of sessions and of continuations, as far as the data reach."""
-    # So many samples let the last of the fewest sessions have some, and Θ0 be continued once.
+    """|D0|, the number of sessions and that of continuations, as far as the data reach."""
+    # Enough samples for the last of the fewest sessions, and few enough to continue Θ0 once.
     fewest = math.ceil(_LAST_SAMPLES / rate ** (_FEWEST_SESSIONS - 1))
     largest = math.floor(pool * rate)
-    lowest = min(max(wished_samples[0], fewest), largest)
-    highest = min(max(wished_samples[1], lowest), largest)
+    lowest = min(max(wanted_samples[0], fewest), largest)
+    highest = min(max(wanted_samples[1], lowest), largest)
     samples = round(_log_uniform(generator, lowest, highest))
     sessions = _FEWEST_SESSIONS
-    wished = _MOST_SESSIONS - int(generator.random() < 0.75)
-    while sessions < wished and samples * rate**sessions >= _LAST_SAMPLES:
+    wanted = _MOST_SESSIONS - int(generator.random() < 0.75)
+    while sessions < wanted and samples * rate**sessions >= _LAST_SAMPLES:
         sessions += 1
     continuations = 1
     while continuations < _MOST_CONTINUATIONS and samples / rate ** (continuations + 1) <= pool:

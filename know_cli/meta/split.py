@@ -1,4 +1,4 @@
-"""Which trajectories KNOWN is fitted to, and by which it is judged."""
+"""Which trajectories KNOWN is fitted to, and which are held out to evaluate it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from know_cli.errors import UsageError
-from know_cli.meta.windows import RecordedTrajectory
+from know_cli.meta.settings import Settings
+from know_cli.meta.windows import Collection, RecordedTrajectory
 
 #: Groups of trajectories that are never trained on.
 TRAJECTORIES, ARCHITECTURES, DATA_SETS = "trajectories", "architectures", "data sets"
@@ -17,14 +18,14 @@ REGIMES = "regimes"
 
 @dataclass(frozen=True)
 class Split:
-    """Numbers of trajectories.
+    """A division of trajectories, as their positions in a collection.
 
     Attributes:
         training: those that KNOWN is fitted to.
-        held_out: those it is judged by, in groups, none of them empty: ``trajectories`` of the
-            same regimes, architectures and data sets as those for training, then
-            ``architectures``, ``data sets`` and ``regimes`` that are never trained on. One that
-            belongs to several is in the last of them.
+        held_out: those that it is evaluated on, in groups, none of them empty: ``trajectories``
+            of the same regimes, architectures and data sets as the training ones, then
+            ``architectures``, ``data sets`` and ``regimes`` that are never trained on. A
+            trajectory that belongs to several groups is in the last of them.
     """
 
     training: list[int]
@@ -32,7 +33,7 @@ class Split:
 
     @property
     def all_held_out(self) -> list[int]:
-        """The numbers of all groups."""
+        """The positions of all groups, ascending."""
         return sorted(number for group in self.held_out.values() for number in group)
 
 
@@ -47,20 +48,20 @@ def split(
 ) -> Split:
     """Divide trajectories into those for training and those held out.
 
-    Which of them are drawn depends on their identities, so that nearly the same are held out
-    when a few are missing.
+    The draw depends on their identities, so nearly the same ones are held out when a few are
+    missing.
 
     Args:
         trajectories: to divide.
-        holdout: share of those with known architectures and data sets that is held out, too.
-        seed: of the drawing.
-        architectures: that are never trained on.
-        data_sets: that are never trained on.
-        regimes: that are never trained on.
+        holdout: share of the remaining trajectories that is held out, too.
+        seed: of the draw.
+        architectures: names of architectures that are never trained on.
+        data_sets: names of data sets that are never trained on.
+        regimes: names of regimes that are never trained on.
 
     Raises:
-        UsageError: there are none with such an architecture, data set or regime, or one side
-            would be empty.
+        UsageError: no trajectory has such an architecture, data set or regime, or one side would
+            be empty.
     """
     for what, names, present in (
         ("architecture", architectures, {one.architecture for one in trajectories}),
@@ -96,6 +97,22 @@ def split(
     groups[TRAJECTORIES] = sorted(rest[:count])
     held_out = {name: numbers for name, numbers in groups.items() if numbers}
     return Split(sorted(rest[count:]), held_out)
+
+
+def split_collection(collection: Collection, settings: Settings) -> Split:
+    """The division of a collection's trajectories that a training's settings ask for.
+
+    Raises:
+        UsageError: see :func:`split`.
+    """
+    return split(
+        collection.trajectories,
+        settings.holdout,
+        settings.seed,
+        architectures=settings.held_out_architectures,
+        data_sets=settings.held_out_data_sets,
+        regimes=settings.held_out_regimes,
+    )
 
 
 def _rank(seed: int, identity: str) -> str:

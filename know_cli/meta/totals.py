@@ -1,4 +1,4 @@
-"""What a collection of trajectories has come to so far, by architecture."""
+"""Running totals of a collection of trajectories, by architecture."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class Line:
 
     Attributes:
         trajectories: number of them.
-        data_limited: how many of them are; see :func:`~know_cli.meta.windows.is_data_limited`.
+        data_limited: how many are data-limited; see
+            :func:`~know_cli.meta.windows.is_data_limited`.
         rows: sampled parameters of each kind.
         accuracy: summed test accuracies: of Θ0 (``full``), of the most-forgotten session
             (``last``), of Θ0 trained longer (``longer``) and on 1/r times its data
@@ -54,11 +55,11 @@ class Totals:
     """Sums over a shard.
 
     Attributes:
-        wanted: how many trajectories it has when it is done.
-        lines: by architecture.
-        left_out: how many trajectories could not be used.
-        seconds: that those collected in this run took, summed over processes.
-        timed: how many those are.
+        wanted: number of trajectories of the complete shard.
+        lines: sums by architecture.
+        left_out: number of trajectories that could not be used.
+        seconds: time spent on those collected in this run, summed over processes.
+        timed: number of trajectories that this time is for.
     """
 
     wanted: int
@@ -69,7 +70,7 @@ class Totals:
 
     @property
     def done(self) -> int:
-        """Trajectories collected or left out."""
+        """Number of trajectories collected or left out."""
         return self.left_out + sum(line.trajectories for line in self.lines.values())
 
     @property
@@ -93,7 +94,7 @@ class Totals:
             self.lines.setdefault(architecture, Line()).add(one)
 
     def seconds_left(self, processes: int) -> float | None:
-        """An estimate; None before anything is measured."""
+        """Estimated seconds until the shard is complete; None before anything is measured."""
         if not self.timed:
             return None
         return (self.wanted - self.done) * self.seconds / self.timed / processes

@@ -1,14 +1,11 @@
-"""Fits KNOWN to windows (the paper's section on meta-training), and makes a bundle of it."""
+"""Fits KNOWN to windows (the paper's section on meta-training) and makes a bundle of it."""
 
 from __future__ import annotations
 
 import json
 import math
-import platform
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,133 +13,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from know_cli import __version__
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.state import read_state
 from know_cli.errors import KnowError, UsageError
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.bundle import Bundle
-from know_cli.known.module import Known, Preparation, initialise, penalty, roll
+from know_cli.known.module import Known, initialise, penalty, roll
 from know_cli.meta.held_out import Table, evaluate, to_json
-from know_cli.meta.scores import least_squares, predict
-from know_cli.meta.split import TRAJECTORIES, Split, split
-from know_cli.meta.windows import Collection, Target, Windows
-from know_cli.methods.lstsq import RULE
+from know_cli.meta.manifest import training_facts, versions
+from know_cli.meta.scores import predict
+from know_cli.meta.settings import Loss, Residuals, Settings
+from know_cli.meta.split import split_collection
+from know_cli.meta.windows import Collection, Windows
 
-#: The distance from which the Huber loss grows linearly, in the unit of the residuals.
+#: δ of the Huber loss, in the unit of the residuals.
 _HUBER = 1.0
-#: Targets are taken for at most so many spreads from θ0, where residuals are in that unit.
+#: With residuals in units of spread, targets are clipped to this many spreads around θ0.
 _FARTHEST = 2.0
 _FIT = "know.fit"
 
 
-class Loss(str, Enum):
-    """Mean absolute error, mean squared error, or between the two (Huber, with a distance of 1)."""
-
-    L1 = "l1"
-    L2 = "l2"
-    HUBER = "huber"
-
-
-class Residuals(str, Enum):
-    """In which unit errors are counted.
-
-    ``RAW``: that of the parameters (the paper).
-    ``SCALED``: each trajectory's own mean |θ0 − θ_target| for that number of steps, so that
-    trajectories that move far do not drown the others.
-    ``SPREAD``: each window's largest |θk − θ0|, so that every parameter counts alike; a target
-    farther from θ0 than twice that counts as one that far, as a window that hardly moved says
-    nothing of a leap.
-    """
-
-    RAW = "raw"
-    SCALED = "scaled"
-    SPREAD = "spread"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How KNOWN is trained.
-
-    Attributes:
-        target: what it is taught.
-        checkpoints: S, the length of a window.
-        preparation: what is done to a window first.
-        steps: how many steps it is trained through: beyond the first, its answer is put into
-            the window, and the error after each step counts alike.
-        loss: what is minimised.
-        residuals: in which unit.
-        penalised: whether the paper's L1 penalties on weights are added.
-        epochs: passes over the training windows of a kind.
-        batch_rows: windows a step.
-        learning_rate: of Adam at the start; it falls to 0 along half a cosine.
-        averaging: decay of the exponential moving average of KNOWN's weights over the steps of
-            training that is kept in the end; 0 keeps the last weights themselves.
-        seed: of the split, the initial weights and the order of the windows.
-        holdout: share of the trajectories that it is judged by, and never fitted to.
-        held_out_architectures: names of those that are never trained on.
-        held_out_data_sets: names of those that are never trained on.
-        held_out_regimes: names of those that are never trained on.
-        rows_per_tensor: see :func:`~know_cli.meta.windows.collect_windows`.
-    """
-
-    target: Target
-    checkpoints: int = 5
-    preparation: Preparation = Preparation.RAW
-    steps: int = 1
-    loss: Loss = Loss.L1
-    residuals: Residuals = Residuals.RAW
-    penalised: bool = True
-    epochs: int = 20
-    batch_rows: int = 4096
-    learning_rate: float = 1e-3
-    averaging: float = 0.0
-    seed: int = 0
-    holdout: float = 0.2
-    held_out_architectures: tuple[str, ...] = ()
-    held_out_data_sets: tuple[str, ...] = ()
-    held_out_regimes: tuple[str, ...] = ()
-    rows_per_tensor: int = 1000
-
-    def split(self, collection: Collection) -> Split:
-        """The division of some trajectories that these settings mean.
-
-        Raises:
-            UsageError: see :func:`~know_cli.meta.split.split`.
-        """
-        return split(
-            collection.trajectories,
-            self.holdout,
-            self.seed,
-            architectures=self.held_out_architectures,
-            data_sets=self.held_out_data_sets,
-            regimes=self.held_out_regimes,
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """All of them as JSON takes them."""
-        return {
-            key: value.value if isinstance(value, Enum) else value
-            for key, value in asdict(self).items()
-        }
-
-
 @dataclass(frozen=True)
 class Fit:
-    """What one kind's training came to.
+    """The outcome of one kind's training.
 
     Attributes:
-        known: as it was after the last epoch.
-        losses: training loss and held-out loss of each epoch, without penalties. The second is
-            only told: nothing is chosen by it.
+        known: after the last epoch.
+        losses: training loss and held-out loss of each epoch, without penalties. The held-out
+            loss is only reported; nothing is chosen by it.
     """
 
     known: Known
     losses: list[tuple[float, float]]
 
 
-#: Told of each epoch: kind, epoch from 1, training loss, held-out loss.
+#: Called after each epoch with the kind, the epoch from 1, the training and the held-out loss.
 Report = Callable[[Kind, int, float, float], None]
 
 
@@ -155,26 +61,25 @@ def train_bundle(
 ) -> tuple[Bundle, Table]:
     """Train the three KNOWN of a bundle, one after the other.
 
-    The same windows and settings give the same bundle on one machine with one number of
-    threads.
+    The same windows, settings and number of threads give the same bundle on the same machine.
 
     Args:
-        collection: windows for the target, S and rows a tensor of the settings, with targets
-            for at least its steps; figures are measured for all that there are.
+        collection: windows for the target, S and rows per tensor of the settings, with targets
+            for at least as many steps; scores are measured for all steps that have targets.
         settings: how to train.
-        report: is told of each epoch.
-        partial: a folder that keeps each kind once it is trained, so that a run that was
-            interrupted goes on with the next; None keeps nothing.
+        report: called after each epoch.
+        partial: a folder that keeps each kind once it is trained, so that an interrupted run
+            continues with the next kind; None keeps nothing.
 
     Returns:
-        The bundle, whose manifest tells of data, settings, losses, versions and figures, and
-        these figures.
+        The bundle, whose manifest records data, settings, losses, versions and scores, and these
+        scores.
 
     Raises:
         UsageError: there are too few trajectories, or a kind has no windows.
         KnowError: the training diverges.
     """
-    parts = settings.split(collection)
+    parts = split_collection(collection, settings)
     wanted = _identity(collection, settings)
     fits: dict[Kind, Fit] = {}
     for kind in PREDICTED_KINDS:
@@ -193,9 +98,12 @@ def train_bundle(
         settings.checkpoints,
         settings.preparation,
         settings.target.value,
-        _manifest(collection, settings, fits, parts),
+        training_facts(
+            collection, settings, parts, {kind: found.losses for kind, found in fits.items()}
+        ),
     )
     table = evaluate(bundle, collection, parts)
+    # The key is part of the format of manifests.
     bundle.manifest["figures"] = to_json(table)
     return bundle, table
 
@@ -207,7 +115,12 @@ def fit(
     settings: Settings,
     report: Report = lambda kind, epoch, training, held_out: None,
 ) -> Fit:
-    """Train KNOWN for one kind; see :func:`train_bundle`."""
+    """Train KNOWN for one kind; see :func:`train_bundle`.
+
+    Raises:
+        UsageError: there are no training or no held-out windows.
+        KnowError: the training diverges.
+    """
     for name, windows in (("training", training), ("held-out", held_out)):
         if not len(windows):
             raise UsageError(
@@ -258,7 +171,7 @@ def _average(known: Known, decay: float) -> torch.optim.swa_utils.AveragedModel 
 
 
 def _tensors(windows: Windows, settings: Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, targets, and what each residual is multiplied with, 0 where there is no target."""
+    """Inputs, targets, and the weight of each residual, which is 0 where there is no target."""
     wanted = windows.targets[:, : settings.steps]
     there = np.isfinite(wanted)
     targets = np.where(there, wanted, np.float32(0))
@@ -278,7 +191,7 @@ def _tensors(windows: Windows, settings: Settings) -> tuple[Tensor, Tensor, Tens
 
 
 def _inverse(values: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> Any:
-    """1 / values, and 0 where they are 0: what did not move has nothing to teach."""
+    """1 / values, or 0 where they are 0, since nothing can be learned from what did not move."""
     return np.divide(1, values, out=np.zeros_like(values), where=values > 0).astype(np.float32)
 
 
@@ -292,7 +205,7 @@ def _mean(answers: Tensor, targets: Tensor, weights: Tensor, loss: Loss) -> Tens
         values = torch.nn.functional.huber_loss(
             residuals, torch.zeros_like(residuals), reduction="none", delta=_HUBER
         )
-    # Entries without a target are 0 and do not count.
+    # Entries without a target have weight 0 and do not count.
     return values.sum() / (weights != 0).sum().clamp(min=1)
 
 
@@ -303,13 +216,13 @@ def _loss(known: Known, windows: Windows, settings: Settings) -> float:
 
 
 def _identity(collection: Collection, settings: Settings) -> str:
-    """What a kept kind must have been trained on and how, to be used again."""
+    """What must be unchanged for a kind that was kept to be used again, as JSON."""
     facts: Mapping[str, Any] = {
         "settings": settings.to_json(),
         "trajectories": [one.identity for one in collection.trajectories],
         "rows": {kind.value: len(collection.windows[kind]) for kind in PREDICTED_KINDS},
         "threads": torch.get_num_threads(),
-        "versions": _versions(),
+        "versions": versions(),
     }
     return json.dumps(facts, sort_keys=True)
 
@@ -330,113 +243,3 @@ def _read_fit(file: Path, identity: str, settings: Settings) -> Fit | None:
     known = Known(settings.checkpoints, settings.preparation)
     known.load_state_dict(read_state(file))
     return Fit(known.eval(), [(one, other) for one, other in kept["losses"]])
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "know-predict": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def settings_of(bundle: Bundle) -> Settings:
-    """The settings that a bundle was trained with, from its manifest.
-
-    Raises:
-        UsageError: its manifest does not tell.
-    """
-    try:
-        kept = dict(bundle.manifest["settings"])
-        enums = {"target": Target, "preparation": Preparation, "loss": Loss, "residuals": Residuals}
-        for key, enum in enums.items():
-            kept[key] = enum(kept[key])
-        for key in ("held_out_architectures", "held_out_data_sets", "held_out_regimes"):
-            kept[key] = tuple(kept.get(key, ()))
-        return Settings(**kept)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(
-            f"{bundle.source}: its manifest does not tell how it was trained ({error!r}), so "
-            "that nobody knows what was held out; give one that 'know train' wrote"
-        ) from error
-
-
-def split_of(bundle: Bundle, collection: Collection) -> Split:
-    """The division of trajectories that a bundle was trained with, by their identities.
-
-    Args:
-        bundle: as ``know train`` made it.
-        collection: trajectories, those of its training or others; others are in no group.
-
-    Raises:
-        UsageError: its manifest does not tell, or nothing that it holds out is there.
-    """
-    numbers = {one.identity: number for number, one in enumerate(collection.trajectories)}
-    try:
-        data = bundle.manifest["data"]
-        held_out = data["held_out"]
-        if isinstance(held_out, list):  # as manifests of the first version have it
-            held_out = {TRAJECTORIES: held_out}
-        training = [numbers[one] for one in data["training"] if one in numbers]
-        groups = {
-            name: sorted(numbers[one] for one in identities if one in numbers)
-            for name, identities in held_out.items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{bundle.source}: its manifest does not tell what was held out ({error!r}); give "
-            "one that 'know train' wrote"
-        ) from error
-    found = {name: group for name, group in groups.items() if group}
-    if not found:
-        raise UsageError(
-            f"{bundle.source}: none of the trajectories held out from its training is here; "
-            "give those that it was trained with"
-        )
-    return Split(sorted(training), found)
-
-
-def _manifest(
-    collection: Collection, settings: Settings, fits: dict[Kind, Fit], parts: Split
-) -> dict[str, Any]:
-    used = collection.trajectories
-    rates = [trajectory.rate for trajectory in used]
-    trained = [used[number] for number in parts.training]
-    return {
-        "settings": settings.to_json(),
-        "data": {
-            "functions": sorted({trajectory.function for trajectory in used}),
-            "architectures": sorted({one.architecture for one in trained} - {""}),
-            "data_sets": sorted({one.data_set for one in trained} - {""}),
-            "regimes": dict(sorted(Counter(one.regime for one in trained).items())),
-            "rates": [min(rates), max(rates)],
-            "training": [one.identity for one in trained],
-            "held_out": {
-                name: [used[number].identity for number in numbers]
-                for name, numbers in parts.held_out.items()
-            },
-            "rows": {
-                kind.value: len(collection.windows[kind].of(parts.training))
-                for kind in PREDICTED_KINDS
-            },
-        },
-        # The linear rule that KNOWN must beat, so that it can be tried without these windows.
-        RULE: {
-            kind.value: [
-                float(weight)
-                for weight in least_squares(
-                    collection.windows[kind].of(parts.training).with_target(1)
-                )
-            ]
-            for kind in PREDICTED_KINDS
-        },
-        "losses": {
-            kind.value: {
-                "training": [float(f"{loss:.5g}") for loss, _ in found.losses],
-                "held_out": [float(f"{loss:.5g}") for _, loss in found.losses],
-            }
-            for kind, found in fits.items()
-        },
-        "versions": _versions(),
-    }

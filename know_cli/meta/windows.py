@@ -1,18 +1,18 @@
-"""From recorded trajectories to training windows, one table a kind."""
+"""From recorded trajectories to training windows, one table per kind."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import UsageError
-from know_cli.forgetting.recorder import RECORD, Regime
+from know_cli.forgetting.recorder import RECORD
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.series import (
     Floats,
@@ -22,29 +22,18 @@ from know_cli.meta.series import (
     load_series,
     read_trajectory,
 )
-
-
-class Target(str, Enum):
-    """What KNOWN is taught to predict from a window.
-
-    ``RETRODICTION``: the session before the window in the chain, trained on 1/r times the data
-    of the window's newest (the paper).
-    ``CONTINUATION``: Θ0 continued on 1/r times its data.
-    """
-
-    RETRODICTION = "retrodiction"
-    CONTINUATION = "continuation"
+from know_cli.meta.settings import Target
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Histories of scalar parameters, and the values that each is to be continued with.
+    """Histories of scalar parameters, and the values that are to be predicted from them.
 
     Attributes:
         windows: ``[rows, S]`` float32, **oldest-forgotten first, θ0 last**.
         targets: ``[rows, steps]`` float32: the value after one step, after two, …; NaN where it
-            was not recorded, which the first always was.
-        trajectory: ``[rows]`` int32, position in :attr:`Collection.trajectories`.
+            was not recorded, which never holds for the first.
+        trajectory: ``[rows]`` int32, a position in :attr:`Collection.trajectories`.
     """
 
     windows: Floats
@@ -56,7 +45,7 @@ class Windows:
 
     @property
     def steps(self) -> int:
-        """How many steps there are targets of."""
+        """The number of steps that targets are for."""
         return int(self.targets.shape[1])
 
     def of(self, trajectories: Iterable[int]) -> Windows:
@@ -64,17 +53,17 @@ class Windows:
         return self.rows(np.isin(self.trajectory, list(trajectories)))
 
     def has_target(self, step: int) -> NDArray[np.bool_]:
-        """``[rows]``: which have a target after so many steps, counted from 1."""
+        """``[rows]``: which rows have a target after this many steps, at least 1."""
         there: NDArray[np.bool_] = np.isfinite(self.targets[:, step - 1])
         return there
 
     def with_target(self, step: int) -> Windows:
-        """The rows that have a target after so many steps, and only that target."""
+        """The rows that have a target after this many steps, with only that target."""
         there = self.rows(self.has_target(step))
         return Windows(there.windows, there.targets[:, step - 1 : step], there.trajectory)
 
     def rows(self, chosen: NDArray[np.bool_]) -> Windows:
-        """Some of the rows, by a mask ``[rows]``."""
+        """The rows that a mask ``[rows]`` selects."""
         return Windows(self.windows[chosen], self.targets[chosen], self.trajectory[chosen])
 
 
@@ -83,15 +72,15 @@ class RecordedTrajectory:
     """A trajectory that windows were taken from.
 
     Attributes:
-        folder: or file, that it was read from.
+        folder: that it was read from, or file.
         identity: hexadecimal digits that name it.
-        function: what trained it.
+        function: name of the function that trained it.
         rate: sampling rate.
-        architecture: of the network; empty where that is not known.
-        data_set: that it was trained on; empty where that is not known.
+        architecture: of the network; empty if unknown.
+        data_set: that it was trained on; empty if unknown.
         data_limited: see :func:`is_data_limited`.
         regime: ``chain`` or ``common-start``; see
-            :class:`~know_cli.forgetting.recorder.Regime`.
+            :class:`~know_cli.checkpoints.metadata.Regime`.
     """
 
     folder: Path
@@ -110,8 +99,8 @@ class Collection:
 
     Attributes:
         windows: one table for each of conv, fc and bias; some may be empty.
-        trajectories: those used.
-        skipped: others by path, and why they were not, in words.
+        trajectories: those that were used.
+        skipped: by path, why the others were not used.
     """
 
     windows: dict[Kind, Windows]
@@ -123,15 +112,15 @@ def find_trajectories(paths: Sequence[Path]) -> list[Path]:
     """Recorded trajectories (folders) and collected ones (files), at or below the given paths.
 
     Returns:
-        Without repetition; below each path the folders, then the files, each sorted.
+        Their paths without duplicates; for each given path the folders, then the files, sorted.
 
     Raises:
-        UsageError: there is none below one of the paths.
+        UsageError: one of the paths holds none.
     """
     found: list[Path] = []
     for path in paths:
         folders = sorted(record.parent for record in path.rglob(RECORD)) if path.is_dir() else []
-        # The checkpoints of a collection's unfinished trajectories are no trajectories yet.
+        # Hidden folders hold the checkpoints of trajectories that are not finished yet.
         folders = [folder for folder in folders if not folder.name.startswith(".")]
         candidates = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         files = [file for file in candidates if is_series(file)]
@@ -145,14 +134,14 @@ def find_trajectories(paths: Sequence[Path]) -> list[Path]:
 
 
 def is_data_limited(facts: dict[str, Any]) -> bool | None:
-    """Whether more data would have brought a trajectory's Θ0 more than longer training.
+    """Whether more data would have helped a trajectory's Θ0 more than longer training.
 
-    Judged by test accuracy: of Θ0 continued on 1/r times the data, against that of Θ0 trained
-    for as many steps on its own data, and against Θ0 itself. Where neither brings anything, or
-    longer training brings as much, the answer is no.
+    Compares the test accuracy of Θ0 continued on 1/r times its data with that of Θ0 trained for
+    as many steps on its own data, and with that of Θ0 itself. The answer is no if neither helps,
+    or if longer training helps as much.
 
     Returns:
-        None where these accuracies were not recorded.
+        None if these accuracies were not recorded.
     """
     try:
         session = facts["recorded"]["0"]["measurements"]
@@ -171,27 +160,27 @@ def collect_windows(
     rows_per_tensor: int = 1000,
     seed: int = 0,
 ) -> Collection:
-    """Take windows out of recorded trajectories.
+    """Take windows from recorded trajectories.
 
     For retrodiction they slide along the sessions: Θ(j+S−1) … Θ(j) with targets Θ(j−1), Θ(j−2),
-    …, for all j ≥ 1 that the trajectory is long enough for. For continuation there is one,
-    Θ(S−1) … Θ0 with targets ``continued1``, ``continued2``, …
+    …, for every j ≥ 1 that the trajectory is long enough for. For continuation there is one,
+    Θ(S−1) … Θ0, with targets ``continued1``, ``continued2``, …
 
-    As in predicting, tensors that stay the same throughout a window are left out, and so are
-    running statistics; a normalisation layer's weight and bias are of the kind bias.
+    As in prediction, tensors that stay the same throughout a window are left out, and so are
+    running statistics; a normalisation layer's weight and bias are of kind bias.
 
     Args:
-        paths: folders with a ``trajectory.json`` each, or files of collected trajectories.
+        paths: folders that have a ``trajectory.json``, or files of collected trajectories.
         target: what is to be predicted.
         checkpoints: S, the length of a window.
-        steps: the most targets of a window.
-        rows_per_tensor: the most elements of one tensor that are taken for one window position,
-            drawn without replacement.
-        seed: of the drawing; what is drawn from a trajectory does not depend on the others.
+        steps: the most targets per window.
+        rows_per_tensor: the most elements of one tensor per window position, drawn without
+            replacement.
+        seed: of the draw; what is drawn from a trajectory does not depend on the others.
 
     Raises:
         UsageError: no trajectory can be used.
-        CheckpointError: a checkpoint is corrupt, or those of a trajectory do not fit together.
+        CheckpointError: a checkpoint is corrupt, or the checkpoints of a trajectory do not match.
     """
     tables: dict[Kind, list[Windows]] = {kind: [] for kind in PREDICTED_KINDS}
     used: list[RecordedTrajectory] = []
@@ -202,7 +191,7 @@ def collect_windows(
             series = _load(path, rows_per_tensor, seed)
             same = seen.setdefault(series.identity, path)
             if same is not path:
-                # On both sides of a split it would be judged by what it was fitted to.
+                # On both sides of a split, KNOWN would be evaluated on what it was fitted to.
                 raise NotUsableError(f"is the same trajectory as {same}")
             facts = series.facts
             positions = _positions(
@@ -249,7 +238,7 @@ def _described(path: Path, facts: dict[str, Any]) -> RecordedTrajectory:
 def _positions(
     sessions: int, continuations: int, target: Target, checkpoints: int, steps: int
 ) -> list[tuple[list[int], list[int]]]:
-    """For each window of a trajectory its sessions, oldest-forgotten first, and its targets.
+    """Each window of a trajectory: its sessions, oldest-forgotten first, and its targets.
 
     Continuations are −1, −2, …
     """
@@ -288,7 +277,7 @@ def _take(
     for kind in PREDICTED_KINDS:
         values, tensors = series.values[kind], series.tensors[kind]
         moved = (values[:, columns] != values[:, columns[:1]]).any(axis=1)
-        # Tensors that stay the same throughout the window are left out whole.
+        # A tensor is left out if none of its elements moves within the window.
         kept = np.flatnonzero(np.isin(tensors, np.unique(tensors[moved])))
         kept = _at_most(kept, tensors[kept], rows_per_tensor, generator)
         numbers = np.full(len(kept), number, dtype=np.int32)
@@ -303,7 +292,7 @@ def _at_most(
     count: int,
     generator: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """Rows of which at most so many are of one tensor; which ones is drawn."""
+    """Draw rows so that at most this many are of the same tensor."""
     if not len(rows) or np.bincount(tensors).max() <= count:
         return rows
     order = np.lexsort((generator.random(len(rows)), tensors))
@@ -312,7 +301,7 @@ def _at_most(
 
 
 def _padded(windows: Windows, steps: int) -> Windows:
-    """With NaN for the targets that there are not."""
+    """Fill up the targets with NaN to this many steps."""
     absent = np.full((len(windows), steps - windows.steps), np.nan, dtype=np.float32)
     targets = np.concatenate([windows.targets, absent], axis=1)
     return Windows(windows.windows, targets, windows.trajectory)

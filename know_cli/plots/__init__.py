@@ -1,1 +1,1 @@
-"""Pictures, one module each. Only here is matplotlib used, and only inside functions."""
+"""Pictures, one module each. They import matplotlib inside functions only."""

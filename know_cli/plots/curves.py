@@ -1,4 +1,4 @@
-"""The results of an evaluation as curves: what each method is worth after one, two, … steps."""
+"""The results of an evaluation as curves: each method's worth after one, two, … steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from know_cli.evaluation.results import ALL, comparisons, series_name, start_nam
 from know_cli.evaluation.statistics import Comparison, Estimate, Status, mean_estimate
 from know_cli.evaluation.variants import VARIANTS
 
-#: Drawn unless others are asked for, with all bundles of the user's.
+#: Drawn by default, along with all of the user's bundles.
 DEFAULT_METHODS = ("continuation", "retrodiction", "shrink-0.9", "average")
 
 
@@ -22,8 +22,8 @@ class Curve:
     """One method over the steps.
 
     Attributes:
-        name: of the method, with what is not as usual.
-        estimates: by number of steps, ascending from 0, no prediction.
+        name: of the method, with any setting that differs from the default.
+        estimates: by number of steps, ascending from 0, which is no prediction.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Panel:
 
     Attributes:
         title: the task's name.
-        worth: what the task can tell, in words.
-        quantity: what is measured, with its unit, in a line or two.
-        curves: in the order of the whole picture's names.
-        levels: by name, what does not depend on steps, ``longer`` and ``oracle``.
+        worth: what the task can show, in words.
+        quantity: what is measured, and its unit, in one or two lines.
+        curves: in the order of the picture's names.
+        levels: by name, the estimates that do not depend on steps: ``longer`` and ``oracle``.
     """
 
     title: str
@@ -54,11 +54,11 @@ class Curves:
     """All panels of a picture.
 
     Attributes:
-        rate: sampling rate, from which a number of steps has its factor.
+        rate: sampling rate, which decides the factor of a number of steps.
         names: of all curves, in order.
-        tasks: a panel each, of paired differences to naive in the task's unit.
-        summary: recovered gains, the mean over the data-limited tasks with its interval over
-            tasks by Student's t; None where there are fewer than two.
+        tasks: one panel per task, with paired differences from naive in the task's unit.
+        summary: mean recovered gains over the data-limited tasks, with their interval over tasks
+            by Student's t; None if there are fewer than two such tasks.
     """
 
     rate: float
@@ -70,9 +70,9 @@ class Curves:
 def curves_of(
     results: Mapping[str, Any], tasks: Sequence[str], methods: Sequence[str] | None = None
 ) -> Curves:
-    """Choose tasks and methods of results, and compare them over the steps.
+    """Select tasks and methods of results and compare them over the steps.
 
-    The mean over a task's cells is what is drawn.
+    Curves show the mean over a task's cells.
 
     Args:
         results: of :func:`~know_cli.evaluation.results.read_results`.
@@ -102,7 +102,7 @@ def curves_of(
 
 
 def _matching(patterns: Sequence[str], names: Iterable[str], what: str) -> list[str]:
-    """Names that a pattern matches, in the patterns' order."""
+    """Names that match a pattern, in the order of the patterns."""
     names, found = list(names), []
     for pattern in patterns:
         matched = [name for name in names if fnmatchcase(name, pattern)]
@@ -113,7 +113,7 @@ def _matching(patterns: Sequence[str], names: Iterable[str], what: str) -> list[
 
 
 def _defaults(starts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The usual methods, then bundles; each in its first setting, the run's first."""
+    """The default methods, then bundles, each in the first setting of the run."""
     first: dict[str, str] = {}
     for start in starts:
         first.setdefault(start["method"], series_name(start))
@@ -132,7 +132,7 @@ def _compare(task: Mapping[str, Any], names: Sequence[str]) -> Comparison:
 
 
 def _steps(task: Mapping[str, Any], name: str) -> dict[int, str]:
-    """By number of steps, ascending, the start's name in comparisons."""
+    """The name of a start in comparisons, by number of steps, ascending."""
     found = {
         start["step"]: start_name(start)
         for start in task["starts"]
@@ -171,7 +171,7 @@ def _summary(
     curves = []
     for name in names:
         steps = {task: {0: NAIVE} | _steps(tasks[task], name) for task in compared}
-        # A mean over fewer tasks cannot be compared with the others.
+        # A mean over fewer tasks would not be comparable with the others.
         shared = set.intersection(*(set(found) for found in steps.values()))
         if len(shared) > 1:
             estimates = {

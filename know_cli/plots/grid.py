@@ -22,14 +22,14 @@ from know_cli.plots.plane import Plane
 
 Values = NDArray[np.float64]
 
-# A trajectory that hardly bends would give a strip too narrow for contours: the shorter side is
-# at least so much of the longer.
+# The least ratio of the shorter side to the longer: a nearly straight trajectory would give a
+# strip too narrow for contours.
 _NARROWEST = 0.6
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Points of the plane, evenly spaced.
+    """Evenly spaced points of the plane.
 
     Attributes:
         x, y: float64 ``[n]``, ascending coordinates along the first and the second axis.
@@ -52,10 +52,10 @@ class Evaluation:
     function: Callable[[dict[str, Tensor]], Any]
 
     def __call__(self, state: dict[str, Tensor]) -> float:
-        """What the function returns for a state dict.
+        """The value of the function for a state dict.
 
         Raises:
-            UsageError: it fails, or returns no finite number.
+            UsageError: the function fails or does not return a finite number.
         """
         with user_code(self.name, "evaluation"):
             result = self.function(state)
@@ -74,7 +74,7 @@ def load_evaluation(name: str) -> Evaluation:
     """Import a user's function by ``module:function`` or ``file.py:function``.
 
     Raises:
-        UsageError: there is none of that name, importing fails, or it cannot be called.
+        UsageError: there is no such function, importing it fails, or it is not callable.
     """
     function = load_object(name)
     if not callable(function):
@@ -83,7 +83,7 @@ def load_evaluation(name: str) -> Evaluation:
 
 
 def grid_around(plane: Plane, size: int, margin: float) -> Grid:
-    """A grid that holds all checkpoints.
+    """A grid that covers all checkpoints.
 
     Args:
         plane: of the checkpoints.
@@ -106,17 +106,17 @@ def grid_around(plane: Plane, size: int, margin: float) -> Grid:
 def combine(
     checkpoints: Sequence[Checkpoint], names: Sequence[str], coefficients: Values
 ) -> dict[str, Tensor]:
-    """A combination of checkpoints as a state dict, computed a block at a time.
+    """A linear combination of checkpoints as a state dict, computed block by block.
 
-    Computed in float64 as Θ0 + Σi ci (Θi − Θ0) and rounded to each tensor's dtype in Θ0.
+    It is computed in float64 as Θ0 + Σi ci (Θi − Θ0) and rounded to each tensor's dtype in Θ0.
 
     Args:
         checkpoints: N of them with the same names and shapes; Θ0 first.
-        names: of the float tensors that are combined; all others are Θ0's.
-        coefficients: float64 ``[N]``, of sum 1.
+        names: of the float tensors to combine; all others are Θ0's.
+        coefficients: float64 ``[N]``, which sum to 1.
 
     Returns:
-        Tensors on the CPU in the order of Θ0's files, none shared with an earlier call.
+        New tensors on the CPU, in the order of Θ0's files.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -148,7 +148,7 @@ def evaluate_grid(
     grid: Grid,
     state_at: Callable[[float, float], dict[str, Tensor]],
     evaluation: Evaluation,
-    tell: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> Values:
     """Evaluate the weights at every point of a grid.
 
@@ -156,19 +156,19 @@ def evaluate_grid(
         grid: the points.
         state_at: (x, y) → the weights there, as a state dict.
         evaluation: measures them.
-        tell: is told how many more points are done.
+        advance: called with the number of points finished since the last call.
 
     Returns:
         float64 ``[len(grid.y), len(grid.x)]``.
 
     Raises:
-        UsageError: the function fails, or returns no finite number.
+        UsageError: the function fails or does not return a finite number.
     """
     values = np.empty((len(grid.y), len(grid.x)))
     for row, y in enumerate(grid.y.tolist()):
         for column, x in enumerate(grid.x.tolist()):
             values[row, column] = evaluation(state_at(x, y))
-            tell(1)
+            advance(1)
     return values
 
 
@@ -176,8 +176,8 @@ def describe(grid: Grid, values: Values, function: str, label: str) -> dict[str,
     """A landscape in plain types for a JSON file.
 
     Returns:
-        ``function``, ``label``; ``grid`` with ``x``, ``y`` and ``values``, a list of rows, one a
-        value of y.
+        ``function``, ``label``; ``grid`` with ``x``, ``y`` and ``values``, a list with one row
+        per value of y.
     """
     return {
         "function": function,

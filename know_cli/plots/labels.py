@@ -1,4 +1,4 @@
-"""Labels beside points, placed so that they cover neither each other nor what is drawn."""
+"""Labels beside points, placed so that they overlap neither each other nor the drawing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Values = NDArray[np.float64]
 
 # Distances from the point to the nearest edge of its label, in units of the text's height.
 _RADII = (0.55, 1.1, 1.8, 2.7, 3.8, 5.0)
-# From here on a line leads from the label to its point.
+# From this distance on, a line connects the label with its point.
 _LEADER = 1.0
 _DIRECTIONS = 16
-# Costs of an area covered, in units of the area of the label: another label, a point, a line,
-# what is beyond the axes. Distance costs little, so that it decides between free places, and so
-# does a line that leads under another label, which stays readable.
+# Costs of covering a label, a point, a line, or the outside of the axes, per area in units of the
+# label's own. Distance costs little, so that it only decides between free places, and so does a
+# connecting line that passes under another label, which stays readable.
 _LABEL, _POINT, _LINE, _OUTSIDE, _DISTANCE, _CROSSED = 30.0, 20.0, 4.0, 100.0, 0.25, 0.5
 
 
@@ -37,7 +37,7 @@ class Box:
     top: float
 
     def overlap(self, other: Box) -> float:
-        """The area that both cover."""
+        """The area of the intersection."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.top, other.top) - max(self.bottom, other.bottom)
         return max(width, 0.0) * max(height, 0.0)
@@ -48,7 +48,7 @@ class Box:
         return (self.right - self.left) * (self.top - self.bottom)
 
     def length_inside(self, start: Values, end: Values) -> float:
-        """How much of the segment from ``start`` to ``end``, each ``[2]``, it covers."""
+        """Length of the part of the segment from ``start`` to ``end``, each ``[2]``, inside."""
         entering, leaving = 0.0, 1.0
         direction = end - start
         sides = ((self.left, self.right), (self.bottom, self.top))
@@ -70,17 +70,17 @@ def place_labels(
     segments: Sequence[tuple[Values, Values]],
     frame: Box,
 ) -> list[Box]:
-    """Find a place for each label beside its point, one after the other.
+    """Place each label beside its point, one after another.
 
     Args:
         points: ``[n, 2]`` in pixels.
         sizes: width and height of each label.
         obstacles: what labels should not cover, such as markers.
         segments: lines that labels should not cover.
-        frame: within which labels should be.
+        frame: within which labels should stay.
 
     Returns:
-        The labels' boxes, in their order.
+        The boxes of the labels, in their order.
     """
     placed: list[Box] = []
     leaders: list[tuple[Values, Values]] = []
@@ -98,12 +98,12 @@ def place_labels(
 
 
 def _candidates(point: Values, size: tuple[float, float]) -> list[tuple[float, Box]]:
-    """(distance in heights, box) of all places around a point, the nearest first."""
+    """All places around a point as (distance in text heights, box), the nearest first."""
     width, height = size
     found = []
     for radius in _RADII:
         for number in range(_DIRECTIONS):
-            # From upper right on, where a reader looks first.
+            # Starting at the upper right, where readers expect a label.
             angle = math.pi / 4 + 2 * math.pi * number / _DIRECTIONS
             x = point[0] + math.cos(angle) * (radius * height + width / 2)
             y = point[1] + math.sin(angle) * (radius * height + height / 2)
@@ -149,7 +149,7 @@ def draw_labels(
     *,
     marker: float,
 ) -> None:
-    """Write a text beside each point, with a thin line to it where it stands apart.
+    """Write a text beside each point, with a thin line to the point if it is farther away.
 
     The axes have to be in their final place and size.
 
@@ -157,9 +157,9 @@ def draw_labels(
         figure: with the axes.
         axes: gets the labels.
         points: ``[n, 2]`` in data coordinates.
-        texts: one a point.
+        texts: one per point.
         segments: lines that were drawn, in data coordinates.
-        marker: diameter of the points' markers, in points of typography.
+        marker: diameter of the points' markers, in typographic points.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.patheffects import withStroke

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 Values = NDArray[np.float64]
 
 _WIDTH = 5.2
-# Of legend, colour bar and axis labels around the plane itself, in inches.
+# Space for legend, colour bar and axis labels around the plane, in inches.
 _BESIDE, _BELOW = 1.2, 1.0
 _LEVELS = 10
-# Between the number of a contour and a checkpoint, in pixels.
+# Least distance between the number on a contour and a checkpoint, in pixels.
 _MARGIN = 10
 
 
@@ -37,13 +37,13 @@ def draw_landscape(
     label: str,
     suffix: str,
 ) -> bytes:
-    """Draw contours with a trajectory and predictions on top.
+    """Draw contours, with a trajectory and predictions on top.
 
     Args:
         points: N of them, the sessions first, in order.
         coordinates: ``[N, 2]``.
         shares: ``[2]``, of the two axes, 0 to 1.
-        grid: where the measure was taken.
+        grid: where the measure was evaluated.
         values: ``[len(grid.y), len(grid.x)]``.
         label: what is measured.
         suffix: ``.png`` or ``.svg``.
@@ -74,7 +74,7 @@ def draw_landscape(
 
 
 def _drop_covered(axes: Axes, numbers: Sequence[Text], coordinates: Values) -> None:
-    """Remove the numbers of contours that the frame or a checkpoint cuts: half of one misleads."""
+    """Remove contour numbers that the frame or a checkpoint cuts: half a number misleads."""
     frame = axes.get_window_extent()
     points = axes.transData.transform(coordinates)
     for number in numbers:
@@ -85,14 +85,14 @@ def _drop_covered(axes: Axes, numbers: Sequence[Text], coordinates: Values) -> N
 
 
 def _range(values: Values) -> tuple[float, float]:
-    """Lowest and highest value, apart even where all are the same."""
+    """Lowest and highest value, widened if all are the same."""
     low, high = float(values.min()), float(values.max())
     apart = max(abs(low), 1.0) * 1e-6
     return (low, high) if high - low > apart else (low - apart, high + apart)
 
 
 def _light() -> Colormap:
-    """Light enough that black on it can be read, and darker with every step, also in grey."""
+    """Colours on which black can be read, darker with every step, also in greyscale."""
     import matplotlib
     from matplotlib.colors import LinearSegmentedColormap
 

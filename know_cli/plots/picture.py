@@ -1,4 +1,4 @@
-"""What all pictures have in common: formats, look, and the same bytes for the same input."""
+"""What all pictures share: formats, style, and the same bytes for the same input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from know_cli.errors import UsageError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: Suffixes of the files that can be drawn.
+#: Suffixes of the supported formats.
 FORMATS = (".png", ".svg")
 _DOTS_PER_INCH = 200
 _STYLE: dict[str, Any] = {
@@ -29,14 +29,14 @@ _STYLE: dict[str, Any] = {
     "lines.markersize": 4.5,
     "figure.dpi": _DOTS_PER_INCH,
     "savefig.dpi": _DOTS_PER_INCH,
-    # No empty margins, in a paper or elsewhere.
+    # No empty margins.
     "savefig.bbox": "tight",
     "savefig.pad_inches": 0.04,
-    # Names of elements inside an SVG are random otherwise.
+    # Without a salt, the names of elements inside an SVG are random.
     "svg.hashsalt": "know-predict",
 }
 
-#: Colours whose greys differ by an eighth of the way from black to white or more: 0, 0.34, 0.64,
+#: Colours whose greys differ by at least an eighth of the way from black to white: 0, 0.34, 0.64,
 #: 0.16, 0.47 and 0.76 of it.
 COLOURS = ("#000000", "#0072B2", "#66C2A5", "#661100", "#D55E00", "#F0C53C")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -52,9 +52,9 @@ LINES: tuple[Any, ...] = (
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour, marker and line of a series; number 0 is for what a picture is about.
+    """Colour, marker and line of a series; number 0 is for the main subject of a picture.
 
-    As there are more markers than colours, 42 series look different.
+    Markers and colours combine to 42 distinct series.
     """
     return {
         "color": COLOURS[number % len(COLOURS)],
@@ -64,7 +64,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def require_matplotlib() -> None:
-    """Refuse to begin work whose result could not be drawn.
+    """Check before any work that its result can be drawn.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -75,9 +75,9 @@ def require_matplotlib() -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The look of all pictures, whatever the user's own settings of matplotlib are.
+    """Apply the style of all pictures, whatever the user's own matplotlib settings are.
 
-    A figure has to be made, drawn and rendered inside; afterwards the settings are as before.
+    A figure must be made, drawn and rendered inside; afterwards the settings are restored.
     """
     import matplotlib
 
@@ -89,7 +89,7 @@ def style() -> Iterator[None]:
 
 
 def render(figure: Figure, suffix: str) -> bytes:
-    """A figure as a file; the same figure gives the same bytes, with no date in them.
+    """Render a figure as a file; the same figure gives the same bytes, without a date.
 
     Args:
         figure: made inside :func:`style`.

@@ -1,8 +1,8 @@
-"""The plane in which checkpoints lie best: principal axes from their inner products.
+"""The plane that fits checkpoints best: principal axes from their inner products.
 
 With N checkpoints of P parameters, nothing larger than N × N is decomposed: the Gram matrix of
-their differences is summed up over blocks of parameters, and its eigenvectors are the principal
-axes, written as combinations of the checkpoints (classical scaling: Torgerson, Psychometrika 17,
+their differences is accumulated over blocks of parameters, and its eigenvectors are the principal
+axes, as linear combinations of the checkpoints (classical scaling: Torgerson, Psychometrika 17,
 1952; for training trajectories: Li et al., https://arxiv.org/abs/1712.09913, section 7).
 """
 
@@ -23,8 +23,8 @@ from know_cli.errors import CheckpointError, UsageError
 
 Values = NDArray[np.float64]
 
-# Of the largest eigenvalue. Below it an axis is the rounding of the inner products, not a
-# direction of the checkpoints.
+# Share of the largest eigenvalue below which an axis is rounding error of the inner products and
+# not a direction of the checkpoints.
 _NO_EXTENT = 1e-12
 
 
@@ -33,11 +33,12 @@ class Plane:
     """The principal axes of N checkpoints, the longest first.
 
     Attributes:
-        coordinates: float64 ``[N, A]``, each checkpoint's distance from the mean along each axis.
-        combinations: float64 ``[N, A]``; axis a is Σi ``combinations[i, a]`` · Θi, of length 1.
-            Each column sums to 0.
-        shares: float64 ``[A]``, of the sum of all squared distances between two checkpoints.
-        distances: float64 ``[N, N]``, between the checkpoints with all their parameters.
+        coordinates: float64 ``[N, A]``, each checkpoint's offset from the mean along each axis.
+        combinations: float64 ``[N, A]``; axis a is Σi ``combinations[i, a]`` · Θi and has length
+            1. Each column sums to 0.
+        shares: float64 ``[A]``, each axis's share of the sum of all squared distances between
+            two checkpoints.
+        distances: float64 ``[N, N]``, between the checkpoints in all their parameters.
         off_plane: float64 ``[N]``, each checkpoint's distance from the plane of the first two
             axes.
     """
@@ -50,21 +51,21 @@ class Plane:
 
     @property
     def is_line(self) -> bool:
-        """Whether the checkpoints lie on one line, so that there is no second axis."""
+        """Whether the checkpoints lie on one line, so there is no second axis."""
         return len(self.shares) < 2
 
     @property
     def first_two(self) -> tuple[Values, Values]:
-        """Coordinates ``[N, 2]`` and shares ``[2]``; zeros where there is no second axis."""
+        """Coordinates ``[N, 2]`` and shares ``[2]``; zeros if there is no second axis."""
         if self.is_line:
             return np.pad(self.coordinates, ((0, 0), (0, 1))), np.pad(self.shares, (0, 1))
         return self.coordinates[:, :2], self.shares[:2]
 
     def require_plane(self) -> None:
-        """Refuse checkpoints that lie on one line.
+        """Check that the checkpoints span a plane.
 
         Raises:
-            UsageError: they do.
+            UsageError: they lie on one line.
         """
         if self.is_line:
             raise UsageError(
@@ -73,10 +74,10 @@ class Plane:
             )
 
     def coefficients(self, x: float, y: float) -> Values:
-        """The ``[N]`` coefficients, of sum 1, of the weights at a point of the first two axes.
+        """The ``[N]`` coefficients, which sum to 1, of the weights at a point of the plane.
 
         Raises:
-            UsageError: the checkpoints lie on a line, which has no second axis.
+            UsageError: the checkpoints lie on one line, so there is no second axis.
         """
         self.require_plane()
         count = len(self.combinations)
@@ -89,13 +90,13 @@ def inner_products(
     progress: Progress,
     rows: int = CHUNK_ROWS,
 ) -> Values:
-    """⟨Θi − Θ0, Θj − Θ0⟩ over the named tensors, read a block at a time.
+    """⟨Θi − Θ0, Θj − Θ0⟩ over the named tensors, read block by block.
 
     Args:
         checkpoints: N of them with the same names and shapes; Θ0 first.
         names: of float tensors.
-        progress: is told of parameters.
-        rows: parameters of a block; 8·N bytes of memory each.
+        progress: advanced by numbers of parameters.
+        rows: parameters per block; each takes 8·N bytes of memory.
 
     Returns:
         float64 ``[N, N]``, whose first row and column are zero.
@@ -117,7 +118,7 @@ def inner_products(
 
 
 def _block(checkpoints: Sequence[Checkpoint], name: str, start: int, count: int) -> Tensor:
-    """Float64 ``[N, count]``, a run of one tensor's elements in all checkpoints."""
+    """A run of one tensor's elements in all checkpoints: float64 ``[N, count]``."""
     block = torch.empty(len(checkpoints), count, dtype=torch.float64)
     for row, checkpoint in zip(block, checkpoints, strict=True):
         entry = checkpoint.tensors[name]
@@ -133,19 +134,19 @@ def _block(checkpoints: Sequence[Checkpoint], name: str, start: int, count: int)
 def principal_axes(products: Values, last: int) -> Plane:
     """The principal axes of checkpoints from the inner products of their differences.
 
-    An axis has no direction of its own; it is turned so that checkpoint ``last`` does not lie
-    left of or below checkpoint 0.
+    The sign of an axis is arbitrary; it is chosen so that checkpoint ``last`` does not lie left of
+    or below checkpoint 0.
 
     Args:
-        products: float64 ``[N, N]`` of :func:`inner_products`.
-        last: index of the checkpoint that the axes point to.
+        products: float64 ``[N, N]`` from :func:`inner_products`.
+        last: index of the checkpoint that the axes point towards.
 
     Raises:
         UsageError: all checkpoints are the same.
     """
     squares = np.diag(products)
     distances = np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0))
-    # To the mean of all as the origin.
+    # Move the origin to the mean of all checkpoints.
     centred = products - products.mean(0) - products.mean(1)[:, None] + products.mean()
     values, vectors = np.linalg.eigh((centred + centred.T) / 2)
     values, vectors = values[::-1], vectors[:, ::-1]
@@ -166,9 +167,9 @@ def principal_axes(products: Values, last: int) -> Plane:
 
 
 def _directions(vectors: Values, last: int) -> Values:
-    """+1 or −1 an axis."""
+    """+1 or −1 per axis."""
     ahead = vectors[last] - vectors[0]
-    # Where the two are level, the checkpoint that is furthest out decides.
+    # If the two are level, the checkpoint farthest out decides.
     furthest = vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])]
     deciding = np.where(np.abs(ahead) > 1e-9, ahead, furthest)
     return np.where(deciding < 0, -1.0, 1.0)

@@ -1,4 +1,4 @@
-"""The checkpoints of a picture: a trajectory, predictions from it, and others to compare with."""
+"""The checkpoints of a picture: a trajectory, predictions from it, and others for comparison."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from know_cli.plots.plane import Plane
 
 
 class Role(str, Enum):
-    """What a checkpoint is in a picture."""
+    """The role of a checkpoint in a picture."""
 
     SESSION = "session"
     PREDICTION = "prediction"
@@ -36,14 +36,14 @@ class Role(str, Enum):
 
 @dataclass(frozen=True)
 class Point:
-    """A checkpoint with its names.
+    """A checkpoint with its names in a picture.
 
     Attributes:
-        name: no two points have the same.
-        label: a short one, which is not repeated within a series.
-        series: what it belongs to: predictions of one method are one series.
-        role: what it is.
-        checkpoint: open, for reading.
+        name: unique among the points.
+        label: short name, unique within the series.
+        series: that it belongs to: predictions of one method are one series.
+        role: in the picture.
+        checkpoint: open for reading.
     """
 
     name: str
@@ -59,8 +59,8 @@ class Points:
 
     Attributes:
         trajectory: the sessions.
-        points: the S sessions first, Θ0 at their head; then the predictions in ascending order of
-            steps within a series; then the others.
+        points: first the S sessions, starting with Θ0; then the predictions, in ascending order
+            of steps within a series; then the others.
     """
 
     trajectory: Trajectory
@@ -68,7 +68,7 @@ class Points:
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
-        """Of the points, in their order."""
+        """The checkpoints of the points, in the same order."""
         return [point.checkpoint for point in self.points]
 
 
@@ -78,17 +78,17 @@ def open_points(
     predictions: Sequence[tuple[str | None, Path]] = (),
     others: Mapping[str, Path] | None = None,
 ) -> Iterator[Points]:
-    """Open the checkpoints of a picture; they are closed with the block.
+    """Open the checkpoints of a picture; they are closed at the end of the ``with`` block.
 
     Args:
         sessions: of the trajectory, full data first.
-        predictions: name and path; without a name, what their metadata tell names them, else
-            their file.
+        predictions: name and path; one without a name is named after its metadata, or else after
+            its file.
         others: by name.
 
     Raises:
-        UsageError: too few or too many sessions, or two points of one name.
-        CheckpointError: one cannot be used, or is of another model.
+        UsageError: there are too few or too many sessions, or two points have the same name.
+        CheckpointError: a checkpoint cannot be used or belongs to another model.
     """
     with ExitStack() as stack:
         trajectory = stack.enter_context(open_trajectory(sessions))
@@ -109,7 +109,7 @@ def open_points(
 
 
 def _predictions(predicted: Sequence[tuple[str | None, Checkpoint]]) -> list[Point]:
-    """Points of predictions, series after series."""
+    """Points of predictions, series by series."""
     found = []
     for name, checkpoint in predicted:
         if name is not None:
@@ -119,7 +119,7 @@ def _predictions(predicted: Sequence[tuple[str | None, Checkpoint]]) -> list[Poi
     series = list(dict.fromkeys(point.series for point, _ in found))
     found.sort(key=lambda pair: (series.index(pair[0].series), pair[1]))
     points = [point for point, _ in found]
-    # Two predictions that differ in what metadata do not tell are told apart by their files.
+    # Predictions with the same metadata are distinguished by their files.
     counts = Counter(point.name for point in points)
     return [point if counts[point.name] == 1 else _by_file(point.checkpoint) for point in points]
 
@@ -139,7 +139,7 @@ def _by_metadata(checkpoint: Checkpoint) -> tuple[Point, int]:
 
 
 def _series(metadata: Mapping[str, str]) -> str:
-    """``continuation``, ``task-vector alpha=1 range=full``: what predicted, in words."""
+    """What made a prediction, such as ``continuation`` or ``task-vector alpha=1 range=full``."""
     method = metadata[keys.METHOD]
     if method == "known":
         return metadata.get(keys.TARGET, method)
@@ -181,11 +181,11 @@ def measured_tensors(trajectory: Trajectory, overrides: Sequence[Override]) -> l
 
 
 def describe(points: Points, names: Sequence[str], plane: Plane) -> dict[str, Any]:
-    """What a picture shows, in plain types for a JSON file.
+    """The content of a picture in plain types, for a JSON file.
 
     Returns:
-        ``parameters``, how many distances are measured over; ``shares``, of the squared
-        distances, of all axes; ``points`` with name, role, path, ``coordinates`` on all axes and
+        ``parameters``, the number over which distances are measured; ``shares`` of all axes in
+        the squared distances; ``points`` with name, role, path, ``coordinates`` on all axes and
         ``off_plane``, the distance from the plane of the first two; ``distances``, a matrix.
     """
     tensors = points.trajectory.first.tensors

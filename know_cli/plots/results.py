@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _PANEL = (2.35, 1.95)
 _SINGLE = (3.4, 2.4)
 _LEGEND_ROW = 0.2
-# Curves stand side by side at each step, so that their intervals can be told apart; all
-# together take so much of the way to the next step.
+# At each step, curves are drawn side by side so that their intervals can be distinguished;
+# together they take this share of the distance to the next step.
 _SPREAD = 0.5
 _LEVELS: dict[str, dict[str, Any]] = {
     LONGER: {
@@ -31,10 +31,10 @@ _LEVELS: dict[str, dict[str, Any]] = {
 
 
 def draw_results(curves: Curves, suffix: str) -> bytes:
-    """Draw a panel a task, and one of the recovered gain if there is one.
+    """Draw one panel per task, and one of the recovered gain if there is a summary.
 
     Args:
-        curves: what is drawn.
+        curves: to draw.
         suffix: ``.png`` or ``.svg``.
 
     Returns:
@@ -64,7 +64,7 @@ def draw_results(curves: Curves, suffix: str) -> bytes:
 def _draw_legend(
     figure: Figure, handles: dict[str, Any], title: str, rows: int, columns: int, panels: int
 ) -> None:
-    """In the places that panels leave free; where there are none, below all."""
+    """Draw the legend where panels leave room, or else below all of them."""
     manner: dict[str, Any] = {"frameon": False, "handlelength": 3.2, "title": title}
     free = rows * columns - panels
     if free:
@@ -84,14 +84,14 @@ def _draw_legend(
 
 
 def _columns(panels: int) -> int:
-    """Of panels, for a page as wide as it is high or wider."""
+    """Number of columns, for a page at least as wide as it is high."""
     if panels in (1, 2, 4):
         return min(panels, 2)
     return 3 if panels <= 9 else 4
 
 
 def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> dict[str, Any]:
-    """Draw a panel; returns what stands for each name in the legend."""
+    """Draw a panel; return the handle of each name for the legend."""
     axes.set_title(f"{panel.title}\n({panel.worth})", fontsize=7.5)
     axes.set_ylabel(panel.quantity, fontsize=7)
     axes.axhline(0, color="black", linewidth=0.5, zorder=1)
@@ -101,7 +101,7 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Curves) -> dict[str, Any]:
         number = curves.names.index(curve.name)
         handles[curve.name] = _draw_curve(axes, curve, number, len(curves.names))
     steps = sorted({0, *(step for curve in panel.curves for step in curve.estimates)})
-    # A step multiplies the data by 1/rate, so that steps are evenly spaced on a logarithmic axis.
+    # A step multiplies the data by 1/rate, so steps are evenly spaced on a logarithmic axis.
     axes.set_xticks(steps, [factor_name(curves.rate, step).replace("x", "×") for step in steps])
     axes.set_xlim(steps[0] - 0.3, steps[-1] + 0.5)
     return handles
@@ -122,7 +122,7 @@ def _draw_curve(axes: Axes, curve: Curve, number: int, count: int) -> Any:
     drawn = look(number)
     offset = _SPREAD * ((number + 0.5) / count - 0.5)
     steps = list(curve.estimates)
-    # All curves begin in one point, Θ0 itself, which has no marker of its own.
+    # All curves start at the same point, Θ0 itself, which has no marker.
     places = [step + (offset if step else 0) for step in steps]
     estimates = [curve.estimates[step] for step in steps]
     below = [e.value - e.low if step else math.nan for step, e in curve.estimates.items()]

@@ -22,15 +22,15 @@ Segments = list[tuple[Values, Values]]
 
 _MARKER = 5.5
 _WIDTH = 5.2
-# What legend and axis labels need below the plane, and what the plane may need itself, as a
-# share of the width.
+# Inches for legend and axis labels below the plane; lowest and highest ratio of the plane's
+# height to its width.
 _BELOW, _LOWEST, _HIGHEST = 1.0, 0.4, 0.8
 
 
 def draw_trajectory(
     points: Sequence[Point], coordinates: Values, shares: Values, suffix: str
 ) -> bytes:
-    """Draw sessions as a path, and predictions and other checkpoints beside it.
+    """Draw sessions as a path, with predictions and other checkpoints.
 
     Args:
         points: N of them, the sessions first, in order.
@@ -48,7 +48,7 @@ def draw_trajectory(
         ratio = min(max(float(height / width), _LOWEST), _HIGHEST)
         figure = Figure(figsize=(_WIDTH, _WIDTH * ratio + _BELOW), layout="constrained")
         axes = figure.add_subplot()
-        # Lengths and angles are those between the weights, as far as the plane shows them.
+        # Equal scales keep the lengths and angles between weights, as far as the plane shows them.
         axes.set_aspect("equal", adjustable="datalim")
         axes.margins(0.08)
         axes.tick_params(direction="in", top=True, right=True)
@@ -59,11 +59,11 @@ def draw_trajectory(
 def draw_points(
     figure: Figure, axes: Axes, points: Sequence[Point], coordinates: Values, shares: Values
 ) -> None:
-    """Draw paths, markers, legend and labels of checkpoints; to be called last.
+    """Draw paths, markers, legend and labels of checkpoints; call this last.
 
     Args:
         figure: with the axes.
-        axes: to draw in, whose place is final after this.
+        axes: to draw in; their position is final afterwards.
         points: N of them, the sessions first, in order.
         coordinates: ``[N, 2]``.
         shares: ``[2]``, of the two axes, 0 to 1.
@@ -87,7 +87,7 @@ def draw_points(
     if any(point.role is Role.PREDICTION for point in points):
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.draw_without_rendering()
-    # Labels are placed by where all else is, which must not move any more.
+    # Labels are placed around everything else, which must not move any more.
     figure.set_layout_engine("none")
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
     texts = [point.label for point in points]
@@ -106,7 +106,7 @@ def _draw_sessions(axes: Axes, points: Sequence[Point], coordinates: Values) -> 
 
 
 def _draw_series(axes: Axes, path: Values, number: int, series: str) -> Segments:
-    """Predictions of one method, step after step from Θ0, which is the path's first point."""
+    """Draw one method's predictions step by step from Θ0, the first point of the path."""
     drawn = look(number)
     segments = list(pairwise(path))
     for start, end in segments:

@@ -17,7 +17,7 @@ from know_cli.evaluation import results
 from tests.support.command import Command, one_line
 from tests.support.trajectories import flat, states, write_trajectory
 
-RESULTS = Path(results.__file__).parent / "RESULTS.json"
+RESULTS = Path(results.__file__).parents[2] / "docs" / "results" / "downstream.json"
 MEASURES = """
 import torch
 from safetensors.torch import load_file

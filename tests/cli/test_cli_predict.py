@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_the_main_job(run: Path, know: Command, bundle_path: Path) -> None:
     done = know("predict", "ckpt0..ckpt4", "-o", "out.safetensors", "--weights", bundle_path,
-                "--report", "report.json", cwd=run, process=True)  # fmt: skip
+                "--json", "report.json", cwd=run, process=True)  # fmt: skip
     assert done.returncode == EXIT_DONE, done.stderr
     assert "x2 the data: 1 step from 5 checkpoints at rate 0.5" in done.stdout
     for word in (
@@ -262,7 +262,7 @@ def test_dry_run_tells_everything_and_writes_nothing(
         "--weights",
         bundle_path,
         "--dry-run",
-        "--report",
+        "--json",
         "plan.json",
         cwd=run,
     )
@@ -379,11 +379,11 @@ ERRORS: dict[str, tuple[str, int, str]] = {
     "output is this folder": ("ckpt0..ckpt4 -o .", EXIT_OUTPUT, "is a folder, but the output is a file"),
     "output's name is too long": (f"ckpt0..ckpt4 -o {'o' * 300}", EXIT_OUTPUT, "name too long"),
     "input's name is too long": (f"{'i' * 300} ckpt0 -o out", EXIT_CHECKPOINT, "name too long"),
-    "report's name is too long": (f"ckpt0..ckpt4 -o out --report {'r' * 300}", EXIT_OUTPUT, "name too long"),
-    "report has no folder": ("ckpt0..ckpt4 -o out --report no/r.json", EXIT_OUTPUT, "mkdir -p no"),
+    "report's name is too long": (f"ckpt0..ckpt4 -o out --json {'r' * 300}", EXIT_OUTPUT, "name too long"),
+    "report has no folder": ("ckpt0..ckpt4 -o out --json no/r.json", EXIT_OUTPUT, "mkdir -p no"),
     "output to a stream": ("ckpt0..ckpt4 -o -", EXIT_OUTPUT, "name a file"),
     "unknown option": ("ckpt0..ckpt4 -o out --foo", EXIT_USAGE, "see 'know predict --help'"),
-    "report is an input": ("ckpt0..ckpt4 -o out --report ckpt0.safetensors", EXIT_OUTPUT, "is an input or an output of this run"),
+    "report is an input": ("ckpt0..ckpt4 -o out --json ckpt0.safetensors", EXIT_OUTPUT, "is an input or an output of this run"),
 }  # fmt: skip
 
 
@@ -513,9 +513,9 @@ def test_a_report_never_replaces_what_is_read_or_written(
     before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
     every = ["--steps", "2", "--every-step"]
     for arguments in (
-        ["predict", "c0..c4", "-o", "out", "--report", "c1/model.safetensors"],
-        ["predict", "c0..c4", "-o", "out", "--report", "out/report.json"],
-        ["predict", "ckpt0..ckpt4", "-o", "o.safetensors", "--report", "o.x2.safetensors", *every],
+        ["predict", "c0..c4", "-o", "out", "--json", "c1/model.safetensors"],
+        ["predict", "c0..c4", "-o", "out", "--json", "out/report.json"],
+        ["predict", "ckpt0..ckpt4", "-o", "o.safetensors", "--json", "o.x2.safetensors", *every],
         ["inspect", "c0..c4", "--json", "c2/model.safetensors"],
         ["inspect", "c0..c4", "--json", "c2/report.json"],
     ):
@@ -569,7 +569,7 @@ def test_a_full_standard_output_is_an_error(run: Path) -> None:
 
 def test_paths_that_are_no_text(run: Path, know: Command, bundle_path: Path) -> None:
     name = os.fsdecode(b"odd-\xff.safetensors")
-    done = know("predict", "ckpt0..ckpt4", "-o", name, "--weights", bundle_path, "--report", "r.json", cwd=run)  # fmt: skip
+    done = know("predict", "ckpt0..ckpt4", "-o", name, "--weights", bundle_path, "--json", "r.json", cwd=run)  # fmt: skip
     assert done.returncode == EXIT_DONE, done.stderr
     assert json.loads((run / "r.json").read_text())["outputs"]
     assert (run / name).exists()
@@ -598,7 +598,7 @@ def test_a_lost_terminal_ends_like_ctrl_c(run: Path, bundle_path: Path) -> None:
 
 def test_dry_run_figures(run: Path, know: Command, bundle_path: Path) -> None:
     done = know("predict", "ckpt0..ckpt4", "-o", "out", "--weights", bundle_path, "--dry-run",
-                "--report", "plan.json", cwd=run)  # fmt: skip
+                "--json", "plan.json", cwd=run)  # fmt: skip
     assert done.returncode == EXIT_DONE, done.stderr
     plan = json.loads((run / "plan.json").read_text())
     state = network()
@@ -613,6 +613,20 @@ def test_dry_run_figures(run: Path, know: Command, bundle_path: Path) -> None:
 
 
 def test_the_default_bundle_is_the_one_that_is_documented(run: Path, know: Command) -> None:
-    done = know("predict", "ckpt0..ckpt4", "-o", "out", "--dry-run", "--report", "r.json", cwd=run)
+    done = know("predict", "ckpt0..ckpt4", "-o", "out", "--dry-run", "--json", "r.json", cwd=run)
     assert done.returncode == EXIT_DONE, done.stderr
     assert json.loads((run / "r.json").read_text())["target"] == "continuation"
+
+
+def test_report_is_another_name_of_json(run: Path, know: Command, bundle_path: Path) -> None:
+    command = ("predict", "ckpt0..ckpt4", "-o", "out", "--weights", bundle_path, "--dry-run")
+    for option in ("--json", "--report"):
+        assert know(*command, option, f"{option}.json", cwd=run).returncode == EXIT_DONE
+    assert json.loads((run / "--json.json").read_text()) == json.loads(
+        (run / "--report.json").read_text()
+    )
+    both = know(*command, "--json", "a.json", "--report", "b.json", cwd=run)
+    assert both.returncode == EXIT_USAGE
+    assert "--report is the older name of --json" in one_line(both.stderr)
+    assert "--report" not in know("predict", "--help").stdout
+    assert "--report" not in know("train", "--help").stdout

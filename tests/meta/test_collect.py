@@ -13,19 +13,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from know_cli.checkpoints.metadata import Regime
 from know_cli.cli.options import parse_shard
 from know_cli.errors import UsageError
 from know_cli.forgetting import subset_sizes
-from know_cli.forgetting.recorder import Regime
 from know_cli.kinds import Kind
 from know_cli.lab.data import DataSet, Samples, load
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.zoo import ARCHITECTURES
-from know_cli.meta import find_trajectories
 from know_cli.meta.collecting import Request, _collect_one, existing
 from know_cli.meta.recording import record_trajectory
 from know_cli.meta.series import NotUsableError, load_series
 from know_cli.meta.setup import draw_setup
+from know_cli.meta.windows import find_trajectories
 from tests.support.command import Command, one_line
 
 
@@ -175,7 +175,7 @@ def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> 
     assert "1 of 1 trajectories, 0 of them left out" in done.stdout
     first = (tmp_path / "found" / "00000.safetensors").read_bytes()
     done = know(*arguments, "--trajectories", "3", cwd=tmp_path)
-    assert "1 trajectories are there already, going on" in done.stderr
+    assert "1 trajectories are already there, continuing" in done.stderr
     assert (tmp_path / "found" / "00000.safetensors").read_bytes() == first
     assert len(list(tmp_path.glob("found/*.safetensors"))) == 3
     assert not list(tmp_path.glob("found/.partial*"))
@@ -186,18 +186,18 @@ def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> 
     done = know(*train, "-o", "known", "--target", "continuation", "--holdout", "0.5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     done = know("train", "found", "--evaluate", "known", "--compare", "itself=known",
-                "--report", "f.json", "--table", "f.md", cwd=tmp_path)  # fmt: skip
+                "--json", "f.json", "--table", "f.md", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (figures,) = json.loads((tmp_path / "f.json").read_text()).values()
+    (scores,) = json.loads((tmp_path / "f.json").read_text()).values()
     manifest = json.loads((tmp_path / "known" / "manifest.json").read_text())
     for kind, steps in manifest["figures"]["trajectories"].items():
         for step, known in steps.items():
-            one = figures["trajectories"][kind][step]
+            one = scores["trajectories"][kind][step]
             assert one["others"] == {"itself": one["known"]}
             assert {key: one[key] for key in known} == pytest.approx(known, nan_ok=True)
     table = (tmp_path / "f.md").read_text()
     assert "| KNOWN | improved | itself | λ·θ0 (λ) |" in table
-    known = [f"{one['known']:.3f}" for one in figures["trajectories"]["conv"].values()]
+    known = [f"{one['known']:.3f}" for one in scores["trajectories"]["conv"].values()]
     assert f"| {' / '.join(known)} |" in table
 
 

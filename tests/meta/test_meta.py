@@ -1,4 +1,4 @@
-"""Windows from hand-made trajectories, the figures, and meta-training on synthetic laws."""
+"""Windows from hand-made trajectories, the scores, and meta-training on synthetic laws."""
 
 from __future__ import annotations
 
@@ -17,15 +17,8 @@ from know_cli.errors import CheckpointError, UsageError
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.bundle import load_bundle, save_bundle
 from know_cli.known.module import Known, Preparation
-from know_cli.meta import (
-    Settings,
-    Target,
-    Windows,
-    collect_windows,
-    find_trajectories,
-    train_bundle,
-)
 from know_cli.meta.held_out import evaluate
+from know_cli.meta.manifest import settings_of, split_of
 from know_cli.meta.scores import (
     best_factor,
     l1_ratio,
@@ -34,9 +27,24 @@ from know_cli.meta.scores import (
     measure,
     predict,
 )
-from know_cli.meta.split import ARCHITECTURES, DATA_SETS, REGIMES, TRAJECTORIES, split
-from know_cli.meta.training import Loss, Residuals, settings_of, split_of
-from know_cli.meta.windows import Collection, RecordedTrajectory, is_data_limited
+from know_cli.meta.settings import Loss, Residuals, Settings, Target
+from know_cli.meta.split import (
+    ARCHITECTURES,
+    DATA_SETS,
+    REGIMES,
+    TRAJECTORIES,
+    split,
+    split_collection,
+)
+from know_cli.meta.training import train_bundle
+from know_cli.meta.windows import (
+    Collection,
+    RecordedTrajectory,
+    Windows,
+    collect_windows,
+    find_trajectories,
+    is_data_limited,
+)
 from tests.support.recorded import State, counting, record
 
 
@@ -167,7 +175,7 @@ def table(windows: list[list[float]], targets: list[float], trajectory: list[int
     )
 
 
-class TestFigures:
+class TestScores:
     def test_ratios(self) -> None:
         windows = table([[0, 1], [0, 2]], [2, 5], [0, 0])
         assert l1_ratio(np.array([2, 4], np.float32), windows) == pytest.approx(1 / 4)
@@ -194,24 +202,24 @@ class TestFigures:
         windows = np.stack([newest * 0.5, newest * 0.75, newest], axis=1)
         shrunk = Windows(windows, (newest * 0.5)[:, None], np.array([0, 0, 1], np.int32))
         rule = least_squares(shrunk)
-        figures = measure(newest, shrunk, rule, {"right": newest * 0.5})
-        assert figures.known == figures.median == 1.0
-        assert figures.others == {"right": 0.0}
-        assert figures.multiplier == pytest.approx(0, abs=1e-6)
-        assert figures.multiplier_value == pytest.approx(0.5)
-        assert figures.extrapolation == pytest.approx(0, abs=1e-6)
-        assert figures.extrapolation_value == pytest.approx(-2)
-        assert figures.least_squares == pytest.approx(0, abs=1e-5)
-        assert (figures.rows, figures.trajectories, figures.better) == (3, 2, 0.0)
+        scores = measure(newest, shrunk, rule, {"right": newest * 0.5})
+        assert scores.known == scores.median == 1.0
+        assert scores.others == {"right": 0.0}
+        assert scores.multiplier == pytest.approx(0, abs=1e-6)
+        assert scores.multiplier_value == pytest.approx(0.5)
+        assert scores.extrapolation == pytest.approx(0, abs=1e-6)
+        assert scores.extrapolation_value == pytest.approx(-2)
+        assert scores.least_squares == pytest.approx(0, abs=1e-5)
+        assert (scores.rows, scores.trajectories, scores.better) == (3, 2, 0.0)
         assert measure(newest * 0.9, shrunk, rule).better == 1.0
 
     def test_each_trajectory_counts_once_in_median_and_improved(self) -> None:
         windows = table([[0, 1], [0, 1], [0, 1], [0, 1]], [2, 2, 2, 5], [0, 0, 1, 2])
         # Ratios 0.5 (of two rows), 2 and 1: neither better nor worse.
         answers = np.array([1.5, 1.5, 4, 1], np.float32)
-        figures = measure(answers, windows, np.array([0, 1], np.float32))
-        assert figures.median == pytest.approx(1)
-        assert figures.better == pytest.approx(1 / 3)
+        scores = measure(answers, windows, np.array([0, 1], np.float32))
+        assert scores.median == pytest.approx(1)
+        assert scores.better == pytest.approx(1 / 3)
 
     def test_iterating_puts_the_answer_into_the_window(self) -> None:
         known = Known(3)
@@ -541,7 +549,9 @@ class TestEvaluation:
         whole = table[TRAJECTORIES][Kind.FC][1]
         assert whole.rows == sum(one.rows for one in both)
         assert whole.trajectories == sum(one.trajectories for one in both) == 8
-        again = evaluate(bundle, collection, settings.split(collection), {"same": bundle})
+        again = evaluate(
+            bundle, collection, split_collection(collection, settings), {"same": bundle}
+        )
         for kind in PREDICTED_KINDS:
             one = again[TRAJECTORIES][kind][2]
             assert one.others == {"same": one.known}
@@ -550,7 +560,7 @@ class TestEvaluation:
         found = collect_windows(find_trajectories([trajectories]), target=Target.RETRODICTION)
         settings = Settings(target=Target.RETRODICTION, epochs=1)
         bundle, table = train_bundle(found, settings)
-        parts = settings.split(found)
+        parts = split_collection(found, settings)
         for kind in PREDICTED_KINDS:
             rule = np.array(json.loads(json.dumps(bundle.manifest))["rule"][kind.value])
             held_out = found.windows[kind].of(parts.all_held_out)
@@ -563,7 +573,7 @@ class TestEvaluation:
         found = collect_windows(find_trajectories([trajectories]), target=Target.RETRODICTION)
         settings = Settings(target=Target.RETRODICTION, epochs=1)
         bundle, _ = train_bundle(found, settings)
-        parts = settings.split(found)
+        parts = split_collection(found, settings)
         assert split_of(bundle, found) == parts
         # Other trajectories beside them, in another order, change nothing.
         order = list(range(len(found.trajectories)))[::-1]

@@ -21,7 +21,7 @@ TRAIN = (
     "train trajectories -o known --target continuation --checkpoints 3 --steps 2 --epochs 10 "
     "--batch-rows 256 --rows-per-tensor 300 --threads 1 --seed 1 --holdout 0.3"
 )
-EVALUATE = "train trajectories --evaluate known --threads 1 --report figures.json"
+EVALUATE = "train trajectories --evaluate known --threads 1 --json scores.json"
 #: Sums of floating-point numbers differ a little from one processor to another, and training
 #: enlarges such differences.
 TOLERANCE = 0.02
@@ -32,17 +32,17 @@ def test_a_small_configuration_gives_its_committed_scores(tmp_path: Path, know: 
         done = know(*command.split(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     # The title has the digest, which is the machine's.
-    (found,) = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")).values()
+    (found,) = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8")).values()
     (expected,) = json.loads(COMMITTED.read_text(encoding="utf-8")).values()
     assert found.keys() == expected.keys()
     for group, kinds in expected.items():
         assert found[group].keys() == kinds.keys()
         for kind, steps in kinds.items():
-            for step, figures in steps.items():
+            for step, scores in steps.items():
                 got = found[group][kind][step]
-                assert got["rows"] == figures["rows"]
+                assert got["rows"] == scores["rows"]
                 for name in ("known", "average", "multiplier", "extrapolation", "least_squares"):
-                    assert got[name] == pytest.approx(figures[name], abs=TOLERANCE), (
+                    assert got[name] == pytest.approx(scores[name], abs=TOLERANCE), (
                         group, kind, step, name,
                     )  # fmt: skip
     manifest = json.loads((tmp_path / "known" / "manifest.json").read_text(encoding="utf-8"))

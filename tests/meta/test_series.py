@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from know_cli.errors import CheckpointError
 from know_cli.kinds import PREDICTED_KINDS, Kind
-from know_cli.meta import Target, collect_windows, find_trajectories
 from know_cli.meta.series import (
     NotUsableError,
     is_series,
@@ -21,6 +20,8 @@ from know_cli.meta.series import (
     read_trajectory,
     save_series,
 )
+from know_cli.meta.settings import Target
+from know_cli.meta.windows import collect_windows, find_trajectories
 from tests.support.recorded import counting, record
 
 

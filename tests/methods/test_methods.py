@@ -601,7 +601,7 @@ def test_methods_through_the_command_line(
 ) -> None:
     write_trajectory(tmp_path)
     weights = ["--weights", ruled_bundle] if find_method(method).reads_bundle else []
-    done = know("predict", "ckpt0..ckpt4", "-o", "out", "--method", method, *weights, "--report", "r.json", cwd=tmp_path)  # fmt: skip
+    done = know("predict", "ckpt0..ckpt4", "-o", "out", "--method", method, *weights, "--json", "r.json", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["method"] == method

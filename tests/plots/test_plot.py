@@ -33,7 +33,7 @@ from know_cli.plots.labels import Box
 from know_cli.plots.results import draw_results
 from tests.support.trajectories import PREDICTED, Values, flat, states, write_trajectory
 
-RESULTS = Path(results.__file__).parent / "RESULTS.json"
+RESULTS = Path(results.__file__).parents[2] / "docs" / "results" / "downstream.json"
 
 
 def products_of(vectors: Values) -> Values:

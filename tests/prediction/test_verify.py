@@ -338,7 +338,7 @@ def test_a_digest_goes_with_its_output(
     assert done.returncode == EXIT_OUTPUT
     assert "out.sha256: exists already; --force replaces it" in one_line(done.stderr)
     assert not out.exists()
-    done = know(*command, "naive", "--force", "--checksum", "--report", "r.json", cwd=tmp_path)
+    done = know(*command, "naive", "--force", "--checksum", "--json", "r.json", cwd=tmp_path)
     assert done.returncode == EXIT_DONE, done.stderr
     assert "wrote out.sha256" in done.stdout
     assert json.loads((tmp_path / "r.json").read_text())["digests"] == ["out.sha256"]
@@ -352,7 +352,7 @@ def test_a_digest_goes_with_its_output(
     path.hardlink_to(trajectory_paths[1])
     done = know(*command, "last", "--force", cwd=tmp_path)
     assert "out.sha256: is an input" in one_line(done.stderr)
-    done = know(*command, "last", "--force", "--report", "out.sha256", cwd=tmp_path)
+    done = know(*command, "last", "--force", "--json", "out.sha256", cwd=tmp_path)
     assert done.returncode == EXIT_OUTPUT
 
 

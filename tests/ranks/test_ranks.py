@@ -161,7 +161,7 @@ def expected(know: Command, folder: Path) -> bytes:
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_write_what_one_process_does(size: int, crew: Crew, run: Path, know: Command) -> None:
     wanted = expected(know, run)
-    command = (*PREDICT, "--report", "../report.json", "--checksum")
+    command = (*PREDICT, "--json", "../report.json", "--checksum")
     assert crew.run(*command, cwd=run, size=size) == [EXIT_DONE] * size
     assert (run / "out").read_bytes() == wanted
     assert names(run) == ["ckpt0", "ckpt1", "ckpt2", "out", "out.sha256"] or names(run) == [

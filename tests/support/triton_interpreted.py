@@ -237,7 +237,9 @@ def test_a_whole_prediction(
             lanes = [
                 lane
                 for _ in range(number)
-                for lane in open_lanes(inputs.bundle, inputs.steps, CPU, triton_kernels, 192)
+                for lane in open_lanes(
+                    inputs.bundle_of(Bundle), inputs.steps, CPU, triton_kernels, 192
+                )
             ]
             return Predictors(DevicePredictor(lanes[:number], inputs.checkpoints, "triton"))
 

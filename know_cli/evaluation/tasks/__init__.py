@@ -1,4 +1,4 @@
-"""Downstream tasks by name; a new one is a file like ``classification.py`` and its line here."""
+"""Downstream tasks by name. To add one, write a file like ``classification.py`` and a line here."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ TASKS: dict[str, Task] = {
 
 
 def find_tasks(patterns: list[str]) -> list[Task]:
-    """The tasks that names or glob patterns such as ``fashion-*`` name, in the registry's order.
+    """The tasks that match names or glob patterns such as ``fashion-*``, in the registry's order.
 
     Args:
-        patterns: if there are none, all tasks but the large ones.
+        patterns: none stands for all tasks except the large ones.
 
     Raises:
-        UsageError: a pattern names none.
+        UsageError: a pattern matches no task.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in TASKS):

@@ -1,4 +1,4 @@
-"""Appearances of grey images: rotated, coloured, as a sketch, textured."""
+"""Appearances of greyscale images: rotated, coloured, sketched, textured."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from know_cli.forgetting.recorder import derived_seed
 
 
 def _shares(images: Tensor) -> Tensor:
-    """Standardised images ``[n, 1, H, W]`` as shares of black to white, 0 to 1."""
+    """Standardised images ``[n, 1, H, W]`` scaled to brightness from 0, black, to 1, white."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return (images - low) / (high - low).clamp(min=1e-6)
 
 
 def _rotated(shares: Tensor, generator: Generator) -> Tensor:
-    """Turned by any angle."""
+    """Rotated by a random angle."""
     angle = 2 * math.pi * torch.rand(len(shares), generator=generator)
     cosine, sine, zero = torch.cos(angle), torch.sin(angle), torch.zeros(len(shares))
     rows = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(-1, 2, 3)
@@ -30,13 +30,13 @@ def _rotated(shares: Tensor, generator: Generator) -> Tensor:
 
 
 def _coloured(shares: Tensor, generator: Generator) -> Tensor:
-    """From one random colour to another instead of from black to white."""
+    """Recoloured from one random colour to another instead of from black to white."""
     first, second = torch.rand((2, len(shares), 3, 1, 1), generator=generator)
     return torch.lerp(first.expand(-1, -1, *shares.shape[2:]), second, shares)
 
 
 def _sketched(shares: Tensor, generator: Generator) -> Tensor:
-    """Dark lines where brightness changes, on white paper of some grain."""
+    """Drawn as dark lines where brightness changes, on grainy white paper."""
     kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     kernels = torch.stack([kernel, kernel.T]).unsqueeze(1)
     padded = nn.functional.pad(shares, (1, 1, 1, 1), mode="replicate")
@@ -46,7 +46,7 @@ def _sketched(shares: Tensor, generator: Generator) -> Tensor:
 
 
 def _textured(shares: Tensor, generator: Generator) -> Tensor:
-    """Stripes of a random direction and width instead of brightness; the background has noise."""
+    """Filled with stripes of a random direction and width, on a noisy background."""
     n, side = len(shares), shares.shape[-1]
     direction, width, phase = torch.rand((3, n, 1, 1, 1), generator=generator)
     line = torch.arange(side, dtype=torch.float32)
@@ -59,7 +59,7 @@ def _textured(shares: Tensor, generator: Generator) -> Tensor:
     return (inside * (0.4 + 0.6 * stripes) + (1 - inside) * noise).expand(-1, 3, -1, -1)
 
 
-#: By name; each maps shares ``[n, 1, H, W]``, 0 to 1, and a generator to images
+#: Appearances by name; each maps brightness ``[n, 1, H, W]``, 0 to 1, and a generator to images
 #: ``[n, 3, H, W]``, 0 to 1.
 DOMAINS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "rotation": _rotated,
@@ -70,15 +70,15 @@ DOMAINS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
 
 
 def in_domain(examples: Examples, domain: str, *seed: int) -> Examples:
-    """Examples as they look in a domain.
+    """Change the appearance of examples to that of a domain.
 
     Args:
-        examples: grey images ``[n, 1, H, W]``, of any scale.
+        examples: greyscale images ``[n, 1, H, W]`` of any scale.
         domain: a name in :data:`DOMAINS`.
-        seed: of what is random in it.
+        seed: of random numbers.
 
     Returns:
-        Images ``[n, 3, H, W]`` float32, of about zero mean and unit deviation.
+        Images ``[n, 3, H, W]`` float32 with mean near 0 and standard deviation near 1.
     """
     generator = torch.Generator().manual_seed(derived_seed(*seed))
     images = DOMAINS[domain](_shares(examples.inputs), generator)
@@ -86,7 +86,7 @@ def in_domain(examples: Examples, domain: str, *seed: int) -> Examples:
 
 
 def mixed(examples: Examples, domains: list[str], *seed: int) -> Examples:
-    """Each example in one of the domains, which take turns."""
+    """Change each example to one of the domains in turn."""
     parts = [
         in_domain(examples.take(torch.arange(number, len(examples), len(domains))), domain, *seed)
         for number, domain in enumerate(domains)

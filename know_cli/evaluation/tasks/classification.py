@@ -1,4 +1,4 @@
-"""Classification: pre-trained on some classes of images, fine-tuned on others."""
+"""Classification: pre-training on some classes of images, fine-tuning on others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from know_cli.evaluation.tasks.networks import ResNet18, seeded
 from know_cli.evaluation.tasks.task import Cell, Downstream, Problem, Recipe, Task, permutation
 from know_cli.lab.zoo import Design, Inputs, build
 
-# Streams of random numbers of one seed.
+# Random streams of one seed.
 _CLASSES, _TARGET_CLASSES, _POOL, _TEST, _TARGET_TEST, _TARGET, _CHANGES = range(7)
 
 
@@ -27,8 +27,8 @@ class Network:
     """A network of the zoo.
 
     Attributes:
-        architecture: its name there.
-        options: those that are not the first of their choices.
+        architecture: its name in the zoo.
+        options: those that differ from the defaults.
     """
 
     architecture: str
@@ -41,7 +41,7 @@ class Network:
 
 @dataclass(frozen=True)
 class ResNet18Network(Network):
-    """ResNet18, which is wider than what is in the zoo."""
+    """ResNet18, which is wider than the networks of the zoo."""
 
     architecture: str = "resnet18"
 
@@ -55,19 +55,19 @@ _CNN_NETWORK = Network("cnn")
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """From classes of one data set to other classes of the same, or to those of another.
+    """Transfer from classes of one data set to its other classes, or to classes of another.
 
-    Which classes are drawn for what depends on the seed.
+    The seed decides which classes are drawn for which.
 
     Attributes:
-        network: what is trained.
+        network: to train.
         source: data set of the pre-training.
-        source_classes: how many of its classes the pre-training has.
+        source_classes: number of its classes.
         target: data set of the fine-tuning.
-        target_classes: how many of its classes that has.
-        source_domain: how its grey images look, see
-            :data:`~know_cli.evaluation.tasks.appearance.DOMAINS`; empty for as they are.
-        target_domain: likewise.
+        target_classes: number of its classes.
+        source_domain: appearance of the source's greyscale images, a name in
+            :data:`~know_cli.evaluation.tasks.appearance.DOMAINS`; empty for none.
+        target_domain: likewise for the target.
     """
 
     network: Network = _CNN_NETWORK
@@ -80,7 +80,7 @@ class Classification(Task):
 
     @property
     def data_sets(self) -> tuple[str, ...]:
-        """Those of the pre-training and the fine-tuning."""
+        """The data sets of pre-training and fine-tuning."""
         return tuple(dict.fromkeys((self.source, self.target)))
 
     def prepare(self, seed: int, data_folder: Path | None) -> Problem:
@@ -126,7 +126,7 @@ class Classification(Task):
             test = of_classes(test, classes)
             train = train.take(torch.arange(min(4 * most, len(train))))
         else:
-            # A small set, divided anew for each seed.
+            # A small set, which each seed divides differently.
             every = torch.arange(len(train))
             train, test = train.take(every[:most]), train.take(every[most:])
         test = some(test, self.tested, seed, _TARGET_TEST)
@@ -146,7 +146,7 @@ def _as_seen(examples: Examples, domain: str, seed: int, number: int) -> Example
 
 
 def some(examples: Examples, count: int, seed: int, stream: int) -> Examples:
-    """So many of the examples, or all, if there are fewer, in an order that the seed decides."""
+    """At most ``count`` of the examples, in an order that the seed determines."""
     return examples.take(permutation(len(examples), seed, stream)[:count])
 
 
@@ -158,16 +158,16 @@ _CNN = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network with how it is trained.
+    """A network and how it is trained.
 
     Attributes:
         title: in words.
         network: of the zoo.
         recipe: of the pre-training.
-        downstream_rate: initial learning rate of the fine-tuning, the one of 0.5, 1, 2 and 4 times
-            1e-3 that served Θ0 best on seeds that are not evaluated: with one that is too low,
-            whatever makes larger steps of the same rate, such as smaller weights before a
-            normalisation, looks like a gain.
+        downstream_rate: initial learning rate of the fine-tuning: of 0.5, 1, 2 and 4 times 1e-3,
+            the best for Θ0 on seeds that are not evaluated. With a rate that is too low, anything
+            that makes the same rate take larger steps, such as smaller weights before a
+            normalisation, would look like a gain.
     """
 
     title: str
@@ -215,9 +215,9 @@ BACKBONES = {
         2e-3,
     ),
 }
-# Sizes, epochs and repetitions of the fine-tuning.
+# Sizes, epochs and repetitions of fine-tuning.
 _DOWNSTREAM = ((20, 30, 2), (50, 20, 2), (200, 10, 1))
-# Of the digits 899 are here, and most of them are needed to measure on.
+# There are 899 digits here, and most of them are needed for testing.
 _DIGITS_DOWNSTREAM = ((20, 30, 2), (50, 20, 2))
 _COLOURED_DIGITS_DOWNSTREAM = ((100, 30, 1), (300, 15, 1))
 _GLYPHS_DOWNSTREAM = ((100, 15, 2), (300, 10, 1))

@@ -1,4 +1,4 @@
-"""The samples that evaluation may use: none that KNOWN's meta-training ever sees."""
+"""The samples that evaluation may use, none of which KNOWN's meta-training ever sees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from know_cli.lab.data import DataSet, Samples, load, render_glyphs, standardise
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.digits import load_pixels
 
-#: Seeds of glyphs for training and testing that the data sets of meta-training do not have.
+#: Seeds of the glyphs for training and testing, which meta-training does not use.
 _GLYPH_SEEDS = (4032, 4033)
 _GLYPHS = (6000, 4000)
 # The digits' pixels are integers from 0 to 16.
@@ -21,10 +21,10 @@ _DIGIT_LEVELS = 16
 
 
 def evaluation_part(data: DataSet) -> Samples:
-    """The training samples of a data set read from files that are not for meta-training.
+    """The training samples of a data set from files that meta-training may not use.
 
     Returns:
-        What :func:`~know_cli.lab.data.parts.meta_part` leaves: the second half.
+        The second half, which :func:`~know_cli.lab.data.parts.meta_part` leaves.
     """
     used = len(meta_part(data))
     return Samples(data.train.inputs[used:], data.train.labels[used:])
@@ -32,19 +32,19 @@ def evaluation_part(data: DataSet) -> Samples:
 
 @cache
 def load_images(name: str, data_folder: Path | None) -> tuple[Examples, Examples, int]:
-    """Images of a data set for evaluation, standardised.
+    """Standardised images of a data set for evaluation.
 
     Args:
-        name: of the data set; of ``digits`` the half that meta-training has not, of glyphs such
-            that are drawn anew, of others see :func:`evaluation_part`.
-        data_folder: of the data sets' files.
+        name: of the data set. Of ``digits`` it is the half that meta-training does not use;
+            glyphs are newly drawn; for others see :func:`evaluation_part`.
+        data_folder: where the data sets' files are.
 
     Returns:
-        Examples to train on and to test on, inputs ``[n, C, H, W]`` float32, and the number of
-        classes. Of the digits, which are few, all are to train on, and the second part is empty.
+        Training and test examples with inputs ``[n, C, H, W]`` float32, and the number of
+        classes. The digits are few, so all are training examples and there are no test ones.
 
     Raises:
-        UsageError: the data set is not here, or corrupt.
+        UsageError: the data set is missing or corrupt.
     """
     if name == "digits":
         pixels, labels = load_pixels("demo")
@@ -69,7 +69,7 @@ def load_images(name: str, data_folder: Path | None) -> tuple[Examples, Examples
 
 
 def of_classes(examples: Examples, classes: torch.Tensor) -> Examples:
-    """Those of the examples that are of some classes, renumbered from 0.
+    """The examples of some classes, with labels renumbered from 0.
 
     Args:
         examples: with labels ``[n]``.
@@ -82,7 +82,7 @@ def of_classes(examples: Examples, classes: torch.Tensor) -> Examples:
 
 
 def resized(examples: Examples, shape: tuple[int, ...]) -> Examples:
-    """Images in another shape ``(C, H, W)``; one channel becomes several equal ones."""
+    """Convert images to another shape ``(C, H, W)``, repeating a single channel if needed."""
     channels, height, width = shape
     images = examples.inputs
     if tuple(images.shape[2:]) != (height, width):

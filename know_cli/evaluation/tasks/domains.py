@@ -1,4 +1,4 @@
-"""Domain generalisation: fine-tuned on three appearances of some classes, tested on a fourth."""
+"""Domain generalisation: fine-tuning on three appearances of some classes, test on a fourth."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _ORDER, _POOL, _TEST, _TRAIN, _MEASURED, _CHANGES = range(40, 46)
 class Domains(Task):
     """Five classes of Fashion-MNIST in all four domains, then the other five in three of them.
 
-    There is one downstream condition for each domain that is left out for the test.
+    There is one downstream condition for each domain that is left out for testing.
 
     Attributes:
-        network: what is trained.
+        network: to train.
     """
 
     network: Network = _CNN
@@ -42,7 +42,7 @@ class Domains(Task):
         return ("fashion-mnist",)
 
     def prepare(self, seed: int, data_folder: Path | None) -> Problem:
-        """Draw classes, images and how they look."""
+        """Draw classes, images and their appearances."""
         train, test, count = load_images("fashion-mnist", data_folder)
         order = permutation(count, seed, _ORDER)
         classes, others = order[:_CLASSES], order[_CLASSES : 2 * _CLASSES]

@@ -1,4 +1,4 @@
-"""Examples of a task: inputs and what is to be predicted of them."""
+"""Examples of a task: inputs and targets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Inputs with what is to be answered.
+    """Inputs with targets.
 
     Attributes:
         inputs: ``[n, …]`` as the task's networks take them.
-        targets: int64 ``[n]`` or ``[n, …]``, the right class of each position of the networks'
-            outputs ``[n, classes, …]``; −100 where none is asked for.
+        targets: int64 ``[n]`` or ``[n, …]``, the right class at each position of the networks'
+            outputs ``[n, classes, …]``; −100 at positions that do not count.
     """
 
     inputs: Tensor

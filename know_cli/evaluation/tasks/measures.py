@@ -1,4 +1,4 @@
-"""What networks are measured by; of each measure more is better."""
+"""The measures of networks; for each of them, more is better."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ROWS = 500
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of merit.
+    """A score of networks.
 
     Attributes:
         name: for tables.
-        unit: what it is shown in.
+        unit: in which tables show it.
         scale: factor from the value to that unit.
         function: maps a network and examples to the value, and leaves the network in
             evaluation mode.
@@ -33,12 +33,12 @@ class Measure:
     function: Callable[[nn.Module, Examples], float]
 
     def to_json(self) -> dict[str, Any]:
-        """What tables need of it."""
+        """What tables need, in plain types."""
         return {"name": self.name, "unit": self.unit, "scale": self.scale}
 
 
 def _outputs(model: nn.Module, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
-    """Outputs ``[m, classes, …]`` and targets ``[m, …]``, some examples at a time."""
+    """Outputs ``[m, classes, …]`` and targets ``[m, …]``, batch by batch."""
     model.eval()
     parts = zip(
         torch.split(examples.inputs, _ROWS), torch.split(examples.targets, _ROWS), strict=True
@@ -49,7 +49,7 @@ def _outputs(model: nn.Module, examples: Examples) -> Iterator[tuple[Tensor, Ten
 
 
 def _accuracy(model: nn.Module, examples: Examples) -> float:
-    """Share of right answers where one is asked for, 0 to 1."""
+    """Share of correct answers at the positions that count, 0 to 1."""
     right = asked = 0
     for outputs, targets in _outputs(model, examples):
         right += int((outputs.argmax(1) == targets).sum())
@@ -58,7 +58,7 @@ def _accuracy(model: nn.Module, examples: Examples) -> float:
 
 
 def _mean_iou(model: nn.Module, examples: Examples) -> float:
-    """Mean over classes of |answer ∩ truth| / |answer ∪ truth|, over all examples together."""
+    """Mean over classes of |answer ∩ truth| / |answer ∪ truth|, pooled over all examples."""
     counts = torch.zeros(0, 0, dtype=torch.int64)
     for outputs, targets in _outputs(model, examples):
         classes = outputs.shape[1]
@@ -69,12 +69,12 @@ def _mean_iou(model: nn.Module, examples: Examples) -> float:
         counts += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
     both = counts.diagonal()
     either = counts.sum(0) + counts.sum(1) - both
-    # A class that neither occurs nor is answered says nothing.
+    # A class that occurs neither in the targets nor in the answers does not count.
     return float((both[either > 0] / either[either > 0]).mean())
 
 
 def _log_likelihood(model: nn.Module, examples: Examples) -> float:
-    """Mean log-probability of the right answers, in nats: minus the logarithm of perplexity."""
+    """Mean log-probability of the correct answers, in nats: minus the log of perplexity."""
     total, asked = 0.0, 0
     for outputs, targets in _outputs(model, examples):
         total -= float(nn.functional.cross_entropy(outputs, targets, reduction="sum"))

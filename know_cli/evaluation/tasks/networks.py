@@ -1,4 +1,4 @@
-"""Small networks that the zoo of classifiers does not have; their outputs have classes second."""
+"""Small networks that the zoo of classifiers lacks; outputs have the classes in dimension 1."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from know_cli.lab.zoo.resnet import BasicBlock
 
 
 def seeded(construct: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network with initial weights from a seed; the global random state stays as it was."""
+    """A network with initial weights from a seed. The global random state is not changed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return construct()
 
 
 class CausalAttention(nn.Module):
-    """Self-attention of each token to itself and those before it."""
+    """Self-attention of each token to itself and the tokens before it."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class CausalAttention(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """Causal attention and a perceptron, each on normalised tokens beside a shortcut."""
+    """Causal attention and a perceptron, each on normalised tokens and with a shortcut."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class CausalBlock(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """A decoder-only transformer (Radford et al., 2019), small.
+    """A small decoder-only transformer (Radford et al., 2019).
 
     Args:
         vocabulary: number of tokens.
-        length: the most tokens of a text.
-        width: features of a token.
-        heads: of the attention; divides the width.
+        length: the most tokens per text.
+        width: features per token.
+        heads: of the attention; a divisor of the width.
         depth: number of blocks.
     """
 
@@ -87,17 +87,17 @@ class LanguageModel(nn.Module):
         initialise(self, TRANSFORMER[0])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens ``[n, length]`` to logits of the next ones, ``[n, vocabulary, length]``."""
+        """Map tokens ``[n, length]`` to logits of the next tokens, ``[n, vocabulary, length]``."""
         x = self.word_embeddings(tokens) + self.position_embeddings.weight[: tokens.shape[1]]
         logits: Tensor = self.head(self.norm(self.blocks(x)))
         return logits.transpose(1, 2)
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer beside a trained product of two thin matrices (arXiv 2106.09685).
+    """A frozen linear layer plus a trained product of two thin matrices (arXiv 2106.09685).
 
     Args:
-        layer: whose weights are frozen and kept.
+        layer: whose weights are kept and frozen.
         rank: of the product.
     """
 
@@ -117,7 +117,7 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: LanguageModel, rank: int) -> None:
-    """Freeze a language model and put a trained adapter beside every matrix of its blocks."""
+    """Freeze a language model and add a trained adapter to every matrix of its blocks."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for block in model.blocks:
@@ -129,11 +129,11 @@ def add_lora(model: LanguageModel, rank: int) -> None:
 
 
 class ResNet18(nn.Module):
-    """ResNet18 (He et al., arXiv 1512.03385), for small images: no stride before its stages.
+    """ResNet18 (He et al., arXiv 1512.03385) for small images, without a stride before its stages.
 
     Args:
         channels: of the images.
-        classes: to tell apart.
+        classes: number of outputs.
     """
 
     _STAGES = ((64, 1), (128, 2), (256, 2), (512, 2))
@@ -163,7 +163,7 @@ class Segmenter(nn.Module):
     """An encoder and decoder with atrous pooling (DeepLabv3+, Chen et al., arXiv 1802.02611).
 
     Args:
-        classes: of pixels, the background included.
+        classes: of pixels, including the background.
     """
 
     _RATES = (2, 4)
@@ -199,12 +199,12 @@ def _unit(
 
 
 class Captioner(nn.Module):
-    """A convolutional encoder whose features a small decoder reads as tokens before the words.
+    """A convolutional encoder and a small decoder, which reads its features as a prefix.
 
     Args:
         vocabulary: number of words.
-        length: words of a caption.
-        shape: (C, H, W) of the images, whose sides an eighth goes into.
+        length: words per caption.
+        shape: (C, H, W) of the images; both sides are multiples of 8.
     """
 
     _WIDTH, _HEADS, _DEPTH = 32, 2, 2
@@ -229,7 +229,7 @@ class Captioner(nn.Module):
         initialise(self, TRANSFORMER[0])
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map pixels, then words before, ``[n, C · H · W + length]``, to ``[n, words, length]``."""
+        """Map pixels and previous words, ``[n, C · H · W + length]``, to ``[n, words, length]``."""
         pixels = math.prod(self.shape)
         images, words = inputs[:, :pixels].view(-1, *self.shape), inputs[:, pixels:].long()
         seen = self.encoder(images).flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Composed scenes of Fashion-MNIST's images: their segmentation, and captions of them."""
+"""Scenes composed of Fashion-MNIST's images: segmentation and captioning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from know_cli.evaluation.tasks.measures import MEAN_IOU, TOKEN_ACCURACY, Measure
 from know_cli.evaluation.tasks.networks import Captioner, Segmenter, seeded
 from know_cli.evaluation.tasks.task import Cell, Downstream, Problem, Recipe, Task, permutation
 
-#: Pixels of a scene's side, and of an object's.
+#: Side of a scene and of an object, in pixels.
 SIDE, OBJECT = 32, 14
 _CLASSES = 5
 _VISIBLE = 0.15
@@ -29,7 +29,7 @@ _COLOURS = {
     "blue": (0.2, 0.3, 0.95),
     "yellow": (0.95, 0.9, 0.2),
 }
-# What Fashion-MNIST's classes are called.
+# Names of Fashion-MNIST's classes.
 _NAMES = (
     "shirt", "trousers", "pullover", "dress", "coat", "sandal", "blouse", "sneaker", "bag", "boot",
 )  # fmt: skip
@@ -42,7 +42,7 @@ CAPTION = 8
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """Two coloured objects on a background each.
+    """Scenes of two coloured objects on a background.
 
     Attributes:
         images: ``[n, 3, 32, 32]`` float32, standardised.
@@ -62,9 +62,9 @@ def compose(
 
     Args:
         objects: standardised grey images ``[m, 1, H, W]`` with classes from 0.
-        names: ``[k]`` for each class its number in Fashion-MNIST.
+        names: ``[k]``, each class's number in Fashion-MNIST.
         count: number of scenes.
-        generator: of what is random.
+        generator: of random numbers.
     """
     chosen = generator.integers(len(objects), size=(count, 2))
     small = nn.functional.interpolate(objects.inputs, (OBJECT, OBJECT), mode="bilinear")
@@ -83,7 +83,7 @@ def compose(
     free = SIDE - 2 * OBJECT
     for scene in range(count):
         relation = _RELATIONS[relations[scene]]
-        # One object in each half, so that the relation holds and nothing is hidden.
+        # One object per half, so that the relation holds and nothing is hidden.
         along = (generator.integers(free // 2 + 1), SIDE // 2 + generator.integers(free // 2 + 1))
         across = generator.integers(SIDE - OBJECT + 1, size=2)
         if relation in ("right-of", "below"):
@@ -162,7 +162,7 @@ class _SceneTask(Task):
 
 @dataclass(frozen=True)
 class Segmentation(_SceneTask):
-    """The class of each pixel."""
+    """Segmentation: the class of each pixel."""
 
     _fresh = ("head",)
     _measure = MEAN_IOU
@@ -176,9 +176,9 @@ class Segmentation(_SceneTask):
 
 @dataclass(frozen=True)
 class Captioning(_SceneTask):
-    """A caption word by word, from the image and the words before.
+    """Captioning: each word from the image and the words before it.
 
-    Only colours, names and the relation are asked for; the other words are always the same.
+    Only colours, names and the relation count; the other words are always the same.
     """
 
     _fresh = ()
@@ -189,7 +189,7 @@ class Captioning(_SceneTask):
         before = torch.cat([start, scenes.captions[:, :-1]], 1)
         same = [WORDS.index(word) for word in ("a", _END)]
         asked = ~torch.isin(scenes.captions, torch.tensor(same))
-        # Networks have one input: the pixels, then the words, which floats hold exactly.
+        # Networks have a single input: the pixels, then the words, which floats represent exactly.
         inputs = torch.cat([scenes.images.flatten(1), before.float()], 1)
         return Examples(inputs, torch.where(asked, scenes.captions, -100))
 

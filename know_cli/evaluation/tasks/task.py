@@ -1,4 +1,4 @@
-"""What a task of the evaluation consists of."""
+"""The parts of an evaluation task."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Recipe:
     Attributes:
         epochs: passes over the data.
         learning_rate: the initial one.
-        batch_size: samples a step.
+        batch_size: samples per step.
         weight_decay: of AdamW.
-        schedule: how the learning rate runs.
+        schedule: of the learning rate.
     """
 
     epochs: int
@@ -40,14 +40,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Downstream:
-    """A downstream condition, before it has its data.
+    """A downstream condition, without its data.
 
     Attributes:
-        size: training examples.
+        size: number of training examples.
         epochs: passes over them.
-        learning_rate: the initial one; it falls along a cosine.
-        repetitions: fine-tunings, each with examples, order and head of its own; their mean
-            counts.
+        learning_rate: the initial one; it falls to 0 along half a cosine.
+        repetitions: fine-tunings, each with its own examples, order and head; the result is their
+            mean.
     """
 
     size: int
@@ -63,13 +63,13 @@ class Downstream:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A downstream condition with its data.
+    """A downstream condition, with its data.
 
     Attributes:
         name: for tables, such as ``50 images``.
-        downstream: how many examples are drawn for each fine-tuning, and how it goes.
-        pool: what they are drawn from.
-        test: what the fine-tuned network is measured on; shares no example with ``pool``.
+        downstream: size and recipe of the fine-tuning.
+        pool: examples that the training examples are drawn from.
+        test: examples that the fine-tuned network is measured on, none of which is in ``pool``.
     """
 
     name: str
@@ -83,15 +83,15 @@ class Problem:
     """A task with one seed, ready for training.
 
     Attributes:
-        pool: D(−1), the data that the oracle has; half of it, drawn by seed, is D0.
+        pool: D(−1), the data of the oracle; the seed draws D0 as half of it.
         test: examples of the same kind that no session trains on.
-        build: the network to pre-train, its initial weights from a seed. Parameters that need
-            no gradient are no part of a checkpoint.
-        build_downstream: the network to fine-tune, from a seed.
+        build: makes the network to pre-train, with initial weights from a seed. Parameters
+            without a gradient are not part of checkpoints.
+        build_downstream: makes the network to fine-tune, from a seed.
         fresh: names of modules whose weights are not transferred.
         cells: the downstream conditions.
-        pretraining_measure: what is measured on ``test``.
-        measure: what is measured on the cells' test examples.
+        pretraining_measure: measured on ``test``.
+        measure: measured on the cells' test examples.
     """
 
     pool: Examples
@@ -106,17 +106,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A pre-training and what it is used for; all that decides it but the seed.
+    """A pre-training and its downstream conditions: everything that determines them but the seed.
 
     Attributes:
         name: for the command line.
         title: what is transferred to what, with which network.
         samples: |D0|.
-        recipe: of every session, of the oracles and of the longer training.
+        recipe: of every session, the oracles and the longer training.
         downstream: the conditions.
-        tested: test examples, at most.
-        version: to be raised with every change of what ``prepare`` gives.
-        large: whether it takes hours, so that it runs only where it is asked for by name.
+        tested: the most test examples.
+        version: to be raised with every change of what ``prepare`` returns.
+        large: whether it takes hours, so it runs only if it is requested by name.
     """
 
     name: str
@@ -131,14 +131,14 @@ class Task(ABC):
     @property
     @abstractmethod
     def data_sets(self) -> tuple[str, ...]:
-        """Names of the data sets of :mod:`know_cli.lab.data` that it needs."""
+        """Names of the required data sets of :mod:`know_cli.lab.data`."""
 
     @abstractmethod
     def prepare(self, seed: int, data_folder: Path | None) -> Problem:
         """Draw a seed's data.
 
         Raises:
-            UsageError: data are missing or corrupt.
+            UsageError: a data set is missing or corrupt.
         """
 
     @property
@@ -147,17 +147,17 @@ class Task(ABC):
         return round(self.samples / RATE)
 
     def definition(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
+        """The task in plain types."""
         return {"family": type(self).__name__, **asdict(self)}
 
 
 def train(model: nn.Module, examples: Examples, recipe: Recipe, seed: int) -> None:
-    """Train a network in place, and leave it in evaluation mode.
+    """Train a network in place and leave it in evaluation mode.
 
     Args:
         model: maps inputs to ``[n, classes, …]``.
-        examples: what is trained on.
-        recipe: how.
+        examples: to train on.
+        recipe: of the training.
         seed: of the order of the examples and of dropout.
     """
     fit(
@@ -175,7 +175,7 @@ def train(model: nn.Module, examples: Examples, recipe: Recipe, seed: int) -> No
 
 
 def permutation(n: int, *seed: int) -> Tensor:
-    """Indices below ``n`` in an order that the seed decides, int64 ``[n]``."""
+    """Indices below ``n`` in an order that the seed determines, int64 ``[n]``."""
     import numpy as np
 
     return torch.from_numpy(np.random.default_rng(list(seed)).permutation(n))

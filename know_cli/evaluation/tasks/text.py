@@ -1,8 +1,8 @@
-"""Text: a small language model of characters from one corpus to another, whole or by adapters.
+"""Text: transfers a small character-level language model between corpora, whole or by adapters.
 
-The corpora are always at hand, and no data set of meta-training has them: the reference manual
-of Python in English, as its interactive help shows it, and the source code of modules of the
-standard library. Their contents differ a little from one version of Python to another.
+The corpora are always available, and no data set of meta-training contains them: Python's
+reference manual in English, as its interactive help shows it, and the source code of modules of
+the standard library. They differ slightly between versions of Python.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from know_cli.evaluation.tasks.task import (
 from know_cli.forgetting.recorder import derived_seed
 
 _LENGTH = 48
-# What is neither printable ASCII nor a new line is one token, the first.
+# The first token stands for everything but printable ASCII and line feeds.
 _CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 _VOCABULARY = len(_CHARACTERS) + 1
 MANUAL = "manual"
-# Modules whose text meta-training does not have, each a single file in all supported versions.
+# Modules that meta-training does not use, each a single file in all supported versions.
 _CODE = {
     "code": ("ast", "datetime", "difflib", "doctest", "mailbox", "optparse", "pickle", "zipfile"),
     "other code": ("_pydatetime", "codecs", "fractions", "heapq", "pdb", "statistics", "uuid"),
@@ -53,7 +53,7 @@ def _source(corpus: str) -> str:
         return "\n".join(text for _, text in sorted(topics.items()))
     folder = Path(os.__file__).parent
     files = [folder / f"{module}.py" for module in _CODE[corpus]]
-    # Some are packages in some versions.
+    # Some are packages in some versions of Python.
     return "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
 
 
@@ -65,7 +65,7 @@ def load_passages(corpus: str) -> Tensor:
         corpus: ``manual``, ``code`` or ``other code``.
 
     Returns:
-        Tokens ``[n, 49]`` int64, one more than is read, each passage once.
+        Tokens ``[n, 49]`` int64, one more than networks read, without duplicate passages.
     """
     tokens = {character: number for number, character in enumerate(_CHARACTERS, 1)}
     lines = (line.rstrip() for line in _source(corpus).splitlines())
@@ -78,20 +78,20 @@ def load_passages(corpus: str) -> Tensor:
 
 
 def _examples(passages: Tensor) -> Examples:
-    """Each token is asked for, but the first, from those before it."""
+    """Examples in which every token but the first is predicted from those before it."""
     return Examples(passages[:, :-1].contiguous(), passages[:, 1:].contiguous())
 
 
 @dataclass(frozen=True)
 class Text(Task):
-    """A language model from one corpus to another.
+    """Transfer of a language model from one corpus to another.
 
     Attributes:
         source: corpus of the pre-training.
         target: corpus of the fine-tuning.
-        width: features of a token.
+        width: features per token.
         heads: of the attention.
-        depth: blocks.
+        depth: number of blocks.
     """
 
     source: str = MANUAL
@@ -102,7 +102,7 @@ class Text(Task):
 
     @property
     def data_sets(self) -> tuple[str, ...]:
-        """None: the corpora are part of Python."""
+        """No data sets, since the corpora are part of Python."""
         return ()
 
     def prepare(self, seed: int, data_folder: Path | None) -> Problem:
@@ -145,11 +145,11 @@ class Text(Task):
 
 @dataclass(frozen=True)
 class Lora(Text):
-    """Adapters of a frozen language model from one corpus to another.
+    """Transfer of a frozen language model's adapters from one corpus to another.
 
     Attributes:
-        base: corpus that the language model is trained on before.
-        base_samples: how many passages of it.
+        base: corpus that the language model is trained on first.
+        base_samples: number of its passages to train on.
         base_recipe: of that training.
         rank: of the adapters.
     """

@@ -1,6 +1,6 @@
 """Random changes of a training batch, by name: images as float tensors, texts as tokens.
 
-All draw on the generator's device, so that a generator of the CPU gives the same batch anywhere.
+All draw random numbers on the generator's device, so a CPU generator gives the same batch anywhere.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def _integers(below: int, n: int, like: Tensor, generator: Generator) -> Tensor:
 
 
 def none(inputs: Tensor, generator: Generator) -> Tensor:
-    """The batch as it is."""
+    """Return the batch unchanged."""
     return inputs
 
 
 def flip(images: Tensor, generator: Generator) -> Tensor:
-    """Mirror every second image, on average, from left to right."""
+    """Flip each image horizontally with probability one half."""
     chosen = _uniform((len(images), 1, 1, 1), images, generator) < 0.5
     return torch.where(chosen, images.flip(3), images)
 
 
 def shift(images: Tensor, generator: Generator) -> Tensor:
-    """Crop each image at random from itself with a border of zeros, an eighth of its side."""
+    """Pad each image with zeros by an eighth of its side, and crop it back at random."""
     n, channels, height, width = images.shape
     border = max(1, round(max(height, width) * _LARGEST_SHIFT))
     padded = nn.functional.pad(images, (border,) * 4)
@@ -48,14 +48,14 @@ def shift(images: Tensor, generator: Generator) -> Tensor:
         + torch.arange(side, device=images.device)
         for side in (height, width)
     )
-    # One axis after the other is twice as fast as both by one indexing.
+    # Indexing one axis after the other is twice as fast as both at once.
     rows = rows.view(n, 1, height, 1).expand(n, channels, height, padded.shape[3])
     columns = columns.view(n, 1, 1, width).expand(n, channels, height, width)
     return padded.gather(2, rows).gather(3, columns)
 
 
 def cutout(images: Tensor, generator: Generator) -> Tensor:
-    """Set a square of a third of the side to zero; its centre may lie anywhere in the image."""
+    """Zero a square with a third of the image's side, centred anywhere in the image."""
     n, _, height, width = images.shape
     side = max(1, round(max(height, width) * _CUT_SIDE))
     within = []
@@ -68,19 +68,19 @@ def cutout(images: Tensor, generator: Generator) -> Tensor:
 
 
 def noise(images: Tensor, generator: Generator) -> Tensor:
-    """Add normal noise of a fifth of a standardised image's deviation."""
+    """Add Gaussian noise with a fifth of a standardised image's standard deviation."""
     drawn = torch.randn(images.shape, generator=generator, device=generator.device)
     return images + _NOISE_DEVIATION * drawn.to(images.device)
 
 
 def token_dropout(tokens: Tensor, generator: Generator) -> Tensor:
-    """Replace a tenth of all tokens, on average, by the token for unknown characters."""
+    """Replace each token with probability 0.1 by the token for unknown characters."""
     dropped = _uniform(tuple(tokens.shape), tokens, generator) < _DROPPED_SHARE
     return tokens.masked_fill(dropped, UNKNOWN_TOKEN)
 
 
-#: By kind of inputs and by name: standardised images ``[n, C, H, W]`` float32, or texts
-#: ``[n, length]`` int64, and a generator; the batch itself stays as it is.
+#: Augmentations by kind of inputs and name. Each takes standardised images ``[n, C, H, W]``
+#: float32 or texts ``[n, length]`` int64, and a generator, and does not modify its input.
 AUGMENTATIONS: dict[Kind, dict[str, Augmentation]] = {
     "image": {"none": none, "flip": flip, "shift": shift, "cutout": cutout, "noise": noise},
     "text": {"none": none, "token-dropout": token_dropout},

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 from their *binary* versions.
 
-A file is a sequence of records: the label (CIFAR-100: the coarse one of 20, then the fine one
-of 100, which is used) as one byte each, then 32×32 red, green and blue values. The versions for
-Python are pickles, which run code as they are read, so they are refused.
+A file is a sequence of records: the label as one byte (in CIFAR-100 two bytes, the coarse one of
+20 and the fine one of 100, which is used), then 32×32 red, green and blue values. The Python
+versions are pickles, which run code when they are read, so they are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from know_cli.lab.data.source import Folders, Source, missing
 
 _SHAPE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
-# The largest file of either set has 154 MB; a corrupt archive must not ask for terabytes.
+# The largest file of either set has 154 MB; a corrupt archive must not claim terabytes.
 _LARGEST_FILE = 1 << 30
 
 
@@ -78,7 +78,7 @@ def _find(layout: _Layout, folders: Folders) -> Path | None:
 
 
 def _contents(layout: _Layout, place: Path) -> dict[str, bytes]:
-    """The bytes of each file, from a folder or from an archive, of which nothing is unpacked."""
+    """The bytes of each file, from a folder or an archive; nothing is unpacked to disk."""
     try:
         if place.is_dir():
             return {file: (place / file).read_bytes() for file in layout.files}
@@ -138,7 +138,7 @@ def _read(layout: _Layout, folders: Folders) -> DataSet:
     contents = _contents(layout, place)
     records = {file: _records(layout, place / file, content) for file, content in contents.items()}
     for file in layout.train:
-        # All batches have the same size, so one that was cut between two images shows.
+        # All batches have the same size, which reveals one that was cut between two images.
         expected, found = len(records[layout.train[0]]), len(records[file])
         if found != expected:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""The half of scikit-learn's digits that KNOWN may see, as bytes."""
+"""The half of scikit-learn's digits that meta-training may use, as bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from know_cli.lab.data.samples import DataSet, Samples
 from know_cli.lab.data.source import Folders, Source
 from know_cli.lab.digits import CLASSES, load_pixels, split_test
 
-# The images are integers from 0 to 16, here from 0 to 240.
+# Scikit-learn's values are integers from 0 to 16; these are from 0 to 240.
 _STEP = 15
 
 

@@ -1,11 +1,11 @@
 """Generated images: a letter over a textured background, in three alphabets.
 
-The letters come from the fonts that matplotlib brings along, so nothing depends on the fonts of
-the machine. Each is drawn once a font, as a mask; everything else is arithmetic on whole
-batches. Capital and small form of a letter are one class. What varies: font, size, proportions,
+The letters come from the fonts that ship with matplotlib, so nothing depends on the machine's
+fonts. Each is drawn once per font, as a mask; everything else is arithmetic on whole batches.
+The upper and lower case of a letter are one class. The images vary in font, size, proportions,
 rotation, shear, position, a smooth distortion, colours and their contrast, background (noise at
-several scales, gradient, stripes), parts of other letters, blur and noise. It is more than a
-small network learns from a few thousand images, which is the point: more data helps.
+several scales, gradient, stripes), parts of other letters, blur and noise. That is more than a
+small network learns from a few thousand images, and deliberately so: more data helps.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from know_cli.errors import UsageError
 from know_cli.lab.data.samples import DataSet, Samples
 from know_cli.lab.data.source import Folders, Source
 
-# Of each letter its small and capital form. Latin; Greek, without the final sigma; and Cyrillic,
-# the 30 letters of Bulgarian.
+# Lower and upper case of each letter: Latin; Greek without the final sigma; Cyrillic, the 30
+# letters of Bulgarian.
 ALPHABETS = {
     "latin": "abcdefghijklmnopqrstuvwxyz",
     "greek": "αβγδεζηθικλμνξοπρστυφχψω",
@@ -37,7 +37,7 @@ _FONTS = (
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
 )
 _SIDE = 32
-# Masks are drawn and transformed at twice the size of the images, then averaged: smooth edges.
+# Masks are drawn and transformed at twice the size of the images, then averaged for smooth edges.
 _MASK_SIDE = 2 * _SIDE
 _FONT_SIZE = 46
 _FORMS = 2
@@ -68,7 +68,7 @@ def _masks(alphabet: str) -> Tensor:
                 f"the glyphs need {path}, which matplotlib {matplotlib.__version__} lacks: "
                 "pip install 'know-predict[collect]'"
             )
-        # The other engine of Pillow is not always there, and might place letters otherwise.
+        # Pillow's other layout engine is not always available and may place letters differently.
         font = ImageFont.truetype(str(path), _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
         for letter, small in enumerate(ALPHABETS[alphabet]):
             for form, character in enumerate((small, small.upper())):
@@ -93,8 +93,8 @@ def _interpolation(cells: int, side: int) -> Tensor:
 
 
 def _enlarged(coarse: Tensor, side: int) -> Tensor:
-    """``[n, C, k, k]`` to ``[n, C, side, side]``, smoothly."""
-    # As two products a few times as fast as torch's interpolation of the whole.
+    """Interpolate ``[n, C, k, k]`` smoothly to ``[n, C, side, side]``."""
+    # Two matrix products are a few times as fast as torch's interpolation.
     matrix = _interpolation(coarse.shape[-1], side)
     return matrix @ coarse @ matrix.T
 
@@ -109,16 +109,16 @@ def _placed(
     distortion: float,
     generator: Generator,
 ) -> Tensor:
-    """Masks ``[n, 64, 64]``, each transformed at random, as coverage ``[n, 1, 32, 32]``.
+    """Transform each mask at random; return coverage ``[n, 1, 32, 32]``, 0 to 1.
 
     Args:
-        masks: to transform.
-        size: factors, from and to.
-        angle: the largest rotation, in degrees, either way.
-        shear: the largest shear, as a slope, either way.
-        offset: distances from the centre, from and to; 1 is half the image.
+        masks: ``[n, 64, 64]``, 0 to 1.
+        size: smallest and largest scaling factor.
+        angle: the largest rotation in degrees, in either direction.
+        shear: the largest shear as a slope, in either direction.
+        offset: smallest and largest distance from the centre; 1 is half the image.
         distortion: the largest displacement by the smooth distortion, in the same unit.
-        generator: of the random numbers.
+        generator: of random numbers.
     """
     n = len(masks)
     draw = partial(_uniform, generator=generator)
@@ -127,8 +127,8 @@ def _placed(
     turn = draw(-angle, angle, n) * (math.pi / 180)
     slope = draw(-shear, shear, n)
     distance, direction = draw(*offset, n), draw(0, 2 * math.pi, n)
-    # grid_sample asks where each pixel of the result comes from, so this is the inverse of what
-    # happens to the letter: move back, turn back, then shear and shrink back.
+    # grid_sample needs the source of each pixel of the result, so this is the inverse of the
+    # letter's transformation: move back, rotate back, then shear and scale back.
     line = (torch.arange(_MASK_SIDE) + 0.5) * (2 / _MASK_SIDE) - 1
     x = line - (distance * torch.cos(direction)).view(-1, 1, 1)
     y = line.view(-1, 1) - (distance * torch.sin(direction)).view(-1, 1, 1)
@@ -144,7 +144,7 @@ def _placed(
 
 
 def _textures(n: int, generator: Generator) -> Tensor:
-    """How far each background pixel is from one colour to another, ``[n, 1, 32, 32]``, 0 to 1."""
+    """Each background pixel's position between two colours: ``[n, 1, 32, 32]``, 0 to 1."""
     draw = partial(_uniform, generator=generator)
     line = torch.linspace(-1, 1, _SIDE)
     direction = draw(0, 2 * math.pi, n, 1, 1, 1)
@@ -154,18 +154,18 @@ def _textures(n: int, generator: Generator) -> Tensor:
     stripes = torch.sin(draw(4, 22, n, 1, 1, 1) * along + draw(0, 2 * math.pi, n, 1, 1, 1))
     parts = [along, stripes]
     parts += [_enlarged(draw(-1.5, 1.5, n, 1, cells, cells), _SIDE) for cells in (3, 6, 12, _SIDE)]
-    # Cubed weights: mostly one or two parts are seen at a time.
+    # Weights are cubed, so that mostly one or two parts are visible at a time.
     weights = draw(0, 1, len(parts), n, 1, 1, 1) ** 3
     mixed = (weights * torch.stack(parts)).sum(0)
     return torch.sigmoid(draw(1, 6, n, 1, 1, 1) * mixed)
 
 
 def _contrasting(others: Tensor, generator: Generator) -> Tensor:
-    """A colour for each image, of a few drawn the one farthest from all others.
+    """Draw a few colours for each image and return the one farthest from all others.
 
     Args:
         others: ``[n, k, 3]``, 0 to 1.
-        generator: of the random numbers.
+        generator: of random numbers.
 
     Returns:
         ``[n, 3, 1, 1]``.
@@ -177,7 +177,7 @@ def _contrasting(others: Tensor, generator: Generator) -> Tensor:
 
 
 def _blurred(images: Tensor, amount: Tensor) -> Tensor:
-    """Images mixed with a blurred version of themselves; amount 0 to 1, ``[n, 1, 1, 1]``."""
+    """Mix images with a blurred version of themselves by an amount ``[n, 1, 1, 1]``, 0 to 1."""
     weights = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     channels = images.shape[1]
     blurred = nn.functional.pad(images, (2, 2, 2, 2), mode="replicate")
@@ -188,7 +188,7 @@ def _blurred(images: Tensor, amount: Tensor) -> Tensor:
 
 
 def _batch(masks: Tensor, labels: Tensor, generator: Generator) -> Tensor:
-    """Images of the letters that the labels name, ``[n, 3, 32, 32]`` uint8."""
+    """Render the letters that the labels name: ``[n, 3, 32, 32]`` uint8."""
     n = len(labels)
     classes, drawings = masks.shape[:2]
     draw = partial(_uniform, generator=generator)
@@ -197,7 +197,7 @@ def _batch(masks: Tensor, labels: Tensor, generator: Generator) -> Tensor:
         return masks[letters, torch.randint(drawings, (n,), generator=generator)]
 
     first = torch.rand((n, 1, 3), generator=generator)
-    # The background's second colour keeps near the first, so that letters stand out from both.
+    # The background's second colour is close to the first, so that letters stand out from both.
     second = (first + draw(-_BACKGROUND_RANGE, _BACKGROUND_RANGE, n, 1, 3)).clamp(0, 1)
     colours = torch.cat([first, second], 1)
     start, end = colours.view(n, 2, 3, 1, 1).unbind(1)
@@ -236,7 +236,7 @@ def _batch(masks: Tensor, labels: Tensor, generator: Generator) -> Tensor:
 
 @cache
 def render_glyphs(alphabet: str, count: int, seed: int) -> Samples:
-    """Draw images of letters. The result is kept: the next call with the same arguments is free.
+    """Render images of letters. The result is cached for calls with the same arguments.
 
     Args:
         alphabet: ``latin``, ``greek`` or ``cyrillic``.
@@ -245,12 +245,12 @@ def render_glyphs(alphabet: str, count: int, seed: int) -> Samples:
             matplotlib stay the same.
 
     Returns:
-        Images ``[count, 3, 32, 32]`` and labels, positions in the alphabet, in random order;
-        numbers of images of two classes differ by at most one.
+        Images ``[count, 3, 32, 32]`` and labels, positions in the alphabet, in random order. The
+        numbers of images of any two classes differ by at most one.
 
     Raises:
-        UsageError: no such alphabet, no images, a negative seed, or Pillow or matplotlib is
-            missing.
+        UsageError: there is no such alphabet, the count is less than one, the seed is negative,
+            or Pillow or matplotlib is missing.
     """
     if alphabet not in ALPHABETS:
         raise UsageError(f"no alphabet {alphabet!r}: there are {', '.join(ALPHABETS)}")

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from IDX files, the format that they are distributed in.
+"""MNIST and Fashion-MNIST from IDX files, the format in which they are distributed.
 
 An IDX file is a magic number (two zero bytes, the type of the values, the number of
 dimensions), the dimensions as big-endian 32-bit integers, and the values in row-major order.
@@ -24,11 +24,11 @@ from know_cli.lab.data.source import Folders, Source, missing
 _UNSIGNED_BYTE = 0x08
 _SIDE = 28
 _CLASSES = 10
-# Far more than any such set has; a corrupt header must not ask for terabytes.
+# Far more than any such set has; a corrupt header must not claim terabytes.
 _MOST_SAMPLES = 1_000_000
 _FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
-# Both sets use the same file names. Their first training labels tell them apart, so that a
-# folder that is searched for one of them is not taken for it when it holds the other.
+# Both sets use the same file names, so their first training labels tell them apart: a folder that
+# holds one of them must not be taken for the other.
 _FIRST_LABELS = {
     "mnist": bytes([5, 0, 4, 1, 9, 2, 1, 3, 1, 4, 3, 5, 3, 6, 1, 7, 2, 8, 6, 9]),
     "fashion-mnist": bytes([9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 0, 9, 5, 5, 7, 9, 1, 0, 6, 4]),
@@ -48,14 +48,14 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
     Args:
         path: the file.
-        dimensions: how many the file must have.
+        dimensions: the number that the file must have.
 
     Returns:
         The values, uint8, in the shape that the header states.
 
     Raises:
-        UsageError: the file cannot be read, is no IDX file of unsigned bytes with so many
-            dimensions, or is longer or shorter than its header states.
+        UsageError: the file cannot be read, is not an IDX file of unsigned bytes with that number
+            of dimensions, or is longer or shorter than its header states.
     """
     try:
         with _open(path) as stream:
@@ -94,7 +94,7 @@ def _open(path: Path) -> BinaryIO | gzip.GzipFile:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """The file of a folder in any of the spellings in use; plain goes before compressed."""
+    """A folder's file under any of its usual names; uncompressed files take precedence."""
     dotted = name.replace("-idx", ".idx")
     for spelling in (f"{name}-ubyte", f"{dotted}-ubyte"):
         for suffix in ("", ".gz"):
@@ -109,7 +109,7 @@ def _is_other(name: str, labels: Path) -> bool:
         with _open(labels) as stream:
             start = stream.read(_LABELS_OFFSET + len(_FIRST_LABELS[name]))[_LABELS_OFFSET:]
     except (OSError, EOFError, zlib.error):
-        return False  # Reading it in earnest says what is wrong.
+        return False  # Reading it later says what is wrong.
     return any(start == first for other, first in _FIRST_LABELS.items() if other != name)
 
 

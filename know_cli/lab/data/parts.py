@@ -1,4 +1,4 @@
-"""Which half of a data set meta-training may see, the other is for evaluation."""
+"""The half of a data set that meta-training may use; the other half is for evaluation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from know_cli.lab.data import DataSet, Samples
 def meta_part(data: DataSet) -> Samples:
     """The training samples of a data set that trajectories may be recorded on.
 
-    Of data sets read from files that is the first half; the second is for evaluation, so that
-    KNOWN is never judged by networks of samples that it has seen the like of. Glyphs can be
-    rendered anew, texts be of another corpus, and of the digits only a half is here at all.
+    Of data sets read from files this is the first half. The second is for evaluation, so that
+    KNOWN is never evaluated on networks trained on samples that its own training used. Glyphs
+    can be rendered anew, texts come from another corpus, and only half of the digits is used
+    here anyway.
     """
     if data.name in ("digits", "text") or is_glyphs(data.name):
         return data.train

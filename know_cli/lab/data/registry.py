@@ -1,4 +1,4 @@
-"""The data sets by name. A new one is a module with a :class:`Source` and a line here."""
+"""The data sets by name. To add one, write a module with a :class:`Source` and a line here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA_SETS: dict[str, Source] = {
     "mnist": idx.MNIST,
     "text": text.TEXT,
 }
-# Debian's packages of data sets install to the first.
+# The first is where Debian's packages of data sets install.
 SYSTEM_FOLDERS = (Path("/usr/share/datasets"), Path("/usr/local/share/datasets"))
 
 
@@ -39,12 +39,12 @@ def load(name: str, folder: Path | None = None) -> DataSet:
 
     Args:
         name: one of ``DATA_SETS``.
-        folder: of the data sets' files, which are looked for in ``folder/name``, then in
-            ``folder``, then where packages of the system put them.
+        folder: of the data sets' files, which are searched for in ``folder/name``, then in
+            ``folder``, then where system packages put them.
 
     Raises:
-        UsageError: there is no such data set or folder; its files or a package that it needs
-            are not there; or a file is corrupt.
+        UsageError: there is no such data set or folder, files or a package that it needs are
+            missing, or a file is corrupt.
     """
     if name not in DATA_SETS:
         raise UsageError(f"no data set {name!r}: there are {', '.join(DATA_SETS)}")
@@ -53,7 +53,7 @@ def load(name: str, folder: Path | None = None) -> DataSet:
 
 
 def available(folder: Path | None = None) -> list[str]:
-    """Names of the data sets that :func:`load` finds here, sorted; none is read whole.
+    """Sorted names of the data sets that :func:`load` finds; none is read completely.
 
     Args:
         folder: as for :func:`load`.

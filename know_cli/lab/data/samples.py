@@ -1,4 +1,4 @@
-"""What every data set looks like, whatever it is read from."""
+"""The form of every data set, whatever it is read from."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """A classification task. Its tensors may be shared with other callers: do not change them.
+    """A classification task. Its tensors may be shared with other callers: do not modify them.
 
     Attributes:
         name: as in ``DATA_SETS``.
         kind: ``image`` or ``text``.
-        train: what sessions train on.
-        test: what they are only measured on.
+        train: samples that sessions train on.
+        test: samples that are only used to measure accuracy.
         classes: number of classes; labels are 0 to classes - 1.
         vocabulary: number of tokens of a text, which are 0 to vocabulary - 1; None for images.
     """
@@ -66,7 +66,7 @@ class DataSet:
     def deviation(self) -> tuple[float, ...]:
         """Standard deviation of each channel of the training images, in the units of ``mean``.
 
-        A channel that is constant has 1, so that one can divide by it. Empty for texts.
+        1 for a constant channel, so that it can be divided by. Empty for texts.
         """
         return tuple(deviation for _, deviation in self._moments)
 
@@ -77,7 +77,7 @@ class DataSet:
         found = []
         values = torch.arange(_LEVELS, dtype=torch.float64) / (_LEVELS - 1)
         for channel in self.train.inputs.unbind(1):
-            # A histogram is exact, and needs no copy of all images as floats.
+            # A histogram is exact and needs no copy of all images as floats.
             counts = torch.bincount(channel.flatten(), minlength=_LEVELS)
             share = counts.double() / channel.numel()
             mean = float(share @ values)
@@ -87,7 +87,7 @@ class DataSet:
 
 
 def standardise(inputs: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
-    """Images as networks take them: mean 0 and standard deviation 1 in each channel.
+    """Standardise images for networks: mean 0 and standard deviation 1 in each channel.
 
     Args:
         inputs: ``[n, C, H, W]`` uint8.

@@ -1,4 +1,4 @@
-"""What a data set has to bring to be registered, and the words for files that are not there."""
+"""What a data set must provide to be registered, and the error for missing files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Folders = Sequence[Path]
 
 @dataclass(frozen=True)
 class Source:
-    """One data set's way into the program.
+    """How one data set is found and read.
 
     Attributes:
-        read: maps the folders to look in, the first one first, to the data set; raises
-            UsageError where files or packages are missing or files are corrupt.
-        find: whether ``read`` has what it needs, without reading all of it. Corrupt contents
-            may go unnoticed.
+        read: reads the data set from the first of the given folders that has it; raises
+            UsageError if files or packages are missing or a file is corrupt.
+        find: whether ``read`` would find what it needs, without reading all of it. Corrupt
+            contents may go unnoticed.
     """
 
     read: Callable[[Folders], DataSet]
@@ -28,12 +28,12 @@ class Source:
 
 
 def missing(name: str, folders: Folders, remedy: str) -> UsageError:
-    """The error for a data set without its files.
+    """The error for a data set whose files are missing.
 
     Args:
         name: of the data set.
-        folders: where they were looked for.
-        remedy: what to do, from the verb on.
+        folders: where they were searched for.
+        remedy: what the user can do, starting with a verb.
     """
     places = ", ".join(str(folder) for folder in folders)
     return UsageError(f"data set {name!r}: nothing in {places}; {remedy}")

@@ -1,9 +1,9 @@
-r"""Passages of text, to be assigned to the document that they come from.
+r"""Passages of text, to be classified by the document that they come from.
 
-The corpus is a folder ``text``: each ``*.txt`` file in it, and each sub-folder with such files,
-is a class. Without one it is the source text of this Python's standard library, which is always
-at hand: code, comments and documentation of twelve modules. Its contents differ a little from
-one version of Python to another.
+The corpus is a folder ``text``, in which each ``*.txt`` file, and each sub-folder with such
+files, is a class. Without one it is the source text of Python's standard library, which is always
+available: code, comments and documentation of twelve modules. It differs slightly between
+versions of Python.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VOCABULARY = 100
 _MOST_TRAIN, _MOST_TEST = 500, 150
 _FEWEST_PASSAGES = 20
 _SPLIT_SEED = 64
-# Modules that all supported versions of Python have, each with enough text, none with tables.
+# Modules that all supported versions of Python have, with enough text each and no tables.
 _MODULES = (
     "_pydecimal", "argparse", "asyncio", "email", "http", "importlib", "inspect", "logging",
     "multiprocessing", "tarfile", "typing", "unittest",
@@ -38,7 +38,7 @@ _Documents = dict[str, list[Path]]
 
 
 def _standard_library() -> _Documents:
-    """Source files of the chosen modules, which are a file or a package; tests are left out."""
+    """Source files of the chosen modules and packages, without tests."""
     folder = Path(os.__file__).parent
     found = {}
     for module in _MODULES:
@@ -55,10 +55,10 @@ def _standard_library() -> _Documents:
 
 
 def _documents(folders: Folders) -> tuple[Path, _Documents]:
-    """Where the corpus is, and the files of each class, in the order of their names."""
+    """The corpus's folder, and the files of each class, ordered by name."""
     for folder in folders:
-        # A folder that holds other data sets may have stray text files; only one that is
-        # called so is taken for a corpus.
+        # A folder of other data sets may contain stray text files; only one that is
+        # named like this is taken for a corpus.
         if folder.name == _NAME and folder.is_dir():
             return folder, {
                 entry.name: files
@@ -70,7 +70,7 @@ def _documents(folders: Folders) -> tuple[Path, _Documents]:
 
 
 def _passages(files: Sequence[Path]) -> list[str]:
-    """The text cut into passages, in order, with runs of white space made one character."""
+    """The text cut into passages, in order, with runs of white space collapsed."""
     try:
         whole = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
     except OSError as error:
@@ -81,7 +81,7 @@ def _passages(files: Sequence[Path]) -> list[str]:
 
 
 def _distinct(documents: _Documents) -> dict[str, list[str]]:
-    """Passages of each class, without those that occurred before, such as notices of rights."""
+    """Passages of each class, without those that occurred before, such as licence notices."""
     seen: set[str] = set()
     distinct = {}
     for name, files in documents.items():
@@ -121,7 +121,7 @@ def _read(folders: Folders) -> DataSet:
         tested = min(_MOST_TEST, round(len(order) * _MOST_TEST / (_MOST_TRAIN + _MOST_TEST)))
         test += [(passages[index], label) for index in order[:tested]]
         train += [(passages[index], label) for index in order[tested:][:_MOST_TRAIN]]
-    # The most frequent characters of the training passages, whatever the language is.
+    # The most frequent characters of the training passages, in whatever language.
     counts = Counter("".join(passage for passage, _ in train))
     frequent = sorted(counts, key=lambda character: (-counts[character], character))
     tokens = {

@@ -1,13 +1,13 @@
-"""A zoo of small classifiers, from whose training KNOWN is meta-trained.
+"""A zoo of small classifiers; recordings of their training are what KNOWN learns from.
 
-Their layers and the names of their parameters are those of networks in use, their cost is that
-of a few milliseconds a step on one core.
+Their layers and parameter names are those of common networks, and a training step takes a few
+milliseconds on one core.
 
 >>> import numpy as np
 >>> design = random_design("resnet", Inputs("image", (3, 32, 32)), 10, np.random.default_rng(0))
 >>> model = build(design, seed=0)
 
-A new architecture is one more file like ``cnn.py``, and its line in ``registry.py``.
+To add an architecture, write a file like ``cnn.py`` and a line in ``registry.py``.
 """
 
 from know_cli.lab.zoo.design import Architecture, Design, Inputs

@@ -1,4 +1,4 @@
-"""Parts that several architectures share."""
+"""Building blocks that several architectures share."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "hardswish": nn.Hardswish,
 }
-#: Initial weights of networks that may have no normalisation.
+#: Initialisations of networks that may lack normalisation.
 HE = ("he_normal", "he_uniform")
-#: Initial weights of transformers.
+#: Initialisations of transformers.
 TRANSFORMER = ("truncated_normal", "xavier_uniform")
 
 
-#: The last options of networks of convolutional units.
+#: Final options of convolutional networks.
 UNIT_CHOICES: Choices = {
     "bias": (False, False, True),
     "pooling": ("average", "average", "maximum"),
@@ -33,12 +33,12 @@ UNIT_CHOICES: Choices = {
 
 
 def in_order(*layers: nn.Module) -> nn.Sequential:
-    """Numbered layers, one after another, without those that do nothing."""
+    """A sequence of numbered layers, without identities."""
     return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Identity)))
 
 
 def named(**layers: nn.Module) -> nn.Sequential:
-    """Named layers, one after another, without those that do nothing."""
+    """A sequence of named layers, without identities."""
     model = nn.Sequential()
     for name, layer in layers.items():
         if not isinstance(layer, nn.Identity):
@@ -49,12 +49,12 @@ def named(**layers: nn.Module) -> nn.Sequential:
 def convolution(
     inputs: int, outputs: int, kernel: int, stride: int = 1, *, groups: int = 1, bias: bool = False
 ) -> nn.Conv2d:
-    """A convolution with an odd kernel; stride s makes ⌈n / s⌉ pixels of n."""
+    """A convolution with an odd kernel; stride s turns n pixels into ⌈n / s⌉."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
 
 
 def normalisation(name: str, channels: int) -> nn.Module:
-    """Normalisation of images: ``batch``, ``group``, or ``none``, which does nothing."""
+    """Normalisation of images: ``batch``, ``group``, or ``none``, the identity."""
     if name == "batch":
         return nn.BatchNorm2d(channels)
     if name == "group":
@@ -74,12 +74,12 @@ def global_pooling(name: str) -> nn.Sequential:
 
 
 def dropout(share: float) -> nn.Module:
-    """Dropout of a share of the features, 0 to 1; with 0 a layer that does nothing."""
+    """Dropout of a share of the features, 0 to 1; the identity for 0."""
     return nn.Dropout(share) if share else nn.Identity()
 
 
 def classifier(pooling: str, channels: int, share: float, classes: int) -> dict[str, nn.Module]:
-    """Global pooling, dropout of a share, and the head, by name: images to logits."""
+    """Named layers from images to logits: global pooling, dropout of a share, head."""
     return {
         "pool": global_pooling(pooling),
         "dropout": dropout(share),
@@ -88,8 +88,8 @@ def classifier(pooling: str, channels: int, share: float, classes: int) -> dict[
 
 
 def stem_choices(inputs: Inputs) -> Choices:
-    """Options of the stem: by how much it shrinks images, and whether half of that by pooling."""
-    # What follows then costs a few milliseconds a step, as its images have about 8×8 pixels.
+    """Options of the stem: how much it shrinks images, and whether half of that is by pooling."""
+    # Images of about 8×8 pixels keep the cost at a few milliseconds per step.
     if inputs.side < 16:
         return {"stem_stride": (1,), "stem_pool": (False,)}
     return {"stem_stride": (4,) if inputs.side < 48 else (8,), "stem_pool": (True, False)}
@@ -98,17 +98,17 @@ def stem_choices(inputs: Inputs) -> Choices:
 def stem_layers(
     channels: int, outputs: int, stride: int, *, pool: bool, bias: bool
 ) -> tuple[nn.Conv2d, nn.Module]:
-    """First convolution and pooling, which together make ⌈n / stride⌉ pixels of n."""
+    """First convolution and pooling, which together turn n pixels into ⌈n / stride⌉."""
     if pool:
         stem = convolution(channels, outputs, 3, stride // 2, bias=bias)
         return stem, nn.MaxPool2d(3, 2, padding=1)
-    # A smaller kernel would leave pixels out.
+    # A smaller kernel would skip pixels.
     kernel = max(3, 2 * (stride // 2) + 1)
     return convolution(channels, outputs, kernel, stride, bias=bias), nn.Identity()
 
 
 def halvings(side: int, stages: int) -> list[int]:
-    """Stride of each stage: 2 as long as two pixels are left, so that batches of one train too."""
+    """Stride of each stage: 2 while two pixels remain, so that batches of one can be trained on."""
     strides = []
     for _ in range(stages):
         strides.append(2 if side > 2 else 1)
@@ -117,19 +117,20 @@ def halvings(side: int, stages: int) -> list[int]:
 
 
 def strides_in_stage(first: int, units: int) -> list[int]:
-    """Stride of each unit of a stage, of which only the first shrinks the image."""
+    """Stride of each unit of a stage; only the first shrinks the image."""
     return [first] + [1] * (units - 1)
 
 
 def initialise(model: nn.Module, scheme: str) -> None:
-    """Draw the weights of the convolutional, linear and embedding layers of a network anew.
+    """Re-initialise the convolutional, linear and embedding layers of a network.
 
     Args:
-        model: changed in place.
-        scheme: ``he_normal`` (He et al., arXiv 1502.01852), biases zero; ``he_uniform``, biases
-            as PyTorch has them; with both the layer ``head`` stays as PyTorch has it, so that
-            logits start small. ``truncated_normal`` with deviation 0.02, biases zero, as in
-            BERT and ViT; ``xavier_uniform`` (Glorot and Bengio, 2010), biases zero.
+        model: modified in place.
+        scheme: ``he_normal`` (He et al., arXiv 1502.01852) with zero biases, or ``he_uniform``
+            with PyTorch's own biases; both keep PyTorch's own initialisation of the layer
+            ``head``, so that logits start small. ``truncated_normal`` with standard deviation
+            0.02 and zero biases, as in BERT and ViT; ``xavier_uniform`` (Glorot and Bengio, 2010)
+            with zero biases.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -143,7 +144,7 @@ def initialise(model: nn.Module, scheme: str) -> None:
         elif scheme == "he_uniform":
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu")
         elif scheme == "xavier_uniform" or isinstance(module, nn.Conv2d):
-            # 0.02 suits matrices of hundreds of inputs; a depthwise kernel has nine.
+            # 0.02 suits layers with hundreds of inputs; a depthwise kernel has nine.
             nn.init.xavier_uniform_(module.weight)
         else:
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -155,15 +156,15 @@ def initialise(model: nn.Module, scheme: str) -> None:
 def damp(last_layers: Sequence[nn.Conv2d]) -> None:
     """Divide the last layer of each residual branch by the root of their number.
 
-    Without normalisation every branch would else double the variance; a simple relative of
-    Fixup (Zhang et al., arXiv 1901.09321) that leaves no gradient zero.
+    Without normalisation, every branch would otherwise double the variance. This is a simple
+    relative of Fixup (Zhang et al., arXiv 1901.09321) that leaves no gradient at zero.
     """
     for layer in last_layers:
         layer.weight /= math.sqrt(len(last_layers))
 
 
 class LayerScale(nn.Module):
-    """One learned factor a feature (Touvron et al., arXiv 2103.17239)."""
+    """One learned factor per feature (Touvron et al., arXiv 2103.17239)."""
 
     def __init__(self, features: int, initial: float) -> None:
         super().__init__()
@@ -181,7 +182,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
         query: ``[n, tokens, features]``.
         key: ``[n, sources, features]``.
         value: as ``key``.
-        heads: divides ``features``.
+        heads: their number, a divisor of ``features``.
 
     Returns:
         ``[n, tokens, features]``.

@@ -23,7 +23,7 @@ from know_cli.lab.zoo.design import Architecture, Choices, Inputs
 
 
 class DenseLayer(nn.Module):
-    """Normalisation, activation and convolution, once or (bottleneck) twice; adds channels."""
+    """Normalisation, activation and convolution, once or (bottleneck) twice; appends channels."""
 
     def __init__(
         self, inputs: int, growth: int, bottleneck: int, *, activation: str, norm: str, bias: bool

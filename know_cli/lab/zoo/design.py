@@ -1,4 +1,4 @@
-"""What a network of the zoo is described by: its inputs, its options, and where they come from."""
+"""The description of a network of the zoo: its inputs and options, and how they are drawn."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Value = int | float | str | bool
 Choices = Mapping[str, tuple[Value, ...]]
 
 _DIMENSIONS = {"image": "channels, height, width", "text": "vocabulary, length"}
-#: Below this a network that halves its images twice has nothing left to convolve.
+#: Below this, a network that halves its images twice would have nothing left to convolve.
 SMALLEST_SIDE = 8
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network is fed with.
+    """The inputs of a network.
 
     Attributes:
         kind: ``image`` (float32 ``[n, channels, height, width]``) or ``text`` (int64 tokens
@@ -28,7 +28,7 @@ class Inputs:
         shape: ``(channels, height, width)`` of an image, ``(vocabulary, length)`` of a text.
 
     Raises:
-        UsageError: no such kind, or the shape is not one of that kind.
+        UsageError: there is no such kind, or the shape does not fit it.
     """
 
     kind: Literal["image", "text"]
@@ -55,16 +55,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Design:
-    """A network but for its weights; plain JSON values only.
+    """A network without its weights, in plain JSON values.
 
     Attributes:
         architecture: a name in ``ARCHITECTURES``.
-        inputs: what it is fed with.
+        inputs: of the network.
         classes: number of outputs, at least 2.
-        options: of the architecture; one that is left out has its first choice.
+        options: of the architecture; one that is missing takes its first choice.
 
     Raises:
-        UsageError: fewer than two classes.
+        UsageError: there are fewer than two classes.
     """
 
     architecture: str
@@ -77,7 +77,7 @@ class Design:
             raise UsageError(f"{self.classes} classes: a classifier needs at least 2")
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values, the inverse of :meth:`from_json`."""
+        """The design as JSON values; the inverse of :meth:`from_json`."""
         return {
             "architecture": self.architecture,
             "inputs": {"kind": self.inputs.kind, "shape": list(self.inputs.shape)},
@@ -87,10 +87,10 @@ class Design:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Design:
-        """Read what :meth:`to_json` gave.
+        """Read a design that :meth:`to_json` returned.
 
         Raises:
-            UsageError: parts are missing or not of their type.
+            UsageError: parts are missing or have the wrong type.
         """
         try:
             inputs = Inputs(content["inputs"]["kind"], tuple(content["inputs"]["shape"]))
@@ -107,9 +107,9 @@ class Architecture:
 
     Attributes:
         kind: of the inputs that it takes.
-        choices: the options that designs for some inputs have, with the values that are drawn
-            from; a value that is repeated is drawn more often, and the first is the default.
-        construct: the network from inputs, classes and every option by name, drawing its
+        choices: maps inputs to the options of a design for them, with the values to draw from;
+            a repeated value is drawn more often, and the first is the default.
+        construct: makes the network from inputs, classes and every option by name, drawing its
             initial weights from torch's default generator.
     """
 

@@ -25,7 +25,7 @@ from know_cli.lab.zoo.design import Architecture, Choices, Inputs
 
 
 class InvertedResidual(nn.Module):
-    """Widen, convolve each channel, narrow without activation; a shortcut where shapes agree."""
+    """Expand, convolve each channel, project without activation; a shortcut where shapes match."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class InvertedResidual(nn.Module):
 
     @property
     def projection(self) -> nn.Conv2d:
-        """The convolution that narrows."""
+        """The projecting convolution, last of the branch."""
         layer = self.conv[self.last]
         assert isinstance(layer, nn.Conv2d)
         return layer
@@ -101,7 +101,7 @@ def _construct(
 ) -> nn.Module:
     """A stem, a block without expansion, halving stages of ``blocks``, a last convolution, a head.
 
-    The kernel is that of the depthwise convolutions.
+    ``kernel`` is the size of the depthwise convolutions.
     """
 
     def active(layer: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:

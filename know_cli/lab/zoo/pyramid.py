@@ -30,7 +30,7 @@ def to_images(tokens: Tensor, height: int) -> Tensor:
 
 
 class OverlappingPatchEmbedding(nn.Module):
-    """A convolution whose kernel is larger than its stride, and a normalisation of the tokens."""
+    """An overlapping convolution, whose kernel exceeds its stride, and a norm of the tokens."""
 
     def __init__(self, inputs: int, width: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class OverlappingPatchEmbedding(nn.Module):
 
 
 class SpatialReductionAttention(nn.Module):
-    """Attention whose keys and values come from an image reduced by a convolution."""
+    """Attention whose keys and values come from an image that a convolution reduced."""
 
     def __init__(self, width: int, heads: int, reduction: int, norm: str, *, bias: bool) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class SpatialReductionAttention(nn.Module):
             self.norm = token_normalisation(norm, width)
 
     def forward(self, x: Tensor, height: int) -> Tensor:
-        """Mix tokens ``[n, tokens, width]`` that are an image of that height."""
+        """Mix tokens ``[n, tokens, width]`` that form an image of the given height."""
         source = x
         if self.sr is not None:
             source = self.norm(to_tokens(self.sr(to_images(x, height))))
@@ -68,14 +68,14 @@ class SpatialReductionAttention(nn.Module):
 
 
 class DepthwiseConvolution(nn.Module):
-    """A 3×3 convolution of each feature, which also tells tokens where they are."""
+    """A 3×3 convolution of each feature, which also encodes the tokens' positions."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.dwconv = convolution(width, width, 3, groups=width, bias=True)
 
     def forward(self, x: Tensor, height: int) -> Tensor:
-        """Map tokens ``[n, tokens, width]`` that are an image of that height."""
+        """Map tokens ``[n, tokens, width]`` that form an image of the given height."""
         return to_tokens(self.dwconv(to_images(x, height)))
 
 
@@ -91,13 +91,13 @@ class ConvolutionalMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, height: int) -> Tensor:
-        """Map tokens ``[n, tokens, width]`` that are an image of that height."""
+        """Map tokens ``[n, tokens, width]`` that form an image of the given height."""
         mapped: Tensor = self.fc2(self.drop(self.act(self.dwconv(self.fc1(x), height))))
         return mapped
 
 
 class Block(nn.Module):
-    """Attention and convolutional perceptron, each on normalised tokens beside a shortcut."""
+    """Attention and convolutional perceptron, each on normalised tokens and with a shortcut."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Block(nn.Module):
         self.mlp = ConvolutionalMlp(width, mlp_ratio * width, activation, dropout)
 
     def forward(self, x: Tensor, height: int) -> Tensor:
-        """Map tokens ``[n, tokens, width]`` that are an image of that height."""
+        """Map tokens ``[n, tokens, width]`` that form an image of the given height."""
         x = x + self.attn(self.norm1(x), height)
         result: Tensor = x + self.mlp(self.norm2(x), height)
         return result
@@ -142,7 +142,7 @@ class Stage(nn.Module):
 
 
 class PyramidTransformer(nn.Module):
-    """Stages of ever fewer and wider tokens, and a head on their mean."""
+    """Stages of fewer and wider tokens each, and a head on their mean."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class PyramidTransformer(nn.Module):
         strides = [stem_stride, *halvings(math.ceil(side / stem_stride), stages - 1)]
         for number, stride in enumerate(strides):
             side = math.ceil(side / stride)
-            # As many heads more as features, so that a head keeps its width.
+            # The number of heads grows with that of features, so that a head keeps its width.
             multiple = 2**number
             outputs = multiple * width
             layers = [

@@ -1,4 +1,4 @@
-"""All architectures by name, and networks made from designs."""
+"""All architectures by name, and networks built from designs."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def random_design(
 
     Args:
         architecture: a name in :data:`ARCHITECTURES`.
-        inputs: what the network will be fed with.
+        inputs: of the network.
         classes: number of outputs.
-        generator: drawn from once an option.
+        generator: drawn from once per option.
 
     Raises:
-        UsageError: no such architecture, or it does not take such inputs.
+        UsageError: there is no such architecture, or it does not take such inputs.
     """
     choices = _find(architecture, inputs).choices(inputs)
     options = {name: values[generator.integers(len(values))] for name, values in choices.items()}
@@ -53,19 +53,19 @@ def random_design(
 
 
 def build(design: Design, seed: int) -> nn.Module:
-    """A freshly initialised network in training mode; its last layer is called ``head``.
+    """Build a freshly initialised network in training mode; its last layer is called ``head``.
 
     It maps images ``[n, channels, height, width]`` float32 or tokens ``[n, length]`` int64 to
-    logits ``[n, classes]`` float32. Where ``norm`` is ``batch``, an ``mlp`` cannot be trained on
-    a batch of one.
+    logits ``[n, classes]`` float32. An ``mlp`` with ``norm`` ``batch`` cannot be trained on a
+    batch of one.
 
     Args:
-        design: options that it leaves out have their first choice.
-        seed: of the initial weights. The global random state is left as it was.
+        design: of the network; missing options take their first choice.
+        seed: of the initial weights. The global random state is not changed.
 
     Raises:
-        UsageError: no such architecture or option, inputs that it does not take, or a value
-            that an option cannot have.
+        UsageError: there is no such architecture or option, the architecture does not take such
+            inputs, or an option cannot have its value.
     """
     entry = _find(design.architecture, design.inputs)
     options = _complete(design, entry.choices(design.inputs))
@@ -84,7 +84,7 @@ def _find(architecture: str, inputs: Inputs) -> Architecture:
 
 
 def _complete(design: Design, choices: Choices) -> dict[str, Value]:
-    """Every option of an architecture, checked."""
+    """Every option of a design, checked, with defaults for missing ones."""
     for name in design.options:
         if name not in choices:
             known = ", ".join(choices)
@@ -96,7 +96,7 @@ def _complete(design: Design, choices: Choices) -> dict[str, Value]:
 
 
 def _checked(name: str, value: Value, values: tuple[Value, ...]) -> Value:
-    # True is 1 to Python, and JSON may turn 0.0 into 0.
+    # In Python True equals 1, and JSON may turn 0.0 into 0.
     alike = type(value) is type(values[0]) or {type(value), type(values[0])} == {int, float}
     if not alike or value not in values:
         known = ", ".join(map(str, dict.fromkeys(values)))

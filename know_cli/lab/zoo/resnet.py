@@ -27,7 +27,7 @@ _STAGES = 3
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions beside a shortcut."""
+    """Two 3×3 convolutions and a shortcut."""
 
     def __init__(
         self, inputs: int, outputs: int, stride: int, *, activation: str, norm: str, bias: bool

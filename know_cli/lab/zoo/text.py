@@ -14,13 +14,13 @@ from know_cli.lab.zoo.blocks import (
 )
 from know_cli.lab.zoo.design import Architecture, Choices, Inputs
 
-# A table of word embeddings larger than this would be nearly all of the network.
+# A larger table of word embeddings would make up nearly the whole network.
 _LARGEST_TABLE = 2_000_000
 _MOST_HEADS = 4
 
 
 class Embeddings(nn.Module):
-    """A vector for each word, and one for each position."""
+    """The sum of a vector for each word and one for each position."""
 
     def __init__(self, vocabulary: int, length: int, width: int, norm: str, dropout: float) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention with a matrix each for queries, keys and values."""
+    """Self-attention with separate matrices for queries, keys and values."""
 
     def __init__(self, width: int, heads: int, *, bias: bool) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
 
 
 class Output(nn.Module):
-    """The end of a branch: a linear layer, the shortcut, and its normalisation if post-norm."""
+    """The end of a branch: a linear layer, the shortcut, and a normalisation if post-norm."""
 
     def __init__(self, inputs: int, width: int, norm: nn.Module, dropout: float) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Intermediate(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and perceptron; normalised before each (pre-norm) or after each (post-norm)."""
+    """Attention and perceptron, normalised before each (pre-norm) or after each (post-norm)."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Layers, and the last normalisation that pre-norm networks need."""
+    """Layers, and the final normalisation that pre-norm networks need."""
 
     def __init__(self, layers: list[Layer], norm: nn.Module) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Embeddings, an encoder, and a head on the mean token; all tokens count, padding too."""
+    """Embeddings, an encoder, and a head on the mean of all tokens, including padding."""
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class TextEncoder(nn.Module):
 
 def _choices(inputs: Inputs) -> Choices:
     vocabulary, length = inputs.shape
-    # Long texts cost more.
+    # Long texts cost more, so they get smaller networks.
     widths = (16, 12, 8) if length <= 64 else (8, 12)
     head_widths = tuple(n for n in widths if vocabulary * n * _MOST_HEADS <= _LARGEST_TABLE)
     if not head_widths:

@@ -19,7 +19,7 @@ _INITIAL_LAYER_SCALE = 0.1
 
 
 class PatchEmbedding(nn.Module):
-    """Each patch of the image, mapped linearly to a token."""
+    """Maps each patch of the image linearly to a token."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and perceptron, each on normalised tokens beside a shortcut."""
+    """Attention and perceptron, each on normalised tokens and with a shortcut."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class VisionTransformer(nn.Module):
 
 def _choices(inputs: Inputs) -> Choices:
     side = inputs.side
-    # From 16 to 64 tokens, rather fewer, of whole patches where the side has such divisors.
+    # From 16 to 64 tokens, preferably few, of whole patches where the side has such divisors.
     patches = [n for n in range(2, side) if side % n == 0 and 4 <= side // n <= 8]
     return {
         "patch": (*patches[1:], *patches[1:], *patches[:1]) or (side // 4,),
