@@ -10,8 +10,7 @@ from torch import Tensor
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry
 from know_cli.checkpoints.dtypes import torch_dtype
 
-# #: Elements that are converted, checked and written at a time; few enough for torch to use one
-# thread.
+#: Elements that are converted, checked and written at a time; torch uses one thread for so few.
 CHUNK_ROWS = 1 << 15
 
 
