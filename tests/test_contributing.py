@@ -33,6 +33,8 @@ ITEM = re.compile(
 
 INDENT = re.compile("^   ", re.MULTILINE)  # of what belongs to an item of a list
 State = dict[str, np.ndarray]
+# The rules of the bundle that the hyper-model of the page is given.
+FC, BIAS = (0.25, -0.5), (0.5, 0.125)
 # Imports what is heavy once, and runs each command in a process of its own, which finds the
 # package in its copy.
 RUNNER = """
@@ -66,7 +68,7 @@ class Change:
 
     path: str
     how: str
-    anchor: str | None
+    anchor: str
     text: str
 
     def make(self, root: Path) -> None:
@@ -76,7 +78,7 @@ class Change:
             file.parent.mkdir(exist_ok=True)
             file.write_text(self.text, encoding="utf-8")
             return
-        assert self.anchor is not None
+        assert self.anchor
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
         found = [k for k, line in enumerate(lines) if line.strip().startswith(self.anchor)]
         assert len(found) == 1, f"{self.path}: {len(found)} lines begin with {self.anchor}"
@@ -104,7 +106,12 @@ def additions() -> dict[str, Addition]:
     for section in page.split("\n### ")[1:]:
         title, _, text = section.partition("\n")
         changes = tuple(
-            Change(item["path"], item["how"], item["anchor"], INDENT.sub("", item["text"]))
+            Change(
+                item["path"],
+                item["how"],
+                (item["anchor"] or "").strip(),
+                INDENT.sub("", item["text"]),
+            )
             for item in ITEM.finditer(text)
         )
         # No item is overlooked because it is written in another way.
@@ -127,8 +134,11 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def write_run(folder: Path) -> list[State]:
-    """Three checkpoints of a layer in ``run``."""
+def write_inputs(folder: Path) -> list[State]:
+    """Three checkpoints of a layer in ``run``, and a bundle for the hyper-model of the page."""
+    (folder / "drift-bundle").mkdir()
+    content = {"target": "retrodiction", "rule": {"conv": [0, 0], "fc": FC, "bias": BIAS}}
+    (folder / "drift-bundle" / "drift.json").write_text(json.dumps(content))
     generator = np.random.default_rng(0)
     states = []
     (folder / "run").mkdir()
@@ -167,11 +177,30 @@ def is_evaluated(folder: Path, states: list[State]) -> None:
     assert {start["method"] for start in task["starts"]} >= {"naive", "average", "oracle"}
 
 
+def is_drift(folder: Path, states: list[State]) -> None:
+    written = load_file(folder / "drift.safetensors")
+    assert written.keys() == states[0].keys()
+    for name, (early, late) in (("fc.weight", FC), ("fc.bias", BIAS)):
+        oldest, middle, newest = (state[name].astype(np.float64) for state in reversed(states))
+        means = (middle - oldest).mean(), (newest - middle).mean()
+        spreads = (middle - oldest).std(), (newest - middle).std()
+        # Step by step: the movements of the window, in units of what is recorded for each.
+        scores = (
+            (middle - oldest - means[0]) / spreads[0],
+            (newest - middle - means[1]) / spreads[1],
+        )
+        first = newest + means[1] + spreads[1] * (early * scores[0] + late * scores[1])
+        scores = scores[1], (first - newest - means[1]) / spreads[1]
+        second = first + means[1] + spreads[1] * (early * scores[0] + late * scores[1])
+        np.testing.assert_allclose(written[name], second, rtol=1e-4, atol=1e-5)
+
+
 CHECKS: dict[str, Callable[[Path, list[State]], None]] = {
     "A method": is_average,
     "A command": is_counted,
     "A network": is_network,
     "A task": is_evaluated,
+    "A hyper-model": is_drift,
 }
 
 
@@ -195,7 +224,7 @@ def test_every_addition_works_and_touches_what_is_listed(tmp_path: Path) -> None
         before = digests(root)
         for change in addition.changes:
             change.make(root)
-        made[title] = before, write_run(folder)
+        made[title] = before, write_inputs(folder)
         runs.append({"folder": str(folder), "root": str(root), "command": addition.command})
     done = subprocess.run(
         [sys.executable, "-c", RUNNER], input=json.dumps(runs),
@@ -219,7 +248,7 @@ def test_additions_pass_the_tests_of_their_neighbours(tmp_path: Path) -> None:
         for change in addition.changes:
             change.make(root)
     for name, chosen in {
-        "test_architecture": "", "test_documentation": "methods or every_command",
+        "test_architecture": "", "test_documentation": "methods or every_command or packages",
         "test_zoo": "mobilenetv1", "test_evaluation": "stripes",
     }.items():  # fmt: skip
         (file,) = (root / "tests").rglob(f"{name}.py")

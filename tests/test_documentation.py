@@ -116,6 +116,13 @@ def test_the_page_of_methods_has_every_method_and_option() -> None:
     assert {name for name in table if re.fullmatch("[a-z][a-z-]*", name)} == names
 
 
+def test_the_package_lists_its_packages() -> None:
+    listed = re.findall(r"^``(\w+)``", know_cli.__doc__ or "", re.MULTILINE)
+    package = Path(know_cli.__file__).parent
+    parts = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert parts <= set(listed) <= parts | {path.stem for path in package.glob("*.py")}
+
+
 def test_exit_codes_are_those_of_the_errors() -> None:
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
     cells = [row[0] for row in rows(page("docs/exit-codes.md"))]

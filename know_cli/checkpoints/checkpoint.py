@@ -18,16 +18,16 @@ from know_cli.errors import CheckpointError, quoted
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# What a fingerprint reads: the ends of so many tensors.
+# A fingerprint reads the ends of at most this many tensors.
 _FINGERPRINT_TENSORS = 256
 _FINGERPRINT_BYTES = 64
-# Open descriptors a checkpoint keeps; hundreds of shards must not meet the usual limit of 1024.
+# Files that a checkpoint keeps open; hundreds of shards must not hit the usual limit of 1024.
 _MAX_OPEN_FILES = 32
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor of a checkpoint, and the file that holds it."""
+    """A tensor of a checkpoint and the file that holds it."""
 
     info: TensorInfo
     path: Path
@@ -70,25 +70,25 @@ class Checkpoint:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Metadata of the first file; the shards of one checkpoint carry the same."""
+        """Metadata of the first file; all shards of a checkpoint carry the same."""
         return next(iter(self.headers.values())).metadata
 
     @property
     def nbytes(self) -> int:
-        """Size of all its safetensors files."""
+        """Size of all its safetensors files together."""
         return sum(header.file_bytes for header in self.headers.values())
 
     def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` with the bytes of a tensor from byte ``offset`` of its data on.
+        """Fill ``buffer`` with bytes of a tensor, from byte ``offset`` of its data on.
 
         Safe to call from several threads.
 
         Raises:
-            CheckpointError: the file can no longer be read, or has become shorter.
+            CheckpointError: the file cannot be read any more, or has become shorter.
         """
         position, view = entry.info.begin + offset, buffer
         while len(view):
-            # The lock keeps a descriptor from being evicted, and its number reused, in use.
+            # The lock keeps a descriptor in use from being evicted and its number reused.
             with self._lock:
                 descriptor = self._descriptor(entry.path)
                 try:
@@ -118,11 +118,12 @@ class Checkpoint:
             )
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that tell checkpoints of one training apart.
+        """Return 16 hexadecimal digits that tell checkpoints of one training apart.
 
-        They come from all names, dtypes and shapes and from the first and last 64 bytes of up
-        to 256 tensors, so that it is as quick for the largest checkpoint; the same for a file
-        and a sharded folder. It is no checksum: most changes of single values do not show.
+        They come from all names, dtypes and shapes and from the first and last 64 bytes of up to
+        256 tensors, so even the largest checkpoint takes no longer. A file and a sharded folder
+        with the same tensors have the same. This is no checksum: most changes of single values
+        leave it as it is.
 
         Raises:
             CheckpointError: a file cannot be read.
@@ -142,10 +143,10 @@ class Checkpoint:
         return hasher.hexdigest()[:16]
 
     def check_unchanged(self) -> None:
-        """Refuse files that are no longer those whose headers were read.
+        """Refuse files that have changed since their headers were read.
 
         Raises:
-            CheckpointError: one has vanished, was replaced or written to since.
+            CheckpointError: one has vanished, was replaced or was written to.
         """
         for path, header in self.headers.items():
             try:
@@ -171,7 +172,7 @@ class Checkpoint:
         return descriptor
 
     def close(self) -> None:
-        """Close its files; reading again opens them anew."""
+        """Close its files; reading opens them again."""
         while self._files:
             os.close(self._files.popitem()[1])
 

@@ -1,8 +1,8 @@
-"""The SHA-256 of an output, in a file ``OUT.sha256`` beside it, in the form of ``sha256sum``.
+"""The SHA-256 of an output, in a file ``OUT.sha256`` beside it, in the format of ``sha256sum``.
 
-Written for a checkpoint file or folder alike, it has a line for each file of weights and for
-the shard index, by its path from the folder that ``OUT`` is in: ``sha256sum -c OUT.sha256``
-there checks them.
+For a file or a folder alike, it has one line for each file of weights and one for the shard index,
+with paths relative to the folder that contains ``OUT``; ``sha256sum -c OUT.sha256`` in that folder
+checks them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from know_cli.files import write_text
 
 _SUFFIX = ".sha256"
 _READ_BYTES = 1 << 20
-# A backslash before the digest says that backslashes and line breaks in the name are escaped.
+# A backslash before the digest marks a name in which backslashes and line breaks are escaped.
 _LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 
 
 def digest_path(output: Path) -> Path:
-    """Where the digest of an output is."""
+    """Return where the digest of an output belongs.
+
+    >>> digest_path(Path("run/out.safetensors")).name
+    'out.safetensors.sha256'
+    """
     if not output.name:  # "." and the like
         output = output.resolve()
     return output.with_name(output.name + _SUFFIX)
 
 
 def remove_digest(output: Path) -> None:
-    """Take away the digest of what was replaced.
+    """Remove the digest of an output that was replaced.
 
     Raises:
         OutputError: it cannot be removed.
@@ -50,7 +54,7 @@ def write_digest(output: Path) -> Path:
     """Read a finished output and write its digest, replacing one that exists.
 
     Returns:
-        Where it was written.
+        The path of the digest.
 
     Raises:
         CheckpointError: the output cannot be read.
@@ -70,10 +74,10 @@ def check_digest(output: Path) -> Path | None:
     """Compare an output with its digest, if it has one.
 
     Returns:
-        Where the digest is; None where there is none.
+        The path of the digest; None if there is none.
 
     Raises:
-        CheckpointError: the output is not what was written, or the digest is not readable.
+        CheckpointError: the output is not what was written, or the digest cannot be read.
     """
     path = digest_path(output)
     if not path.exists():
@@ -93,7 +97,7 @@ def check_digest(output: Path) -> Path | None:
 
 
 def _files(output: Path) -> dict[str, Path]:
-    """Name in the digest → file, for everything that a model is read from."""
+    """Map names in the digest to files, for everything that a model is read from."""
     with open_checkpoint(output) as checkpoint:
         files = [*checkpoint.headers, *([checkpoint.index_path] if checkpoint.index_path else [])]
     base = digest_path(output).name.removesuffix(_SUFFIX)
@@ -112,7 +116,7 @@ def _sha256(file: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Name → hexadecimal digest."""
+    """Read a file of digests: name → hexadecimal digest."""
     names = {value: key for key, value in _ESCAPES.items()}
     found: dict[str, str] = {}
     try:

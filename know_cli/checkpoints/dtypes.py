@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Name → bits an element, from the smallest alignment to the largest: ``save_file`` of the
+# Name → bits per element, from the smallest alignment to the largest: ``save_file`` of the
 # safetensors library writes tensors in the reverse of this order, then by name.
 BITS: dict[str, int] = {
     "BOOL": 8,
@@ -34,23 +34,30 @@ BITS: dict[str, int] = {
     "U64": 64,
 }
 
-#: Position in the order of ``save_file``: ascending rank is the reverse of what is written.
+#: Rank in the order of ``save_file``, which writes the highest rank first.
 RANK: dict[str, int] = {name: position for position, name in enumerate(BITS)}
 
-#: The types that predictions are computed from, by their names in torch.
+#: The types that can be predicted, with their names in torch.
 FLOATS: dict[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def is_float(dtype: str) -> bool:
-    """Whether tensors of this safetensors dtype can be predicted."""
+    """Whether tensors of this safetensors dtype can be predicted.
+
+    >>> is_float("BF16"), is_float("I64")
+    (True, False)
+    """
     return dtype in FLOATS
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
-    """The torch dtype of one of :data:`FLOATS`.
+    """Return the torch dtype of one of :data:`FLOATS`.
 
     Raises:
-        KeyError: for a dtype that is not predicted.
+        KeyError: the dtype is not one that can be predicted.
+
+    >>> torch_dtype("BF16")
+    torch.bfloat16
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Folders as outputs: the files beside the weights, and replacing a folder that exists."""
+"""Folders as outputs: copies the files beside the weights, and replaces an existing folder."""
 
 from __future__ import annotations
 
@@ -68,12 +68,15 @@ def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
 
 
 def move_folder(temporary: Path, output: Path) -> bool:
-    """Give a folder its name, or its files their places; whether it was the folder itself.
+    """Give a folder its name, or move its files into the folder that has the name.
 
-    Whoever opens the output meanwhile, or after a run that was killed in here, finds the model
-    before, the new one, or that there is none; never weights of both, or the weights of one with
-    the configuration of the other. Nothing is removed that the next run could not tell from what
-    belongs there: the old index, which names the old shards, goes after them.
+    Whoever opens the output meanwhile, or after a run that was killed in here, finds the old model,
+    the new one, or none; never weights of both, nor the weights of one with the configuration of
+    the other. The next run can always tell what is left of the old model: the old index, which
+    names the old shards, is removed after them.
+
+    Returns:
+        Whether the folder itself was renamed.
     """
     sync_folder(temporary)
     if not output.exists():
@@ -105,7 +108,7 @@ def move_folder(temporary: Path, output: Path) -> bool:
 
 
 def _refuse_folder_in_place(output: Path, relative: Path) -> None:
-    """Refuse to begin an exchange that would fail in its middle."""
+    """Refuse to begin a replacement that would fail halfway."""
     target = output / relative
     if target.is_dir() and not target.is_symlink():
         raise OutputError(f"{target}: is a folder where a file must go; name another output")
@@ -115,8 +118,8 @@ def _refuse_folder_in_place(output: Path, relative: Path) -> None:
 
 
 def _is_one_step(weights: Mapping[Path, Path], others: Mapping[Path, Path], output: Path) -> bool:
-    """Whether a single file is all that changes, so that renaming it is the whole exchange."""
-    filecmp.clear_cache()  # which goes by times and sizes
+    """Whether only a single file changes, so that renaming it replaces the whole model."""
+    filecmp.clear_cache()  # the cache compares only times and sizes
     return list(weights) == [Path(SINGLE_FILE)] and all(
         (output / at).is_file() and filecmp.cmp(path, output / at, shallow=False)
         for at, path in others.items()
@@ -124,7 +127,7 @@ def _is_one_step(weights: Mapping[Path, Path], others: Mapping[Path, Path], outp
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:
-    """Remove files, and have all that was done in the folder on disk before anything else."""
+    """Remove files, and flush the folder to disk before anything else happens."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
     sync_folder(folder)

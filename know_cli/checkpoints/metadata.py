@@ -1,6 +1,6 @@
-"""The keys that this program keeps in the metadata of safetensors files.
+"""The keys that this program uses in the metadata of safetensors files.
 
-All values are strings, as the format wants. ``know forget`` writes a :class:`Session`;
+All values are strings, as the format requires. ``know forget`` writes a :class:`Session`;
 ``know-predict`` reads it from its inputs and adds provenance to its output.
 """
 
@@ -53,7 +53,10 @@ class Session:
         index: 0 for the full data, then 1, 2, …; a prediction has −1, −2, …
         fraction: its share of session 0's data, ``rate ** index``.
         rate: sampling rate from one session to the next.
-        trajectory: names the run, the same in all its checkpoints.
+        trajectory: identifies the run; the same in all its checkpoints.
+
+    >>> Session.from_metadata(Session(1, 0.5, 0.5, "run").to_metadata())
+    Session(index=1, fraction=0.5, rate=0.5, trajectory='run')
     """
 
     index: int
@@ -72,9 +75,9 @@ class Session:
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, str]) -> Session | None:
-        """The session that a checkpoint's metadata tells of, or None where it tells of none.
+        """Read the session from a checkpoint's metadata; None if there is none.
 
-        Metadata that cannot be, such as a rate that is not between 0 and 1, tells of none.
+        Impossible metadata, such as a rate that is not between 0 and 1, counts as none.
         """
         try:
             session = Session(
@@ -90,15 +93,15 @@ class Session:
 
 @dataclass(frozen=True)
 class Continuation:
-    """Marks Θ0 trained further on more data than session 0 had; it is no session of the chain.
+    """Marks Θ0 trained further on more data than session 0 had, which is no session of the chain.
 
-    Its metadata has no session index, so that :meth:`Session.from_metadata` finds none.
+    Its metadata has no session index, so :meth:`Session.from_metadata` finds none.
 
     Attributes:
         step: 1 for D(−1), the next larger data set, 2 for D(−2), …
         fraction: its share of session 0's data, ``rate ** -step``, more than 1.
         rate: sampling rate from one data set to the next.
-        trajectory: names the run, the same in all its checkpoints.
+        trajectory: identifies the run; the same in all its checkpoints.
     """
 
     step: int
@@ -117,7 +120,7 @@ class Continuation:
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, str]) -> Continuation | None:
-        """The continuation that a checkpoint's metadata tells of, or None."""
+        """Read the continuation from a checkpoint's metadata; None if there is none."""
         try:
             return Continuation(
                 int(metadata[CONTINUATION]),

@@ -1,4 +1,4 @@
-"""Every "may this be written?", asked before any work is done."""
+"""Checks whether an output may be written, before any work is done."""
 
 from __future__ import annotations
 
@@ -98,14 +98,14 @@ def check_file_output(output: Path, inputs: Sequence[Path], *, force: bool) -> N
 
 
 def is_taken(output: Path) -> bool:
-    """Whether something other than an empty folder, or our temporary in it, has the name."""
+    """Whether the name is taken; an empty folder does not count, nor our temporary in it."""
     if output.is_dir():
         return any(not path.name.startswith(".know-") for path in output.iterdir())
     return output.exists() or output.is_symlink()
 
 
 def check_digest_output(output: Path, inputs: Sequence[Checkpoint], *, force: bool) -> None:
-    """Refuse a digest that is there already, before any work is done; it would be wrong soon.
+    """Refuse an output whose digest exists already, before any work is done.
 
     Raises:
         OutputError: the reason, and what to do.

@@ -1,4 +1,4 @@
-"""Tensors of checkpoints into float32 buffers, a run of elements at a time."""
+"""Reads tensors of checkpoints into float32 buffers, some elements at a time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from torch import Tensor
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry
 from know_cli.checkpoints.dtypes import torch_dtype
 
-#: Elements that are converted, checked and written at a time; torch takes so few with one thread.
+#: Elements that are converted, checked and written at a time; torch uses one thread for so few.
 CHUNK_ROWS = 1 << 15
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, of any dtype, to read into or write from."""
+    """Return the memory of a contiguous CPU tensor of any dtype, to read into or write from.
+
+    >>> as_bytes(torch.tensor([1.0])).tolist()
+    [0, 0, 128, 63]
+    """
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def chunks(start: int, count: int, rows: int = CHUNK_ROWS) -> Iterator[tuple[int, int]]:
-    """Cut a run into (start, count) pieces at the multiples of ``rows``.
+    """Cut a range into (start, count) pieces at the multiples of ``rows``.
 
     >>> list(chunks(5, 10, rows=8))
     [(5, 3), (8, 7)]
@@ -33,7 +37,7 @@ def chunks(start: int, count: int, rows: int = CHUNK_ROWS) -> Iterator[tuple[int
 
 
 def read_elements(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: int) -> Tensor:
-    """Elements ``[start, start + count)`` of a tensor, flattened, in its own (float) dtype.
+    """Read elements ``[start, start + count)`` of a tensor, flattened, in its own (float) dtype.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -45,7 +49,7 @@ def read_elements(checkpoint: Checkpoint, entry: TensorEntry, start: int, count:
 
 
 def read_bytes(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: int) -> bytearray:
-    """Elements ``[start, start + count)`` of a (float) tensor, as they are in the file.
+    """Read elements ``[start, start + count)`` of a (float) tensor as the bytes in the file.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -59,7 +63,7 @@ def read_bytes(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: in
 def read_float32(checkpoint: Checkpoint, entry: TensorEntry, start: int, out: Tensor) -> None:
     """Read ``out.numel()`` elements from ``start`` on as float32, into a contiguous ``out``.
 
-    float32 data goes straight into ``out``; other float types through a chunk of their own.
+    float32 data is read straight into ``out``, other float types through a chunk of their own.
 
     Raises:
         CheckpointError: the file cannot be read.

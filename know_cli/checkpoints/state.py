@@ -1,4 +1,4 @@
-"""Whole state dicts, read from and written to checkpoints."""
+"""Reads and writes whole state dicts."""
 
 from __future__ import annotations
 
@@ -26,16 +26,23 @@ def save_checkpoint(
 ) -> None:
     """Write a state dict as one safetensors file, whole or not at all, the same bytes each time.
 
-    Tensors that share memory (tied weights) are each written in full, so that
-    ``load_state_dict`` finds every name.
+    Tensors that share memory (tied weights) are each written in full, so ``load_state_dict`` finds
+    every name.
 
     Args:
         path: the file; replaced if it exists.
-        tensors: by name, on any device, any layout in memory.
-        metadata: string to string.
+        tensors: by name, on any device and with any memory layout.
+        metadata: entries of the header, strings to strings.
 
     Raises:
-        OutputError: the file cannot be written, or a tensor's dtype has no place in the format.
+        OutputError: the file cannot be written, or the format has no such dtype.
+
+    >>> import torch
+    >>> path = Path("ckpt0.safetensors")
+    >>> save_checkpoint(path, {"fc.weight": torch.eye(2)}, {"format": "pt"})
+    >>> read_state(path)
+    {'fc.weight': tensor([[1., 0.],
+            [0., 1.]])}
     """
     import torch
 
@@ -53,8 +60,8 @@ def save_checkpoint(
                 buffer = torch.empty(_WRITE_BYTES, dtype=torch.uint8)
                 for name in infos:
                     flat = kept[name].reshape(-1)
-                    # Piece by piece into one buffer: a tensor that is mapped from a file, or on
-                    # another device, needs no second copy of itself, and any stride will do.
+                    # Piece by piece through one buffer, so that a tensor mapped from a file or on
+                    # another device is never copied whole, whatever its strides.
                     rows = _WRITE_BYTES // flat.element_size()
                     for row in range(0, len(flat), rows):
                         piece = flat[row : row + rows]
@@ -79,7 +86,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    with open_checkpoint(path) as checkpoint:  # our checks name the file and what is wrong
+    with open_checkpoint(path) as checkpoint:  # for our checks, which say what is wrong
         if checkpoint.is_folder:
             raise UsageError(f"{path}: is a folder; name its .safetensors file")
     return dict(load_file(path))

@@ -1,7 +1,7 @@
-"""Writing a checkpoint: header first, tensors to their final offsets, renamed at the end.
+"""Writes a checkpoint: the header first, tensors at their final offsets, the name at the end.
 
-Until :meth:`CheckpointWriter.commit` nothing is visible under the output's name, and leaving
-the ``with`` block without it, for whatever reason, removes every temporary.
+Nothing is visible under the output's name before :meth:`CheckpointWriter.commit`. Leaving the
+``with`` block without it, for whatever reason, removes everything temporary.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from know_cli.files import output_errors, sync_folder, write_at
 if TYPE_CHECKING:
     pass
 
-_STAMPS = 1 << 31  # seconds that every file system can hold
-# Several machines may write to one page of a file. One that has read the page may, on NFS, write
-# all of it back (nfs_can_extend_write in Linux); one that cannot read writes its own bytes only.
+_STAMPS = 1 << 31  # seconds; fits every file system
+# Several machines may write to one page of a file. On NFS, a machine that has read the page may
+# write all of it back (nfs_can_extend_write in Linux); one that cannot read writes only its own
+# bytes.
 _ONLY_WRITES = os.O_WRONLY | os.O_CLOEXEC
 
 
@@ -39,20 +40,20 @@ class Sink(Protocol):
 
     @property
     def remaining(self) -> list[Path]:
-        """Files with other weights that were in the output's place and stay."""
+        """Files with other weights that were in the output folder before, and stay."""
 
     @property
     def file_bytes(self) -> int:
         """Size of the output's safetensors files."""
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
-        """Take bytes of one tensor, ``offset`` counted from the start of its data."""
+        """Write bytes of one tensor; ``offset`` counts from the start of its data."""
 
     def flush(self) -> None:
         """Flush files and folder to disk."""
 
     def commit(self) -> None:
-        """Show the output under its name."""
+        """Give the output its name."""
 
     def __enter__(self) -> Sink: ...
 
@@ -60,7 +61,7 @@ class Sink(Protocol):
 
 
 class _Places:
-    """Open files of an output, and where in them the bytes of each tensor go."""
+    """The open files of an output, and where the bytes of each tensor belong in them."""
 
     def __init__(self, output: Path, like: Checkpoint, metadata: Mapping[str, str]) -> None:
         self.output = output
@@ -72,7 +73,7 @@ class _Places:
         self._descriptors: list[int] = []
 
     def _layouts(self) -> Iterator[tuple[Path, bytes, dict[str, TensorInfo]]]:
-        """Of each file: the one in the checkpoint that it is like, its header, its tensors."""
+        """Yield for each file: its model in the other checkpoint, its header, its tensors."""
         for path, header in self._like.headers.items():
             tensors = [(info.name, info.dtype, info.shape) for info in header.tensors.values()]
             yield path, *encode_header(tensors, self._metadata)
@@ -85,10 +86,10 @@ class _Places:
             self._place[name] = (descriptor, info)
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
-        """Write bytes of one tensor, ``offset`` counted from the start of its data.
+        """Write bytes of one tensor; ``offset`` counts from the start of its data.
 
         Raises:
-            OutputError: the disk is full, or refuses.
+            OutputError: the disk is full or fails.
         """
         descriptor, info = self._place[name]
         with output_errors(self.output):
@@ -115,20 +116,20 @@ class _Places:
 class CheckpointWriter(_Places):
     """Streams a checkpoint that has the tensors of another, each at its final offset.
 
-    Use as a context manager: :meth:`write` any part of any tensor in any order, then
-    :meth:`commit`. For a folder, shards and index keep their names, and the
-    files beside them that are not weights are copied.
+    Use it as a context manager: :meth:`write` any parts of tensors in any order, then
+    :meth:`commit`. In a folder, shards and index keep their names, and files beside them that are
+    not weights are copied.
 
     Args:
         output: file or folder to write, checked before with :func:`check_output`.
-        like: the checkpoint whose tensors, dtypes and layout the output has.
+        like: the checkpoint whose tensors, dtypes and layout the output takes over.
         metadata: of every safetensors file written.
 
     Attributes:
-        left_out: after the flush of a folder, files and sub-folders that were not copied along
-            because they hold other weights or training state.
-        remaining: after the commit into a folder that was there, files in it with other weights
-            or training state, which stay.
+        left_out: after the flush of a folder, files and sub-folders that were not copied because
+            they hold other weights or training state.
+        remaining: after the commit into an existing folder, files in it with other weights or
+            training state, which stay there.
     """
 
     def __init__(
@@ -166,8 +167,8 @@ class CheckpointWriter(_Places):
         descriptor = os.open(target, _ONLY_WRITES | flags, 0o666)
         self._descriptors.append(descriptor)
         size = max((info.end for info in infos.values()), default=len(start))
-        # Asking for all space now turns a full disk into an error before hours of work; while the
-        # file is empty, since where a file system cannot do it the C library reads what is there.
+        # Reserving all the space now makes a full disk fail before hours of work, not after. The
+        # file must be empty: where a file system cannot do it, the C library reads what is there.
         if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(descriptor, 0, size)
         else:
@@ -176,10 +177,10 @@ class CheckpointWriter(_Places):
         self._take(descriptor, infos)
 
     def share(self) -> SharedPlace:
-        """Let other processes write parts of it, each with a :class:`CheckpointPart`.
+        """Let other processes write parts of it, each through a :class:`CheckpointPart`.
 
         Raises:
-            OutputError: another run has taken the temporary in this moment.
+            OutputError: another run has just taken the temporary.
         """
         assert self._temporary is not None, "use it in a with block"
         with output_errors(self.output):
@@ -187,18 +188,18 @@ class CheckpointWriter(_Places):
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
                 if hasattr(os, "posix_fadvise"):
-                    # What this machine remembers of the file must not be written back with
-                    # its own part.
+                    # What this machine has cached of the file must not be written back along
+                    # with its own part.
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.utime(descriptor, (stamp, stamp))
             self._is_stamped = True
             return SharedPlace(self._temporary.path.absolute(), self._temporary.share(), stamp)
 
     def flush(self) -> None:
-        """Have everything on disk, still under the temporary name; after it only renames are left.
+        """Flush everything to disk, still under the temporary name; only renaming is left to do.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: the disk is full or fails.
         """
         with output_errors(self.output):
             if self._is_stamped:
@@ -213,9 +214,9 @@ class CheckpointWriter(_Places):
         """Flush what is not flushed yet, and give it the output's name, a folder's index last.
 
         Raises:
-            OutputError: the disk refuses; an output that existed is untouched, except that an
-                existing folder may have lost its weights if the failure comes while its files
-                are exchanged, so that old and new ones are never taken for one model.
+            OutputError: the disk is full or fails. An existing output is untouched, except that an
+                existing folder may have lost its weights if the failure comes while its files are
+                replaced, so that old and new ones are never taken for one model.
         """
         if not self._flushed:
             self.flush()
@@ -249,14 +250,14 @@ class CheckpointWriter(_Places):
 
 @dataclass(frozen=True)
 class SharedPlace:
-    """Where an output is until it is complete, for the other processes that write it.
+    """Where an output lies until it is complete, for the other processes that write it.
 
     Attributes:
-        path: of the temporary; all see it under this path.
-        is_locked: whether it is kept from other runs by a lock.
-        stamp: time of the files' last change, in whole seconds, drawn at random. A machine that
-            does not share the file system may have files of the same name and size there, which
-            a run that was killed left.
+        path: of the temporary, the same for all of them.
+        is_locked: whether a lock keeps other runs away from it.
+        stamp: modification time of the files, in whole seconds, drawn at random. A machine that
+            does not share the file system may have files of the same name and size there, left
+            by a run that was killed.
     """
 
     path: Path
@@ -265,17 +266,16 @@ class SharedPlace:
 
 
 class CheckpointPart(_Places):
-    """Writes a part of the checkpoint that a :class:`CheckpointWriter` elsewhere has begun.
+    """Writes part of a checkpoint that a :class:`CheckpointWriter` in another process has begun.
 
-    It is the other writer that completes it, after this one's :meth:`flush`. Use as a context
-    manager.
+    The other writer completes it, after this one's :meth:`flush`. Use it as a context manager.
 
     Args:
-        output: as the other writer's.
-        like: as the other writer's.
-        metadata: as the other writer's.
+        output: the other writer's.
+        like: the other writer's.
+        metadata: the other writer's.
         place: what the other writer shares; nobody may write before all have opened it.
-        check: is called while the place is not seen yet, and raises if that is in vain.
+        check: called while the place is not visible yet; raises an error if waiting is pointless.
     """
 
     def __init__(
@@ -319,16 +319,16 @@ class CheckpointPart(_Places):
         return self
 
     def flush(self) -> None:
-        """Have what was written here on disk.
+        """Flush what was written here to disk.
 
         Raises:
-            OutputError: the disk refuses.
+            OutputError: the disk is full or fails.
         """
         with output_errors(self.output):
             self._sync()
 
     def commit(self) -> None:
-        """Nothing: the other writer shows the output."""
+        """Do nothing: the other writer gives the output its name."""
 
     def _leave(self) -> None:
         self._close()

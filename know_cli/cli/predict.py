@@ -36,7 +36,7 @@ EPILOG = "\n\n".join(
         "know-predict run/ckpt0..ckpt4 -o start.safetensors",
         "know-predict ckpt0 ckpt1 ckpt2 ckpt3 ckpt4 -o predicted --steps 3 --every-step",
         "know-predict run/ckpt0..ckpt4 -o start.safetensors --dry-run",
-        "know-predict run/ckpt0..ckpt4 -o rival --method task-vector --option alpha=0.5",
+        "know-predict run/ckpt0..ckpt4 -o baseline --method task-vector --option alpha=0.5",
         "torchrun --nproc-per-node 8 -m know_cli predict run/ckpt0..ckpt4 -o start.safetensors",
         "Methods, with their options and defaults; n is the number of steps:",
         # What follows \b is not wrapped.
@@ -105,7 +105,7 @@ def predict(
         str,
         typer.Option(
             metavar="NAME",
-            help="What predicts: KNOWN, or one of its rivals in the list below.",
+            help="What predicts: KNOWN, or one of the baselines in the list below.",
             rich_help_panel=_METHOD,
         ),
     ] = DEFAULT_METHOD,

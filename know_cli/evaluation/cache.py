@@ -16,10 +16,12 @@ from torch import Tensor
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.errors import OutputError
 from know_cli.files import lock, make_folder, write_text
+from know_cli.methods.registry import METHODS
 
+_HYPER_MODELS = sorted({method.hyper_model for method in METHODS if method.hyper_model})
 # The parts of the package whose code determines predictions.
 _PREDICTING = (
-    "prediction", "methods", "known", "engine", "ranks", "behaviour.py", "kinds.py",
+    "prediction", "methods", *_HYPER_MODELS, "engine", "ranks", "behaviour.py", "kinds.py",
     "structure.py", "normalisation.py", "sources.py", "pairs.py", "roles.py", "names.py",
     "checkpoints", "files.py", "errors.py",
 )  # fmt: skip

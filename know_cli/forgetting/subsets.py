@@ -18,6 +18,10 @@ def subset_sizes(n: int, rate: float, sessions: int) -> list[int]:
 
     Raises:
         UsageError: the rate is not between 0 and 1, or a subset would be empty.
+
+    Example:
+        >>> subset_sizes(100, 0.5, 4)
+        [100, 50, 25, 12]
     """
     if not 0 < rate < 1:
         raise UsageError(f"sampling rate {rate:g}: must lie between 0 and 1, for example 0.5")

@@ -78,6 +78,10 @@ def load_bundle(path: Path) -> Bundle:
         CheckpointError: something is missing, mis-shaped, not finite, or not what the manifest
             says.
         UsageError: a Keras folder, and h5py is not installed.
+
+    >>> from know_cli.known.shipped import find_bundle
+    >>> load_bundle(find_bundle("continuation", 5)).checkpoints
+    5
     """
     if not (path / MANIFEST).exists():
         states = read_keras_folder(path)

@@ -92,6 +92,9 @@ def find_bundle(weights: str | None, checkpoints: int) -> Path:
     Raises:
         UsageError: nothing of that name.
         CheckpointError: there is no KNOWN for that S; the message names those available.
+
+    >>> find_bundle("continuation", 5).name
+    'checkpoints-5'
     """
     weights = DEFAULT_WEIGHTS if weights is None else weights
     path = Path(weights)

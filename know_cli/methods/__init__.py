@@ -1,1 +1,1 @@
-"""Predictors behind one signature: windows in, predicted values out."""
+"""Methods of prediction, all with one signature: windows in, predicted values out."""

@@ -2,7 +2,7 @@
 
 "Model soups" (Wortsman et al., ICML 2022, arXiv 2203.05482) average fine-tuned models,
 "Averaging Weights Leads to Wider Optima" (Izmailov et al., UAI 2018, arXiv 1803.05407) those
-along one training. A mean points to no larger data set, so that it is the same for every step.
+along one training run. A mean does not point to any larger data set, so every step has the same.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ from know_cli.methods.inputs import Inputs
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method."""
+    """Open the method."""
     size = inputs.checkpoints
     return combine([[1 / size] * size] * inputs.steps)

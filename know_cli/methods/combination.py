@@ -1,4 +1,4 @@
-"""Predictions that are a fixed linear combination of the window, which many methods are."""
+"""Fixed linear combinations of the window, which is all that many methods are."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _BLOCK_ROWS = 1 << 14
 class LinearPredictor:
     """Predicts θ̂(−step) = Σ weights[kind][step − 1][k] · window[k].
 
-    The sum is taken in float64 and rounded once, so that weights that sum to 1 keep a constant
-    history, and a single weight of 1 hands its checkpoint on, bit by bit in float32.
+    The sum is taken in float64 and rounded once, so weights that sum to 1 keep a constant history,
+    and a single weight of 1 passes its checkpoint on unchanged, bit for bit in float32.
 
     Args:
-        weights: for each of conv, fc and bias the weights of each step.
+        weights: the weights of each step, for each of conv, fc and bias.
     """
 
     device = torch.device("cpu")
@@ -36,10 +36,10 @@ class LinearPredictor:
         self._weights = weights
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
-        """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
         total = torch.zeros(out.shape, dtype=torch.float64)
-        # Products are rounded before they are added: a fused operation would do so or not
-        # depending on where in its block a row is.
+        # Products are rounded before they are added. Whether a fused operation rounds them would
+        # depend on a row's place in its block.
         for weight, values in zip(self._weights[block.kind][step - 1], history, strict=False):
             if weight:
                 total.add_(values.double().mul_(weight))
@@ -47,12 +47,20 @@ class LinearPredictor:
 
 
 def combine(weights: Weights) -> Predictors:
-    """A method whose weights ``[steps][S]`` are the same for all kinds."""
+    """Return the method whose weights are the same for all kinds.
+
+    Args:
+        weights: ``[steps][S]``, of a window's values, most-forgotten first, θ0 last.
+
+    >>> mean = combine([[0.5, 0.5]])
+    >>> mean.devices
+    (device(type='cpu'),)
+    """
     return Predictors(LinearPredictor(dict.fromkeys(PREDICTED_KINDS, weights)))
 
 
 def only(position: int, checkpoints: int, steps: int, factor: float = 1.0) -> list[list[float]]:
-    """Weights ``[steps][S]`` that take one value of the window, times a factor, at every step.
+    """Return weights ``[steps][S]`` that take one value of the window, times a factor.
 
     >>> only(-1, 3, 1)
     [[0.0, 0.0, 1.0]]
@@ -63,7 +71,7 @@ def only(position: int, checkpoints: int, steps: int, factor: float = 1.0) -> li
 
 
 def line(positions: Sequence[float], targets: Sequence[float]) -> list[list[float]]:
-    """Weights that evaluate the least-squares line through a window elsewhere.
+    """Return weights that evaluate the least-squares line through a window at other positions.
 
     With x̄ the mean position, the line's value at t is Σ w_k θ_k with
     w_k = 1/S + (t − x̄)(x_k − x̄) / Σ (x_j − x̄)².
@@ -74,6 +82,9 @@ def line(positions: Sequence[float], targets: Sequence[float]) -> list[list[floa
 
     Returns:
         ``[steps][S]``, in the order of the positions.
+
+    >>> line([0.0, 1.0], [2.0])  # as far beyond the second value as that is from the first
+    [[-1.0, 2.0]]
     """
     count = len(positions)
     mean = sum(positions) / count

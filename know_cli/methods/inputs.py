@@ -1,4 +1,4 @@
-"""What a method knows before it sees a value."""
+"""What a method is given before it sees any values."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Bundle = TypeVar("Bundle", bound=HyperModelBundle)
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that a method is made from; each method's ``predictors`` gets one.
+    """Everything that a method is built from; passed to each method's ``predictors``.
 
     Attributes:
         trajectory: the open checkpoints, Θ0 first.
         steps: how many are predicted.
-        rate: sampling rate from one checkpoint to the next.
-        devices: where a hyper-model runs; several are of one type.
+        rate: share of the data that is kept from one checkpoint to the next.
+        devices: where a hyper-model runs; if there are several, all are of one type.
         options: a value for each of the method's options.
-        given_bundle: of the method's hyper-model, if it has one.
+        given_bundle: the weights of the method's hyper-model, if it has one.
     """
 
     trajectory: Trajectory
@@ -42,14 +42,14 @@ class Inputs:
         return len(self.trajectory)
 
     def bundle_of(self, hyper_model: type[Bundle]) -> Bundle:
-        """The bundle.
+        """Return the bundle of the method's hyper-model.
 
         Args:
-            hyper_model: the class of its bundles.
+            hyper_model: the class that the bundle must have.
 
         Raises:
-            ValueError: the registry does not say that the method reads one of these.
-            CheckpointError: it reads windows of another length than the trajectory has.
+            ValueError: the registry does not list the method as one that reads such a bundle.
+            CheckpointError: the bundle is for another number of checkpoints.
         """
         bundle = self.given_bundle
         if not isinstance(bundle, hyper_model):
@@ -63,11 +63,11 @@ class Inputs:
 
     @property
     def sessions(self) -> list[Session] | None:
-        """The recorded session of every checkpoint, Θ0's first; None where one has none."""
+        """The session recorded in each checkpoint, Θ0's first; None if any checkpoint has none."""
         found = [Session.from_metadata(c.metadata) for c in self.trajectory.checkpoints]
         sessions = [session for session in found if session is not None]
         return sessions if len(sessions) == len(found) else None
 
     def number(self, option: str) -> float:
-        """The value of an option that is a number."""
+        """Return the value of a numeric option."""
         return float(self.options[option])

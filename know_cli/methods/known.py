@@ -1,6 +1,6 @@
 """KNOWN: a hyper-model that reads each parameter's history (arXiv 2508.05059).
 
-Step n predicts from the window that the n − 1 predictions before it have shifted.
+Step n predicts from a window that ends with the n − 1 predictions before it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class KnownPredictor:
     """
 
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
-        # One thread is at one kind at a time, so that kinds can share its workspace.
+        # A thread works on one kind at a time, so the kinds can share its workspace.
         local = threading.local()
         self._kernels = {
             kind: Kernel(state, bundle.checkpoints, bundle.preparation, device, local)
@@ -38,25 +38,25 @@ class KnownPredictor:
 
     @property
     def block_rows(self) -> int:
-        """The most rows it takes at a time."""
+        """The largest number of rows that it takes at a time."""
         return self._kernels[Kind.CONV].block_rows
 
     @property
     def thread_bytes(self) -> int:
-        """Bytes of main memory that it needs for itself in each thread."""
+        """Bytes of main memory that it needs in each thread."""
         return self._kernels[Kind.CONV].thread_bytes
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
-        """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
         self._kernels[block.kind].predict(history[step - 1 :], out)
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method.
+    """Open the method.
 
     Raises:
-        CheckpointError: the bundle reads windows of another length than the trajectory has.
-        UsageError: a device fails.
+        CheckpointError: the bundle is for another number of checkpoints.
+        UsageError: a device does not work.
     """
     bundle, devices = inputs.bundle_of(Bundle), inputs.devices
     if devices[0].type == "cpu":

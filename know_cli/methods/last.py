@@ -1,6 +1,6 @@
-"""The most-forgotten checkpoint Θ(S−1), a control: what comes of more training on less data.
+"""The most-forgotten checkpoint Θ(S−1), as a control: more training on less data.
 
-It is the same for every step.
+Every step has the same.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ from know_cli.methods.inputs import Inputs
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method."""
+    """Open the method."""
     return combine(only(0, inputs.checkpoints, inputs.steps))

@@ -1,8 +1,8 @@
 """A straight line in the session index, fitted to each parameter by least squares.
 
-Ordinary least squares of θ against the index k = 0 … S − 1, evaluated at −n for step n,
-always on the line through the recorded checkpoints: nothing is iterated. Where every checkpoint
-carries its session, that index counts, in units of the distance between checkpoints.
+Ordinary least squares of θ against the index k = 0 … S − 1, evaluated at −n for step n. Every step
+uses the line through the recorded checkpoints; nothing is iterated. If every checkpoint carries its
+session number, that is the index, in units of the distance between checkpoints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from know_cli.methods.inputs import Inputs
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method."""
+    """Open the method."""
     positions = [float(k) for k in range(inputs.checkpoints)]
     if inputs.sessions is not None:
         first, stride = inputs.sessions[0].index, inputs.trajectory.stride

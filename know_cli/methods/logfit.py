@@ -1,12 +1,12 @@
 """A straight line in a logarithm, fitted to each parameter by least squares.
 
 ``of=data``: θ = a + b·log |D|, evaluated at log |D0| + n·log(1/r) for step n. Sizes are the
-recorded fractions where every checkpoint carries one, else r^k. Where sizes are exactly r^k,
-their logarithms are equally far apart and the line is that of ``linear``: the two differ only
-where recorded sizes are not geometric.
+recorded fractions if every checkpoint carries one, and r^k otherwise. If sizes are exactly r^k,
+their logarithms are equally spaced and the line is that of ``linear``: the two differ only if the
+recorded sizes are not geometric.
 
 ``of=position``: θ = a + b·log t over the position t = 1 … S in the order of the window,
-most-forgotten first, evaluated at t = S + n: the later in the window, the less a step changes.
+most-forgotten first, evaluated at t = S + n. Changes slow down towards the end of the window.
 
 Nothing is iterated.
 """
@@ -22,10 +22,10 @@ from know_cli.methods.inputs import Inputs
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method.
+    """Open the method.
 
     Raises:
-        CheckpointError: all checkpoints are recorded with the same share of the data.
+        CheckpointError: all checkpoints have the same recorded share of the data.
     """
     size, steps = inputs.checkpoints, range(1, inputs.steps + 1)
     if inputs.options["of"] == "position":

@@ -1,12 +1,12 @@
-"""The linear rule of S numbers a kind that had the least squared error on training windows.
+"""The linear rule, S numbers per kind, with the least squared error on the training windows.
 
-What a hyper-model gains over it is gained by not being linear. The rule was fitted to the
-windows that the bundle's KNOWN was trained on, by :func:`know_cli.meta.scores.least_squares`,
-and is read from the bundle's manifest: ``"rule": {"conv": [S numbers], "fc": […],
-"bias": […]}``, most-forgotten first, θ0 last.
+Whatever a hyper-model gains over it comes from not being linear. The rule was fitted to the windows
+that the bundle's KNOWN was trained on, by :func:`know_cli.meta.scores.least_squares`, and is read
+from the bundle's manifest: ``"rule": {"conv": [S numbers], "fc": […], "bias": […]}``,
+most-forgotten first, θ0 last.
 
-The rule is of one step; step n applies it to the window that the n − 1 predictions before it
-have shifted, as KNOWN does. What that amounts to is a fixed combination of the recorded window.
+The rule predicts one step. Like KNOWN, step n applies it to a window that ends with the n − 1
+predictions before it, which amounts to a fixed combination of the recorded window.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from know_cli.known.shipped import MANIFEST
 from know_cli.methods.combination import LinearPredictor
 from know_cli.methods.inputs import Inputs
 
-#: The manifest's entry.
+#: Name of the entry in the manifest.
 RULE = "rule"
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method.
+    """Open the method.
 
     Raises:
-        CheckpointError: the bundle has no such rule, or reads windows of another length.
+        CheckpointError: the bundle has no such rule, or is for another number of checkpoints.
     """
     rules = read_rules(inputs.bundle_of(Bundle))
     return Predictors(
@@ -39,10 +39,10 @@ def predictors(inputs: Inputs) -> Predictors:
 
 
 def read_rules(bundle: Bundle) -> dict[Kind, list[float]]:
-    """The rule of each kind: ``[S]`` weights, most-forgotten first, θ0 last.
+    """Read the rule of each kind: ``[S]`` weights, most-forgotten first, θ0 last.
 
     Raises:
-        CheckpointError: the manifest has none, or what it has is no such rule.
+        CheckpointError: the manifest has no rule, or one of another form.
     """
     rules = bundle.manifest.get(RULE)
     if rules is None:
@@ -67,13 +67,13 @@ def read_rules(bundle: Bundle) -> dict[Kind, list[float]]:
 
 
 def iterate(rule: Sequence[float], steps: int) -> list[list[float]]:
-    """Weights ``[steps][S]`` of the recorded window for a rule ``[S]`` of one step.
+    """Turn a one-step rule ``[S]`` into weights ``[steps][S]`` of the recorded window.
 
     >>> iterate([-1.0, 2.0], 2)
     [[-1.0, 2.0], [-2.0, 3.0]]
     """
     size = len(rule)
-    # Each value of the window, and then each prediction, as a combination of the window.
+    # Each value of the window, then each prediction, as a combination of the window's values.
     values = [[float(row == column) for column in range(size)] for row in range(size)]
     for step in range(steps):
         shifted = values[step:]

@@ -1,6 +1,6 @@
-"""Θ0 as it is: what everyone starts from who does not predict (arXiv 2508.05059, "Naïve").
+"""Θ0 unchanged: the start of anyone who does not predict (arXiv 2508.05059, "Naïve").
 
-No step changes anything. Values of float64 are rounded to float32, as with every method.
+Every step has the same. As with every method, float64 values are rounded to float32.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ from know_cli.methods.inputs import Inputs
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method."""
+    """Open the method."""
     return combine(only(-1, inputs.checkpoints, inputs.steps))

@@ -1,13 +1,12 @@
-"""Θ0 plus noise of the size of KNOWN's change: a control for the direction of the change.
+"""Θ0 plus noise as large as KNOWN's change: a control for the direction of that change.
 
-Each parameter is moved as far as KNOWN moves it, up or down by a coin: "perturb" in
-"On Warm-Starting Neural Network Training" (Ash & Adams, NeurIPS 2020, arXiv 1910.08475), with
-KNOWN's amounts. What KNOWN gains over this one is gained by where it goes, not how far.
+Each parameter moves as far as KNOWN moves it, up or down at random: "perturb" in "On Warm-Starting
+Neural Network Training" (Ash & Adams, NeurIPS 2020, arXiv 1910.08475), with KNOWN's distances.
+Whatever KNOWN gains over it comes from the direction of its change, not the size.
 
-The coin is a hash of the bits of the parameter's recorded window, so that the same checkpoints
-give the same noise, however they are cut into batches; parameters with the same window get the
-same sign. Step n has the size of KNOWN's change after n steps, and the sign of step 1. For that
-KNOWN is run n times at step n.
+The sign is a hash of the bits of the parameter's recorded window, so the same checkpoints give the
+same noise however they are cut into batches, and parameters with the same window get the same sign.
+Step n has the size of KNOWN's change after n steps, and the sign of step 1; it runs KNOWN n times.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from know_cli.known.torch_kernel import TORCH
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.known import KnownPredictor
 
-# The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) mixes each value in.
+# Each value is mixed in by the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 class NoisePredictor:
-    """Predicts Θ0 ± |Θ̂ − Θ0| with KNOWN's Θ̂.
+    """Predicts Θ0 ± |Θ̂ − Θ0|, where Θ̂ is KNOWN's prediction.
 
     Args:
         known: the method whose change is measured.
@@ -46,16 +45,16 @@ class NoisePredictor:
 
     @property
     def thread_bytes(self) -> int:
-        """Bytes of main memory that it needs for itself in each thread: KNOWN's, and copies."""
-        # The window with two predictions more in float32; three numbers of 8 bytes to hash.
+        """Bytes of main memory that it needs in each thread: KNOWN's, and room for copies."""
+        # The window and copies with predictions in float32; three 8-byte numbers to hash.
         return self._known.thread_bytes + self.block_rows * (4 * (self._checkpoints + 4) + 24)
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
-        """One step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
         window = history[: self._checkpoints]
         newest = window[-1]
         shifted = window.clone()
-        # The history has this method's earlier steps, and KNOWN needs its own.
+        # The history holds this method's earlier steps; KNOWN needs its own.
         for _ in range(step):
             self._known.predict(block, 1, shifted, out)
             predicted = torch.where(torch.isfinite(out), out, newest)
@@ -65,10 +64,16 @@ class NoisePredictor:
 
 
 def signs(window: Tensor) -> Tensor:
-    """+1 or −1 for each row, float32, decided by the bits of its window.
+    """Return +1 or −1 for each row, decided by the bits of its window.
 
     Args:
         window: ``[S, rows]`` float32.
+
+    Returns:
+        ``[rows]`` float32.
+
+    >>> signs(torch.tensor([[0.5, 0.25, 0.5], [1.0, 0.5, 1.0]]))
+    tensor([ 1., -1.,  1.])
     """
     bits: np.ndarray[Any, np.dtype[np.uint32]] = window.contiguous().numpy().view(np.uint32)
     state = np.zeros(bits.shape[1], dtype=np.uint64)
@@ -83,10 +88,10 @@ def signs(window: Tensor) -> Tensor:
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method.
+    """Open the method.
 
     Raises:
-        CheckpointError: the bundle reads windows of another length than the trajectory has.
+        CheckpointError: the bundle is for another number of checkpoints.
     """
     known = KnownPredictor(inputs.bundle_of(Bundle), inputs.devices[0])
     return Predictors(NoisePredictor(known, inputs.checkpoints), kernel=TORCH)

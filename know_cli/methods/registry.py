@@ -1,7 +1,7 @@
-"""Every method there is: :data:`METHODS`. A new method is a new file here and one line in it.
+"""All methods: :data:`METHODS`. A new method is a new file in this folder and one line here.
 
-Nothing heavy is imported here, so that names and options are known, and wrong ones refused,
-before torch is; a method's own module is imported when it is opened.
+Nothing heavy is imported here, so names and options are checked before torch is imported. A
+method's own module is imported when the method is opened.
 """
 
 from __future__ import annotations
@@ -22,33 +22,36 @@ Value = float | str
 
 
 class HyperModelBundle(Protocol):
-    """The weights of a hyper-model, as the main flow knows them."""
+    """The weights of a hyper-model, as far as the main flow needs to know them."""
 
     @property
     def checkpoints(self) -> int:
-        """S of the windows that it reads."""
+        """S, the number of checkpoints that it reads."""
 
     @property
     def digest(self) -> str:
-        """Tells the weights from others."""
+        """Identifies the weights."""
 
     @property
     def target(self) -> str:
-        """What it was taught to predict."""
+        """What it was trained to predict."""
 
     @property
     def source(self) -> Path | None:
-        """Where it was read; None if from no file."""
+        """Where it was read from; None if it was not read from a file."""
 
 
 @dataclass(frozen=True)
 class Option:
-    """A number, or one of some words, that a method can be given.
+    """An option of a method: a number, or one of a few words.
 
     Attributes:
         name: as in ``--option NAME=VALUE``.
-        default: its value where none is given.
-        words: the values there are, if they are words; else it is a finite number.
+        default: the value if none is given.
+        words: the allowed values if they are words; empty if the value is a finite number.
+
+    >>> Option("alpha", 1.0).parse("0.5")
+    0.5
     """
 
     name: str
@@ -56,10 +59,10 @@ class Option:
     words: tuple[str, ...] = ()
 
     def parse(self, text: str) -> Value:
-        """The value that a user wrote.
+        """Parse the value that a user wrote.
 
         Raises:
-            ValueError: it is none of the words, or not a finite number.
+            ValueError: the text is none of the words, or not a finite number.
         """
         if self.words:
             if text not in self.words:
@@ -76,15 +79,16 @@ class Option:
 
 @dataclass(frozen=True)
 class Method:
-    """A line of the table.
+    """An entry of the table of methods.
 
     Attributes:
-        name: as in ``--method NAME``; its module is called the same, with underscores.
+        name: as in ``--method NAME``; its module has the same name, with underscores.
         summary: what it predicts in n steps, in a few words for users.
-        options: that it can be given.
-        hyper_model: the folder of this package that has its hyper-model, such as ``known``; None
-            for methods that read no bundle. The folder has ``shipped`` with ``find_bundle``,
-            ``check_weights_name`` and ``shipped``, and ``bundle`` with ``load_bundle``.
+        options: the options that it takes.
+        hyper_model: the folder of this package that holds its hyper-model, such as ``known``; None
+            for methods that read no bundle. The folder has a module ``shipped`` with
+            ``find_bundle``, ``check_weights_name`` and ``shipped``, and a module ``bundle`` with
+            ``load_bundle``.
     """
 
     name: str
@@ -94,12 +98,12 @@ class Method:
 
     @property
     def module(self) -> str:
-        """Full name of the module whose ``predictors`` opens it."""
+        """Full name of the module whose function ``predictors`` opens it."""
         return f"know_cli.methods.{self.name.replace('-', '_')}"
 
     @property
     def reads_bundle(self) -> bool:
-        """Whether it needs the bundle of a hyper-model."""
+        """Whether it needs a hyper-model's bundle."""
         return self.hyper_model is not None
 
 
@@ -130,10 +134,13 @@ METHODS = (
 
 
 def find_method(name: str) -> Method:
-    """The method of a name.
+    """Look a method up by name.
 
     Raises:
-        UsageError: there is none; the message has all names.
+        UsageError: there is no such method; the message lists all names.
+
+    >>> find_method("tsv").module
+    'know_cli.methods.tsv'
     """
     for method in METHODS:
         if method.name == name:
@@ -143,10 +150,13 @@ def find_method(name: str) -> Method:
 
 
 def parse_options(method: Method, texts: Sequence[str]) -> dict[str, Value]:
-    """Options of a command line, each ``NAME=VALUE``; of the same name, the last one counts.
+    """Parse options of a command line, each ``NAME=VALUE``; if a name is repeated, the last counts.
 
     Raises:
-        UsageError: the method has no such option, or that is no value for it.
+        UsageError: the method has no such option, or the value is not allowed.
+
+    >>> parse_options(find_method("task-vector"), ["alpha=0.5", "range=full"])
+    {'alpha': 0.5, 'range': 'full'}
     """
     values: dict[str, Value] = {}
     for text in texts:
@@ -158,10 +168,13 @@ def parse_options(method: Method, texts: Sequence[str]) -> dict[str, Value]:
 
 
 def complete_options(method: Method, values: Mapping[str, Value]) -> dict[str, Value]:
-    """Values for all options of a method: those given, and the defaults of the others.
+    """Return values for all options of a method: those given, and defaults for the others.
 
     Raises:
-        UsageError: the method has no such option, or that is no value for it.
+        UsageError: the method has no such option, or the value is not allowed.
+
+    >>> complete_options(find_method("task-vector"), {"range": "full"})
+    {'alpha': 1.0, 'range': 'full'}
     """
     given = {name: _checked(method, name, value) for name, value in values.items()}
     return {option.name: given.get(option.name, option.default) for option in method.options}
@@ -171,7 +184,8 @@ def check_weights(method: Method, weights: str | None) -> None:
     """Refuse a name that cannot be a bundle of a method's hyper-model.
 
     Raises:
-        UsageError: the method reads none, with those that do; or there is none of that name.
+        UsageError: the method reads no bundle (the message lists those that do), or there is none
+            of that name.
     """
     if weights is None:
         return
@@ -185,16 +199,19 @@ def check_weights(method: Method, weights: str | None) -> None:
 
 
 def open_bundle(method: Method, weights: str | None, checkpoints: int) -> HyperModelBundle | None:
-    """The bundle of a method's hyper-model; None for methods that read none.
+    """Load the bundle of a method's hyper-model; None for methods that read none.
 
     Args:
-        method: that reads it.
+        method: the method that reads it.
         weights: name of a shipped family, or a path; None is the hyper-model's default.
         checkpoints: S.
 
     Raises:
-        UsageError: there is none of that name.
-        CheckpointError: it is damaged, or there is none for so many checkpoints.
+        UsageError: there is no bundle of that name.
+        CheckpointError: it is damaged, or there is none for that number of checkpoints.
+
+    >>> open_bundle(find_method("known"), "continuation", 5).checkpoints
+    5
     """
     if method.hyper_model is None:
         return None
@@ -206,11 +223,14 @@ def open_bundle(method: Method, weights: str | None, checkpoints: int) -> HyperM
 def bundle_with_digest(
     method: Method, digest: str, weights: str | None, checkpoints: int
 ) -> str | None:
-    """The folder of the bundle that has a digest, among the shipped ones or where ``weights`` is.
+    """Find the bundle with a digest, among the shipped ones or at ``weights``.
+
+    Returns:
+        Its folder; None if there is none with that digest.
 
     Raises:
         UsageError: there is no bundle of that name.
-        CheckpointError: it is damaged, or there is none for so many checkpoints.
+        CheckpointError: it is damaged, or there is none for that number of checkpoints.
     """
     if method.hyper_model is None:
         return None
@@ -232,7 +252,7 @@ def _bundles(method: Method) -> Any:
 
 
 def describe_methods() -> str:
-    """The table for a help text: a line a method, with its options and their defaults."""
+    """Return the table for a help text: one line per method, with its options and defaults."""
     width = max(len(method.name) for method in METHODS)
     lines = []
     for method in METHODS:

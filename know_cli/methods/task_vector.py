@@ -1,11 +1,11 @@
-"""Task arithmetic: the way that forgetting went, taken back from Θ0 once more.
+"""Task arithmetic: from Θ0, the opposite of what forgetting did.
 
 Θk is Θ0 fine-tuned, so Θk − Θ0 is a task vector, and forgetting it is Θ0 − α·(Θk − Θ0): negation
 in "Editing Models with Task Arithmetic" (Ilharco et al., ICLR 2023, arXiv 2212.04089). k is 1
 (``range=session``), or S − 1 for the whole trajectory (``range=full``).
 
-Step n takes n·α, as the scaling coefficient of task arithmetic is varied; nothing is iterated.
-With ``range=session`` and α = 1 both are the same.
+Step n uses n·α, the scaling coefficient of task arithmetic; nothing is iterated. With
+``range=session`` and α = 1, iterating would give the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from know_cli.methods.inputs import Inputs
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method."""
+    """Open the method."""
     alpha, size = inputs.number("alpha"), inputs.checkpoints
     other = 0 if inputs.options["range"] == "full" else size - 2
     weights = []

@@ -10,17 +10,17 @@ forgotten checkpoints in that of the fine-tuned ones. For each matrix:
 3. The merged task vector is U⊥ Σ V⊥ᵀ, and the prediction Θ0 − n·α·U⊥ Σ V⊥ᵀ for step n, negated
    as in task arithmetic (arXiv 2212.04089). Nothing is iterated.
 
-Where the paper's formulas leave the answer open, nothing is made up: singular vectors of a Δk
-whose singular values are zero but for rounding are arbitrary and left out, and singular values
-of U and V that are, because task vectors share singular vectors, are left at zero.
+Where the paper's formulas leave the answer open, nothing is invented: singular vectors of a Δk
+whose singular values are zero up to rounding are arbitrary, so they are left out, and where
+singular values of U and V are zero, because task vectors share singular vectors, they stay zero.
 
-Beyond the paper, a convolution is the matrix of its output channels by all else, and a tensor of
-the kind fc with more than two dimensions is a stack of matrices. What is no matrix, or too small
-for a singular vector a task, gets the mean of its task vectors, as vectors do in the authors'
-release, and is streamed.
+Beyond the paper, a convolution is the matrix of its output channels by everything else, and a
+tensor of kind fc with more than two dimensions is a stack of matrices. Anything that is not a
+matrix, or too small for one singular vector per task, gets the mean of its task vectors, as vectors
+do in the authors' release, and is streamed.
 
-A matrix needs its elements together: it is read whole from all checkpoints and decomposed in
-float64 by one thread. One that does not fit in ``--max-memory`` is refused.
+A matrix needs all its elements at once: it is read whole from all checkpoints and decomposed in
+float64 by one thread. A matrix that does not fit in ``--max-memory`` is refused.
 """
 
 from __future__ import annotations
@@ -49,25 +49,25 @@ class SingularPredictor:
         self._tasks = checkpoints - 1
 
     def takes(self, kind: Kind, shape: tuple[int, ...]) -> bool:
-        """Whether these are matrices with a singular vector for each task."""
+        """Whether such a tensor holds matrices with at least one singular vector per task."""
         if kind is Kind.BIAS or len(shape) < 2:
             return False
         count, rows, columns = matrices(kind, shape)
         return count > 0 and min(rows, columns) >= self._tasks
 
     def nbytes(self, kind: Kind, shape: tuple[int, ...]) -> int:
-        """Bytes of main memory for one matrix's decompositions.
+        """Bytes of main memory to decompose one matrix.
 
-        At most there are at a time five matrices of its size (Θ0, a task vector, what it is the
-        difference of, the copy that is decomposed), the singular vectors of one decomposition
-        and of all tasks, and LAPACK's workspace. Measured peaks were 60 to 90 % of this.
+        At its peak there are five matrices of its size (Θ0, a task vector, the two that it is the
+        difference of, the copy that is decomposed), the singular vectors of one decomposition and
+        of all tasks, and LAPACK's workspace. Measured peaks were 60 to 90 % of this.
         """
         _, rows, columns = matrices(kind, shape)
         rank = min(rows, columns)
         return 8 * (5 * rows * columns + 4 * rank * (rows + columns) + 8 * rank * rank)
 
     def predict(self, kind: Kind, shape: tuple[int, ...], history: Tensor, out: Tensor) -> None:
-        """All steps; see :class:`~know_cli.engine.predictor.TensorPredictor`."""
+        """Predict all steps; see :class:`~know_cli.engine.predictor.TensorPredictor`."""
         count, rows, columns = matrices(kind, shape)
         windows = history.view(len(history), count, rows, columns)
         answers = out.view(len(out), count, rows, columns)
@@ -79,7 +79,7 @@ class SingularPredictor:
 
 
 def matrices(kind: Kind, shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """How many matrices a tensor is, and their rows and columns.
+    """Return how many matrices a tensor holds, and their rows and columns.
 
     >>> matrices(Kind.CONV, (64, 32, 3, 3))
     (1, 64, 288)
@@ -93,7 +93,7 @@ def matrices(kind: Kind, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def merge(window: Tensor) -> Tensor:
-    """The merged task vector U⊥ Σ V⊥ᵀ of one matrix.
+    """Return the merged task vector U⊥ Σ V⊥ᵀ of one matrix.
 
     Args:
         window: ``[S, rows, columns]``, most-forgotten first, θ0 last; neither side is shorter
@@ -103,7 +103,7 @@ def merge(window: Tensor) -> Tensor:
         ``[rows, columns]`` float64.
     """
     if window.shape[1] < window.shape[2]:
-        # Wide matrices are decomposed in half as much memory again as tall ones take.
+        # A wide matrix would take half as much memory again as a tall one.
         return merge(window.mT).mT
     *forgotten, newest = window
     kept = min(newest.shape) // len(forgotten)
@@ -120,11 +120,11 @@ def merge(window: Tensor) -> Tensor:
 
 
 def nearest_orthonormal(columns: Tensor) -> Tensor:
-    """The matrix with orthonormal columns that is nearest to one, within the space it spans.
+    """Return the nearest matrix with orthonormal columns, within the space the columns span.
 
     Args:
-        columns: ``[rows, count]`` float64, count ≤ rows. Where they are linearly dependent the
-            answer is a partial isometry, which maps what they map to zero to zero.
+        columns: ``[rows, count]`` float64, count ≤ rows. If they are linearly dependent, the
+            result is a partial isometry, which maps to zero whatever they map to zero.
     """
     p, d, q = torch.linalg.svd(columns, full_matrices=False)
     answer: Tensor = (p * (d > _tolerance(d, columns.shape))) @ q
@@ -132,12 +132,12 @@ def nearest_orthonormal(columns: Tensor) -> Tensor:
 
 
 def _tolerance(values: Tensor, shape: torch.Size) -> float:
-    """Up to which singular values of a matrix are taken for zero, as its rank is counted."""
+    """Largest singular value of a matrix that counts as zero, by the usual rule for its rank."""
     return float(values[0]) * max(shape) * torch.finfo(values.dtype).eps
 
 
 def predictors(inputs: Inputs) -> Predictors:
-    """The method."""
+    """Open the method."""
     alpha, size = inputs.number("alpha"), inputs.checkpoints
     tasks = size - 1
     weights = []

@@ -1,11 +1,19 @@
 """From an opened request to a written checkpoint: what ``know predict`` does, as a library.
 
 >>> from pathlib import Path
+>>> import torch
+>>> from safetensors.torch import load_file, save_file
 >>> from know_cli.prediction.opening import open_prediction
 >>> from know_cli.prediction.request import Request
->>> request = Request([Path(f"ckpt{k}.safetensors") for k in range(5)], Path("out.safetensors"))
->>> with open_prediction(request) as prediction:  # doctest: +SKIP
+>>> paths = [Path(f"ckpt{k}.safetensors") for k in range(3)]  # Θ0, Θ1, Θ2
+>>> for k, path in enumerate(paths):
+...     save_file({"fc.weight": torch.full((2, 2), 1 - k / 8)}, path)
+>>> request = Request(paths, Path("out.safetensors"), method="linear")
+>>> with open_prediction(request) as prediction:
 ...     report = prediction.execute()
+>>> load_file("out.safetensors")["fc.weight"]
+tensor([[1.1250, 1.1250],
+        [1.1250, 1.1250]])
 """
 
 from __future__ import annotations
