@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from know_cli.checkpoints import foreign as module
-from know_cli.checkpoints.foreign import convert_pickle, read_pickle
+from know_cli.checkpoints.foreign import convert_pickle
 from know_cli.errors import (
     EXIT_CHECKPOINT,
     EXIT_DONE,
