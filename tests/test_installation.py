@@ -95,7 +95,7 @@ def test_the_readme_says_what_is_there() -> None:
     ).stdout
     for command in (
         "predict", "verify", "inspect", "forget", "demo", "collect", "train", "eval", "plot",
-        "bench", "convert", "convert-weights",
+        "bench", "convert",
     ):  # fmt: skip
         assert f"`know {command}`" in readme
         assert command in help_text

@@ -201,10 +201,11 @@ def known_as(start: bytes, file_bytes: int) -> str | None:
     for starts, what in _OTHERS:
         if start.startswith(starts):
             return what
-    if _ONNX.match(start):
-        return "is an ONNX file, not a safetensors file"
-    if _MSGPACK.match(start):
-        return "is a msgpack file, as Flax writes it, not a safetensors file"
+    if start[8:9] != b"{":  # the length of a header, cut short, can begin as these do
+        if _ONNX.match(start):
+            return "is an ONNX file, not a safetensors file"
+        if _MSGPACK.match(start):
+            return "is a msgpack file, as Flax writes it, not a safetensors file"
     if not start.strip(b"\0"):
         return "begins with zeros only, as an unfinished download does; download it again"
     return None

@@ -148,7 +148,7 @@ _SEQUENCES = (
 _VALUES = (
     "argparse.Namespace types.SimpleNamespace decimal.Decimal fractions.Fraction uuid.UUID "
     "uuid.SafeUUID datetime.datetime datetime.date datetime.time datetime.timedelta "
-    "datetime.timezone zoneinfo.ZoneInfo._unpickle builtins.bytearray builtins.bytes "
+    "datetime.timezone zoneinfo.ZoneInfo._unpickle builtins.bytearray "
     "builtins.complex builtins.slice builtins.range builtins.int builtins.float builtins.bool "
     "builtins.str builtins.object numpy.dtype numpy.ndarray torch.device torch.layout "
     "torch.strided torch.serialization._get_layout torch.torch_version.TorchVersion torch.Tensor "
@@ -240,9 +240,9 @@ def key_of(value: Any) -> Any:
         PickleError: it cannot, or hashing it could take for ever, as of tuples in tuples.
     """
     parts = value if isinstance(value, tuple) else (value,)
-    if all(isinstance(part, (str, int, float, bytes, Name, type(None))) for part in parts):
+    if all(isinstance(part, (str, int, float, bytes, Name, Opaque, type(None))) for part in parts):
         return value
-    raise PickleError(f"is damaged: a {type(value).__name__} cannot be the key of a dict")
+    raise PickleError("is damaged: a dict has a container as a key")
 
 
 def _counts(value: Any) -> tuple[int, ...]:
@@ -251,7 +251,7 @@ def _counts(value: Any) -> tuple[int, ...]:
     for item in value:
         if type(item) is not int or not 0 <= item < _MAX_COUNT:
             # Containers are not shown: they can be of any size, and in themselves.
-            shown = quoted(item) if isinstance(item, (int, str)) else f"a {type(item).__name__}"
+            shown = quoted(item) if isinstance(item, (int, str)) else "a container"
             raise PickleError(f"is damaged: {shown} is no size of a tensor")
     return tuple(value)
 
@@ -335,9 +335,13 @@ def _reconstructed(arguments: _Arguments) -> Any:
     return called(arguments[0] if arguments else None, ())
 
 
+def _empty_bytes(_: _Arguments) -> bytes:
+    """How protocol 2 writes bytes that are none; all others are encoded."""
+    return b""
+
+
 def _opaque(path: str) -> _Builder:
-    mark = Opaque(path)
-    return lambda _: mark
+    return lambda _: Opaque(path)
 
 
 def _table() -> dict[str, _Builder]:
@@ -357,6 +361,7 @@ def _table() -> dict[str, _Builder]:
         **dict.fromkeys(_SEQUENCES.split(), _sequence),
         **{f"torch.{name}": _no_plain_tensor for name in _NO_PLAIN_TENSORS.split()},
         "_codecs.encode": _encoded,
+        "builtins.bytes": _empty_bytes,
         "copyreg._reconstructor": _reconstructed,
         "torch._utils._rebuild_tensor": _tensor_v2,
         "torch._utils._rebuild_tensor_v2": _tensor_v2,

@@ -26,11 +26,10 @@ TOP = "."
 USUAL = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params", "weights")
 # Parts of a training state that hold tensors, but not the model's.
 _TRAINING = re.compile(r"optim|sched|scaler|callback|hook|(^|_)rng|(^|_)loops?$", re.IGNORECASE)
-# What optimizers keep for each parameter.
+# What optimizers keep for each parameter, by names that no model uses.
 _SLOTS = {
-    "step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_avg_diff", "exp_inf", "sum", "prev",
-    "momentum_buffer", "square_avg", "grad_avg", "acc_delta", "ax", "eta", "mu", "mu_product",
-    "step_size", "z",
+    "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg",
+    "acc_delta",
 }  # fmt: skip
 _AVERAGES = {"ema", "swa", "averaged", "average", "avg", "polyak", "shadow"}
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -177,7 +176,7 @@ def _candidates(content: Mapping[Any, Any]) -> list[_Candidate]:
         seen.add(id(mapping))
         candidate = _Candidate.of(parts, mapping)
         tensors = candidate.tensors
-        if tensors and not tensors.keys() <= _SLOTS:
+        if tensors and tensors.keys().isdisjoint(_SLOTS):
             is_aside = any(_TRAINING.search(part) for part in parts)
             (aside if is_aside else found).append(candidate)
         if len(parts) < _MAX_DEPTH:
@@ -211,7 +210,7 @@ def _only(path: Path, content: Mapping[Any, Any], every: list[_Candidate]) -> _C
             different.append(candidate)
     if not different:
         raise CheckpointError(
-            f"{path}: holds no state dict: there are no tensors under its keys{_keys(content)}"
+            f"{path}: holds no state dict, no mapping with a model's tensors; {_keys(content)}"
         )
     if len(different) > 1:
         raise CheckpointError(
@@ -244,7 +243,7 @@ def _under(path: Path, content: Mapping[Any, Any], key: str, every: list[_Candid
             if inner:
                 return _only(path, content, inner)
         problem = f"is {_kind(value)}, not a state dict"
-    there = f"state dicts are {_listed(every)}" if every else f"there are{_keys(content)}"
+    there = f"state dicts are {_listed(every)}" if every else _keys(content)
     raise CheckpointError(f"{path}: --key {key}: {problem}; {there}")
 
 
@@ -269,7 +268,7 @@ def _resolved(content: Mapping[Any, Any], key: str) -> tuple[str, ...] | None:
 def _listed(candidates: Iterable[_Candidate]) -> str:
     every = list(candidates)
     shown = [
-        f"{quoted(one.key)} ({len(one.tensors)} tensors"
+        f"{quoted(one.key)} ({len(one.tensors)} tensor{'s' * (len(one.tensors) != 1)}"
         f"{', a moving average' if one.is_average else ''})"
         for one in every[:_MAX_LISTED]
     ]
@@ -282,8 +281,8 @@ def _keys(content: Mapping[Any, Any]) -> str:
     shown = [f"{quoted(key)} ({_kind(value)})" for key, value in content.items()][:_MAX_LISTED]
     more = len(content) - len(shown)
     if not shown:
-        return " no keys"
-    return " " + ", ".join(shown) + (f" and {more} more" if more else "")
+        return "it is empty"
+    return f"its keys are {', '.join(shown)}" + (f" and {more} more" if more else "")
 
 
 def _checked(path: Path, chosen: _Candidate) -> Found:

@@ -200,7 +200,7 @@ def _other_archive(names: list[str]) -> str:
         return "is a Keras file, not a file of torch.save; nothing was read of it"
     if names and all(name.endswith(".npy") for name in names):
         return "is a NumPy archive, not a file of torch.save; nothing was read of it"
-    return "is damaged, or no checkpoint: a zip archive without a pickle of torch.save in it"
+    return "is damaged, or no checkpoint: a zip archive without the one pickle of torch.save"
 
 
 class _Legacy:

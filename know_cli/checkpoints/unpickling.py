@@ -146,7 +146,7 @@ def _set_items(machine: _Machine, items: list[Any]) -> None:
     if isinstance(target, dict):
         target.update(_pairs(items))
     elif not isinstance(target, Opaque):
-        raise PickleError(f"is damaged: a {type(target).__name__} has no keys")
+        raise PickleError("is damaged: it sets a key of what is no dict")
 
 
 def _append(machine: _Machine, items: Iterable[Any]) -> None:
@@ -154,7 +154,7 @@ def _append(machine: _Machine, items: Iterable[Any]) -> None:
     if isinstance(target, list):
         target.extend(items)
     elif not isinstance(target, Opaque):
-        raise PickleError(f"is damaged: nothing can be appended to a {type(target).__name__}")
+        raise PickleError("is damaged: it appends to what is no list")
 
 
 def _pop(machine: _Machine, _: Any) -> None:
