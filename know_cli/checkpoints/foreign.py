@@ -71,19 +71,27 @@ class Plan:
     copies_others: bool
     result: Conversion
 
-    def check(self, *, force: bool) -> None:
+    @property
+    def inputs(self) -> list[Path]:
+        """Everything that must never be overwritten."""
+        return [self.source, *(part.source for part in self.parts)]
+
+    def check(self, inputs: Sequence[Path], *, force: bool) -> None:
         """Refuse an output that must not or cannot be written.
+
+        Args:
+            inputs: of this plan, and of the others that are executed with it.
+            force: whether an existing output may be replaced.
 
         Raises:
             OutputError: the reason, and what to do.
         """
-        output, sources = self.result.output, [part.source for part in self.parts]
+        output = self.result.output
         if self.model is None:
-            check_file_output(output, sources, force=force)
+            check_file_output(output, inputs, force=force)
         else:
             check_output(output, [], is_folder=True, force=force)
-            targets = [output, *(output / part.name for part in self.parts)]
-            _refuse_inputs(targets, [self.source, *sources])
+            _refuse_inputs([output, *(output / part.name for part in self.parts)], inputs)
 
     def execute(self, *, force: bool) -> Conversion:
         """Copy the data; the output is there whole or not at all.
@@ -122,7 +130,7 @@ def convert_pickle(source: Path, output: Path, key: str = "", *, force: bool = T
         OutputError: the output cannot be written.
     """
     plan = _plan_file(source, output, key)
-    plan.check(force=force)
+    plan.check(plan.inputs, force=force)
     return plan.execute(force=force)
 
 
@@ -161,8 +169,9 @@ def plan_conversions(
             plans = [_plan(source, output / name, key) for source, name in _names(sources).items()]
             if not output.exists():
                 return plans
+    inputs = [path for plan in plans for path in plan.inputs]
     for plan in plans:
-        plan.check(force=force)
+        plan.check(inputs, force=force)
     return plans
 
 

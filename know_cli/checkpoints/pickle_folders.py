@@ -80,7 +80,7 @@ def find_model(folder: Path) -> PickleModel:
     models += [
         PickleModel({path: safetensors_name(path.name)})
         for path in rest
-        if _WEIGHTS.fullmatch(path.name)
+        if _WEIGHTS.fullmatch(path.name) and not _SHARD.fullmatch(path.name)
     ]
     models += [
         _complete(shards)
