@@ -13,10 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from know_cli import __version__
-from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
-from know_cli.hypermodel import load_bundle
-from tests.conftest import Command, one_line, random_bundle, states, write_trajectory
-from tests.test_bundle import same, write_keras
+from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE
+from tests.conftest import Command, one_line, states, write_trajectory
 
 COMMANDS = [
     "predict", "verify", "inspect", "demo", "forget", "collect", "train", "eval", "plot", "bench",

@@ -390,6 +390,19 @@ def test_tensors_stay_on_disk(tmp_path: Path) -> None:
     assert load_file(tmp_path / "out")["w7"][-1] == 7
 
 
+def test_torch_is_not_even_imported(tmp_path: Path) -> None:
+    torch.save({"model": {"w": torch.arange(6.0).reshape(2, 3).T}}, tmp_path / "in.pt")
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "sys.argv = ['know', 'convert', 'in.pt', '-o', 'out']\n"
+        "from know_cli.cli.main import know\n"
+        "know()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    assert load_file(tmp_path / "out")["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_compressed_records_are_inflated(compression: int, tmp_path: Path) -> None:
     """PyTorch's own mapped loading takes the compressed bytes for the values."""

@@ -329,7 +329,7 @@ def _fill(folder: Path) -> None:
     """Folders that cannot be converted, each with its reason."""
     weights = {"w": torch.ones(2)}
     for name in ("ready", "formats", "own", "nothing", "two", "pipeline/unet", "link", "hole",
-                 "wrong", "double", "index", "both", "parallel", "extra", "twins"):  # fmt: skip
+                 "wrong", "double", "index", "both", "parallel", "extra", "twins", "half", "base"):  # fmt: skip
         (folder / name).mkdir(parents=True)
     save_file(weights, folder / "ready" / "model.safetensors")
     for name in ("tf_model.h5", "flax_model.msgpack", "model.onnx", "model.gguf"):
@@ -344,6 +344,10 @@ def _fill(folder: Path) -> None:
     (folder / "pipeline" / "model_index.json").write_text("{}")
     (folder / "link" / "pytorch_model.bin").symlink_to("../outside.bin")
     save_file(weights, folder / "both" / "model.safetensors")
+    torch.save(weights, folder / "half" / "pytorch_model.bin")
+    _index(folder / "half" / "model.safetensors.index.json", {})
+    torch.save(weights, folder / "base" / "pytorch_model-00001-of-00001.bin")
+    save_file(weights, folder / "base" / "model.safetensors")
     torch.save({"w": torch.ones(1)}, folder / "twins" / "x.bin")
     torch.save({"w": torch.ones(1)}, folder / "twins" / "x.pt")
     torch.save(weights, folder / "same.pt")
@@ -369,6 +373,8 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "missing shards by name": ("hole/pytorch_model-00001-of-00003.bin hole/pytorch_model-00003-of-00003.bin -o out", EXIT_CHECKPOINT, "00002-of-00003.bin: no such file"),
     "one tensor in two shards": ("double -o out", EXIT_CHECKPOINT, "tensor 'w' is in pytorch_model-00001-of-00002.bin as well"),
     "converted before": ("both -o out", EXIT_CHECKPOINT, "both: has model.safetensors already, which needs no converting"),
+    "converted into shards": ("half -o out", EXIT_CHECKPOINT, "half: has model.safetensors.index.json already"),
+    "converted into one": ("base -o out", EXIT_CHECKPOINT, "base: has model.safetensors already"),
     "parts of tensors": ("parallel -o out", EXIT_CHECKPOINT, "holds more than one model: 'consolidated.00.pth', 'consolidated.01.pth'"),
     "a folder to a file": ("two -o out.safetensors", EXIT_OUTPUT, "is named as a file, but the output is a folder"),
     "several to a file": ("same.pt own/last.ckpt -o out.safetensors", EXIT_OUTPUT, "is named as a file, but the output is a folder"),
@@ -443,6 +449,19 @@ def test_inputs_are_never_overwritten(tmp_path: Path, know: Command) -> None:
     assert done.returncode == EXIT_OUTPUT
     assert "b.safetensors: is the input" in one_line(done.stderr)
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_an_index_of_other_weights_is_not_taken_along(tmp_path: Path, know: Command) -> None:
+    """It would be taken for the new file's, and name shards that are not there."""
+    (tmp_path / "in").mkdir()
+    torch.save({"w": torch.ones(1)}, tmp_path / "in" / "adapter_model.bin")
+    save_file({"w": torch.ones(1)}, tmp_path / "in" / "model-00001-of-00001.safetensors")
+    weight_map = {"w": "model-00001-of-00001.safetensors"}
+    _index(tmp_path / "in" / "model.safetensors.index.json", {"weight_map": weight_map})
+    done = know("convert", "in", "-o", "out", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert names(tmp_path / "out") == ["adapter_model.safetensors"]
+    assert "in/model-00001-of-00001.safetensors: left out" in done.stderr
 
 
 def test_an_index_with_a_name_of_its_own(tmp_path: Path, know: Command) -> None:

@@ -58,7 +58,7 @@ plain = st.recursive(
     ),
     lambda inner: st.one_of(
         st.lists(inner, max_size=5), st.lists(inner, max_size=5).map(tuple),
-        st.dictionaries(st.one_of(st.text(), st.integers(), st.tuples(st.text(), st.none())), inner, max_size=5),
+        st.dictionaries(st.one_of(st.text(), st.integers(-(2**63), 2**63), st.tuples(st.text(), st.none())), inner, max_size=5),
     ),
     max_leaves=20,
 )  # fmt: skip
@@ -238,6 +238,7 @@ def test_other_names_are_refused(module: str, name: str) -> None:
         (b"\x80\x02T\xff\xff\xff\x7f", "is damaged"),
         (b"\x80\x02I" + b"1" * 100_000, "is damaged"),
         (b"\x80\x02\x85.", "nothing to make a tuple of"),
+        (b"\x80\x02}\x8a\x0a" + b"\x7f" * 10 + b"Ns.", "a number as a key that is too long"),
         (b"\x80\x02}(K\x01u.", "is damaged"),
         (b"\x80\x02\xff.", "is damaged"),
         (b"\x80\x02", "is damaged"),

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from know_cli.checkpoints.checkpoint import Checkpoint
+from know_cli.checkpoints.checkpoint import INDEX_FILE, Checkpoint
 from know_cli.checkpoints.conversion import Conversion
 from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import Header, Stamp, TensorInfo, encode_header, unreadable
@@ -337,8 +337,10 @@ class _Writer(CheckpointWriter):
         model = self._plan.model
         assert model is not None, "a single file has nothing beside it"
         left_out = super()._write_beside(folder) if self._plan.copies_others else []
-        if model.index is not None:  # of the pickles; that of a variant is not known as an index
-            (folder / model.index.name).unlink(missing_ok=True)
+        # Of the pickles, where its name is a variant's, and of other weights, which were left out.
+        for stale in (model.index.name if model.index else "", INDEX_FILE):
+            if stale:
+                (folder / stale).unlink(missing_ok=True)
         if model.index_name:
             weight_map = {name: part.name for part in self._plan.parts for name in part.tensors}
             index = {

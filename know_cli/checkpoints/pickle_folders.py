@@ -19,6 +19,7 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>
 _INDEX = re.compile(
     r"(?P<stem>.+)(?P<suffix>\.(bin|pt|pth|ckpt))\.index(?P<variant>\.[\w-]+)?\.json"
 )
+_AN_INDEX = re.compile(r"\.index(\.[\w-]+)?\.json$")
 # What libraries call the weights of a folder, perhaps with a variant such as ".fp16"; other
 # pickles are states of optimizers, arguments of trainers, and the like.
 _WEIGHTS = re.compile(
@@ -102,8 +103,8 @@ def find_model(folder: Path) -> PickleModel:
                 f"{path}: is a link that leads out of the folder; refused; copy the file to its "
                 "place if it is meant"
             )
-    for name in (*model.files.values(), model.index_name):
-        if name and (folder / name).exists():
+    for name in _safetensors_of(model):
+        if (folder / name).exists():
             raise CheckpointError(
                 f"{folder}: has {name} already, which needs no converting; name the pickle itself "
                 "if it is meant"
@@ -240,6 +241,14 @@ def _complete(shards: dict[int, Path]) -> PickleModel:
         None,
         f"{_renamed(stem)}{SUFFIX}.index{variant}.json",
     )
+
+
+def _safetensors_of(model: PickleModel) -> list[str]:
+    """Names of the files that hold the model as safetensors, whole or in shards."""
+    names = list(model.files.values())
+    if model.index_name:
+        return [*names, model.index_name, _AN_INDEX.sub("", model.index_name)]
+    return [*names, f"{names[0]}.index.json"]
 
 
 def _first(model: PickleModel) -> Path:

@@ -241,6 +241,9 @@ def key_of(value: Any) -> Any:
     """
     parts = value if isinstance(value, tuple) else (value,)
     if all(isinstance(part, (str, int, float, bytes, Name, Opaque, type(None))) for part in parts):
+        # Python does not show longer numbers, which messages would have to.
+        if any(isinstance(part, int) and part.bit_length() > 64 for part in parts):
+            raise PickleError("is damaged: a dict has a number as a key that is too long")
         return value
     raise PickleError("is damaged: a dict has a container as a key")
 
