@@ -241,7 +241,7 @@ def test_the_command_lists_and_takes_keys(tmp_path: Path, know: Command) -> None
         "left out, since they are not in the state dict: 'rng'",
     ]
     done = know("convert", "in.pt", "-o", "ema", "--key", "ema", cwd=tmp_path)
-    assert "all of the 1 tensors are a moving average of weights, by their names" in done.stderr
+    assert "what is converted is a moving average of weights, by its name" in done.stderr
     torch.save({"model.w": torch.ones(1), "model_ema.w": torch.ones(1)}, tmp_path / "both.pt")
     done = know("convert", "both.pt", "-o", "both", cwd=tmp_path)
     assert "1 of the 2 tensors are a moving average of weights, by their names: 'model_ema.w'" in (

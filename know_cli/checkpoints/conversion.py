@@ -47,11 +47,12 @@ class Conversion:
         lines = []
         if self.nested:
             lines.append(f"taking the state dict under {quoted(self.nested)}")
-        if self.averaged:
-            share = "all" if len(self.averaged) == self.tensors else str(len(self.averaged))
+        if self.averaged and len(self.averaged) == self.tensors:
+            lines.append("what is converted is a moving average of weights, by its name")
+        elif self.averaged:
             lines.append(
-                f"{share} of the {self.tensors} tensors are a moving average of weights, by "
-                f"their names: {_some(self.averaged, 1)}"
+                f"{len(self.averaged)} of the {self.tensors} tensors are a moving average of "
+                f"weights, by their names: {_some(self.averaged, 1)}"
             )
         if self.averages:
             lines.append(

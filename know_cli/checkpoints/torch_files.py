@@ -136,12 +136,18 @@ class _Archive:
         if not any(entry.CRC for entry in entries):
             for entry in entries:
                 del entry.CRC
-        order = self._records.get(self._root + "byteorder")
-        if order is not None and self._zip.read(order) == b"big":
+        if self._byte_order() == b"big":
             raise CheckpointError(
                 f"{path}: was written on a machine with the other order of bytes; load it there "
                 "and save it as safetensors"
             )
+
+    def _byte_order(self) -> bytes:
+        order = self._records.get(self._root + "byteorder")
+        if order is None:
+            return b""
+        with self._zip.open(order) as record:  # which can be of any length
+            return record.read(8)
 
     def _find_root(self) -> str:
         roots = [
