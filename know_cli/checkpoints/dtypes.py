@@ -65,8 +65,8 @@ def torch_dtype(dtype: str) -> torch.dtype:
     return found
 
 
-def safetensors_dtype(dtype: torch.dtype) -> str:
-    """The safetensors name of a torch dtype.
+def safetensors_dtype(dtype: torch.dtype | str) -> str:
+    """The safetensors name of a torch dtype, or of one's name, such as ``float32``.
 
     Raises:
         KeyError: where the format has no such type (complex128, torch's own quantised types).

@@ -161,14 +161,21 @@ def _fail(path: Path, problem: str) -> NoReturn:
 #: Bytes by which a file is known for what it is.
 START_BYTES = 512
 # First bytes of what else is given for a checkpoint → what it is and what to do.
+_ZIP = b"PK\x03\x04"
 _PICKLE = "is a PyTorch pickle, which can run code when it is loaded; make a safetensors file of it"
 _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
-    ((b"PK\x03\x04", *(b"\x80%c" % n for n in range(2, 6))), f"{_PICKLE} with 'know convert'"),
+    ((_ZIP, *(b"\x80%c" % n for n in range(2, 6))), f"{_PICKLE} with 'know convert'"),
     ((b"\x89HDF\r\n",), "is an HDF5 file, not a safetensors file"),
     ((b"GGUF",), "is a GGUF file, not a safetensors file"),
     ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "is compressed; unpack it first"),
     ((b"\x93NUMPY",), "is a NumPy file, not a safetensors file"),
 )
+# Where the name of a zip archive's first record has its length, and where it begins.
+_ZIP_NAME = struct.Struct("<26xH2x")
+# A protocol buffer whose first field is the version of ONNX, and its second one of the model's.
+_ONNX = re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42\x72]")
+# A map of some size, and the length of a text, its first key.
+_MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]", re.DOTALL)
 _LFS_SIZE = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
 
 
@@ -189,11 +196,31 @@ def known_as(start: bytes, file_bytes: int) -> str | None:
             f"is a web page of {file_bytes} bytes, not a checkpoint; download the file itself, "
             "perhaps you need to log in"
         )
+    if start.startswith(_ZIP) and _zip_as(start) is not None:
+        return _zip_as(start)
     for starts, what in _OTHERS:
         if start.startswith(starts):
             return what
+    if start[8:9] != b"{":  # the length of a header, cut short, can begin as these do
+        if _ONNX.match(start):
+            return "is an ONNX file, not a safetensors file"
+        if _MSGPACK.match(start):
+            return "is a msgpack file, as Flax writes it, not a safetensors file"
     if not start.strip(b"\0"):
         return "begins with zeros only, as an unfinished download does; download it again"
+    return None
+
+
+def _zip_as(start: bytes) -> str | None:
+    """Which zip archive it is, by the name of its first record; None for one of PyTorch."""
+    if len(start) < _ZIP_NAME.size:
+        return None
+    (length,) = _ZIP_NAME.unpack_from(start)
+    name = start[_ZIP_NAME.size : _ZIP_NAME.size + length]
+    if name in (b"metadata.json", b"config.json", b"model.weights.h5"):
+        return "is a Keras file, not a safetensors file"
+    if name.endswith(b".npy"):
+        return "is a NumPy archive, not a safetensors file"
     return None
 
 

@@ -1,218 +1,376 @@
 """Checkpoints that PyTorch pickled, turned into safetensors files without running their code.
 
-A pickle is a program: loading one from a stranger runs what the stranger wrote. PyTorch's
-restricted loader (``weights_only=True``) knows tensors and plain containers only, and is all
-that is used here; what needs more is refused. Tensors stay on disk (``mmap=True``) until they
-are written, one after the other.
+A conversion is planned first: every pickle is read (its tensors stay on disk), and all that can
+be refused is. Then the data are copied, storage by storage in pieces of some megabytes, through
+the same writer that predictions go through, so that an output is there whole or not at all. Only
+a storage of which a tensor is a transposed or otherwise strided view is held in memory.
 """
 
 from __future__ import annotations
 
-import pickle
-import re
+import json
+import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
+from know_cli.checkpoints.checkpoint import INDEX_FILE, Checkpoint
+from know_cli.checkpoints.conversion import Conversion
 from know_cli.checkpoints.dtypes import safetensors_dtype
-from know_cli.checkpoints.header import START_BYTES, known_as, unreadable
-from know_cli.checkpoints.json_text import MAX_OBJECTS, is_unicode
-from know_cli.checkpoints.state import save_checkpoint
-from know_cli.errors import CheckpointError, OutputError, quoted
+from know_cli.checkpoints.header import Header, Stamp, TensorInfo, encode_header, unreadable
+from know_cli.checkpoints.json_text import MAX_BYTES
+from know_cli.checkpoints.output_checks import check_file_output, check_output
+from know_cli.checkpoints.paths import SUFFIX
+from know_cli.checkpoints.pickle_data import copy_data, nbytes_of, problem_of, shared_memory
+from know_cli.checkpoints.pickle_folders import (
+    PickleModel,
+    find_model,
+    read_index,
+    safetensors_name,
+    shards_of,
+)
+from know_cli.checkpoints.pickle_names import PickledTensor
+from know_cli.checkpoints.state_search import Found, find_state, is_average
+from know_cli.checkpoints.torch_files import open_torch_file
+from know_cli.checkpoints.writer import CheckpointWriter
+from know_cli.errors import CheckpointError, OutputError, UsageError, quoted
 
-#: Where training programs keep the state dict in what they save, the usual ones first.
-NESTED = ("state_dict", "model_state_dict", "model", "module", "params", "weights")
-# How the loader names what it will not run.
-_CODE = re.compile(r"GLOBAL ([\w.<>]+)|class ([\w.]+)")
-_MAX_NAMED = 3
+_METADATA = {"format": "pt"}
 
 
-@dataclass
-class Conversion:
-    """What was written, and what the user should know of it.
+@dataclass(frozen=True)
+class _Part:
+    """One pickle, and the safetensors file that it becomes."""
 
-    Attributes:
-        tensors: number of tensors.
-        nbytes: size of their data.
-        nested: key under which the state dict was found; empty if it was at the top.
-        shared: groups of names that share memory in the input; each is written in full.
-        left_out: names in the state dict that are no tensors.
-    """
-
-    tensors: int
-    nbytes: int
-    nested: str = ""
-    shared: list[list[str]] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    source: Path
+    name: str
+    stamp: Stamp
+    found: Found
 
     @property
-    def notices(self) -> list[str]:
-        """Lines for the user."""
-        lines = []
-        if self.nested:
-            lines.append(f"taking the state dict under {self.nested!r}")
-        for names in self.shared[:_MAX_NAMED]:
-            lines.append(
-                f"{', '.join(map(quoted, names))} share memory; each is written in full, so that "
-                "every name is found"
-            )
-        if len(self.shared) > _MAX_NAMED:
-            lines.append(f"and {len(self.shared) - _MAX_NAMED} more groups that share memory")
-        if self.left_out:
-            named = ", ".join(map(quoted, self.left_out[:_MAX_NAMED]))
-            more = len(self.left_out) - _MAX_NAMED
-            lines.append(
-                f"left out, since they are no tensors: {named}"
-                + (f" and {more} more" if more > 0 else "")
-            )
-        return lines
+    def tensors(self) -> dict[str, PickledTensor]:
+        return self.found.tensors
 
 
-def convert_pickle(source: Path, output: Path) -> Conversion:
+@dataclass(frozen=True)
+class Plan:
+    """A conversion that has been checked.
+
+    Attributes:
+        source: what the user named, for a folder's index its folder.
+        model: the pickles, where the output is a folder; None for a single file.
+        parts: each pickle with its tensors.
+        copies_others: whether what lies beside the pickles belongs to the output.
+        result: is completed by :meth:`execute`.
+    """
+
+    source: Path
+    model: PickleModel | None
+    parts: list[_Part]
+    copies_others: bool
+    result: Conversion
+
+    @property
+    def inputs(self) -> list[Path]:
+        """Everything that must never be overwritten."""
+        return [self.source, *(part.source for part in self.parts)]
+
+    def check(self, inputs: Sequence[Path], *, force: bool) -> None:
+        """Refuse an output that must not or cannot be written.
+
+        Args:
+            inputs: of this plan, and of the others that are executed with it.
+            force: whether an existing output may be replaced.
+
+        Raises:
+            OutputError: the reason, and what to do.
+        """
+        output = self.result.output
+        if self.model is None:
+            check_file_output(output, inputs, force=force)
+        else:
+            check_output(output, [], is_folder=True, force=force)
+            _refuse_inputs([output, *(output / part.name for part in self.parts)], inputs)
+
+    def execute(self, *, force: bool) -> Conversion:
+        """Copy the data; the output is there whole or not at all.
+
+        Raises:
+            CheckpointError: an input is damaged, or has changed since it was planned.
+            OutputError: the output cannot be written.
+        """
+        _check_space(self.result.output, self.result.nbytes)
+        with _Writer(self, force=force) as writer:
+            for part in self.parts:
+                with open_torch_file(part.source) as file:
+                    _check_unchanged(part, file.stamp)
+                    copy_data(file, part.tensors, writer)
+                    _check_unchanged(part, _stamp(part.source))
+            writer.commit()
+        if self.model is not None:
+            own = {*self.model.files, self.model.index}
+            self.result.files_left_out = [path for path in writer.left_out if path not in own]
+            self.result.remaining = writer.remaining
+        return self.result
+
+
+def convert_pickle(source: Path, output: Path, key: str = "", *, force: bool = True) -> Conversion:
     """Write the state dict in a file of ``torch.save`` as a safetensors file.
 
     Args:
-        source: the file (``.pt``, ``.pth``, ``.bin``, ``.ckpt``), in the zip form that PyTorch
-            has written since version 1.6.
-        output: the file to write; replaced if it exists.
+        source: the file (``.pt``, ``.pth``, ``.bin``, ``.ckpt``).
+        output: the file to write.
+        key: under which the state dict is; see
+            :func:`~know_cli.checkpoints.state_search.find_state`.
+        force: whether an output that exists is replaced.
 
     Raises:
         CheckpointError: it cannot be read without running code, or has no usable state dict.
         OutputError: the output cannot be written.
     """
-    tensors, result = read_pickle(source)
-    _check_space(output, result.nbytes)
-    save_checkpoint(output, tensors, {"format": "pt"})
+    plan = _plan_file(source, output, key)
+    plan.check(plan.inputs, force=force)
+    return plan.execute(force=force)
+
+
+def plan_conversions(
+    sources: Sequence[Path], output: Path, key: str = "", *, force: bool = False
+) -> list[Plan]:
+    """Read all inputs of a conversion, and refuse what cannot be done, before anything is written.
+
+    Args:
+        sources: a pickle becomes a file; a folder or shard index becomes a folder; so do several
+            files that are the shards of a model; several of anything else go into a folder.
+        output: the file or folder.
+        key: under which the state dicts are.
+        force: whether outputs that exist are to be replaced.
+
+    Raises:
+        UsageError: two inputs would become one output.
+        CheckpointError: an input cannot be used.
+        OutputError: an output must not or cannot be written.
+    """
+    if len(sources) == 1:
+        is_folder = is_model(sources[0])
+        _check_name(output, is_folder=is_folder)
+        if is_folder:  # before the inputs are read, which takes a while
+            check_output(output, [], is_folder=True, force=force)
+        else:
+            check_file_output(output, sources, force=force)
+        plans = [_plan(sources[0], output, key)]
+    else:
+        _check_name(output, is_folder=True)
+        check_output(output, [], is_folder=True, force=True)
+        shards = shards_of(sources)
+        if shards is not None:
+            plans = [_plan_model(sources[0].parent, shards, output, key, copies_others=False)]
+        else:
+            plans = [_plan(source, output / name, key) for source, name in _names(sources).items()]
+            if not output.exists():
+                return plans
+    inputs = [path for plan in plans for path in plan.inputs]
+    for plan in plans:
+        plan.check(inputs, force=force)
+    return plans
+
+
+def execute(plans: Sequence[Plan], output: Path, *, force: bool) -> Iterator[Conversion]:
+    """Execute plans one by one, in a folder that is made if they need it.
+
+    Raises:
+        CheckpointError, OutputError: as :meth:`Plan.execute`.
+    """
+    made = any(plan.result.output.parent == output for plan in plans) and not output.exists()
+    try:
+        if made:
+            output.mkdir()
+        for plan in plans:
+            yield plan.execute(force=force)
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be made: {error.strerror or error}") from error
+    finally:
+        if made:
+            with suppress(OSError):  # it is not empty, as it should be
+                output.rmdir()
+
+
+def is_model(source: Path) -> bool:
+    """Whether an input becomes a folder: one itself, or a shard index."""
+    return source.is_dir() or source.suffix == ".json"
+
+
+def _check_name(output: Path, *, is_folder: bool) -> None:
+    if is_folder and output.suffix == SUFFIX:
+        raise OutputError(
+            f"{output}: is named as a file, but the output is a folder; name it without {SUFFIX}"
+        )
+
+
+def _names(sources: Sequence[Path]) -> dict[Path, str]:
+    """What each of several inputs is called in the folder that they are written to."""
+    names: dict[str, Path] = {}
+    for source in sources:
+        name = source.name or source.resolve().name
+        if source.is_dir():
+            name = source.resolve().name
+        elif is_model(source):
+            name = source.resolve().parent.name
+        else:
+            name = safetensors_name(name)
+        if name in names:
+            raise UsageError(
+                f"{source}: would become {name}, as {names[name]} does; convert them one by one"
+            )
+        names[name] = source
+    return {source: name for name, source in names.items()}
+
+
+def _plan(source: Path, output: Path, key: str) -> Plan:
+    if source.is_dir():
+        return _plan_model(source, find_model(source), output, key)
+    if is_model(source):
+        return _plan_model(source.parent, read_index(source), output, key)
+    return _plan_file(source, output, key)
+
+
+def _plan_file(source: Path, output: Path, key: str) -> Plan:
+    part = _part(source, output.name, key)
+    return Plan(source, None, [part], False, _summary(output, [part]))
+
+
+def _plan_model(
+    folder: Path, model: PickleModel, output: Path, key: str, *, copies_others: bool = True
+) -> Plan:
+    parts = [_part(source, name, key) for source, name in model.files.items()]
+    owner: dict[str, Path] = {}
+    for part in parts:
+        for name in part.tensors:
+            if name in owner:
+                raise CheckpointError(
+                    f"{part.source}: tensor {quoted(name)} is in {owner[name].name} as well; "
+                    "save the checkpoint again"
+                )
+            owner[name] = part.source
+    if model.index is not None:
+        _check_index(model, owner)
+    return Plan(folder, model, parts, copies_others, _summary(output, parts))
+
+
+def _check_index(model: PickleModel, owner: Mapping[str, Path]) -> None:
+    for name in sorted(model.shards.keys() | owner.keys()):
+        said, found = model.shards.get(name), owner[name].name if name in owner else None
+        if said != found:
+            raise CheckpointError(
+                f"{model.index}: tensor {quoted(name)} is "
+                f"{f'in {found}' if found else 'in none of the shards'}, but "
+                f"{f'{said} by the index' if said else 'not in the index'}; index and shards are "
+                "not of one checkpoint"
+            )
+
+
+def _part(source: Path, name: str, key: str) -> _Part:
+    with open_torch_file(source) as file:
+        found = find_state(source, file.content(), key)
+        for tensor_name, tensor in found.tensors.items():
+            problem = problem_of(file, tensor)
+            if problem:
+                raise CheckpointError(f"{source}: tensor {quoted(tensor_name)}: {problem}")
+        part = _Part(source, name, file.stamp, found)
+    if len(_layout(part)[0]) > MAX_BYTES:
+        raise CheckpointError(
+            f"{source}: the names and shapes of its tensors need a header of more than the "
+            f"{MAX_BYTES} bytes that are read"
+        )
+    return part
+
+
+def _summary(output: Path, parts: Sequence[_Part]) -> Conversion:
+    result = Conversion(output)
+    for part in parts:
+        found = part.found
+        result.tensors += len(found.tensors)
+        result.nbytes += sum(map(nbytes_of, found.tensors.values()))
+        result.nested = result.nested or found.key
+        result.shared += shared_memory(found.tensors)
+        result.left_out += found.left_out
+        result.strays += found.strays
+        result.averages += [key for key in found.averages if key not in result.averages]
+        result.averaged += [
+            name
+            for name in found.tensors
+            if found.is_average or ("." in name and is_average(name.partition(".")[0]))
+        ]
     return result
 
 
-def read_pickle(source: Path) -> tuple[dict[str, Tensor], Conversion]:
-    """The tensors of a pickled state dict, still on disk, and what was found beside them.
-
-    Raises:
-        CheckpointError: as :func:`convert_pickle`.
-    """
-    content = _load(source)
-    state, nested = _find_state(source, content)
-    if len(state) > MAX_OBJECTS:
-        raise CheckpointError(f"{source}: has more than the {MAX_OBJECTS} tensors that are read")
-    tensors: dict[str, Tensor] = {}
-    left_out = []
-    for name, value in state.items():
-        if isinstance(value, Tensor):
-            tensors[name] = _checked(source, name, value)
-        else:
-            left_out.append(name)
-    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return tensors, Conversion(len(tensors), nbytes, nested, _shared(tensors), left_out)
-
-
-def _load(source: Path) -> Any:
+def _stamp(path: Path) -> Stamp:
     try:
-        if not source.is_file():
-            raise CheckpointError(f"{source}: no such file; give one that torch.save wrote")
-        with source.open("rb") as file:
-            start = file.read(START_BYTES)
+        return Stamp.of(path.stat())
     except OSError as error:
-        raise unreadable(source, error) from error
-    if not start.startswith(b"PK\x03\x04"):
-        if start.startswith(b"\x80"):
-            raise CheckpointError(
-                f"{source}: is in the form that PyTorch wrote before version 1.6; if you trust it, "
-                "load it and save it again with torch.save"
-            )
-        if not start:
-            raise CheckpointError(f"{source}: is empty; download or save it again")
-        if start[8:9] == b"{":
-            raise CheckpointError(
-                f"{source}: looks like a safetensors file, which needs no converting"
-            )
-        what = known_as(start, source.stat().st_size) or "is not a file of torch.save"
-        raise CheckpointError(f"{source}: {what}; nothing was read of it")
-    try:
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(source, str(error))) from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        # A damaged archive fails in many ways, none of which is this program's.
-        text = " ".join(str(error).split())[:200]
+        raise unreadable(path, error) from error
+
+
+def _check_unchanged(part: _Part, stamp: Stamp) -> None:
+    if stamp != part.stamp:
         raise CheckpointError(
-            f"{source}: is damaged, or no checkpoint ({type(error).__name__}: {text}); download or "
-            "save it again"
-        ) from error
+            f"{part.source}: has changed while it was read, so that nothing made of it can be "
+            "relied on; do not write to inputs during a run, and run again"
+        )
 
 
-def _refusal(source: Path, text: str) -> str:
-    match = _CODE.search(text)
-    if match is None:
-        return f"{source}: is damaged, or holds more than tensors; it was not loaded"
-    name = match[1] or match[2]
-    return (
-        f"{source}: holds more than tensors: loading it would run {quoted(name)}, and a pickle can "
-        "run any code that way; refused; if you trust it, save its state_dict() alone"
+class _Writer(CheckpointWriter):
+    """Writes the files of a plan; for a model of shards also their index."""
+
+    def __init__(self, plan: Plan, *, force: bool) -> None:
+        self._plan = plan
+        headers = {}
+        for part in plan.parts:
+            start, infos = _layout(part)
+            size = max((info.end for info in infos.values()), default=len(start))
+            path = part.source if plan.model is None else plan.source / part.name
+            headers[path] = Header(infos, _METADATA, size, part.stamp)
+        like = Checkpoint(plan.source, plan.model is not None, headers, {})
+        super().__init__(plan.result.output, like, _METADATA, force=force)
+
+    def _write_beside(self, folder: Path) -> list[Path]:
+        model = self._plan.model
+        assert model is not None, "a single file has nothing beside it"
+        left_out = super()._write_beside(folder) if self._plan.copies_others else []
+        # Of the pickles, where its name is a variant's, and of other weights, which were left out.
+        for stale in (model.index.name if model.index else "", INDEX_FILE):
+            if stale:
+                (folder / stale).unlink(missing_ok=True)
+        if model.index_name:
+            weight_map = {name: part.name for part in self._plan.parts for name in part.tensors}
+            index = {
+                "metadata": {**model.metadata, "total_size": self._plan.result.nbytes},
+                "weight_map": weight_map,
+            }
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            with (folder / model.index_name).open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        return left_out
+
+
+def _layout(part: _Part) -> tuple[bytes, dict[str, TensorInfo]]:
+    return encode_header(
+        [(name, safetensors_dtype(t.dtype), t.shape) for name, t in part.tensors.items()],
+        _METADATA,
     )
 
 
-def _find_state(source: Path, content: Any) -> tuple[Mapping[str, Any], str]:
-    """The mapping that has tensors, and the key that it was under."""
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{source}: holds a {type(content).__name__}, not a state dict; save state_dict() alone"
-        )
-    nested = ""
-    if not _has_tensors(content):
-        for key in NESTED:
-            if isinstance(content.get(key), Mapping) and _has_tensors(content[key]):
-                content, nested = content[key], key
-                break
-        else:
-            raise CheckpointError(
-                f"{source}: has no tensors, nor a state dict under {', '.join(NESTED)}"
-            )
-    for name in content:
-        if not isinstance(name, str) or not is_unicode(name):
-            raise CheckpointError(f"{source}: has {quoted(name)} where a tensor's name should be")
-    return content, nested
-
-
-def _has_tensors(content: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in content.values())
-
-
-def _checked(source: Path, name: str, tensor: Tensor) -> Tensor:
-    """The tensor, if it can be written as it is."""
-
-    def fail(problem: str) -> CheckpointError:
-        return CheckpointError(f"{source}: tensor {quoted(name)}: {problem}")
-
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise fail("is sparse, quantised or without data; save it as a plain tensor")
-    if tensor.is_conj() or tensor.is_neg():
-        raise fail("is a conjugate or negative view; save a copy of it")
-    try:
-        safetensors_dtype(tensor.dtype)
-    except KeyError as error:
-        raise fail(f"safetensors files have no dtype {tensor.dtype}") from error
-    # A few bytes can claim to be any number of elements, all the same.
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise fail("is larger than the data it is made of; save a copy of it")
-    return tensor.detach()
-
-
-def _shared(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names whose tensors are of one storage, in groups."""
-    groups: dict[int, list[str]] = {}
-    for name, tensor in tensors.items():
-        if tensor.numel():
-            groups.setdefault(tensor.untyped_storage().data_ptr(), []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
+def _refuse_inputs(targets: Iterable[Path], sources: Iterable[Path]) -> None:
+    every = list(sources)
+    for target in targets:
+        for source in every:
+            if target.exists() and target.samefile(source):
+                raise OutputError(
+                    f"{target}: is the input; an input is never overwritten, name another output"
+                )
 
 
 def _check_space(output: Path, nbytes: int) -> None:

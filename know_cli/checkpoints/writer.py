@@ -207,8 +207,12 @@ class CheckpointWriter(_Places):
                     os.utime(descriptor)
             self._sync()
             if self._like.is_folder:
-                self.left_out = copy_other_files(self._like, self._place_of_files)
+                self.left_out = self._write_beside(self._place_of_files)
         self._flushed = True
+
+    def _write_beside(self, folder: Path) -> list[Path]:
+        """Put what belongs beside a folder's weights into it; what is left out."""
+        return copy_other_files(self._like, folder)
 
     def commit(self) -> None:
         """Flush what is not flushed yet, and give it the output's name, a folder's index last.

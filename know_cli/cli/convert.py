@@ -12,8 +12,10 @@ from know_cli.cli.output import Output
 
 EPILOG = "\n\n".join(
     (
-        "Example:",
+        "Examples:",
         "know convert pytorch_model.bin -o model.safetensors",
+        "know convert bert-folder -o bert-safetensors",
+        "know convert run/ckpt0..ckpt4.pt -o run-safetensors --key model",
         "Exit codes: 0 done, 2 wrong usage, 3 input that cannot be used, 4 output that cannot be "
         "written, 130 interrupted.",
     )
@@ -21,38 +23,79 @@ EPILOG = "\n\n".join(
 
 
 def convert(
-    source: Annotated[
-        Path,
+    sources: Annotated[
+        list[str],
         typer.Argument(
-            metavar="IN",
+            metavar="IN...",
             show_default=False,
-            help="A file of torch.save: .pt, .pth, .bin or .ckpt, with a state dict in it.",
+            help="A file of torch.save (.pt, .pth, .bin, .ckpt), a folder with pytorch_model.bin "
+            "or its shards, their index, or several of these; or a folder with KNOWN_*.h5.",
         ),
     ],
     output: Annotated[
-        Path,
+        str,
         typer.Option(
-            "-o", "--output", metavar="OUT.safetensors", show_default=False, help="File to write."
+            "-o",
+            "--output",
+            metavar="OUT",
+            show_default=False,
+            help="A .safetensors file; a folder if IN is a folder, an index, or several.",
         ),
     ],
+    key: Annotated[
+        str,
+        typer.Option(
+            "--key",
+            metavar="KEY",
+            show_default=False,
+            help="Where the state dict is in the file, such as 'ema' or 'model.state_dict'; '.' "
+            "is the outermost. Needed only if there are several.",
+        ),
+    ] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
-    """Turn a checkpoint that PyTorch pickled into a safetensors file, without running its code.
+    """Turn checkpoints that PyTorch pickled into safetensors, without running their code.
 
-    Only PyTorch's restricted loader is used; a pickle that needs more is refused. The state dict
-    may lie under 'state_dict', 'model' and the like. Tensors that share memory are each written
-    in full, so that every name is found.
+    Nothing that a pickle names is imported or called. A file becomes a file. A folder becomes a
+    folder with the same shards and the files beside them. Tensors that share memory are each
+    written in full, so that every name is found. A folder with the KNOWN_*.h5 of the paper's
+    authors becomes a bundle for 'know predict --weights'.
     """
-    from know_cli.checkpoints.output_checks import check_file_output
+    from know_cli.checkpoints.paths import expand_arguments
+    from know_cli.errors import OutputError, UsageError
+    from know_cli.known.shipped import is_keras_folder
 
-    talk = Output(quiet)
-    check_file_output(output, [source], force=force)
+    talk, target, paths = Output(quiet), Path(output), expand_arguments(sources)
+    if len(paths) == 1 and paths[0].is_dir() and is_keras_folder(paths[0]):
+        if key:
+            raise UsageError(f"--key {key}: a folder with KNOWN_*.h5 has no keys to choose from")
+        _convert_bundle(paths[0], target, talk, force=force)
+        return
 
-    from know_cli.checkpoints.pickles import convert_pickle
+    from know_cli.checkpoints.pickles import execute, is_model, plan_conversions
     from know_cli.cli.tables import bytes_text
 
-    result = convert_pickle(source, output)
-    for notice in result.notices:
-        talk.notice(notice)
-    talk.show(f"wrote {output}: {result.tensors} tensors, {bytes_text(result.nbytes)}")
+    if len(paths) == 1 and not is_model(paths[0]) and output.endswith("/"):
+        raise OutputError(f"{output}: is named as a folder, but a file becomes a file; name that")
+    plans = plan_conversions(paths, target, key, force=force)
+    for result in execute(plans, target, force=force):
+        for notice in result.notices:
+            talk.notice(notice)
+        talk.show(f"wrote {result.output}: {result.tensors} tensors, {bytes_text(result.nbytes)}")
+
+
+def _convert_bundle(source: Path, output: Path, talk: Output, *, force: bool) -> None:
+    """Convert a KNOWN that Keras saved, after which h5py is not needed."""
+    from know_cli.errors import OutputError
+    from know_cli.known.shipped import check_bundle_output
+
+    if output.exists() and output.samefile(source):
+        raise OutputError(f"{output}: is the input; name another folder")
+    check_bundle_output(output, force=force)
+
+    from know_cli.known.bundle import load_bundle, save_bundle
+
+    bundle = load_bundle(source)
+    save_bundle(bundle, output, {"data": "converted from Keras files; see their own source"})
+    talk.show(f"wrote {output}: KNOWN for {bundle.checkpoints} checkpoints, digest {bundle.digest}")

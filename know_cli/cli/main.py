@@ -22,7 +22,6 @@ from know_cli.cli.collect import EPILOG as COLLECT_EPILOG
 from know_cli.cli.collect import collect
 from know_cli.cli.convert import EPILOG as CONVERT_EPILOG
 from know_cli.cli.convert import convert
-from know_cli.cli.convert_weights import convert_weights
 from know_cli.cli.demo import demo
 from know_cli.cli.eval import EPILOG as EVAL_EPILOG
 from know_cli.cli.eval import evaluate
@@ -63,8 +62,7 @@ _COMMANDS: _Commands = (
     ("train", train, "Train a KNOWN of your own, or measure one.", TRAIN_EPILOG),
     ("eval", evaluate, "Measure what predictions are worth downstream.", EVAL_EPILOG),
     ("bench", bench, "Measure how fast the engine is on this machine.", BENCH_EPILOG),
-    ("convert", convert, "Turn a PyTorch pickle into safetensors.", CONVERT_EPILOG),
-    ("convert-weights", convert_weights, "Convert a KNOWN that Keras saved.", None),
+    ("convert", convert, "Turn PyTorch pickles into safetensors.", CONVERT_EPILOG),
 )
 # Commands that have commands: name, what they do in a few words, their commands.
 _GROUPS: tuple[tuple[str, str, _Commands], ...] = (

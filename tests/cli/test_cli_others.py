@@ -1,4 +1,4 @@
-"""``know inspect``, ``know convert-weights``, help, version, and how light the start is."""
+"""``know inspect``, help, version, and how light the start is."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from know_cli import __version__
-from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
-from know_cli.known.bundle import load_bundle
-from tests.support.bundles import random_bundle
+from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE
 from tests.support.command import Command, one_line
-from tests.support.keras import same, write_keras
 from tests.support.trajectories import states, write_trajectory
 
 COMMANDS = [
     "predict", "verify", "inspect", "demo", "forget", "collect", "train", "eval", "plot", "bench",
-    "convert", "convert-weights",
+    "convert",
 ]  # fmt: skip
 PLOTS = ["trajectory", "landscape", "results"]
 
@@ -117,41 +114,6 @@ def test_inspect_refuses_like_predict(tmp_path: Path, know: Command) -> None:
     done = know("inspect", "a", "b", cwd=tmp_path)
     assert done.returncode == EXIT_CHECKPOINT
     assert "not of one model" in one_line(done.stderr)
-
-
-def test_convert_weights(tmp_path: Path, know: Command) -> None:
-    bundle = random_bundle()
-    write_keras(bundle, tmp_path / "keras")
-    done = know("convert-weights", "keras", "-o", "ours", cwd=tmp_path, process=True)
-    assert done.returncode == EXIT_DONE, done.stderr
-    assert same(load_bundle(tmp_path / "ours"), bundle)
-    assert bundle.digest in done.stdout
-    done = know("convert-weights", "keras", "-o", "ours", cwd=tmp_path)
-    assert done.returncode == EXIT_OUTPUT
-    assert "--force replaces it" in one_line(done.stderr)
-    assert (
-        know("convert-weights", "keras", "-o", "ours", "--force", "-q", cwd=tmp_path).stdout == ""
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("nothing", "-o", "x"), EXIT_CHECKPOINT, "no such folder"),
-        (("empty", "-o", "x"), EXIT_CHECKPOINT, "has no KNOWN_*.h5"),
-        (("keras", "-o", "keras"), EXIT_OUTPUT, "is the input"),
-        (("keras", "-o", "no/x"), EXIT_OUTPUT, "mkdir -p no"),
-        (("keras",), EXIT_USAGE, "Missing option"),
-    ],
-)
-def test_convert_weights_refuses(
-    tmp_path: Path, know: Command, arguments: tuple[str, ...], code: int, message: str
-) -> None:
-    write_keras(random_bundle(), tmp_path / "keras")
-    (tmp_path / "empty").mkdir()
-    done = know("convert-weights", *arguments, cwd=tmp_path)
-    assert done.returncode == code
-    assert message in one_line(done.stderr)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -139,6 +139,11 @@ FILES: dict[str, Wrong] = {
     "GGUF": Wrong(b"GGUF\x03\0\0\0" + bytes(100), "GGUF"),
     "NumPy": Wrong(b"\x93NUMPY\x01\0" + bytes(100), "NumPy"),
     "gzip": Wrong(b"\x1f\x8b\x08" + bytes(100), "is compressed"),
+    "Keras": Wrong(b"PK\x03\x04" + bytes(22) + b"\x0d\0\0\0metadata.json" + bytes(100), "Keras file"),
+    "NumPy's archive": Wrong(b"PK\x03\x04" + bytes(22) + b"\x05\0\0\0w.npy" + bytes(100), "NumPy archive"),
+    "ONNX": Wrong(b"\x08\x08\x12\x07pytorch\x1a\x052.4.0" + bytes(100), "ONNX"),
+    "Flax's msgpack": Wrong(b"\x82\xa6params\x81\xa5dense" + bytes(100), "msgpack"),
+    "cut short, and looks like msgpack": Wrong(struct.pack("<Q", 0xA688) + b'{"a":', "cut short"),
     "noise": Wrong(struct.pack("<Q", 2**63) + bytes(100), "not a safetensors file"),
 }  # fmt: skip
 

@@ -1,0 +1,83 @@
+"""What came of a conversion, and the lines that tell the user of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from know_cli.errors import quoted
+
+_MAX_NAMED = 3
+
+
+@dataclass
+class Conversion:
+    """A checkpoint that is to be converted or was, and what the user should know of it.
+
+    Attributes:
+        output: the file or folder.
+        tensors: number of tensors.
+        nbytes: size of their data.
+        nested: key under which the state dict was found; empty if it was at the top.
+        shared: groups of names that share memory in the input; each is written in full.
+        left_out: names in the state dict that are no tensors.
+        strays: names of tensors around the state dict.
+        averages: keys of moving averages of the weights that are in the file as well.
+        averaged: names of converted tensors that are moving averages, by key or name.
+        files_left_out: files beside a folder's weights that are not part of the output.
+        remaining: files with other weights that were in the output's place and stay.
+    """
+
+    output: Path
+    tensors: int = 0
+    nbytes: int = 0
+    nested: str = ""
+    shared: list[list[str]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    strays: list[str] = field(default_factory=list)
+    averages: list[str] = field(default_factory=list)
+    averaged: list[str] = field(default_factory=list)
+    files_left_out: list[Path] = field(default_factory=list)
+    remaining: list[Path] = field(default_factory=list)
+
+    @property
+    def notices(self) -> list[str]:
+        """Lines for the user."""
+        lines = []
+        if self.nested:
+            lines.append(f"taking the state dict under {quoted(self.nested)}")
+        if self.averaged and len(self.averaged) == self.tensors:
+            lines.append("what is converted is a moving average of weights, by its name")
+        elif self.averaged:
+            lines.append(
+                f"{len(self.averaged)} of the {self.tensors} tensors are a moving average of "
+                f"weights, by their names: {_some(self.averaged, 1)}"
+            )
+        if self.averages:
+            lines.append(
+                f"a moving average of the weights is there as well, under {_some(self.averages)}: "
+                f"--key {self.averages[0]} converts it"
+            )
+        for names in self.shared[:_MAX_NAMED]:
+            lines.append(
+                f"{', '.join(map(quoted, names))} share memory; each is written in full, so that "
+                "every name is found"
+            )
+        if len(self.shared) > _MAX_NAMED:
+            lines.append(f"and {len(self.shared) - _MAX_NAMED} more groups that share memory")
+        if self.left_out:
+            lines.append(f"left out, since they are no tensors: {_some(self.left_out)}")
+        if self.strays:
+            lines.append(f"left out, since they are not in the state dict: {_some(self.strays)}")
+        lines += [f"{path}: left out, it is not of the model" for path in self.files_left_out]
+        lines += [
+            f"{path}: was there before and stays, beside the converted weights"
+            for path in self.remaining
+        ]
+        return lines
+
+
+def _some(names: Sequence[str], most: int = _MAX_NAMED) -> str:
+    more = len(names) - most
+    return ", ".join(map(quoted, names[:most])) + (f" and {more} more" if more > 0 else "")
