@@ -92,6 +92,11 @@ def nearest(wanted: str, known: dict[str, Path]) -> str | None:
     return next((name for name in (wanted, wanted.rpartition(".")[0]) if name in known), None)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_can_be_read_in_one_go(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
+
+
 def test_every_package_has_its_layer() -> None:
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     modules = {path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")}

@@ -42,7 +42,7 @@ def read_elements(checkpoint: Checkpoint, entry: TensorEntry, start: int, count:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    values = torch.empty(count, dtype=torch_dtype(entry.dtype))
+    values = torch.empty(count, dtype=torch_dtype(entry.info.dtype))
     if count:
         checkpoint.read_into(entry, start * values.element_size(), as_bytes(values))
     return values
@@ -54,7 +54,7 @@ def read_bytes(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: in
     Raises:
         CheckpointError: the file cannot be read.
     """
-    size = torch_dtype(entry.dtype).itemsize
+    size = torch_dtype(entry.info.dtype).itemsize
     data = bytearray(count * size)
     checkpoint.read_into(entry, start * size, memoryview(data))
     return data
@@ -68,7 +68,7 @@ def read_float32(checkpoint: Checkpoint, entry: TensorEntry, start: int, out: Te
     Raises:
         CheckpointError: the file cannot be read.
     """
-    if entry.dtype == "F32":
+    if entry.info.dtype == "F32":
         if out.numel():
             checkpoint.read_into(entry, start * 4, as_bytes(out))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from know_cli.checkpoints import Sink, Trajectory
@@ -57,7 +58,7 @@ class Job:
     journal: Journal | None = None
     open_sink: Callable[[OutputStep], Sink] | None = None
 
-    @property
+    @cached_property
     def drops_cached(self) -> bool:
         """Whether inputs leave the page cache once they are read.
 
