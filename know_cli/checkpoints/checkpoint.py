@@ -135,10 +135,11 @@ class Checkpoint:
             hasher.update(f"{name!r} {entry.dtype} {entry.shape}\n".encode())
         for name in names[:: -(-len(names) // _FINGERPRINT_TENSORS)]:
             entry = self.tensors[name]
-            size = min(_FINGERPRINT_BYTES, entry.info.nbytes)
+            nbytes = entry.info.end - entry.info.begin
+            size = min(_FINGERPRINT_BYTES, nbytes)
             ends = bytearray(2 * size)
             self.read_into(entry, 0, memoryview(ends)[:size])
-            self.read_into(entry, entry.info.nbytes - size, memoryview(ends)[size:])
+            self.read_into(entry, nbytes - size, memoryview(ends)[size:])
             hasher.update(ends)
         return hasher.hexdigest()[:16]
 

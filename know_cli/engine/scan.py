@@ -107,8 +107,8 @@ def _scan(
     squared = [0.0] * (len(trajectory) - 1)
     for name in names:
         entries = trajectory.entries(name)
-        same = len({entry.dtype for entry in entries}) == 1
-        watch = BehaviourWatch(entries[0].shape, least_precise(entry.dtype for entry in entries))
+        same = len({entry.info.dtype for entry in entries}) == 1
+        watch = BehaviourWatch(entries[0].shape, least_precise(entry.info.dtype for entry in entries))
         wanted = watched.get(name, 0)
         for start, count in chunks(0, entries[0].info.elements):
             ranks.check()
@@ -119,7 +119,7 @@ def _scan(
             ]
             if start == 0 or start < wanted:
                 values = [
-                    torch.frombuffer(data, dtype=torch_dtype(entry.dtype)).double()
+                    torch.frombuffer(data, dtype=torch_dtype(entry.info.dtype)).double()
                     for data, entry in zip(raw, entries, strict=True)
                 ]
             if start == 0:
