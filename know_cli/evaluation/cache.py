@@ -18,7 +18,11 @@ from know_cli.errors import OutputError
 from know_cli.files import lock, make_folder, write_text
 
 # Folders of the package whose code decides what is predicted from checkpoints.
-_PREDICTING = ("checkpoints", "engine", "hypermodel", "methods", "kinds.py", "normalisation.py")
+_PREDICTING = (
+    *("checkpoints", "engine", "hypermodel", "methods"),
+    *("behaviour.py", "kinds.py", "structure.py", "normalisation.py", "sources.py", "pairs.py"),
+    *("roles.py", "names.py"),
+)
 _DIGITS = 16
 _LOCK = ".lock"
 
