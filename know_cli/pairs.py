@@ -184,7 +184,7 @@ class Layout:
                 if name != "adn" and not is_norm_name(name):
                     continue
             other = self._partner(name, container)
-            if other is None and _is_plain(name) and len(self.norms_in[path[:-1]]) == 1:
+            if other is None and is_plain(name) and len(self.norms_in[path[:-1]]) == 1:
                 direct = [name for name in siblings if (*container, name) in self._layers]
                 if len(direct) == len(self._inner[container]) == 1:
                     other = direct[0]
@@ -302,9 +302,14 @@ def _one_less(name: str) -> str:
     return f"{name[:start]}{int(found[-1][0]) - 1}{name[stop:]}"
 
 
-def _is_plain(name: str) -> bool:
-    """Whether a name says norm, and nothing else."""
-    return name == "adn" or not words(_NORM.sub("", name))
+def is_plain(name: str) -> bool:
+    """Whether a name says norm and nothing else, but for a number.
+
+    >>> [is_plain(name) for name in ("_bn2", "norm", "h_bn", "3")]
+    [True, True, False, False]
+    """
+    rest, norms = _NORM.subn("", name)
+    return name == "adn" or (norms > 0 and not words(rest))
 
 
 def _partners(name: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from know_cli.names import Module, Path, Shape, generic, words
-from know_cli.pairs import Fit, Layout, Pair, takes
+from know_cli.pairs import Fit, Layout, Pair, is_plain, takes
 
 # Words of names that a transposed convolution may have, and those where others are common, too.
 _UPWARDS = ("transpos", "convtrans", "deconv", "upconv", "upsampl", "upscal", "unpool")
@@ -288,14 +288,14 @@ def _trusted_by_shape(layout: Layout, pairs: Mapping[int, Pair]) -> dict[int, Pa
     found: dict[int, Pair] = {}
     roles: dict[object, list[Path]] = defaultdict(list)
     for container, norms in layout.norms_in.items():
-        if any(norm in pairs or layout.name(norm).isdecimal() for norm in norms):
+        names = [layout.name(norm) for norm in norms]
+        if any(norm in pairs for norm in norms) or not all(map(is_plain, names)):
             continue
         children = layout.layers_before_norms(container)
         if layout.blocks_in.get(container):
             found.update(_by_width(layout, container))
         elif len(norms) == len(children) <= _MOST_LAYERS:
-            names = tuple(sorted(map(layout.name, norms)))
-            role = tuple(map(generic, container)), tuple(sorted(children)), names
+            role = tuple(map(generic, container)), tuple(sorted(children)), tuple(sorted(names))
             roles[role].append(container)
     for containers in roles.values():
         found.update(_by_order(layout, containers))

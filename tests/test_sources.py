@@ -245,6 +245,15 @@ def test_mobile_networks_whose_norms_are_only_numbered() -> None:
     assert found(shapes) == {**expected, "bn1": "conv_stem.weight", "bn2": "conv_head.weight"}
 
 
+def test_a_norm_of_a_part_of_the_channels() -> None:
+    """Octave convolution: the outputs are split and summed before ``h_bn``."""
+    shapes: Shapes = {}
+    for number in range(2):
+        unit = f"stage.unit{number}"
+        shapes |= {f"{unit}.conv.weight": (64, 48, 3, 3), **batchnorm(f"{unit}.h_bn", 64)}
+    assert found(shapes) == {}
+
+
 def test_blocks_that_fit_both_orders_are_left_alone() -> None:
     """Where inputs and outputs are the same, the norms may as well come first."""
     assert found({**inverted("blocks.0", 24, 24), **inverted("blocks.1", 24, 24)}) == {}

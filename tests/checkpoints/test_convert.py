@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from know_cli.hypermodel import load_bundle
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from know_cli.checkpoints import foreign as module
+from know_cli.checkpoints import pickles as module
 from know_cli.checkpoints.pickles import convert_pickle
 from know_cli.checkpoints.state_search import USUAL
 from know_cli.errors import (
@@ -27,6 +26,7 @@ from know_cli.errors import (
     CheckpointError,
     OutputError,
 )
+from know_cli.known.bundle import load_bundle
 from tests.support.bundles import random_bundle
 from tests.support.command import Command, one_line
 from tests.support.keras import same, write_keras

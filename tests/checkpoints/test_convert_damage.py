@@ -63,7 +63,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "a key that is a number": (tensor(key=0), "refers to its data in an unknown way"),
     "the other order of bytes": (repacked(saved({"w": torch.ones(1)}), byteorder=b"big"), "the other order of bytes"),
     "TorchScript": (repacked(saved({"w": torch.ones(1)}), constants_pkl=b""), "is a TorchScript archive, which is a program"),
-    "a class of their own": (saved({"w": torch.ones(1), "m": Metered()}), "loading it would run 'tests.test_convert_damage.Metered'"),
+    "a class of their own": (saved({"w": torch.ones(1), "m": Metered()}), "loading it would run 'tests.checkpoints.test_convert_damage.Metered'"),
     "Keras": (zipped("", **{"config.json": b"{}", "model.weights.h5": b""}), "is a Keras file"),
     "NumPy's archive": (zipped("", **{"w.npy": b"", "v.npy": b""}), "is a NumPy archive"),
     "an extension": (program(b"\x82\x01"), "no pickle of torch.save has EXT1"),

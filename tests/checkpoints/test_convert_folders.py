@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from know_cli.checkpoints import foreign as module
 from know_cli.checkpoints import open_checkpoint
+from know_cli.checkpoints import pickles as module
 from know_cli.checkpoints.pickle_folders import safetensors_name
 from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_OUTPUT
 from tests.support.command import Command, one_line
