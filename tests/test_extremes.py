@@ -29,7 +29,7 @@ from know_cli.checkpoints.pickles import convert_pickle
 from know_cli.engine.progress import Silent
 from know_cli.engine.run import execute
 from know_cli.engine.settings import Settings
-from know_cli.kinds import Kind, classify_trajectory
+from know_cli.kinds import Kind, Override, classify_trajectory
 from know_cli.prediction.inspection import inspect_trajectory
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
@@ -157,9 +157,10 @@ def tiny(folder: Path, layers: int) -> list[Path]:
         path = folder / f"ckpt{k}.safetensors"
         # Integers are just bits, the same in both.
         integers = [name == "steps" or "num" in name for name in PARTS for _ in _elements(name)]
-        path.write_bytes(
-            safetensors_file(header, np.where(integers, values, values + k / 4).tobytes())
-        )
+        # Means that are never negative would be those of what an activation has passed.
+        signs = [-1.0 if "mean" in name else 1.0 for name in PARTS for _ in _elements(name)]
+        floats = values * np.array(signs, np.float32) + np.float32(k / 4)
+        path.write_bytes(safetensors_file(header, np.where(integers, values, floats).tobytes()))
         paths.append(path)
     return paths
 
@@ -330,7 +331,11 @@ def bits_of(values: dict[int, float]) -> dict[tuple[str, int], int]:
 
 def test_blocks_beyond_32_bits_are_read_and_written_where_they_belong(tmp_path: Path) -> None:
     """Of such a tensor, the blocks at the places above only, and what they are is not written."""
-    request = Request(sparse(tmp_path, 3), tmp_path / "out", device="cpu", method="task-vector")
+    # What little there is in it behaves like a counter.
+    request = Request(
+        sparse(tmp_path, 3), tmp_path / "out", device="cpu", method="task-vector",
+        settings=Settings(overrides=(Override("w", Kind.BIAS),)),
+    )  # fmt: skip
     with open_prediction(request) as prediction:
         assert prediction.plan.predicted == ELEMENTS
         plan, rows = prediction.plan, prediction.plan.block_rows

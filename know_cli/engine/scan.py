@@ -108,7 +108,8 @@ def _scan(
     for name in names:
         entries = trajectory.entries(name)
         same = len({entry.info.dtype for entry in entries}) == 1
-        watch = BehaviourWatch(entries[0].shape, least_precise(entry.info.dtype for entry in entries))
+        dtype = least_precise(entry.info.dtype for entry in entries)
+        watch = BehaviourWatch(entries[0].shape, dtype)
         wanted = watched.get(name, 0)
         for start, count in chunks(0, entries[0].info.elements):
             ranks.check()
