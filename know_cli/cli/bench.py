@@ -130,7 +130,7 @@ def bench(
     bundle = load_bundle(find_bundle(weights or DEFAULT_WEIGHTS, _CHECKPOINTS))
     if bundle.checkpoints != _CHECKPOINTS:
         raise UsageError(
-            f"--weights {weights}: reads {bundle.checkpoints} checkpoints; name one for "
+            f"--weights {weights}: reads {bundle.checkpoints} checkpoints; choose one for "
             f"{_CHECKPOINTS}"
         )
     talk.notice(f"kernel: {rounds} rounds of {rows:,} parameters")
@@ -188,7 +188,7 @@ def _check_space(folder: Path, parameters: int) -> None:
     if needed > free:
         raise OutputError(
             f"{folder}: {parameters:,} parameters need {needed} bytes of disk, {free} are free; "
-            "name smaller --sizes or another --folder"
+            "choose smaller --sizes or another --folder"
         )
 
 

@@ -156,7 +156,7 @@ def evaluate(
     labels = [variant.label for variant in VARIANTS]
     for name in bundles:
         if name in labels:
-            raise UsageError(f"--bundle {name}=…: is the name of a method already")
+            raise UsageError(f"--bundle {name}=…: is already the name of a method")
     variants += [of_bundle(name, path) for name, path in bundles.items()]
     norms = dict.fromkeys(norm or [NormMode.RESCALE])
     request = running.Request(

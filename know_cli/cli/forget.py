@@ -201,5 +201,5 @@ def load_labels(source: str) -> NDArray[Any]:
     if found is None:
         found = np.asarray(load_object(source))
     if found.ndim != 1 or found.dtype == object:
-        raise UsageError(f"--labels {source}: has shape {found.shape}; give one class a sample")
+        raise UsageError(f"--labels {source}: has shape {found.shape}; give one class per sample")
     return found

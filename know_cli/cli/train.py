@@ -165,13 +165,13 @@ def train(
     json = one_json(json, report)
     if (output is None) == (not evaluate):
         raise UsageError(
-            "write -o BUNDLE to train one, or --evaluate BUNDLE to measure one, and not both"
+            "give either -o BUNDLE to train a bundle, or --evaluate BUNDLE to measure one"
         )
     if output is None:
         _evaluate(talk, trajectories, evaluate or [], compare or [], json, table, threads)
         return
     if compare or json or table:
-        raise UsageError("--compare, --json and --table go with --evaluate")
+        raise UsageError("--compare, --json and --table need --evaluate")
     from know_cli.known.shipped import check_bundle_output
 
     check_bundle_output(output, force=force)

@@ -119,7 +119,7 @@ def read_results(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
-            f"{path}: is no result of 'know eval' that this version can read "
+            f"{path}: is not a result of 'know eval' that this version can read "
             f"({type(error).__name__}: {error})"
         ) from error
     found: dict[str, Any] = results

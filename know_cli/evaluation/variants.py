@@ -68,7 +68,7 @@ def find_variants(labels: Sequence[str]) -> list[Variant]:
     every = {variant.label: variant for variant in VARIANTS}
     for label in labels:
         if label not in every:
-            raise UsageError(f"no method {label!r}: there are {', '.join(every)}")
+            raise UsageError(f"unknown method {label!r}; choose from {', '.join(every)}")
     return [every[label] for label in dict.fromkeys(labels)]
 
 

@@ -120,8 +120,8 @@ class Recorder:
     ) -> None:
         if not 0 <= before < len(subsets):
             raise UsageError(
-                f"{before} larger data sets held back of {len(subsets)} subsets: at least one "
-                "must be left for session 0"
+                f"{before} of {len(subsets)} subsets held back as larger data sets: at least one "
+                "must remain for session 0"
             )
         if seed < 0:
             raise UsageError(f"seed {seed}: must not be negative")
@@ -204,7 +204,9 @@ class Recorder:
     def __iter__(self) -> Iterator[TrainingSession]:
         for index in self.missing:
             if self._open is not None:
-                raise UsageError(f"{self.folder}: {self._open.name} was not saved; call save()")
+                raise UsageError(
+                    f"{self.folder}: {self._open.name} was not saved; call save() first"
+                )
             self._open = TrainingSession(
                 index=index,
                 fraction=self.rate**index,
@@ -276,8 +278,8 @@ class Recorder:
         self._open = None
         if odd:
             raise UsageError(
-                f"{self.folder}: {session.name} is kept, but not its measurements "
-                f"{', '.join(odd)}: return numbers, texts or booleans"
+                f"{self.folder}: {session.name} is saved without its measurements "
+                f"{', '.join(odd)}; return numbers, texts or booleans"
             )
 
 

@@ -220,7 +220,7 @@ def open_recorder(
         size = len(labels)
     if size is None:
         raise UsageError(
-            f"{function.name}: does not tell how many samples it has; give --size or --labels"
+            f"{function.name}: does not declare its number of samples; give --size or --labels"
         )
     subsets = nested_subsets(size, rate, protocol.before + protocol.sessions, seed, labels)
     return Recorder(

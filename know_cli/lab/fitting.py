@@ -72,7 +72,7 @@ def fit(
     """
     step = _optimiser(model, optimiser, learning_rate, weight_decay)
     if schedule not in SCHEDULES:
-        raise UsageError(f"no schedule {schedule!r}: there are {', '.join(SCHEDULES)}")
+        raise UsageError(f"unknown schedule {schedule!r}; choose from {', '.join(SCHEDULES)}")
     generator = torch.Generator().manual_seed(seed)
     batches = math.ceil(len(labels) / batch_size)
     model.train()
@@ -103,7 +103,7 @@ def _optimiser(
         return torch.optim.AdamW(model.parameters(), learning_rate, **settings)  # type: ignore[arg-type]
     if name == "sgd":
         return torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, **settings)  # type: ignore[arg-type]
-    raise UsageError(f"no optimiser {name!r}: there are {' and '.join(OPTIMISERS)}")
+    raise UsageError(f"unknown optimiser {name!r}; choose from {', '.join(OPTIMISERS)}")
 
 
 def _share(schedule: str, progress: float) -> float:

@@ -57,7 +57,7 @@ def in_processes(
             yield future.result()
     except BrokenProcessPool as error:
         raise OutputError(
-            f"{folder}: a process ended unexpectedly, perhaps for want of memory; run the "
+            f"{folder}: a process ended unexpectedly, perhaps for lack of memory; run the "
             "same command again, with fewer --processes"
         ) from error
     finally:

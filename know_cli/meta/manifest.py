@@ -109,8 +109,8 @@ def settings_of(bundle: Bundle) -> Settings:
         return Settings(**kept)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"{bundle.source}: its manifest does not tell how it was trained ({error!r}), so "
-            "that nobody knows what was held out; give one that 'know train' wrote"
+            f"{bundle.source}: its manifest does not say how it was trained ({error!r}), so "
+            "it is unknown what was held out; give a bundle that 'know train' wrote"
         ) from error
 
 
@@ -138,13 +138,13 @@ def split_of(bundle: Bundle, collection: Collection) -> Split:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"{bundle.source}: its manifest does not tell what was held out ({error!r}); give "
-            "one that 'know train' wrote"
+            f"{bundle.source}: its manifest does not say what was held out ({error!r}); give "
+            "a bundle that 'know train' wrote"
         ) from error
     found = {name: group for name, group in groups.items() if group}
     if not found:
         raise UsageError(
-            f"{bundle.source}: none of the trajectories held out from its training is here; "
-            "give those that it was trained with"
+            f"{bundle.source}: none of the trajectories held out from its training was given; "
+            "give those that 'know train' was given"
         )
     return Split(sorted(training), found)

@@ -145,7 +145,7 @@ def read_tensor(opened: Sequence[Checkpoint], name: str, shape: tuple[int, ...])
             found = "missing" if entry is None else f"of shape {entry.shape}"
             raise CheckpointError(
                 f"{checkpoint.path}: tensor {name!r} is {found}, elsewhere in the trajectory of "
-                f"shape {shape}; record the trajectory anew"
+                f"shape {shape}; record the trajectory again"
             )
         read_float32(checkpoint, entry, 0, row)
     table: Floats = values.numpy()
@@ -221,7 +221,7 @@ def load_series(path: Path) -> Series:
                 for kind in PREDICTED_KINDS
             )
             if not fits:
-                raise ValueError("its tables do not fit together")
+                raise ValueError("its tables do not match")
         except (KeyError, ValueError) as error:
             raise _no_series(path, error) from error
     return Series(indices, values, tensors, names, facts)

@@ -207,7 +207,9 @@ def draw_setup(
 
 def _kind_of(architecture: str) -> str:
     if architecture not in ARCHITECTURES:
-        raise UsageError(f"no architecture {architecture!r}: there are {', '.join(ARCHITECTURES)}")
+        raise UsageError(
+            f"unknown architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}"
+        )
     return ARCHITECTURES[architecture].kind
 
 

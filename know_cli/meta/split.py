@@ -69,8 +69,8 @@ def split(
         ("regime", regimes, {one.regime for one in trajectories}),
     ):
         for name in sorted(set(names) - present):
-            found = ", ".join(sorted(present - {""})) or "none that is recorded as such"
-            raise UsageError(f"{what} {name!r} to be held out: the trajectories have {found}")
+            found = ", ".join(sorted(present - {""})) or "none recorded"
+            raise UsageError(f"cannot hold out {what} {name!r}: the trajectories have {found}")
     groups: dict[str, list[int]] = {
         TRAJECTORIES: [],
         ARCHITECTURES: [],

@@ -86,11 +86,11 @@ def curves_of(
     starts = [s for t in chosen.values() for s in t["starts"] if s["method"] not in ANCHORS]
     every = list(dict.fromkeys(map(series_name, starts)))
     if not starts:
-        raise UsageError("the results have no predictions, only what they are compared with")
+        raise UsageError("the results have no predictions, only baselines")
     names = _defaults(starts) if methods is None else _matching(methods, every, "method")
     if not names:
         raise UsageError(
-            f"none of the usual methods is in the results: name some, --method {every[0]}"
+            f"the results have none of the default methods; choose one, such as --method {every[0]}"
         )
     compared = {name: _compare(task, names) for name, task in chosen.items()}
     panels = tuple(_panel(name, chosen[name], compared[name], names) for name in chosen)

@@ -162,8 +162,8 @@ def _refuse_same_name(points: Sequence[Point]) -> None:
     for point in points:
         if counts[point.name] > 1:
             raise UsageError(
-                f"{point.checkpoint.path}: another checkpoint is called {point.name!r}, too; "
-                "name it yourself: NAME=FILE"
+                f"{point.checkpoint.path}: another checkpoint is also named {point.name!r}; "
+                "name one yourself: NAME=FILE"
             )
 
 

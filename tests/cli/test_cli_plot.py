@@ -200,7 +200,7 @@ REFUSED = {
     "named missing prediction": (f"{TRAJECTORY} t.png --prediction x=p", EXIT_CHECKPOINT, "p: no such file"),
     "other without name": (f"{TRAJECTORY} t.png --other ckpt1", EXIT_USAGE, "--other ckpt1: write NAME=FILE"),
     "other model": (f"{TRAJECTORY} t.png --other x=other", EXIT_CHECKPOINT, "not of one model"),
-    "same name": (f"{TRAJECTORY} t.png --prediction Θ0=ckpt1", EXIT_USAGE, "name it yourself: NAME=FILE"),
+    "same name": (f"{TRAJECTORY} t.png --prediction Θ0=ckpt1", EXIT_USAGE, "name one yourself: NAME=FILE"),
     "kind": (f"{TRAJECTORY} t.png --kind x=copy", EXIT_USAGE, "matches no tensor"),
     "kind of no kind": (f"{TRAJECTORY} t.png --kind x=much", EXIT_USAGE, "write PATTERN=KIND"),
     "nothing counts": (f"{TRAJECTORY} t.png --kind *=copy", EXIT_USAGE, "no parameters of kinds"),
@@ -219,7 +219,7 @@ REFUSED = {
     "returns no finite number": (f"{LANDSCAPE} measures:infinite", EXIT_USAGE, "returned inf, not a finite number"),
     "grid": (f"{LANDSCAPE} measures:level --grid 2", EXIT_USAGE, "--grid"),
     "no results": ("results nowhere.json -o r.png", EXIT_USAGE, "nowhere.json: cannot be read: No such file"),
-    "other results": ("results r.json -o r.png", EXIT_USAGE, "r.json: is no result of 'know eval'"),
+    "other results": ("results r.json -o r.png", EXIT_USAGE, "r.json: is not a result of 'know eval'"),
 }  # fmt: skip
 
 

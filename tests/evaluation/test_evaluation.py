@@ -458,7 +458,7 @@ def test_variants_and_numbers_of_checkpoints() -> None:
     family, mean = methods.find_variants(["continuation", "average"])
     assert all(methods.is_available(family, count) for count in (2, 3, 4, 5))
     assert methods.is_available(mean, 3)
-    with pytest.raises(UsageError, match="no method 'magic'"):
+    with pytest.raises(UsageError, match="unknown method 'magic'"):
         methods.find_variants(["magic"])
     five = methods.of_bundle("five", str(FIVE))
     assert [methods.is_available(five, count) for count in (4, 5)] == [False, True]
@@ -530,18 +530,18 @@ def test_find_tasks() -> None:
     assert len(find_tasks(["*"])) == len(TASKS)
     assert find_tasks([]) == [task for task in TASKS.values() if not task.large]
     assert {task.name for task in TASKS.values() if task.large} == {"cifar100-cifar10-resnet18"}
-    with pytest.raises(UsageError, match="no task 'imagenet'"):
+    with pytest.raises(UsageError, match="unknown task 'imagenet'"):
         find_tasks(["imagenet"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("--task", "imagenet"), 2, "no task 'imagenet'"),
-        (("--method", "magic"), 2, "no method 'magic'"),
+        (("--task", "imagenet"), 2, "unknown task 'imagenet'"),
+        (("--method", "magic"), 2, "unknown method 'magic'"),
         (("--bundle", "x"), 2, "--bundle x: write NAME=PATH"),
         (("--bundle", "x=a", "--bundle", "x=b"), 2, "x is given twice"),
-        (("--bundle", "average=a"), 2, "is the name of a method already"),
+        (("--bundle", "average=a"), 2, "is already the name of a method"),
         (("--bundle", "x=nothing"), 2, "neither a folder with a KNOWN"),
         (("--sessions", "4", "--bundle", f"five={FIVE}"), 2, "cannot read 4 checkpoints"),
         (("--data-folder", "nothing"), 2, "no such folder of data sets"),

@@ -252,7 +252,7 @@ class TestRecorder:
             made.save(session, model)
 
     def test_refuses_to_hold_everything_back(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="at least one must be left"):
+        with pytest.raises(UsageError, match="at least one must remain"):
             Recorder(tmp_path, nested_subsets(40, 0.5, 2, 0), rate=0.5, before=2)
 
     def test_derived_seeds_differ(self) -> None:
@@ -382,7 +382,7 @@ def test_measurements_of_any_library_are_kept(tmp_path: Path) -> None:
 def test_a_session_is_kept_when_its_measurements_cannot_be(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, nested_subsets(8, 0.5, 2, 0), rate=0.5)
     (session, *_) = list(itertools.islice(recorder, 1))
-    with pytest.raises(UsageError, match="session 0 is kept, but not its measurements curve"):
+    with pytest.raises(UsageError, match="session 0 is saved without its measurements curve"):
         recorder.save(session, {"w": torch.ones(1)}, {"curve": [1, 2], "loss": 0.5})
     assert recorder.done == [0]
     assert recorder.measurements(0) == {"loss": 0.5}

@@ -143,7 +143,7 @@ def test_missing_idx_files_say_what_to_do(tmp_path: Path) -> None:
     assert "train-images-idx3-ubyte.gz" in message
     assert "t10k-labels-idx1-ubyte.gz" in message
     assert "apt install dataset-fashion-mnist" in message
-    with pytest.raises(UsageError, match="no data set 'imagenet': there are cifar10,"):
+    with pytest.raises(UsageError, match="unknown data set 'imagenet'; choose from cifar10,"):
         load("imagenet")
     with pytest.raises(UsageError, match="nowhere: no such folder"):
         load("mnist", tmp_path / "nowhere")
@@ -230,9 +230,9 @@ def test_corrupt_cifar_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "cifar10"
     files = cifar10_files()
     for name, content, words in [
-        ("data_batch_2.bin", files["data_batch_2.bin"][:-1], "6145 bytes are no whole number"),
+        ("data_batch_2.bin", files["data_batch_2.bin"][:-1], "6145 bytes are not a whole number"),
         ("data_batch_2.bin", files["data_batch_2.bin"][:3073], "1 images, but data_batch_1"),
-        ("test_batch.bin", b"", "0 bytes are no whole number"),
+        ("test_batch.bin", b"", "0 bytes are not a whole number"),
         ("test_batch.bin", cifar_record([10], 0), "label 10, but only 0 to 9"),
     ]:
         write_files(folder, files | {name: content})
@@ -322,7 +322,7 @@ class TestGlyphs:
         assert correct > 2.5 / 24
 
     def test_errors(self) -> None:
-        with pytest.raises(UsageError, match="no alphabet 'runes': there are latin"):
+        with pytest.raises(UsageError, match="unknown alphabet 'runes'; choose from latin"):
             render_glyphs("runes", 1, 0)
         with pytest.raises(UsageError, match="0 images with seed 0"):
             render_glyphs("latin", 0, 0)

@@ -374,7 +374,7 @@ IMAGE = Inputs("image", (1, 8, 8))
 @pytest.mark.parametrize(
     ("design", "message"),
     [
-        (Design("vgg", IMAGE, 3), "no architecture 'vgg': there are cnn, "),
+        (Design("vgg", IMAGE, 3), "unknown architecture 'vgg'; choose from cnn, "),
         (Design("text", IMAGE, 3), "text takes text, not image"),
         (Design("cnn", Inputs("text", (9, 9)), 3), "cnn takes image, not text"),
         (Design("cnn", IMAGE, 3, {"depht": 2}), "option 'depht': cnn has only width, depth"),
@@ -405,7 +405,7 @@ def test_designs_that_cannot_be_drawn(name: str, inputs: Inputs) -> None:
 @pytest.mark.parametrize(
     ("kind", "shape", "message"),
     [
-        ("sound", (1,), "inputs of kind 'sound': there are image, text"),
+        ("sound", (1,), "unknown kind of inputs 'sound'; choose from image, text"),
         ("image", (28, 28), r"image of shape \(28, 28\): must be \(channels, height, width\)"),
         ("image", (1, 28, 0), "must be"),
         ("image", (1, 28.0, 28), "must be"),

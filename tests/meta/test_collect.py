@@ -90,7 +90,7 @@ def test_the_second_half_of_real_data_is_never_drawn_from() -> None:
 
 
 def test_what_cannot_be_drawn() -> None:
-    with pytest.raises(UsageError, match="no architecture 'lenet'"):
+    with pytest.raises(UsageError, match="unknown architecture 'lenet'"):
         draw_setup(0, SETS, ["lenet"])
     with pytest.raises(UsageError, match="'text': none of the data sets digits suits it"):
         draw_setup(0, {"digits": SETS["digits"]}, ["text"])
@@ -204,12 +204,12 @@ def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("collect", "c", "--architecture", "lenet", "--data-set", "digits"), "no architecture 'lenet'"),
-        (("collect", "c", "--data-set", "imagenet"), "no data set 'imagenet'"),
+        (("collect", "c", "--architecture", "lenet", "--data-set", "digits"), "unknown architecture 'lenet'"),
+        (("collect", "c", "--data-set", "imagenet"), "unknown data set 'imagenet'"),
         (("collect", "c", "--shard", "3/2"), "--shard 3/2: write I/N"),
         (("collect", "c", "--trajectories", "1", "--shard", "2/2", "--data-set", "digits"), "only 1 trajectories"),
-        (("train", "c"), "write -o BUNDLE to train one, or --evaluate"),
-        (("train", "c", "-o", "x", "--compare", "a=b"), "go with --evaluate"),
+        (("train", "c"), "give either -o BUNDLE to train a bundle, or --evaluate"),
+        (("train", "c", "-o", "x", "--compare", "a=b"), "need --evaluate"),
         (("train", "c", "--evaluate", "nothing"), "--evaluate nothing: neither a folder"),
         (("train", "c", "--evaluate", "continuation", "--compare", "x"), "--compare x: write NAME=BUNDLE"),
     ],

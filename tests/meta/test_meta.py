@@ -503,7 +503,7 @@ class TestSplit:
         trained = {(some[n].architecture, some[n].data_set) for n in parts.training}
         assert trained == {("cnn", "mnist"), ("mlp", "mnist")}
         assert len(parts.training) + len(parts.all_held_out) == len(some)
-        with pytest.raises(UsageError, match="architecture 'resnet' to be held out: .* cnn, mlp"):
+        with pytest.raises(UsageError, match="cannot hold out architecture 'resnet': .* cnn, mlp"):
             split(some, 0.2, 0, architectures=["resnet"])
         with pytest.raises(UsageError, match="data set 'text'"):
             split(some, 0.2, 0, data_sets=["text"])
@@ -517,7 +517,7 @@ class TestSplit:
         assert parts.held_out[REGIMES] == list(range(1, 20, 2))
         assert all(n % 2 == 0 and n % 3 for n in parts.held_out[ARCHITECTURES])
         assert all(n % 6 == 0 for n in parts.training + parts.held_out[TRAJECTORIES])
-        with pytest.raises(UsageError, match="regime 'common-start' to be held out"):
+        with pytest.raises(UsageError, match="cannot hold out regime 'common-start'"):
             split(some[::2], 0.2, 0, regimes=["common-start"])
 
     def test_a_missing_trajectory_changes_little(self) -> None:
@@ -592,7 +592,7 @@ class TestEvaluation:
         with pytest.raises(UsageError, match="none of the trajectories held out"):
             split_of(bundle, Collection(found.windows, [trajectory("abc")], {}))
         del old.manifest["data"]
-        with pytest.raises(UsageError, match="does not tell what was held out"):
+        with pytest.raises(UsageError, match="does not say what was held out"):
             split_of(old, found)
 
     @pytest.mark.parametrize(

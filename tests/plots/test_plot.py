@@ -327,7 +327,7 @@ def test_two_predictions_of_one_method_go_by_their_files(tmp_path: Path) -> None
 def test_points_must_have_their_own_names_and_one_model(tmp_path: Path) -> None:
     paths = write_trajectory(tmp_path)
     with (
-        pytest.raises(UsageError, match=r"called 'Θ0', too; name it yourself"),
+        pytest.raises(UsageError, match=r"also named 'Θ0'; name one yourself"),
         points.open_points(paths, [("Θ0", paths[1])]),
     ):
         pass
@@ -523,7 +523,7 @@ def test_patterns_must_match(
 
 
 def test_results_without_predictions_have_no_curves(committed: dict[str, Any]) -> None:
-    for kept, message in (([], "no predictions"), (["noise"], "name some, --method noise")):
+    for kept, message in (([], "no predictions"), (["noise"], "choose one, such as --method noise")):
         changed = copy.deepcopy(committed)
         for task in changed["tasks"].values():
             task["starts"] = [s for s in task["starts"] if s["step"] == 0 or s["method"] in kept]
@@ -596,7 +596,7 @@ def test_results_that_are_none_are_refused(tmp_path: Path, case: str) -> None:
     path = tmp_path / "r.json"
     content = BROKEN[case]
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(UsageError, match=r"r\.json: is no result of 'know eval'"):
+    with pytest.raises(UsageError, match=r"r\.json: is not a result of 'know eval'"):
         results.read_results(path)
 
 
@@ -607,8 +607,8 @@ def test_results_that_are_none_are_refused(tmp_path: Path, case: str) -> None:
         ("cells", "has other cells"),
         ("seeds", "no number for each seed"),
         ("nan", "no number for each seed"),
-        ("scale", "is no result"),
-        ("rate", "is no result"),
+        ("scale", "is not a result"),
+        ("rate", "is not a result"),
     ],
 )
 def test_results_that_lack_something_are_refused(

@@ -42,7 +42,7 @@ def find_tasks(patterns: list[str]) -> list[Task]:
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in TASKS):
-            raise UsageError(f"no task {pattern!r}: there are {', '.join(TASKS)}")
+            raise UsageError(f"unknown task {pattern!r}; choose from {', '.join(TASKS)}")
     if not patterns:
         return [task for task in TASKS.values() if not task.large]
     return [

@@ -102,7 +102,7 @@ def _records(layout: _Layout, path: Path, content: bytes) -> NDArray[np.uint8]:
     length = layout.label_bytes + _PIXELS
     if not content or len(content) % length:
         raise UsageError(
-            f"{path}: {len(content)} bytes are no whole number of images of {length} bytes; "
+            f"{path}: {len(content)} bytes are not a whole number of images of {length} bytes; "
             "get the file again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, length)

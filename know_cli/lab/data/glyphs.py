@@ -253,10 +253,10 @@ def render_glyphs(alphabet: str, count: int, seed: int) -> Samples:
             or Pillow or matplotlib is missing.
     """
     if alphabet not in ALPHABETS:
-        raise UsageError(f"no alphabet {alphabet!r}: there are {', '.join(ALPHABETS)}")
+        raise UsageError(f"unknown alphabet {alphabet!r}; choose from {', '.join(ALPHABETS)}")
     if count < 1 or seed < 0:
         raise UsageError(
-            f"{count} images with seed {seed}: at least 1 image and no negative seed are needed"
+            f"{count} images with seed {seed}: the count must be at least 1, the seed not negative"
         )
     masks = _masks(alphabet)
     # Without the alphabet, the same seed would give all three the same backgrounds.

@@ -47,7 +47,7 @@ def load(name: str, folder: Path | None = None) -> DataSet:
             missing, or a file is corrupt.
     """
     if name not in DATA_SETS:
-        raise UsageError(f"no data set {name!r}: there are {', '.join(DATA_SETS)}")
+        raise UsageError(f"unknown data set {name!r}; choose from {', '.join(DATA_SETS)}")
     _check(folder)
     return DATA_SETS[name].read(_folders(name, folder))
 

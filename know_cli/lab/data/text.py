@@ -114,7 +114,7 @@ def _read(folders: Folders) -> DataSet:
         if len(passages) < _FEWEST_PASSAGES:
             raise UsageError(
                 f"{place / name}: has {len(passages)} different passages of {_LENGTH} "
-                f"characters, but {_FEWEST_PASSAGES} are needed; take the document out or make "
+                f"characters, but {_FEWEST_PASSAGES} are needed; remove the document or make "
                 "it longer"
             )
         order = np.random.default_rng([_SPLIT_SEED, label]).permutation(len(passages))

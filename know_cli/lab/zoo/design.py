@@ -36,7 +36,9 @@ class Inputs:
 
     def __post_init__(self) -> None:
         if self.kind not in _DIMENSIONS:
-            raise UsageError(f"inputs of kind {self.kind!r}: there are {', '.join(_DIMENSIONS)}")
+            raise UsageError(
+                f"unknown kind of inputs {self.kind!r}; choose from {', '.join(_DIMENSIONS)}"
+            )
         names = _DIMENSIONS[self.kind]
         if len(self.shape) != names.count(",") + 1 or not all(
             type(size) is int and size > 0 for size in self.shape

@@ -77,7 +77,9 @@ def build(design: Design, seed: int) -> nn.Module:
 def _find(architecture: str, inputs: Inputs) -> Architecture:
     entry = ARCHITECTURES.get(architecture)
     if entry is None:
-        raise UsageError(f"no architecture {architecture!r}: there are {', '.join(ARCHITECTURES)}")
+        raise UsageError(
+            f"unknown architecture {architecture!r}; choose from {', '.join(ARCHITECTURES)}"
+        )
     if entry.kind != inputs.kind:
         raise UsageError(f"architecture {architecture} takes {entry.kind}, not {inputs.kind}")
     return entry
