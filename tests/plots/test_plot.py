@@ -523,7 +523,10 @@ def test_patterns_must_match(
 
 
 def test_results_without_predictions_have_no_curves(committed: dict[str, Any]) -> None:
-    for kept, message in (([], "no predictions"), (["noise"], "choose one, such as --method noise")):
+    for kept, message in (
+        ([], "no predictions"),
+        (["noise"], "choose one, such as --method noise"),
+    ):
         changed = copy.deepcopy(committed)
         for task in changed["tasks"].values():
             task["starts"] = [s for s in task["starts"] if s["step"] == 0 or s["method"] in kept]
