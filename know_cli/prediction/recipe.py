@@ -220,7 +220,7 @@ class Recipe:
             "factor": self.factor,
             "norm": self.norm.value,
             "frozen": self.frozen.value,
-            "kinds": self._kinds(),
+            "overrides": self._kinds(),
             "allow_nonfinite": self.allow_nonfinite,
             "inputs": list(self.inputs),
             "device": self.device,

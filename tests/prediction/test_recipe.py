@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from know_cli.cli.predict import predict
+from know_cli.engine.report import Report
 from know_cli.engine.settings import FrozenMode, NormMode
 from know_cli.kinds import Kind, Override
 from know_cli.known.bundle import save_bundle
@@ -17,6 +19,7 @@ from know_cli.prediction import opening
 from know_cli.prediction.opening import check_agreement
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.recipe import Arithmetic, Recipe
+from know_cli.prediction.request import Request
 from know_cli.ranks.alone import Ranks
 from tests.support.bundles import random_bundle
 from tests.support.command import Command
@@ -183,3 +186,20 @@ def test_a_header_that_cannot_be_is_refused(key: str, value: str | None) -> None
         metadata[key] = value
     with pytest.raises(ValueError, match=r"."):
         Recipe.from_metadata(metadata)
+
+
+def test_a_json_report_has_the_recipe_and_the_numbers(know: Command, tmp_path: Path) -> None:
+    """Neither takes the place of the other's entries."""
+    paths, report = write_trajectory(tmp_path), tmp_path / "report.json"
+    done = know(
+        "predict", *paths, "-o", tmp_path / "out", "--json", report,
+        "--method", "naive", "--kind", "fc.*=copy", "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = json.loads(report.read_text(encoding="utf-8"))
+    assert content["overrides"] == ["fc.*=copy"]
+    assert content["kinds"]["fc"]["tensors"] > 0
+    request = Request(paths, tmp_path / "other", method="naive", device="cpu")
+    with opening.open_prediction(request) as prediction:
+        described = prediction.describe()
+    assert not described.keys() & Report().to_json().keys()
