@@ -1,7 +1,7 @@
 """What the values of a tensor over the checkpoints say of it, where its name says nothing.
 
 A weight that training moves is hardly ever of length 1 in all checkpoints, or of 0 and 1 only,
-or whole: such tensors are buffers, and predicting them would spoil the model. The rules look for
+or whole: such tensors are buffers, and predicting them would damage the model. The rules look for
 what weights do not do. What some weights do, too, such as never being negative (every factor of a
 normalisation layer near its start), counts only beside other evidence.
 """

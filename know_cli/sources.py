@@ -42,7 +42,7 @@ def find_sources(modules: Sequence[Module], norms: Sequence[int]) -> dict[int, M
         The feeding layer's module by the BatchNorm's position.
     """
     layout = Layout(modules, norms)
-    pairs = {pair.norm: pair for pair in _judge_pictures(list(layout.pairs()))}
+    pairs = {pair.norm: pair for pair in _check_pictures(list(layout.pairs()))}
     trusted = {**_trusted(layout, pairs), **_trusted_by_shape(layout, pairs)}
     found = _without_last(layout, trusted)
     found.update((norm, pair.layer) for norm, pair in _trusted_before(layout, pairs).items())
@@ -95,7 +95,7 @@ def _without_sums(layout: Layout, found: Mapping[int, int], known: Set[int]) -> 
 # ------------------------------------------------------------------ evidence
 
 
-def _judge_pictures(pairs: Sequence[Pair]) -> Iterator[Pair]:
+def _check_pictures(pairs: Sequence[Pair]) -> Iterator[Pair]:
     """Three inputs are those of a picture if only one layer of a role has them."""
     pictures = Counter(_role(pair) for pair in pairs if pair.fit is Fit.PICTURE)
     for pair in pairs:
@@ -227,7 +227,7 @@ def _trusted_before(layout: Layout, pairs: Mapping[int, Pair]) -> dict[int, Pair
     convolution channels may be shuffled.
     """
     evidence = _gather(layout, pairs.values())
-    before = list(_judge_pictures(list(layout.pairs_before(pairs))))
+    before = list(_check_pictures(list(layout.pairs_before(pairs))))
     shifted = _gather(layout, before)
     sure = {_role(pair) for pair in before if pair.fit is Fit.SURE}
     inputs = {pair.layer: layout.features(norm) for norm, pair in pairs.items()}

@@ -25,7 +25,7 @@ from know_cli.engine.progress import Silent
 
 @contextmanager
 def progress_for(talk: Output, *, bar: bool, unit: str = "parameters") -> Iterator[EngineProgress]:
-    """The right kind of progress for this terminal and these wishes; ``unit`` is what counts."""
+    """The right kind of progress for this terminal and these options; ``unit`` is what counts."""
     if talk.quiet:
         yield Silent()
     elif bar and sys.stderr.isatty():
@@ -84,7 +84,7 @@ class _Lines:
         self._talk.notice(_phase_line(text, parameters, self._unit))
 
     def advance(self, parameters: int) -> None:
-        """Nothing: lines tell of phases only."""
+        """Do nothing: lines are printed per phase only."""
 
 
 def _phase_line(text: str, count: int, unit: str) -> str:

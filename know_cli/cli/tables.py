@@ -127,7 +127,7 @@ def report_tables(prediction: Prediction, report: Report) -> list[RenderableType
     lines.append(
         f"read {seconds['reading']:.2f} s, computed {seconds['computing']:.2f} s, wrote "
         f"{seconds['writing']:.2f} s, in all {seconds['total']:.2f} s: "
-        f"{count_text(speed)} parameters a second and step"
+        f"{count_text(speed)} parameters per second per step"
     )
     if report.peak_memory is not None:
         lines.append(

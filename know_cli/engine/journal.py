@@ -2,7 +2,7 @@
 
 The journal is a file of records, one a batch in the order of the plan, that is only ever added
 to: the bytes that were written to the outputs, then a line of JSON with what else the report
-needs, and checksums. A run that finds a journal of the same inputs and wishes takes the batches
+needs, and checksums. A run that finds a journal of the same inputs and options takes the batches
 from it instead of computing them; a record that was not finished ends it. The run's output
 itself is always a new temporary file, so that nothing half-written can get into it.
 """
@@ -152,7 +152,7 @@ class Journal:
                 if found != self._start:
                     if found:
                         self.notices.append(
-                            "--resume: the journal that was there was of other inputs or wishes; "
+                            "--resume: the journal that was there was of other inputs or options; "
                             "all was computed anew"
                         )
                     self._truncate(0)

@@ -16,7 +16,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Tells nobody."""
+    """Ignores all progress."""
 
     def phase(self, text: str, parameters: int = 0) -> None:
         """Do nothing."""

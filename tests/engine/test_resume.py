@@ -369,5 +369,5 @@ def test_a_damaged_record_ends_the_journal(tmp_path: Path) -> None:
         found = [journal.finished(5) for _ in range(3)]
         assert [f.facts if f else None for f in found] == [{"data": "first"}, {}, None]
     with Journal(tmp_path / "out", "y") as journal:
-        assert "of other inputs or wishes" in journal.notices[0]
+        assert "of other inputs or options" in journal.notices[0]
         assert journal.finished(5) is None
