@@ -61,6 +61,39 @@ def test_trains_a_bundle_and_refuses_to_replace_it(folder: Path, know: Command) 
     assert load_bundle(folder / "known").digest == before
 
 
+def test_measures_what_it_has_trained(folder: Path, know: Command) -> None:
+    arguments = [
+        "runs",
+        "-o",
+        "measured",
+        "--checkpoints",
+        "3",
+        "--epochs",
+        "1",
+        "--holdout",
+        "0.5",
+    ]
+    done = know("train", *arguments, "--target", "continuation", "--threads", "1", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    done = know(
+        "train", "runs", "--evaluate", "measured", "--compare", "itself=measured", "--threads", "1",
+        "--json", "scores.json", "--table", "scores.md", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (scores,) = json.loads((folder / "scores.json").read_text()).values()
+    manifest = json.loads((folder / "measured" / "manifest.json").read_text())
+    assert manifest["figures"]["trajectories"].keys() == {kind.value for kind in PREDICTED_KINDS}
+    for kind, steps in manifest["figures"]["trajectories"].items():
+        for step, known in steps.items():
+            one = scores["trajectories"][kind][step]
+            assert one["others"] == {"itself": one["known"]}
+            assert {key: one[key] for key in known} == pytest.approx(known, nan_ok=True)
+    table = (folder / "scores.md").read_text()
+    assert "| KNOWN | improved | itself | λ·θ0 (λ) |" in table
+    known = [f"{one['known']:.3f}" for one in scores["trajectories"]["conv"].values()]
+    assert f"| {' / '.join(known)} |" in table
+
+
 def test_says_what_is_missing(folder: Path, know: Command) -> None:
     nothing = know("train", "nowhere", "-o", "other", cwd=folder)
     assert nothing.returncode == 2

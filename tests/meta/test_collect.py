@@ -164,6 +164,25 @@ def test_shards_divide_the_trajectories(tmp_path: Path) -> None:
             parse_shard(text)
 
 
+def test_collects_and_goes_on(tmp_path: Path, know: Command) -> None:
+    arguments = ["collect", "found", "--data-set", "digits", "--architecture", "mlp",
+                 "--rows-per-tensor", "300", "--processes", "1",
+                 "--seed", "725"]  # fmt: skip  # whose first trainings have few steps
+    done = know(*arguments, "--trajectories", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "00000 mlp on digits" in done.stderr
+    assert "1 of 1 trajectories, 0 of them left out" in done.stdout
+    first = (tmp_path / "found" / "00000.safetensors").read_bytes()
+    done = know(*arguments, "--trajectories", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 trajectories are already there, continuing" in done.stderr
+    assert (tmp_path / "found" / "00000.safetensors").read_bytes() == first
+    assert not list(tmp_path.glob("found/.partial*"))
+    files = find_trajectories([tmp_path / "found"])
+    assert len({load_series(file).identity for file in files}) == 2
+
+
+@pytest.mark.slow
 def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> None:
     """The whole way, as a user goes it."""
     arguments = ["collect", "found", "--data-set", "digits", "--architecture", "cnn",

@@ -45,7 +45,7 @@ from know_cli.meta.windows import (
     find_trajectories,
     is_data_limited,
 )
-from tests.support.recorded import State, counting, record
+from tests.support.recorded import State, counting, geometric, record
 
 
 class TestWindows:
@@ -229,16 +229,6 @@ class TestScores:
             second = known(torch.stack([windows[:, 1], windows[:, 2], first], dim=1))
         answers = predict(known, windows.numpy(), 2)
         assert answers == pytest.approx(torch.stack([first, second], dim=1).numpy(), abs=1e-6)
-
-
-def geometric(seed: int) -> Callable[[int], State]:
-    """A law: every parameter decays towards a value of its own by a factor of its trajectory."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = {"conv.weight": (4, 3, 3, 3), "head.weight": (10, 12), "head.bias": (40,)}
-    limits = {n: 0.3 * torch.randn(shape, generator=generator) for n, shape in shapes.items()}
-    sizes = {n: 0.1 * torch.randn(shape, generator=generator) for n, shape in shapes.items()}
-    decay = 0.6 + 0.3 * float(torch.rand((), generator=generator))
-    return lambda index: {name: limits[name] + sizes[name] * decay**index for name in shapes}
 
 
 @pytest.fixture(scope="module")

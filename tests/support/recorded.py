@@ -36,3 +36,13 @@ def counting(index: int) -> State:
         "norm.num_batches_tracked": torch.tensor(index),
         "frozen.bias": torch.ones(3),
     }
+
+
+def geometric(seed: int) -> Callable[[int], State]:
+    """A law: every parameter decays towards a value of its own by a factor of its trajectory."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"conv.weight": (4, 3, 3, 3), "head.weight": (10, 12), "head.bias": (40,)}
+    limits = {n: 0.3 * torch.randn(shape, generator=generator) for n, shape in shapes.items()}
+    sizes = {n: 0.1 * torch.randn(shape, generator=generator) for n, shape in shapes.items()}
+    decay = 0.6 + 0.3 * float(torch.rand((), generator=generator))
+    return lambda index: {name: limits[name] + sizes[name] * decay**index for name in shapes}

@@ -2,7 +2,7 @@
 
 What Triton is imported with holds for its whole process, so TRITON_INTERPRET=1 must be set:
 
-    TRITON_INTERPRET=1 pytest tests/support/triton_interpreted.py
+    TRITON_INTERPRET=1 pytest -m 'slow or not slow' tests/support/triton_interpreted.py
 """
 
 from __future__ import annotations
@@ -73,8 +73,13 @@ def predict(bundle: Bundle, window: Tensor, steps: int, kind: Kind = Kind.CONV) 
     return answers
 
 
+def slow(*values: object) -> list[object]:
+    """Parameters of tests that only ``-m slow`` runs."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 @pytest.mark.parametrize("preparation", list(Preparation))
-@pytest.mark.parametrize("checkpoints", range(2, 9))
+@pytest.mark.parametrize("checkpoints", [2, 5, *slow(3, 4, 6, 7, 8)])
 def test_the_kernel_is_the_reference_module(checkpoints: int, preparation: Preparation) -> None:
     bundle = random_bundle(checkpoints, seed=checkpoints, preparation=preparation)
     for kind, rows, steps in (
@@ -92,7 +97,8 @@ def test_the_kernel_is_the_reference_module(checkpoints: int, preparation: Prepa
 @given(
     st.integers(2, 16), st.integers(1, 3 * BLOCK), st.integers(1, 8), st.sampled_from(list(Preparation))
 )  # fmt: skip
-@settings(max_examples=12)
+@pytest.mark.slow
+@settings(max_examples=24)
 def test_any_number_of_checkpoints_rows_and_steps(
     checkpoints: int, rows: int, steps: int, preparation: Preparation
 ) -> None:
@@ -225,7 +231,7 @@ def test_three_products_in_tf32_are_as_exact_as_float32(
 # ---------------------------------------------------------------------- in the engine
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, *slow(3)])
 def test_a_whole_prediction(
     steps: int, tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
