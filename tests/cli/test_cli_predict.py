@@ -53,7 +53,7 @@ def test_the_main_job(run: Path, know: Command, bundle_path: Path) -> None:
         "mean |change|",
         "relative change",
         "copied",
-        "parameters a second",
+        "parameters per second",
     ):
         assert word in done.stdout
     assert "wrote out.safetensors" in done.stdout
