@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from know_cli.errors import CheckpointError, OutputError, UsageError
+from know_cli.files import missing_folder
 
 MANIFEST = "manifest.json"
 _FOLDER = "checkpoints-"
@@ -100,9 +101,7 @@ def check_bundle_output(output: Path, *, force: bool) -> None:
         OutputError: the reason, and what to do.
     """
     if not output.parent.is_dir():
-        raise OutputError(
-            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
-        )
+        raise missing_folder(output.parent)
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
     if output.is_dir() and any(output.iterdir()) and not force:

@@ -7,9 +7,7 @@ the ``with`` block without it, for whatever reason, removes every temporary.
 from __future__ import annotations
 
 import filecmp
-import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,21 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, is_inside
+from know_cli.checkpoints.checkpoint import Checkpoint, is_inside_closely
 from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import TensorInfo, encode_header
-from know_cli.checkpoints.paths import SUFFIX
+from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, is_index, weights_in
 from know_cli.checkpoints.temporary import Temporary, join_temporary
 from know_cli.errors import OutputError
+from know_cli.files import missing_folder
 
 if TYPE_CHECKING:
     import torch
 
 # Weights in other formats and training state would contradict the predicted weights beside them.
-_LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+_LEFT_OUT = {SUFFIX, *OTHER_FORMATS}
 _WRITE_BYTES = 8 << 20
-# What shards are called by custom; an index may name others.
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _STAMPS = 1 << 31  # seconds that every file system can hold
 # Several machines may write to one page of a file. One that has read the page may, on NFS, write
 # all of it back (nfs_can_extend_write in Linux); one that cannot read writes its own bytes only.
@@ -60,7 +57,12 @@ def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, for
     except OSError as error:  # a name too long, for one
         raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
     if not has_parent:
-        raise OutputError(f"{parent}: no such folder; make it first: mkdir -p {parent}")
+        raise missing_folder(parent)
+    if is_folder and output.suffix.lower() == SUFFIX and not output.is_dir():
+        raise OutputError(
+            f"{output}: is the name of a file, but the output is a folder with the same files as "
+            "the first checkpoint is; name a folder"
+        )
     for checkpoint in inputs:
         _refuse_input(output, checkpoint, is_folder)
     if output.exists() or output.is_symlink():
@@ -450,12 +452,12 @@ def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
             continue
         if any(part.startswith(".") for part in relative.parts) or not path.is_file():
             continue
-        of_other_weights = path.name.endswith(".index.json") and path.name != INDEX_FILE
+        of_other_weights = is_index(path.name) and path != source.index_path
         if path.suffix in _LEFT_OUT or of_other_weights:
             if path not in source.headers:
                 left_out.append(path)
             continue
-        if not is_inside(path, source.path):
+        if not is_inside_closely(path, source.path):
             left_out.append(path)
             continue
         copy = target / relative
@@ -539,23 +541,20 @@ def _move_folder(temporary: Path, output: Path) -> bool:
     }
     for relative in files:
         _refuse_folder_in_place(output, relative)
-    index = files.pop(Path(INDEX_FILE), None)
+    index = next((files.pop(at) for at in list(files) if is_index(str(at))), None)
     weights = {at: files.pop(at) for at in list(files) if at.suffix == SUFFIX}
-    old = _weights_of(output)
+    old = weights_in(output)
     if not _is_one_step(weights, files, output):
-        _remove(output, [*sorted(old), INDEX_FILE])
+        _remove(output, old)
     for relative, path in {**files, **weights}.items():
         target = output / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
-    # What is left of the model before would be taken for this one's weights by some readers.
-    _remove(output, sorted(old - {at.name for at in weights}))
+    # What is left of the model before, its index above all, would be taken for this one's.
+    _remove(output, [name for name in old if Path(name) not in weights])
     if index is not None:
-        index.replace(output / INDEX_FILE)
+        index.replace(output / index.name)
         _sync_folder(output)
-    else:
-        # A folder with an index is read by it: one left from before would hide the new file.
-        _remove(output, [INDEX_FILE])
     return False
 
 
@@ -572,7 +571,7 @@ def _refuse_folder_in_place(output: Path, relative: Path) -> None:
 def _is_one_step(weights: Mapping[Path, Path], others: Mapping[Path, Path], output: Path) -> bool:
     """Whether a single file is all that changes, so that renaming it is the whole exchange."""
     filecmp.clear_cache()  # which goes by times and sizes
-    return list(weights) == [Path(SINGLE_FILE)] and all(
+    return len(weights) == 1 and all(
         (output / at).is_file() and filecmp.cmp(path, output / at, shallow=False)
         for at, path in others.items()
     )
@@ -583,17 +582,6 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
     _sync_folder(folder)
-
-
-def _weights_of(folder: Path) -> set[str]:
-    """Names of the files that a model in a folder consists of, or did before a run was killed."""
-    names = {SINGLE_FILE, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))}
-    try:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        names |= {name for name in index["weight_map"].values() if Path(name).name == name}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no index, or none that says what there is
-    return {name for name in names if name.endswith(SUFFIX) and not (folder / name).is_dir()}
 
 
 def _write_at(descriptor: int, data: memoryview, position: int) -> None:

@@ -13,6 +13,7 @@ from know_cli.cli.options import max_memory_option, quiet_option, threads_option
 from know_cli.cli.output import Output
 from know_cli.engine.device_names import DEVICE_NAMES, check_device_name
 from know_cli.errors import OutputError, UsageError
+from know_cli.files import missing_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -197,7 +198,7 @@ def _parse_sizes(text: str) -> list[int]:
 
 def _check_space(folder: Path, parameters: int) -> None:
     if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder; make it first: mkdir -p {folder}")
+        raise missing_folder(folder)
     needed, free = parameters * 4 * _FILES, shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(

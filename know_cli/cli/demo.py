@@ -49,19 +49,22 @@ def demo(
     Takes about a minute on two cores, needs scikit-learn, and prints what it measures, also
     when the prediction loses. KNOWN has not seen the images that it uses.
     """
+    from know_cli.files import check_writable, make_folder, missing_folder
+
+    if not folder.parent.is_dir():
+        raise missing_folder(folder.parent)
+    make_folder(folder)
+    check_writable(folder)
+
     import torch
 
     from know_cli.checkpoints.paths import factor_name, step_path
-    from know_cli.errors import KnowError, OutputError
+    from know_cli.errors import KnowError
     from know_cli.evaluation import demo as work
 
     # Networks this small are slower on several threads than on one.
     torch.set_num_threads(1)
     talk = Output()
-    if not folder.parent.is_dir():
-        raise OutputError(
-            f"{folder.parent}: no such folder; make it first: mkdir -p {folder.parent}"
-        )
     sessions = work.record(folder, seed, talk.notice)
     talk.show("forgetting: a small network on ever fewer digits", "", _sessions_table(sessions), "")
 

@@ -15,7 +15,8 @@ import typer
 from know_cli.cli.options import parse_named, quiet_option, usable_cores
 from know_cli.cli.output import Output
 from know_cli.cli.predict import NormChoice
-from know_cli.errors import OutputError, UsageError
+from know_cli.errors import UsageError
+from know_cli.files import missing_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -135,11 +136,9 @@ def evaluate(
     talk = Output(quiet)
     bundles = parse_named(bundle or [], "--bundle", "PATH")
     if table is not None and not table.parent.is_dir():
-        raise OutputError(f"{table.parent}: no such folder; make it first: mkdir -p {table.parent}")
+        raise missing_folder(table.parent)
     if not output.parent.is_dir():
-        raise OutputError(
-            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
-        )
+        raise missing_folder(output.parent)
     from know_cli.engine.plan import NormMode
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import running

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from know_cli.errors import OutputError
-from know_cli.files import write_text
+from know_cli.files import missing_folder, write_text
 
 
 def check_report_path(path: Path, others: Sequence[Path], option: str = "--report") -> None:
@@ -28,7 +28,7 @@ def check_report_path(path: Path, others: Sequence[Path], option: str = "--repor
     except OSError as error:  # a name too long, for one
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
     if not path.parent.is_dir():
-        raise OutputError(f"{path.parent}: no such folder; make it first: mkdir -p {path.parent}")
+        raise missing_folder(path.parent)
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file")
     if not os.access(path.parent, os.W_OK | os.X_OK):
