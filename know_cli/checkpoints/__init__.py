@@ -1,5 +1,6 @@
 """Safetensors checkpoints: lazy reading, the aligned trajectory, atomic streamed output."""
 
+from know_cli.checkpoints.alignment import check_same_model
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.output import (
     CheckpointPart,
@@ -8,7 +9,7 @@ from know_cli.checkpoints.output import (
     Sink,
     save_checkpoint,
 )
-from know_cli.checkpoints.trajectory import Trajectory, check_same_model, open_trajectory
+from know_cli.checkpoints.trajectory import Trajectory, open_trajectory
 
 __all__ = [
     "Checkpoint",

@@ -106,7 +106,7 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     if isinstance(error, FileNotFoundError):
         if path.is_symlink():
             return CheckpointError(
-                f"{path}: is a link to {quoted(os.readlink(path))}, where there is no file; "
+                f"{path}: is a link to {quoted(str(path.readlink()))}, where there is no file; "
                 "download or copy it again"
             )
         return CheckpointError(f"{path}: no such file; check the path")

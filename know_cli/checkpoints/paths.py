@@ -49,8 +49,8 @@ def expand_arguments(
         numbers = [number for number, _ in members]
         if len({one - other for one, other in itertools.pairwise(numbers)}) > 1:
             notice(
-                f"warning: {argument}: takes the numbers that there are, {_listing(numbers)}, which "
-                "are not equally far apart"
+                f"warning: {argument}: takes the numbers that there are, {_listing(numbers)}, "
+                "which are not equally far apart"
             )
         paths += [path for _, path in members]
     return paths

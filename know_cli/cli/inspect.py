@@ -47,6 +47,7 @@ def inspect(
     """Show a trajectory before predicting: order, step lengths, directions, what is odd."""
     from know_cli.checkpoints import open_trajectory
     from know_cli.checkpoints.paths import expand_arguments
+    from know_cli.checkpoints.trajectory import data_notices
     from know_cli.cli.progress import progress_for
     from know_cli.cli.report_file import check_report_path, write_report
     from know_cli.engine.inspection import inspect_trajectory
@@ -62,12 +63,12 @@ def inspect(
         overrides = tuple(parse_override(text) for text in kind or ())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    with open_trajectory(paths) as trajectory:
+    with open_trajectory(paths, overrides) as trajectory:
         if json is not None:
             files = [file for checkpoint in trajectory.checkpoints for file in checkpoint.headers]
             check_report_path(json, files, "--json")
         classes = classify_trajectory(trajectory, overrides)
-        for notice in trajectory.notices:
+        for notice in (*trajectory.notices, *data_notices(trajectory)):
             talk.notice(notice)
         with progress_for(talk, bar=not no_progress) as progress:
             inspection = inspect_trajectory(trajectory, classes, progress)

@@ -334,7 +334,9 @@ def _measured(
     from know_cli.evaluation.plane import inner_products, principal_axes
     from know_cli.evaluation.points import measured_tensors, open_points
 
-    with open_points(request.sessions, request.predictions, request.others) as points:
+    with open_points(
+        request.sessions, request.predictions, request.others, request.overrides
+    ) as points:
         request.check([file for each in points.checkpoints for file in each.headers])
         for notice in points.trajectory.notices:
             talk.notice(notice)

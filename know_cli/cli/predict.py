@@ -140,8 +140,9 @@ def predict(
         typer.Option(
             metavar="PATH",
             show_default="the shipped default",
-            help="KNOWN bundle: the name of a shipped one, a bundle's folder, or a folder with "
-            "KNOWN_Conv.h5, KNOWN_FC.h5 and KNOWN_Bias.h5. For methods known, lstsq and noise.",
+            help="KNOWN bundle: the name of a shipped one, or the path, such as ./mine, of a "
+            "bundle's folder or of one with KNOWN_Conv.h5, KNOWN_FC.h5 and KNOWN_Bias.h5. For "
+            "methods known, lstsq and noise.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -228,7 +229,7 @@ def predict(
     follows each parameter's history with a small hyper-model, and writes the weights one or
     more steps before the first: as if trained on 2, 4, 8 times the data.
     """
-    from know_cli.bundles import family
+    from know_cli.bundles import check_weights_name
     from know_cli.checkpoints.paths import check_count, expand_arguments
     from know_cli.cli.report_file import check_report_path, write_report
     from know_cli.engine.ranks import open_ranks, processes_here
@@ -248,8 +249,8 @@ def predict(
         chosen = find_method(method)
         options = parse_options(chosen, option or ())
         check_weights(chosen, weights)
-        if weights is not None and not Path(weights).is_dir():
-            family(weights)
+        if weights is not None:
+            check_weights_name(weights)
         if report is not None:
             check_report_path(report, [*paths, output])
 

@@ -24,8 +24,8 @@ EPILOG = "\n\n".join(
         "Example:",
         "know collect runs --trajectories 200",
         "know train runs -o my-known --target continuation",
-        "know train runs --evaluate my-known --evaluate continuation",
-        "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights my-known",
+        "know train runs --evaluate ./my-known --evaluate continuation",
+        "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights ./my-known",
     )
 )
 #: Figures are measured after so many steps.
@@ -352,11 +352,12 @@ def _evaluate(
 
 def _bundles(name: str) -> list[Bundle]:
     """One bundle, or all of a family, by a folder or a shipped family's name."""
-    from know_cli.bundles import MANIFEST, family
+    from know_cli.bundles import MANIFEST, family, is_path
     from know_cli.hypermodel import load_bundle
 
     path = Path(name)
-    folders = [path] if (path / MANIFEST).exists() else list(family(name, "--evaluate").values())
+    is_one = is_path(name) and (path / MANIFEST).exists()
+    folders = [path] if is_one else list(family(name, "--evaluate").values())
     return [load_bundle(folder) for folder in folders]
 
 

@@ -552,13 +552,8 @@ class _Run:
         return nonfinite
 
     def _judge_copied(self, tensor: PlannedTensor, nonfinite: int) -> None:
+        """Say what is copied as it is, such as a mask of −inf."""
         entry = self.trajectory.first.tensors[tensor.name]
-        belongs_to_weights = tensor.kind is not Kind.COPY or tensor.layer is not None
-        if nonfinite and belongs_to_weights and not self.settings.allow_nonfinite:
-            raise CheckpointError(
-                f"{entry.path}: tensor {tensor.name!r}: has {nonfinite} values that are not "
-                "finite; --allow-nonfinite copies them all the same"
-            )
         if nonfinite:
             self.report.notices.append(
                 f"{entry.path}: tensor {tensor.name!r} is copied with {nonfinite} values that "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,8 @@ from know_cli.engine.plan import classify_trajectory
 from know_cli.errors import UsageError
 from know_cli.evaluation.plane import Plane
 from know_cli.kinds import PREDICTED_KINDS, Override
+
+_STEPS = re.compile(r"[1-8]")
 
 
 class Role(str, Enum):
@@ -78,6 +81,7 @@ def open_points(
     sessions: Sequence[Path],
     predictions: Sequence[tuple[str | None, Path]] = (),
     others: Mapping[str, Path] | None = None,
+    overrides: Sequence[Override] = (),
 ) -> Iterator[Points]:
     """Open the checkpoints of a picture; they are closed with the block.
 
@@ -86,13 +90,14 @@ def open_points(
         predictions: name and path; without a name, what their metadata tell names them, else
             their file.
         others: by name.
+        overrides: kinds that the user sets.
 
     Raises:
         UsageError: too few or too many sessions, or two points of one name.
         CheckpointError: one cannot be used, or is of another model.
     """
     with ExitStack() as stack:
-        trajectory = stack.enter_context(open_trajectory(sessions))
+        trajectory = stack.enter_context(open_trajectory(sessions, overrides))
         points = [
             Point(f"Θ{k}", f"Θ{k}", "sessions", Role.SESSION, checkpoint)
             for k, checkpoint in enumerate(trajectory.checkpoints)
@@ -104,7 +109,8 @@ def open_points(
         for name, path in (others or {}).items():
             checkpoint = stack.enter_context(open_checkpoint(path))
             points.append(Point(name, name, name, Role.OTHER, checkpoint))
-        check_same_model([trajectory.first, *(p.checkpoint for p in points[len(trajectory) :])])
+        compared = [trajectory.first, *(p.checkpoint for p in points[len(trajectory) :])]
+        check_same_model(compared, overrides)
         _refuse_same_name(points)
         yield Points(trajectory, tuple(points))
 
@@ -129,11 +135,11 @@ def _by_metadata(checkpoint: Checkpoint) -> tuple[Point, int]:
     """The point of a prediction as ``know predict`` writes it, and its number of steps."""
     found = checkpoint.metadata
     steps = found.get(keys.STEPS, "")
-    if keys.METHOD not in found or not steps.isdigit():
+    if keys.METHOD not in found or not _STEPS.fullmatch(steps):
         return _by_file(checkpoint), 0
     session = Session.from_metadata(found)
     label = f"step {steps}"
-    if session is not None:
+    if session is not None and session.problem is None:
         label = factor_name(session.rate, int(steps)).replace("x", "×")
     series = _series(found)
     return Point(f"{series} {label}", label, series, Role.PREDICTION, checkpoint), int(steps)

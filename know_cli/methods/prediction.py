@@ -32,6 +32,7 @@ from know_cli.checkpoints.digest import (
 from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output import check_output
 from know_cli.checkpoints.paths import factor_name, step_path
+from know_cli.checkpoints.trajectory import data_notices
 from know_cli.engine.devices import choose_devices
 from know_cli.engine.journal import Journal, file_identity, remove_journals
 from know_cli.engine.plan import Action, Plan, Settings, classify_trajectory, make_plan
@@ -273,13 +274,13 @@ def open_prediction(request: Request, ranks: Ranks | None = None) -> Prediction:
     check_weights(method, request.weights)
     local_rank = ranks.local_rank if ranks.size > 1 else None
     devices = choose_devices(request.device, local_rank)
-    trajectory = open_trajectory(request.checkpoints)
+    trajectory = open_trajectory(request.checkpoints, request.settings.overrides)
     try:
         bundle = None
         if method.reads_bundle:
             weights = DEFAULT_WEIGHTS if request.weights is None else request.weights
             bundle = load_bundle(find_bundle(weights, len(trajectory)))
-        notices = list(trajectory.notices)
+        notices = [*trajectory.notices, *data_notices(trajectory)]
         rate = _rate(request, trajectory, notices)
         predictors: Predictors = import_module(method.module).predictors(
             Inputs(trajectory, request.settings.steps, rate, devices, options, bundle)
@@ -379,7 +380,7 @@ def _rate(request: Request, trajectory: Trajectory, notices: list[str]) -> float
     recorded = trajectory.rate
     if request.rate is None:
         return DEFAULT_RATE if recorded is None else recorded
-    if not 0 < request.rate < 1:
+    if keys.rate_problem(request.rate) is not None:
         raise UsageError(f"--rate {request.rate}: must be between 0 and 1, such as 0.5 or 1/3")
     if recorded is not None and abs(recorded - request.rate) > 1e-6:
         notices.append(
@@ -446,7 +447,8 @@ def _metadata(
     step: int,
 ) -> dict[str, str]:
     """Θ0's metadata and what made this output."""
-    metadata = dict(trajectory.first.metadata)
+    # transformers 4 reads no file that does not say which framework's tensors it has.
+    metadata = {"format": "pt", **trajectory.first.metadata}
     # Θ0 may be a prediction itself, with another method, and so with more to tell.
     for key in (keys.OPTIONS, keys.KINDS, keys.NONFINITE, keys.BUNDLE, keys.TARGET):
         metadata.pop(key, None)

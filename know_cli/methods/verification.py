@@ -395,7 +395,8 @@ def _request(
         rate = float(metadata[keys.RATE])
         options = json.loads(metadata.get(keys.OPTIONS, "{}"))
         count = int(metadata[keys.CHECKPOINTS])
-        if not (1 <= settings.steps <= 8 and 0 < rate < 1 and isinstance(options, dict)):
+        in_range = 1 <= settings.steps <= 8 and keys.rate_problem(rate) is None
+        if not (in_range and isinstance(options, dict)):
             raise ValueError("a value is out of its range")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
@@ -490,7 +491,7 @@ def _metadata_differences(
             f"{found.path} was made by version {quoted(version)}, this is {__version__}"
         )
     # Outputs of older versions have fewer keys, and a device may be another one.
-    optional = {keys.VERSION, keys.DEVICE, keys.FROZEN, keys.INPUTS}
+    optional = {keys.VERSION, keys.DEVICE, keys.FROZEN, keys.INPUTS, "format"}
     differ = set()
     for header in found.headers.values():
         actual = header.metadata
