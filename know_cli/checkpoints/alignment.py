@@ -197,8 +197,8 @@ def check_empty(first: Checkpoint, overrides: Sequence[Override] = ()) -> list[s
         return []
     return [
         f"warning: {first.path}: {len(lost)} of {_count(len(weights), 'weight')} "
-        f"{'is' if len(lost) == 1 else 'are'} empty: {_named(lost)}; DeepSpeed's ZeRO-3 leaves that "
-        "of weights that were not gathered before they were saved"
+        f"{'is' if len(lost) == 1 else 'are'} empty: {_named(lost)}; DeepSpeed's ZeRO-3 leaves "
+        "that of weights that were not gathered before they were saved"
     ]
 
 

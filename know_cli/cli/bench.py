@@ -111,10 +111,9 @@ def bench(
     and whole predictions of generated checkpoints against a bare copy of the same bytes. What is
     compared takes turns, so that other work on the machine meets all of it.
     """
-    from know_cli.cli.report_file import check_report_path, write_report
-    from know_cli.files import write_text
+    from know_cli.cli.report_file import check_report_path, takes_stdout, write_out, write_report
 
-    talk = Output(quiet)
+    talk = Output(quiet, aside=takes_stdout(json, table))
     check_device_name(device)
     wanted = _parse_sizes(sizes)
     for path, option in ((json, "--json"), (table, "--table"), (plot, "--plot")):
@@ -169,7 +168,7 @@ def bench(
     if json is not None:
         write_report(json, results)
     if table is not None:
-        write_text(table, to_markdown(results))
+        write_out(table, to_markdown(results))
     if plot is not None:
         draw(results, plot)
 

@@ -133,7 +133,9 @@ def evaluate(
     computed again, so a run that was interrupted goes on where it was, and more seeds, tasks and
     methods cost only themselves.
     """
-    talk = Output(quiet)
+    from know_cli.cli.report_file import takes_stdout, write_out
+
+    talk = Output(quiet, aside=takes_stdout(table))
     bundles = parse_named(bundle or [], "--bundle", "PATH")
     if table is not None and not table.parent.is_dir():
         raise missing_folder(table.parent)
@@ -187,12 +189,12 @@ def evaluate(
     content = of_results.to_json(request, outcomes, not_run)
     write_text(output / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if table is not None:
-        write_text(table, of_results.to_markdown(content))
+        write_out(table, of_results.to_markdown(content))
     for name, of_task in content["tasks"].items():
         talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
     talk.show("", f"wrote {output / RESULTS}")
     if table is not None:
-        talk.show(f"wrote {table}")
+        talk.show(f"wrote {'the tables' if talk.aside else table}")
 
 
 @contextmanager

@@ -39,7 +39,11 @@ def inspect(
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", show_default=False, help="Write what is found as JSON."),
+        typer.Option(
+            metavar="FILE.json",
+            show_default=False,
+            help="Write what is found as JSON; - is standard output.",
+        ),
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
     no_progress: Annotated[bool, no_progress_option()] = False,
@@ -49,14 +53,14 @@ def inspect(
     from know_cli.checkpoints.paths import expand_arguments
     from know_cli.checkpoints.trajectory import data_notices
     from know_cli.cli.progress import progress_for
-    from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.engine.inspection import inspect_trajectory
     from know_cli.engine.plan import classify_trajectory
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
 
-    talk = Output(quiet)
-    paths = expand_arguments(checkpoints)
+    talk = Output(quiet, aside=takes_stdout(json))
+    paths = expand_arguments(checkpoints, talk.notice)
     if json is not None:
         check_report_path(json, paths, "--json")
     try:

@@ -87,7 +87,11 @@ _Kind = Annotated[
 _Force = Annotated[bool, typer.Option("--force", help="Replace an existing picture.")]
 _Json = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.json", show_default=False, help="Write what is drawn as JSON."),
+    typer.Option(
+        metavar="FILE.json",
+        show_default=False,
+        help="Write what is drawn as JSON; - is standard output.",
+    ),
 ]
 _Quiet = Annotated[bool, quiet_option()]
 _NoProgress = Annotated[bool, no_progress_option()]
@@ -132,9 +136,10 @@ def trajectory(
     tensors that 'know predict' predicts (kinds conv, fc and bias). The data is read once, a
     block at a time.
     """
-    talk = Output(quiet)
-    request = _request(checkpoints, output, prediction, other, kind, json, force)
-    from know_cli.cli.report_file import write_report
+    from know_cli.cli.report_file import takes_stdout, write_report
+
+    talk = Output(quiet, aside=takes_stdout(json))
+    request = _request(checkpoints, output, prediction, other, kind, json, force, talk)
     from know_cli.evaluation.plots.trajectory import draw_trajectory
     from know_cli.evaluation.points import describe
     from know_cli.files import write_bytes
@@ -191,10 +196,11 @@ def landscape(
     combination of the checkpoints; tensors that are not predicted, such as BatchNorm's running
     statistics, are the first checkpoint's. It takes as long as your function, N x N times.
     """
-    talk = Output(quiet)
-    request = _request(checkpoints, output, prediction, other, kind, json, force)
+    from know_cli.cli.report_file import takes_stdout, write_report
+
+    talk = Output(quiet, aside=takes_stdout(json))
+    request = _request(checkpoints, output, prediction, other, kind, json, force, talk)
     from know_cli.cli.progress import progress_for
-    from know_cli.cli.report_file import write_report
     from know_cli.evaluation import landscape as work
     from know_cli.evaluation.plots.landscape import draw_landscape
     from know_cli.evaluation.points import describe
@@ -285,6 +291,7 @@ def _request(
     kind: list[str] | None,
     json: Path | None,
     force: bool,
+    talk: Output,
 ) -> _Request:
     """Everything that can be refused before torch is imported or a file is opened."""
     from know_cli.checkpoints.paths import check_count, expand_arguments
@@ -292,7 +299,7 @@ def _request(
     from know_cli.kinds import parse_override
 
     suffix = check_picture(output, [], force=force)
-    sessions = expand_arguments(checkpoints)
+    sessions = expand_arguments(checkpoints, talk.notice)
     check_count(sessions)
     named = parse_named(other or [], "--other", "FILE")
     others = {name: expand_arguments([path])[0] for name, path in named.items()}

@@ -75,12 +75,12 @@ def predict(
             metavar="CKPT...",
             show_default=False,
             help="2 to 16 checkpoints of one model, full data first, most-forgotten last: "
-            ".safetensors files, or folders as Hugging Face writes them. One argument such as "
-            "run/ckpt0..ckpt4 stands for a range.",
+            ".safetensors files, or folders as Hugging Face's libraries write them; of a pipeline, "
+            "the folder of one component. An argument such as run/ckpt0..ckpt4 stands for a range.",
         ),
     ],
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o",
             "--output",
@@ -216,7 +216,7 @@ def predict(
         typer.Option(
             metavar="FILE.json",
             show_default=False,
-            help="Write the report (of a dry run: the plan) as JSON.",
+            help="Write the report (of a dry run: the plan) as JSON; - is standard output.",
             rich_help_panel=_TALK,
         ),
     ] = None,
@@ -231,15 +231,16 @@ def predict(
     """
     from know_cli.bundles import check_weights_name
     from know_cli.checkpoints.paths import check_count, expand_arguments
-    from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.engine.ranks import open_ranks, processes_here
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
 
-    talk = Output(quiet)
+    talk = Output(quiet, aside=takes_stdout(report))
     # First of all, so that whatever ends one rank ends all.
     with open_ranks(talk.notice) as ranks:
-        paths = expand_arguments(checkpoints)
+        talk = talk if ranks.rank == 0 else Output(quiet=True)
+        paths = expand_arguments(checkpoints, talk.notice)
         try:
             overrides = tuple(parse_override(text) for text in kind or ())
         except ValueError as error:
@@ -252,14 +253,16 @@ def predict(
         if weights is not None:
             check_weights_name(weights)
         if report is not None:
-            check_report_path(report, [*paths, output])
+            check_report_path(report, [*paths, Path(output)])
 
         from know_cli.engine.plan import FrozenMode, NormMode, Settings
         from know_cli.methods.prediction import Request, open_prediction
 
         request = Request(
             checkpoints=paths,
-            output=output,
+            output=Path(output),
+            # A path does not keep the slash at its end.
+            names_folder=output.endswith(("/", "/.")),
             weights=weights,
             settings=Settings(
                 steps=steps,
@@ -282,7 +285,6 @@ def predict(
         with open_prediction(request, ranks) as prediction:
             if report is not None:
                 check_report_path(report, prediction.files)
-            talk = talk if ranks.rank == 0 else Output(quiet=True)
             content = _predict(prediction, talk, dry_run=dry_run, bar=not no_progress)
             if report is not None and ranks.rank == 0:
                 write_report(report, content)

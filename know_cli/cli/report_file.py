@@ -1,15 +1,30 @@
-"""JSON reports on disk."""
+"""JSON reports, on disk or on standard output."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from know_cli.errors import OutputError
+from know_cli.errors import OutputError, UsageError
 from know_cli.files import missing_folder, write_text
+
+_STDOUT = Path("-")
+
+
+def takes_stdout(*paths: Path | None) -> bool:
+    """Whether one of these is to go to standard output, as ``-`` says.
+
+    Raises:
+        UsageError: more than one is.
+    """
+    count = paths.count(_STDOUT)
+    if count > 1:
+        raise UsageError("-: standard output takes one report; name a file for the other")
+    return count == 1
 
 
 def check_report_path(path: Path, others: Sequence[Path], option: str = "--report") -> None:
@@ -23,6 +38,8 @@ def check_report_path(path: Path, others: Sequence[Path], option: str = "--repor
     Raises:
         OutputError: the reason, and what to do.
     """
+    if takes_stdout(path):
+        return
     try:
         path.exists()
     except OSError as error:  # a name too long, for one
@@ -43,10 +60,22 @@ def check_report_path(path: Path, others: Sequence[Path], option: str = "--repor
 
 
 def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Write a report as JSON, replacing one that exists.
+    """Write a report as JSON, replacing one that exists, or to standard output.
 
     Raises:
         OutputError: it cannot be written.
     """
     # Escaped, since a path may have bytes that are no UTF-8.
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_out(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_out(path: Path, text: str) -> None:
+    """Write a text to a file, replacing one that exists, or to standard output for ``-``.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if takes_stdout(path):
+        sys.stdout.write(text)
+    else:
+        write_text(path, text)

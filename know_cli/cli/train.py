@@ -187,7 +187,9 @@ def train(
     well it does on trajectories that it was not fitted to, beside simple rules. A run that was
     interrupted goes on with the kind that it was at.
     """
-    talk = Output(quiet)
+    from know_cli.cli.report_file import takes_stdout
+
+    talk = Output(quiet, aside=takes_stdout(report, table))
     if (output is None) == (not evaluate):
         raise UsageError(
             "write -o BUNDLE to train one, or --evaluate BUNDLE to measure one, and not both"
@@ -312,8 +314,7 @@ def _evaluate(
     import torch
 
     from know_cli.cli.figures import figures_markdown, figures_tables
-    from know_cli.cli.report_file import check_report_path, write_report
-    from know_cli.files import write_text
+    from know_cli.cli.report_file import check_report_path, write_out, write_report
     from know_cli.meta.held_out import evaluate, to_json
     from know_cli.meta.training import settings_of, split_of
     from know_cli.meta.windows import collect_windows, find_trajectories
@@ -347,7 +348,7 @@ def _evaluate(
     if report is not None:
         write_report(report, {title: to_json(one) for title, one in tables.items()})
     if table is not None:
-        write_text(table, figures_markdown(tables))
+        write_out(table, figures_markdown(tables))
 
 
 def _bundles(name: str) -> list[Bundle]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from know_cli.errors import KnowError, UsageError
+from know_cli.errors import KnowError, UsageError, a_type
 from know_cli.forgetting.recorder import (
     Recorder,
     TrainingSession,
@@ -71,7 +71,7 @@ class TrainingFunction:
             result, measurements = result
         if not isinstance(measurements, Mapping):
             raise UsageError(
-                f"{where}: measurements are a {type(measurements).__name__}, not a dictionary"
+                f"{where}: measurements are {a_type(measurements)}, not a dictionary"
             )
         return state_of(result, where), dict(measurements)
 
@@ -87,8 +87,12 @@ class user_code:  # noqa: N801  used like a function
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, (Exception, SystemExit)) and not isinstance(error, KnowError):
+            text = f"{type(error).__name__}: {error}"
+            hint = ""
+            if any(f'"{part}.' in text for part in ("module", "_orig_mod")):
+                hint = "load session.start, which has the bare model's names, before wrapping; "
             raise UsageError(
-                f"{self.text}: {type(error).__name__}: {error}; KNOW_DEBUG=1 shows the traceback"
+                f"{self.text}: {text}; {hint}KNOW_DEBUG=1 shows the traceback"
             ) from error
 
 
@@ -105,11 +109,11 @@ def load_function(name: str) -> TrainingFunction:
     """
     module, function = _load(name)
     if not callable(function):
-        raise UsageError(f"{name}: is a {type(function).__name__}, not a function")
+        raise UsageError(f"{name}: is {a_type(function)}, not a function")
     size = getattr(function, _SIZE, getattr(module, _SIZE, None))
     labels = getattr(function, _LABELS, getattr(module, _LABELS, None))
     if size is not None and not isinstance(size, int):
-        raise UsageError(f"{name}: its size is a {type(size).__name__}, not an integer")
+        raise UsageError(f"{name}: its size is {a_type(size)}, not an integer")
     return TrainingFunction(name, function, size, labels)
 
 

@@ -29,6 +29,7 @@ from know_cli.checkpoints.digest import (
     remove_digest,
     write_digest,
 )
+from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output import check_output
 from know_cli.checkpoints.paths import factor_name, step_path
@@ -82,6 +83,7 @@ class Request:
         checksum: also write each output's digest; see :mod:`know_cli.checkpoints.digest`.
         rewrite: whether the output is to be written; if not, it is one that exists and is only
             compared with.
+        names_folder: whether the output was given as a folder's name, with a slash at its end.
     """
 
     checkpoints: Sequence[Path]
@@ -97,6 +99,7 @@ class Request:
     resume: bool = False
     checksum: bool = False
     rewrite: bool = True
+    names_folder: bool = False
 
 
 @dataclass
@@ -365,6 +368,11 @@ def _check_agreement(ranks: Ranks, predictors: Predictors, outputs: Sequence[Out
 def _check_output(
     output: Path, request: Request, trajectory: Trajectory, bundle: Bundle | None
 ) -> None:
+    if request.names_folder and not trajectory.first.is_folder:
+        raise OutputError(
+            f"{output}/: is the name of a folder, but the output is a file as the first checkpoint "
+            f"is; name the file, such as {output}{SUFFIX}"
+        )
     if bundle and bundle.source and output.resolve().is_relative_to(bundle.source.resolve()):
         raise OutputError(f"{output}: is in the bundle in use; name another output")
     check_output(
