@@ -62,9 +62,7 @@ class Evaluation:
         try:
             value = float(result)
         except (TypeError, ValueError, RuntimeError):
-            raise UsageError(
-                f"{self.name}: returned {a_type(result)}, not a number"
-            ) from None
+            raise UsageError(f"{self.name}: returned {a_type(result)}, not a number") from None
         if not math.isfinite(value):
             raise UsageError(f"{self.name}: returned {value}, not a finite number")
         return value

@@ -349,7 +349,12 @@ class _BareState(dict[str, "Tensor"]):
 
 
 # Classes, by their names, that hold a model as their ``module``.
-_HOLDERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"}
+_HOLDERS = {
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "DeepSpeedEngine",
+}
 # Names that no model has but through a wrapper.
 _WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 

@@ -70,9 +70,7 @@ class TrainingFunction:
         if isinstance(result, tuple) and len(result) == 2:
             result, measurements = result
         if not isinstance(measurements, Mapping):
-            raise UsageError(
-                f"{where}: measurements are {a_type(measurements)}, not a dictionary"
-            )
+            raise UsageError(f"{where}: measurements are {a_type(measurements)}, not a dictionary")
         return state_of(result, where), dict(measurements)
 
 
