@@ -126,7 +126,7 @@ def _hint(checkpoints: Sequence[Checkpoint]) -> str:
 def _prefix_hint(first: Checkpoint, other: Checkpoint) -> str | None:
     """Says that only a prefix, or parts of names that wrappers add, are different."""
     one, two = first.tensors, other.tensors
-    if len(one) != len(two):
+    if len(one) != len(two) or one.keys() == two.keys():
         return None
     for longer, shorter, path, without in (
         (two, one, other.path, first.path),

@@ -337,11 +337,12 @@ def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str
             raise UsageError(
                 f"{where}: entry {name!r} of the state dict is {a_type(tensor)}, not a tensor"
             )
-    if wrapped is None:
-        # A lone name says little: only what all names begin with is a wrapper's for sure.
-        wrapped = {"module"} if all(name.startswith("module.") for name in model) else set()
-    bare = _BareState({_bare_name(name, wrapped): tensor for name, tensor in model.items()})
-    return bare if len(bare) == len(model) else model
+    names = {name: _bare_name(name, wrapped or set()) for name in model}
+    # Of names alone, only what all of them begin with is a wrapper's.
+    if wrapped is None and all(name.startswith("module.") for name in names.values()):
+        names = {name: bare.removeprefix("module.") for name, bare in names.items()}
+    state = _BareState({names[name]: tensor for name, tensor in model.items()})
+    return state if len(state) == len(model) else model
 
 
 class _BareState(dict[str, "Tensor"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from know_cli.forgetting.subsets import nested_subsets
 #: Companions of a training function, as its attribute or beside it in its module.
 _SIZE, _LABELS = "size", "labels"
 _RATE_DIGITS = 3
+# In PyTorch's message about keys that a wrapped model misses.
+_WRAPPED_NAMES = re.compile(r"Missing key.*[\".](?:module|_orig_mod)\.", re.DOTALL)
 
 Measurements = Mapping[str, "float | str | bool"]
 
@@ -87,7 +90,7 @@ class user_code:  # noqa: N801  used like a function
         if isinstance(error, (Exception, SystemExit)) and not isinstance(error, KnowError):
             text = f"{type(error).__name__}: {error}"
             hint = ""
-            if any(f'"{part}.' in text for part in ("module", "_orig_mod")):
+            if _WRAPPED_NAMES.search(text.partition("Unexpected key")[0]):
                 hint = "load session.start, which has the bare model's names, before wrapping; "
             raise UsageError(
                 f"{self.text}: {text}; {hint}KNOW_DEBUG=1 shows the traceback"
