@@ -188,9 +188,10 @@ def check_empty(first: Checkpoint, overrides: Sequence[Override] = ()) -> list[s
     empty = sorted(name for name, entry in weights.items() if not entry.info.elements)
     if empty and len(empty) == len(weights):
         raise CheckpointError(
-            f"{first.path}: all {_count(len(empty), 'weight')} are empty, such as "
-            f"{quoted(empty[0])}: DeepSpeed's ZeRO-3 leaves that of weights that were not gathered "
-            "before they were saved; save them whole, or make them so with zero_to_fp32.py"
+            f"{first.path}: all {_count(len(empty), 'weight')} "
+            f"{'is' if len(empty) == 1 else 'are'} empty, such as {quoted(empty[0])}: "
+            "DeepSpeed's ZeRO-3 leaves that of weights that were not gathered before they were "
+            "saved; save them whole, or make them so with zero_to_fp32.py"
         )
     lost = [name for name in empty if weights[name].shape == (0,)]
     if not lost:
@@ -204,24 +205,33 @@ def check_empty(first: Checkpoint, overrides: Sequence[Override] = ()) -> list[s
 
 def dtype_notices(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """A line for each element type that some checkpoints have where most have another."""
-    shared = set.intersection(*(set(checkpoint.tensors) for checkpoint in checkpoints))
-    names = sorted(
-        name for name in shared if all(is_float(c.tensors[name].dtype) for c in checkpoints)
-    )
+    first = checkpoints[0].tensors
+    mixed = {
+        name
+        for other in checkpoints[1:]
+        for name, entry in other.tensors.items()
+        if name in first and first[name].info.dtype != entry.info.dtype
+    }
+    names = [
+        name
+        for name in sorted(mixed)
+        if all(name in c.tensors and is_float(c.tensors[name].dtype) for c in checkpoints)
+    ]
     dtypes = [tuple(c.tensors[name].dtype for name in names) for c in checkpoints]
-    # Of types that are as frequent, the first checkpoint's is the usual one.
-    usual = Counter(dtypes).most_common(1)[0][0] if dtypes else ()
     notices = []
-    for found in dict.fromkeys(dtypes):
-        differ = [k for k, (one, two) in enumerate(zip(usual, found, strict=True)) if one != two]
-        if differ:
+    # Of types that are as frequent, the first checkpoint's are the usual ones.
+    for usual, _ in Counter(dtypes).most_common(1):
+        for other in dict.fromkeys(dtypes):
+            if other == usual:
+                continue
             paths = [
-                str(c.path) for c, own in zip(checkpoints, dtypes, strict=True) if own == found
+                str(c.path) for c, own in zip(checkpoints, dtypes, strict=True) if own == other
             ]
+            differ = [k for k in range(len(names)) if other[k] != usual[k]]
             k = differ[0]
             notices.append(
                 f"warning: {', '.join(paths)}: {_count(len(differ), 'tensor')} in another element "
-                f"type than in the other checkpoints, such as {quoted(names[k])} ({found[k]}, not "
+                f"type than in the other checkpoints, such as {quoted(names[k])} ({other[k]}, not "
                 f"{usual[k]}): what was rounded looks like training"
             )
     return notices

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.errors import CheckpointError, quoted
 
 SUFFIX = ".safetensors"
@@ -190,6 +191,8 @@ def weights_in(folder: Path) -> list[str]:
 def _indexed(index: Path) -> set[str]:
     """The files that an index names, as far as it can be read."""
     try:
+        if not index.is_file() or index.stat().st_size > MAX_BYTES:
+            return set()
         content = json.loads(index.read_text(encoding="utf-8"))
         return {name for name in content["weight_map"].values() if Path(name).name == name}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
