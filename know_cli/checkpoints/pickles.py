@@ -23,7 +23,7 @@ from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import START_BYTES, known_as, unreadable
 from know_cli.checkpoints.json_text import MAX_OBJECTS, is_unicode
 from know_cli.checkpoints.state import save_checkpoint
-from know_cli.errors import CheckpointError, OutputError, quoted
+from know_cli.errors import CheckpointError, OutputError, a_type, quoted
 
 #: Where training programs keep the state dict in what they save, the usual ones first.
 NESTED = ("state_dict", "model_state_dict", "model", "module", "params", "weights")
@@ -164,7 +164,7 @@ def _find_state(source: Path, content: Any) -> tuple[Mapping[str, Any], str]:
     """The mapping that has tensors, and the key that it was under."""
     if not isinstance(content, Mapping):
         raise CheckpointError(
-            f"{source}: holds a {type(content).__name__}, not a state dict; save state_dict() alone"
+            f"{source}: holds {a_type(content)}, not a state dict; save state_dict() alone"
         )
     nested = ""
     if not _has_tensors(content):

@@ -102,7 +102,8 @@ def _look(
                     for data, entry in zip(raw, entries, strict=True)
                 ]
                 for k, (before, after) in enumerate(pairwise(values)):
-                    change = before - after
+                    # A mask may hold −inf, which says nothing about the order.
+                    change = (before - after).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
                     squared[k] += float(torch.dot(change, change))
             same = same and all(other == raw[0] for other in raw[1:])
             if not same:
