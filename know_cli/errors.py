@@ -64,6 +64,16 @@ def quoted(value: object) -> str:
     return f"{text[:half]}…{text[-half:]}"
 
 
+def a_type(value: object) -> str:
+    """The type of a value with its article, for a message.
+
+    >>> a_type(3), a_type([])
+    ('an int', 'a list')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in set('aeio') else 'a'} {name}"
+
+
 def was_interrupted(error: BaseException | None) -> bool:
     """Whether an error is an interruption, or has become of one, as while a class is being made."""
     return isinstance(error, KeyboardInterrupt) or (

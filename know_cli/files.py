@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,29 @@ def temporary_name() -> str:
     It is not made of the final name, which may be as long as names can be.
     """
     return f".know-{secrets.token_hex(8)}.tmp"
+
+
+def missing_folder(path: Path) -> OutputError:
+    """The error for a folder that is to be written in and does not exist, with the remedy."""
+    name = str(path)
+    command = shlex.join(["mkdir", "-p", f"./{name}" if name.startswith("-") else name])
+    return OutputError(f"{path}: no such folder; make it first: {command}")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made, by making one.
+
+    Raises:
+        OutputError: with the system's reason.
+    """
+    probe = folder / temporary_name()
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written in: {error.strerror or error}; name another folder"
+        ) from error
 
 
 def make_folder(path: Path) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
+from functools import partial
 
-from know_cli.checkpoints import Trajectory
+from know_cli.checkpoints import Checkpoint, Trajectory
 from know_cli.errors import UsageError
 from know_cli.names import Path, Shape, extent
 from know_cli.roles import (
@@ -270,3 +271,21 @@ def classify_trajectory(
         return classify_all(tensors, overrides)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def only_copied(overrides: Sequence[Override] = ()) -> Callable[[Checkpoint], frozenset[str]]:
+    """What tells the names of a checkpoint's tensors that are no weights, by their kinds.
+
+    Overrides that match nothing, or want what cannot be, are refused by
+    :func:`classify_trajectory`.
+    """
+    return partial(_copied, overrides)
+
+
+def _copied(overrides: Sequence[Override], checkpoint: Checkpoint) -> frozenset[str]:
+    tensors = {name: (entry.shape, entry.dtype) for name, entry in checkpoint.tensors.items()}
+    kinds = {name: found.kind for name, found in classify_all(tensors).items()}
+    for override in overrides:
+        matched = [name for name in kinds if fnmatchcase(name, override.pattern)]
+        kinds |= dict.fromkeys(matched, override.kind)
+    return frozenset(name for name, kind in kinds.items() if kind is Kind.COPY)

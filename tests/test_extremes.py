@@ -29,6 +29,7 @@ from know_cli.checkpoints.pickles import convert_pickle
 from know_cli.engine.progress import Silent
 from know_cli.engine.run import execute
 from know_cli.engine.settings import Settings
+from know_cli.errors import CheckpointError
 from know_cli.kinds import Kind, Override, classify_trajectory
 from know_cli.prediction.inspection import inspect_trajectory
 from know_cli.prediction.opening import open_prediction
@@ -403,7 +404,7 @@ def test_a_checkpoint_of_one_scalar(tmp_path: Path) -> None:
     paths = write_trajectory(tmp_path, [{"s": torch.tensor(2.0 - k / 2)} for k in range(2)])
     predict(paths, tmp_path / "out", "linear")
     assert load_file(tmp_path / "out")["s"].item() == 2.5
-    save_file({"s": torch.empty(0)}, paths[0])
-    save_file({"s": torch.empty(0)}, paths[1])
-    predict(paths, tmp_path / "out", "linear")
-    assert load_file(tmp_path / "out")["s"].shape == (0,)
+    for path in paths:
+        save_file({"s": torch.empty(0)}, path)
+    with pytest.raises(CheckpointError, match="all 1 weight is empty"):
+        predict(paths, tmp_path / "out", "linear")

@@ -13,9 +13,10 @@
 ['ckpt0.safetensors', 'ckpt1.safetensors']
 """
 
+from know_cli.checkpoints.alignment import check_same_model
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.state import save_checkpoint
-from know_cli.checkpoints.trajectory import Trajectory, check_same_model, open_trajectory
+from know_cli.checkpoints.trajectory import Trajectory, open_trajectory
 from know_cli.checkpoints.writer import CheckpointPart, CheckpointWriter, SharedPlace, Sink
 
 __all__ = [

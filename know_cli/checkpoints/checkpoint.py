@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections import OrderedDict
 from contextlib import suppress
@@ -13,16 +14,16 @@ from threading import Lock
 
 from know_cli.checkpoints.header import Header, Stamp, TensorInfo, read_header, unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
-from know_cli.checkpoints.paths import SUFFIX
+from know_cli.checkpoints.layouts import SUFFIX, find_model
 from know_cli.errors import CheckpointError, quoted
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 # A fingerprint reads the ends of at most this many tensors.
 _FINGERPRINT_TENSORS = 256
 _FINGERPRINT_BYTES = 64
 # Files that a checkpoint keeps open; hundreds of shards must not hit the usual limit of 1024.
 _MAX_OPEN_FILES = 32
+# Git's digests and SHA-256, and shorter ones.
+_DIGEST = re.compile(r"[0-9a-f]{6,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +55,11 @@ class Checkpoint:
 
     Attributes:
         path: what the user named, a file or a folder.
-        is_folder: whether ``path`` is a folder in the layout of Hugging Face.
+        is_folder: whether ``path`` is a folder, in one of the
+            :data:`~know_cli.checkpoints.layouts.LAYOUTS`.
         headers: each safetensors file of the checkpoint with its header, in shard order.
         tensors: every tensor by name, in the order of the files and of their data.
-        index_path: the folder's ``model.safetensors.index.json``, if it has one.
+        index_path: the folder's shard index, if it has one.
     """
 
     path: Path
@@ -185,10 +187,10 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a ``.safetensors`` file, or a folder with one file or a shard index; headers only.
+    """Open a ``.safetensors`` file, or a folder with one file or with shards; headers only.
 
     Raises:
-        CheckpointError: nothing usable is there; the message says what was looked for.
+        CheckpointError: nothing usable is there; the message says what there is instead.
     """
     try:
         return _open(path)
@@ -199,43 +201,63 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether a path in a folder leads to a file of that folder, links followed.
 
-    The cache of Hugging Face counts as inside: there, ``snapshots/REVISION`` holds links to
-    files in ``blobs`` two levels up.
+    The cache of Hugging Face counts as inside: there ``snapshots/REVISION``, and every folder
+    below it, holds links to files in ``blobs`` beside ``snapshots``.
     """
     real, root = path.resolve(), folder.resolve()
-    if real.is_relative_to(root):
-        return True
-    in_cache = root.parent.name == "snapshots"
-    return in_cache and real.parent == root.parent.parent / "blobs"
+    return real.is_relative_to(root) or any(
+        real.parent == blobs.resolve() for blobs in _caches(root)
+    )
+
+
+def is_inside_closely(path: Path, folder: Path) -> bool:
+    """As :func:`is_inside`, for files of which nothing else is checked.
+
+    Who packed a folder may have made its ``blobs`` a link to anywhere; a cache's own files are
+    called by their digests, as hardly anything else is.
+    """
+    real, root = path.resolve(), folder.resolve()
+    if any(blobs.is_symlink() for blobs in _caches(root)) and not real.is_relative_to(root):
+        return is_inside(path, folder) and _DIGEST.fullmatch(real.name) is not None
+    return is_inside(path, folder)
+
+
+def _caches(root: Path) -> list[Path]:
+    """Where the files of a snapshot in the cache of Hugging Face are; none for other folders."""
+    return [
+        above.parent.parent / "blobs"
+        for above in (root, *root.parents)
+        if above.parent.name == "snapshots"
+    ]
 
 
 def _open(path: Path) -> Checkpoint:
     if not path.is_dir():
         return _collect(path, False, [path], None)
-    index = path / INDEX_FILE
-    if index.exists() or index.is_symlink():
-        shards = _read_index(index)
-        if (path / SINGLE_FILE).exists() and SINGLE_FILE not in shards:
-            raise CheckpointError(
-                f"{path}: the folder has both {SINGLE_FILE} and the shards of {INDEX_FILE}, two "
-                "models for two kinds of readers; remove the one that is not meant"
-            )
-        for file in (index, *(path / shard for shard in shards)):
-            if not is_inside(file, path):
-                raise CheckpointError(
-                    f"{file}: is a link that leads out of the folder, so the checkpoint may not "
-                    "be what it seems; refused; copy the file to its place if it is meant"
-                )
-        checkpoint = _collect(path, True, [path / shard for shard in shards], index)
-        _check_index(checkpoint, shards)
-        return checkpoint
-    single = path / SINGLE_FILE
-    if not single.exists():
+    model = find_model(path)
+    index = None if model.index is None else path / model.index
+    shards = None if index is None else _read_index(path, index)
+    names = model.files if shards is None else shards
+    if model.single not in names and os.path.lexists(path / model.single):
         raise CheckpointError(
-            f"{path}: the folder has neither {SINGLE_FILE} nor {INDEX_FILE}; name the "
-            "checkpoint's folder or file itself"
+            f"{path}: the folder has both {model.single} and the shards of {model.index}, two "
+            "models for two kinds of readers; remove the one that is not meant"
         )
-    return _collect(path, True, [single], None)
+    files = [path / name for name in names]
+    for file in files:
+        _refuse_outside(file, path)
+    checkpoint = _collect(path, True, files, index)
+    if shards is not None:
+        _check_index(checkpoint, shards)
+    return checkpoint
+
+
+def _refuse_outside(file: Path, folder: Path) -> None:
+    if not is_inside(file, folder):
+        raise CheckpointError(
+            f"{file}: is a link that leads out of the folder, so the checkpoint may not be what "
+            "it seems; refused; copy the file to its place if it is meant"
+        )
 
 
 def _collect(path: Path, is_folder: bool, files: list[Path], index: Path | None) -> Checkpoint:
@@ -254,8 +276,9 @@ def _collect(path: Path, is_folder: bool, files: list[Path], index: Path | None)
     return Checkpoint(path, is_folder, headers, tensors, index)
 
 
-def _read_index(index: Path) -> dict[str, list[str]]:
+def _read_index(folder: Path, index: Path) -> dict[str, list[str]]:
     """Shard file name → names of its tensors, sorted by shard; bare names only."""
+    _refuse_outside(index, folder)
     try:
         found = index.stat()
         if not stat.S_ISREG(found.st_mode):

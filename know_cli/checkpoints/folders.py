@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import filecmp
-import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from know_cli.checkpoints.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, is_inside
-from know_cli.checkpoints.paths import SUFFIX
+from know_cli.checkpoints.checkpoint import Checkpoint, is_inside_closely
+from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, is_index, weights_in
 from know_cli.errors import OutputError
 from know_cli.files import sync_folder
 
-if TYPE_CHECKING:
-    pass
-
-
 # Weights in other formats and training state would contradict the predicted weights beside them.
-LEFT_OUT = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
-
-
-# What shards are called by custom; an index may name others.
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+LEFT_OUT = {SUFFIX, *OTHER_FORMATS}
 
 
 def _holds_weights(folder: Path) -> bool:
@@ -51,12 +40,12 @@ def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
             continue
         if any(part.startswith(".") for part in relative.parts) or not path.is_file():
             continue
-        of_other_weights = path.name.endswith(".index.json") and path.name != INDEX_FILE
+        of_other_weights = is_index(path.name) and path != source.index_path
         if path.suffix in LEFT_OUT or of_other_weights:
             if path not in source.headers:
                 left_out.append(path)
             continue
-        if not is_inside(path, source.path):
+        if not is_inside_closely(path, source.path):
             left_out.append(path)
             continue
         copy = target / relative
@@ -87,23 +76,20 @@ def move_folder(temporary: Path, output: Path) -> bool:
     }
     for relative in files:
         _refuse_folder_in_place(output, relative)
-    index = files.pop(Path(INDEX_FILE), None)
+    index = next((files.pop(at) for at in list(files) if is_index(str(at))), None)
     weights = {at: files.pop(at) for at in list(files) if at.suffix == SUFFIX}
-    old = _weights_of(output)
+    old = weights_in(output)
     if not _is_one_step(weights, files, output):
-        _remove(output, [*sorted(old), INDEX_FILE])
+        _remove(output, old)
     for relative, path in {**files, **weights}.items():
         target = output / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         path.replace(target)
-    # What is left of the model before would be taken for this one's weights by some readers.
-    _remove(output, sorted(old - {at.name for at in weights}))
+    # What is left of the model before, its index above all, would be taken for this one's.
+    _remove(output, [name for name in old if Path(name) not in weights])
     if index is not None:
-        index.replace(output / INDEX_FILE)
+        index.replace(output / index.name)
         sync_folder(output)
-    else:
-        # A folder with an index is read by it: one left from before would hide the new file.
-        _remove(output, [INDEX_FILE])
     return False
 
 
@@ -120,7 +106,7 @@ def _refuse_folder_in_place(output: Path, relative: Path) -> None:
 def _is_one_step(weights: Mapping[Path, Path], others: Mapping[Path, Path], output: Path) -> bool:
     """Whether only a single file changes, so that renaming it replaces the whole model."""
     filecmp.clear_cache()  # the cache compares only times and sizes
-    return list(weights) == [Path(SINGLE_FILE)] and all(
+    return len(weights) == 1 and all(
         (output / at).is_file() and filecmp.cmp(path, output / at, shallow=False)
         for at, path in others.items()
     )
@@ -131,14 +117,3 @@ def _remove(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
     sync_folder(folder)
-
-
-def _weights_of(folder: Path) -> set[str]:
-    """Names of the files that a model in a folder consists of, or did before a run was killed."""
-    names = {SINGLE_FILE, *(path.name for path in folder.iterdir() if _SHARD.fullmatch(path.name))}
-    try:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        names |= {name for name in index["weight_map"].values() if Path(name).name == name}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # no index, or none that says what there is
-    return {name for name in names if name.endswith(SUFFIX) and not (folder / name).is_dir()}

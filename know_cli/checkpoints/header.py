@@ -104,6 +104,11 @@ def read_header(path: Path) -> Header:
 def unreadable(path: Path, error: OSError) -> CheckpointError:
     """The error for an input that the operating system does not let us read."""
     if isinstance(error, FileNotFoundError):
+        if path.is_symlink():
+            return CheckpointError(
+                f"{path}: is a link to {quoted(str(path.readlink()))}, where there is no file; "
+                "download or copy it again"
+            )
         return CheckpointError(f"{path}: no such file; check the path")
     return CheckpointError(f"{path}: cannot be read: {error.strerror or error}")
 
@@ -240,6 +245,8 @@ def _what_it_is(start: bytes, length: int, file_bytes: int) -> str:
                 f"{file_bytes}; download or copy it again"
             )
     if head.startswith((b"{", b"[")):
+        if b'"weight_map"' in head:
+            return "is an index of shards, not a checkpoint; name its folder"
         return "is a JSON text, not a checkpoint; perhaps a server's error message"
     return f"is not a safetensors file (it claims a header of {length} bytes)"
 
@@ -256,7 +263,9 @@ def _parse(path: Path, raw: bytes, stamp: Stamp) -> Header:
         _fail(path, f"its header {error}; download it or save it again")
     if not isinstance(content, dict):
         _fail(path, "header is not a JSON object")
-    metadata = content.pop(METADATA_KEY, {})
+    metadata = content.pop(METADATA_KEY, None)
+    if metadata is None:  # some writers' word for none
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _fail(path, f"header: {METADATA_KEY} must map strings to strings")
     for text in (*content, *metadata, *metadata.values()):

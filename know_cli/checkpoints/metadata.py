@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from know_cli.errors import quoted
+
 SESSION = "know.session"
 FRACTION = "know.fraction"
 RATE = "know.rate"
@@ -32,6 +34,21 @@ NONFINITE = "know.nonfinite"
 DEVICE = "know.device"
 KERNEL = "know.kernel"
 INPUTS = "know.inputs"
+
+
+# No forgetting keeps less of the data from one checkpoint to the next, and none has more
+# sessions: numbers beyond come from damaged or forged metadata, and would overflow what is
+# computed of them.
+_SMALLEST_RATE = 1e-6
+_LARGEST_INDEX = 1000
+_LARGEST_FRACTION = 1e100
+
+
+def rate_problem(rate: float) -> str | None:
+    """What is wrong with a sampling rate that was read or computed; None where nothing is."""
+    if _SMALLEST_RATE <= rate < 1:
+        return None
+    return f"a sampling rate of {rate:.3g}, which is not between {_SMALLEST_RATE:g} and 1"
 
 
 class Regime(str, Enum):
@@ -72,6 +89,15 @@ class Session:
             RATE: repr(self.rate),
             TRAJECTORY: self.trajectory,
         }
+
+    @property
+    def problem(self) -> str | None:
+        """What of it cannot be, in words that follow "tells of"; None where nothing is wrong."""
+        if abs(self.index) > _LARGEST_INDEX:
+            return f"session {quoted(self.index)}, of which there are at most {_LARGEST_INDEX}"
+        if not 1 / _LARGEST_FRACTION < self.fraction < _LARGEST_FRACTION:
+            return f"a share of {self.fraction:.3g} of the data"
+        return rate_problem(self.rate)
 
     @staticmethod
     def from_metadata(metadata: Mapping[str, str]) -> Session | None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from know_cli.checkpoints.checkpoint import (
-    Checkpoint,
-)
+from know_cli.checkpoints.checkpoint import Checkpoint
 from know_cli.checkpoints.checksum import digest_path
+from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.errors import OutputError
-
-if TYPE_CHECKING:
-    pass
+from know_cli.files import missing_folder
 
 
 def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, force: bool) -> None:
@@ -38,7 +34,12 @@ def check_output(output: Path, inputs: list[Checkpoint], *, is_folder: bool, for
     except OSError as error:  # a name too long, for one
         raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
     if not has_parent:
-        raise OutputError(f"{parent}: no such folder; make it first: mkdir -p {parent}")
+        raise missing_folder(parent)
+    if is_folder and output.suffix.lower() == SUFFIX and not output.is_dir():
+        raise OutputError(
+            f"{output}: is the name of a file, but the output is a folder with the same files as "
+            "the first checkpoint is; name a folder"
+        )
     for checkpoint in inputs:
         _refuse_input(output, checkpoint, is_folder)
     if output.exists() or output.is_symlink():

@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, has_model
 from know_cli.errors import CheckpointError, UsageError
 
-SUFFIX = ".safetensors"
-# ckpt0..ckpt4.safetensors, run/ckpt0..ckpt4, run/ckpt0..run/ckpt4, ckpt00..04
-_RANGE = re.compile(
-    r"^(?P<prefix>.*?)(?P<first>\d+)\.\.(?P<again>.*?)(?P<last>\d+)(?P<suffix>\D*)$"
-)
-_MAX_RANGE = 64
+_NUMBER = re.compile(r"\d+")
+_BETWEEN = ".."
+# What may stand at the end of an output's name as its suffix; the 5 of model.v1.5 is none.
+_FILE_SUFFIXES = {SUFFIX, ".sft", ".st", *OTHER_FORMATS}
 MIN_CHECKPOINTS = 2
 MAX_CHECKPOINTS = 16
 
 
-def expand_arguments(arguments: list[str]) -> list[Path]:
+def expand_arguments(
+    arguments: list[str], notice: Callable[[str], None] = lambda text: None
+) -> list[Path]:
     """Turn the checkpoint arguments of a command line into existing paths, in their order.
 
-    A single argument that names nothing on disk but reads as a number range
-    (``run/ckpt0..ckpt4.safetensors``, ``run/ckpt0..ckpt4``, ``run/ckpt0..4``) becomes its
-    members; a path that does not exist, but does with ``.safetensors`` after it, gets it.
+    An argument that names nothing on disk but reads as a range of numbers becomes those of its
+    members that exist, in ascending or descending order: ``run/ckpt0..ckpt4.safetensors``,
+    ``run/ckpt0..4``, ``checkpoint-500..checkpoint-100``, ``pipe0/unet..pipe4/unet``. A path that
+    does not exist, but does with ``.safetensors`` after it, gets it.
+
+    Args:
+        arguments: of the command line.
+        notice: is told what the user should know of a range.
 
     Raises:
-        CheckpointError: a path does not exist.
+        CheckpointError: a path does not exist, nor the ends of a range.
     """
-    if len(arguments) == 1 and not _existing(arguments[0]):
-        arguments = _expand_range(arguments[0]) or arguments
-    paths = []
+    paths: list[Path] = []
     for argument in arguments:
         found = _existing(argument)
-        if found is None:
-            raise CheckpointError(f"{argument}: no such file or folder; check the path")
-        paths.append(found)
+        if found is not None:
+            paths.append(found)
+            continue
+        ranges = list(_ranges(argument))
+        members = next(filter(None, map(_members, ranges)), None)
+        if members is None:
+            raise CheckpointError(f"{argument}: no such file or folder{_tried(argument, ranges)}")
+        numbers = [number for number, _ in members]
+        if len({one - other for one, other in itertools.pairwise(numbers)}) > 1:
+            notice(
+                f"warning: {argument}: takes the numbers that there are, {_listing(numbers)}, "
+                "which are not equally far apart"
+            )
+        paths += [path for _, path in members]
     return paths
 
 
@@ -57,31 +74,102 @@ def check_count(paths: Sequence[Path]) -> None:
 
 
 def _existing(argument: str) -> Path | None:
-    for candidate in (Path(argument), Path(argument + SUFFIX)):
-        try:
-            if candidate.exists():
-                return candidate
-        except OSError as error:  # a name too long, for one
-            raise CheckpointError(f"{argument}: {error.strerror or error}") from error
-    return None
+    path, file = Path(argument), Path(argument + SUFFIX)
+    try:
+        if path.is_dir() and not argument.endswith("/") and file.is_file():
+            # A folder of logs does not hide the file beside it.
+            return path if has_model(path) else file
+        return next((each for each in (path, file) if each.exists()), None)
+    except OSError as error:  # a name too long, for one
+        raise CheckpointError(f"{argument}: {error.strerror or error}") from error
 
 
-def _expand_range(argument: str) -> list[str]:
-    match = _RANGE.match(argument)
-    if match is None:
-        return []
-    prefix, again = match["prefix"], match["again"]
-    if again not in ("", prefix, prefix.rpartition("/")[2]):
-        return []
-    first, last = int(match["first"]), int(match["last"])
-    if abs(last - first) >= _MAX_RANGE:
-        return []
-    width = len(match["first"]) if match["first"].startswith("0") else 0
-    direction = 1 if last >= first else -1
-    return [
-        f"{prefix}{number:0{width}d}{match['suffix']}"
-        for number in range(first, last + direction, direction)
-    ]
+@dataclass(frozen=True)
+class _Range:
+    """A reading of an argument as a range: ``{before}{first}{after}`` to ``{before}{last}{after}``.
+
+    Attributes:
+        before: the path up to the number.
+        first: digits, as they are written.
+        last: digits.
+        after: the rest of the path.
+    """
+
+    before: str
+    first: str
+    last: str
+    after: str
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The arguments that the range begins and ends with."""
+        return f"{self.before}{self.first}{self.after}", f"{self.before}{self.last}{self.after}"
+
+
+def _ranges(argument: str) -> Iterator[_Range]:
+    """All readings of an argument as a range, those of the last number first.
+
+    What stands before the number at the first end may stand at the last one, too, whole or from
+    its last folders on; what stands after it, at either end or at both.
+    """
+    for between in re.finditer(r"(?=\.\.)", argument):
+        left, right = argument[: between.start()], argument[between.start() + len(_BETWEEN) :]
+        for first in reversed(list(_NUMBER.finditer(left))):
+            before, after = left[: first.start()], left[first.end() :]
+            for last in _NUMBER.finditer(right):
+                again, rest = right[: last.start()], right[last.end() :]
+                is_same = again in ("", before) or before.endswith(f"/{again}")
+                if is_same and (after == rest or not (after and rest)):
+                    yield _Range(before, first[0], last[0], after or rest)
+
+
+def _members(wanted: _Range) -> list[tuple[int, Path]] | None:
+    """Numbers and paths of what a range has, in its order; None where one of its ends is not."""
+    found: dict[int, Path] = {}
+    first, last = int(wanted.first), int(wanted.last)
+    for number, end in zip((first, last), wanted.ends, strict=True):
+        path = _existing(end)
+        if path is None:
+            return None
+        found[number] = path
+    padded = [digits for digits in (wanted.first, wanted.last) if digits.startswith("0")]
+    width = max(len(wanted.first), len(wanted.last)) if any(len(d) > 1 for d in padded) else 0
+    lowest, highest = sorted((first, last))
+    for number in _numbers_beside(wanted):
+        if lowest < number < highest and number not in found:
+            path = _existing(f"{wanted.before}{number:0{width}d}{wanted.after}")
+            if path is not None:
+                found[number] = path
+    return sorted(found.items(), reverse=first > last)
+
+
+def _numbers_beside(wanted: _Range) -> set[int]:
+    """Numbers that files or folders have where the range's have theirs."""
+    folder, slash, start = wanted.before.rpartition("/")
+    end = wanted.after.partition("/")[0]
+    pattern = re.compile(rf"{re.escape(start)}(\d{{1,18}}){re.escape(end)}(?:{re.escape(SUFFIX)})?")
+    try:
+        names = [path.name for path in Path(f"{folder}{slash}" or ".").iterdir()]
+    except OSError:
+        return set()
+    return {int(match[1]) for match in map(pattern.fullmatch, names) if match is not None}
+
+
+def _tried(argument: str, ranges: Sequence[_Range]) -> str:
+    """What was tried with an argument that names nothing; ends the message."""
+    if ranges:
+        missing = [end for end in ranges[0].ends if _existing(end) is None]
+        there = sorted(_numbers_beside(ranges[0]))
+        more = f"; there are numbers {_listing(there)}" if there else ""
+        return f"; read as a range, {' and '.join(missing)} should be there but is not{more}"
+    if _BETWEEN in argument.strip("./"):
+        return "; nor a range, whose ends differ in one number only, as in run/ckpt0..ckpt4"
+    return "; check the path"
+
+
+def _listing(numbers: Sequence[int]) -> str:
+    more = ", …" if len(numbers) > MAX_CHECKPOINTS else ""
+    return ", ".join(map(str, numbers[:MAX_CHECKPOINTS])) + more
 
 
 def factor_name(rate: float, steps: int) -> str:
@@ -107,6 +195,6 @@ def step_path(output: Path, rate: float, step: int, is_folder: bool) -> Path:
     name = factor_name(rate, step)
     if not output.name:  # "." and the like
         output = output.resolve()
-    if is_folder or not output.suffix:
+    if is_folder or output.suffix.lower() not in _FILE_SUFFIXES:
         return output.with_name(f"{output.name}.{name}")
     return output.with_name(f"{output.stem}.{name}{output.suffix}")

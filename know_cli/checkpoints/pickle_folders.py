@@ -11,7 +11,7 @@ from typing import Any
 from know_cli.checkpoints.checkpoint import is_inside
 from know_cli.checkpoints.header import unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
-from know_cli.checkpoints.paths import SUFFIX
+from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.errors import CheckpointError, quoted
 
 _SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")

@@ -16,13 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from know_cli.checkpoints.checkpoint import INDEX_FILE, Checkpoint
+from know_cli.checkpoints.checkpoint import Checkpoint
 from know_cli.checkpoints.conversion import Conversion
 from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import Header, Stamp, TensorInfo, encode_header, unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES
+from know_cli.checkpoints.layouts import SUFFIX, is_index
 from know_cli.checkpoints.output_checks import check_file_output, check_output
-from know_cli.checkpoints.paths import SUFFIX
 from know_cli.checkpoints.pickle_data import copy_data, nbytes_of, problem_of, shared_memory
 from know_cli.checkpoints.pickle_folders import (
     PickleModel,
@@ -339,9 +339,9 @@ class _Writer(CheckpointWriter):
         assert model is not None, "a single file has nothing beside it"
         left_out = super()._write_beside(folder) if self._plan.copies_others else []
         # Of the pickles, where its name is a variant's, and of other weights, which were left out.
-        for stale in (model.index.name if model.index else "", INDEX_FILE):
-            if stale:
-                (folder / stale).unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if is_index(path.name):
+                path.unlink()
         if model.index_name:
             weight_map = {name: part.name for part in self._plan.parts for name in part.tensors}
             index = {

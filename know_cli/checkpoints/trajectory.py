@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from know_cli.checkpoints.alignment import (
+    OnlyCopied,
+    check_empty,
+    check_same_model,
+    dtype_notices,
+    nothing,
+)
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.checkpoints.metadata import Continuation, Session
+from know_cli.checkpoints.metadata import Continuation, Session, rate_problem
 from know_cli.checkpoints.paths import check_count
 from know_cli.errors import CheckpointError, UsageError, quoted
 
-_MAX_DIFFERENCES = 10
+_NUMBER = re.compile(r"\d{1,18}")
+# How much of each tensor tells whether two checkpoints are the same.
+_LOOK_BYTES = 1 << 16
+_COMPLEX = "C64"
+_MAX_NAMED = 3
 
 
 @dataclass
 class Trajectory:
-    """Open checkpoints Θ0 (full data) first, most-forgotten last; names and shapes agree.
+    """Open checkpoints, Θ0 (full data) first; names and shapes of their weights agree.
 
     Attributes:
         checkpoints: the S checkpoints in order.
@@ -42,7 +54,11 @@ class Trajectory:
         return self.checkpoints[0]
 
     def entries(self, name: str) -> list[TensorEntry]:
-        """One tensor in all S checkpoints, Θ0 first."""
+        """One tensor in all S checkpoints, Θ0 first.
+
+        Raises:
+            KeyError: one does not have it, which can only be if it is no weight.
+        """
         return [checkpoint.tensors[name] for checkpoint in self.checkpoints]
 
     def check_unchanged(self) -> None:
@@ -66,15 +82,19 @@ class Trajectory:
         self.close()
 
 
-def open_trajectory(paths: Sequence[Path]) -> Trajectory:
+def open_trajectory(paths: Sequence[Path], only_copied: OnlyCopied = nothing) -> Trajectory:
     """Open 2 to 16 checkpoints of one model; only their headers are read.
 
     Checkpoints that carry a session index are put in its order.
 
+    Args:
+        paths: of the checkpoints.
+        only_copied: tells which tensors are no weights; what is only copied need not be in all.
+
     Raises:
         UsageError: too few or too many paths, or one given twice.
-        CheckpointError: one cannot be used, they differ in names or shapes, or their recorded
-            sessions contradict each other.
+        CheckpointError: one cannot be used, they differ in names or shapes, all weights are
+            empty, or their recorded sessions contradict each other or cannot be.
     """
     check_count(paths)
     with ExitStack() as stack:
@@ -84,11 +104,19 @@ def open_trajectory(paths: Sequence[Path]) -> Trajectory:
         stride = _stride(checkpoints)
         if rate is not None and stride > 1:
             rate **= stride
+            problem = rate_problem(rate)
+            if problem is not None:
+                raise CheckpointError(
+                    f"{checkpoints[0].path}: the checkpoints are recorded {stride} sessions apart, "
+                    f"which makes {problem}; give checkpoints that are nearer to each other"
+                )
             notices.append(
                 f"the checkpoints are {stride} sessions apart: the sampling rate from one to the "
                 f"next is {rate:.3g}"
             )
-        check_same_model(checkpoints)
+        notices += check_same_model(checkpoints, only_copied)
+        notices += check_empty(checkpoints[0], only_copied)
+        notices += dtype_notices(checkpoints)
         stack.pop_all()
     return Trajectory(checkpoints, rate, notices, stride)
 
@@ -127,12 +155,20 @@ def _put_in_order(
                 "session of the forgetting; leave it out"
             )
     sessions = [Session.from_metadata(checkpoint.metadata) for checkpoint in checkpoints]
+    for session, checkpoint in zip(sessions, checkpoints, strict=True):
+        if session is not None and session.problem is not None:
+            raise CheckpointError(
+                f"{checkpoint.path}: its metadata tell of {session.problem}; the file is damaged "
+                "or forged, record or save it again"
+            )
     recorded = [
         (session, checkpoint)
         for session, checkpoint in zip(sessions, checkpoints, strict=True)
         if session is not None
     ]
     notices: list[str] = []
+    if len(recorded) < len(checkpoints):
+        notices += _odd_numbers([str(checkpoint.path) for checkpoint in checkpoints])
     if not recorded:
         return checkpoints, None, notices
     if len({session.trajectory for session, _ in recorded}) > 1:
@@ -174,41 +210,106 @@ def _two_different(
     return first, next(pair for pair in recorded if pair[0].trajectory != first[0].trajectory)
 
 
+def _odd_numbers(names: Sequence[str]) -> list[str]:
+    """A line for the user if numbers in names that are alike but for them go up and down."""
+    if len({_NUMBER.sub("#", name) for name in names}) > 1:
+        return []
+    every = [[int(digits) for digits in _NUMBER.findall(name)] for name in names]
+    # Names can have several numbers, as epoch and step are; they count like digits.
+    differ = [k for k, column in enumerate(zip(*every, strict=True)) if len(set(column)) > 1]
+    numbers = [tuple(own[k] for k in differ) for own in every]
+    if numbers in (sorted(numbers), sorted(numbers, reverse=True)):
+        return []
+    listing = ", ".join("-".join(map(str, own)) for own in numbers)
+    return [
+        f"warning: the numbers in the checkpoints' names ({listing}) neither rise nor fall; the "
+        "order is full data first, most-forgotten last"
+    ]
+
+
 def _listing(indices: Sequence[int]) -> str:
     return ", ".join(str(index) for index in indices)
 
 
-def check_same_model(checkpoints: Sequence[Checkpoint]) -> None:
-    """Refuse checkpoints whose names, shapes or computability differ from the first one's.
+def data_notices(trajectory: Trajectory) -> list[str]:
+    """What looks odd in the data of a trajectory, of which little is read: lines for the user.
+
+    Named are checkpoints that are the same, by the first 64 KiB of each tensor of floats, and
+    complex tensors that are not the same in all checkpoints.
 
     Raises:
-        CheckpointError: they differ; up to ten differences are listed.
+        CheckpointError: a file cannot be read.
     """
-    first, differences = checkpoints[0], []
-    for other in checkpoints[1:]:
-        for name in first.tensors.keys() - other.tensors.keys():
-            differences.append((name, f"{quoted(name)} is missing in {other.path}"))
-        for name in other.tensors.keys() - first.tensors.keys():
-            differences.append((name, f"{quoted(name)} is only in {other.path}"))
-        for name in first.tensors.keys() & other.tensors.keys():
-            one, two = first.tensors[name], other.tensors[name]
-            if one.shape != two.shape:
-                differences.append(
-                    (name, f"{quoted(name)} is {_shape(one)} but {_shape(two)} in {other.path}")
-                )
-            elif one.dtype != two.dtype and not (is_float(one.dtype) and is_float(two.dtype)):
-                differences.append(
-                    (name, f"{quoted(name)} is {one.dtype} but {two.dtype} in {other.path}")
-                )
-    if differences:
-        differences.sort()
-        shown = "; ".join(text for _, text in differences[:_MAX_DIFFERENCES])
-        more = len(differences) - _MAX_DIFFERENCES
-        raise CheckpointError(
-            f"{first.path}: the checkpoints are not of one model: {shown}"
-            + (f"; and {more} more" if more > 0 else "")
-        )
+    return [*_same_checkpoints(trajectory), *_moving_complex(trajectory)]
 
 
-def _shape(entry: TensorEntry) -> str:
-    return "x".join(str(size) for size in entry.shape) or "a scalar"
+def _same_checkpoints(trajectory: Trajectory) -> list[str]:
+    checkpoints = trajectory.checkpoints
+    # Each group has what cannot be told apart yet.
+    groups = [list(range(len(checkpoints)))]
+    for name, entry in trajectory.first.tensors.items():
+        if not groups:
+            return []
+        if is_float(entry.dtype) and entry.info.elements:
+            groups = [
+                part
+                for group in groups
+                for part in _split(checkpoints, group, name)
+                if len(part) > 1
+            ]
+    return [
+        f"warning: {', '.join(str(checkpoints[k].path) for k in group)} have the same weights, as "
+        f"far as the first {_LOOK_BYTES >> 10} KiB of each tensor show; was one saved twice?"
+        for group in groups
+    ]
+
+
+def _split(checkpoints: Sequence[Checkpoint], group: list[int], name: str) -> list[list[int]]:
+    """Checkpoints of a group, by the beginning of a tensor and its dtype."""
+    found: dict[tuple[str, bytes], list[int]] = {}
+    for k in group:
+        entry = checkpoints[k].tensors.get(name)
+        if entry is None:
+            found.setdefault(("", b""), []).append(k)
+            continue
+        start = bytearray(min(entry.info.nbytes, _LOOK_BYTES))
+        checkpoints[k].read_into(entry, 0, memoryview(start))
+        found.setdefault((entry.dtype, bytes(start)), []).append(k)
+    return list(found.values())
+
+
+def _moving_complex(trajectory: Trajectory) -> list[str]:
+    moving = [
+        name
+        for name, entry in trajectory.first.tensors.items()
+        if entry.dtype == _COMPLEX and _moves(trajectory, name)
+    ]
+    if not moving:
+        return []
+    more = len(moving) - _MAX_NAMED
+    named = ", ".join(map(quoted, moving[:_MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
+    return [
+        f"warning: complex tensors that differ between the checkpoints are not predicted but "
+        f"copied: {named}; save them as real numbers (torch.view_as_real) to have them predicted"
+    ]
+
+
+def _moves(trajectory: Trajectory, name: str) -> bool:
+    """Whether a tensor is not the same in all checkpoints that have it in the first's shape."""
+    first = trajectory.first.tensors[name]
+    others = [
+        (checkpoint, checkpoint.tensors[name])
+        for checkpoint in trajectory.checkpoints[1:]
+        if name in checkpoint.tensors
+    ]
+    if any((e.dtype, e.shape) != (first.dtype, first.shape) for _, e in others):
+        return True
+    for start in range(0, first.info.nbytes, _LOOK_BYTES):
+        size = min(_LOOK_BYTES, first.info.nbytes - start)
+        one, two = bytearray(size), bytearray(size)
+        trajectory.first.read_into(first, start, memoryview(one))
+        for checkpoint, entry in others:
+            checkpoint.read_into(entry, start, memoryview(two))
+            if one != two:
+                return True
+    return False

@@ -14,6 +14,7 @@ from know_cli.cli.options import max_memory_option, quiet_option, threads_option
 from know_cli.cli.output import Output
 from know_cli.engine.devices import DEVICE_NAMES, check_device_name
 from know_cli.errors import OutputError, UsageError
+from know_cli.files import missing_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -105,10 +106,9 @@ def bench(
     and whole predictions of generated checkpoints against a bare copy of the same bytes. All of
     them take turns, so that other work on the machine affects them alike.
     """
-    from know_cli.cli.report_file import check_report_path, write_report
-    from know_cli.files import write_text
+    from know_cli.cli.report_file import check_report_path, takes_stdout, write_out, write_report
 
-    talk = Output(quiet)
+    talk = Output(quiet, aside=takes_stdout(json, table))
     check_device_name(device)
     wanted = _parse_sizes(sizes)
     for path, option in ((json, "--json"), (table, "--table")):
@@ -156,7 +156,7 @@ def bench(
     if json is not None:
         write_report(json, results)
     if table is not None:
-        write_text(table, to_markdown(results))
+        write_out(table, to_markdown(results))
 
 
 def _parse_sizes(text: str) -> list[int]:
@@ -183,7 +183,7 @@ def _parse_sizes(text: str) -> list[int]:
 
 def _check_space(folder: Path, parameters: int) -> None:
     if not folder.is_dir():
-        raise OutputError(f"{folder}: no such folder; make it first: mkdir -p {folder}")
+        raise missing_folder(folder)
     needed, free = parameters * 4 * _FILES, shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(

@@ -48,19 +48,22 @@ def demo(
     Takes about a minute on two cores, needs scikit-learn, and prints what it measures, even if
     the prediction loses. KNOWN has never seen the images.
     """
+    from know_cli.files import check_writable, make_folder, missing_folder
+
+    if not folder.parent.is_dir():
+        raise missing_folder(folder.parent)
+    make_folder(folder)
+    check_writable(folder)
+
     import torch
 
     from know_cli import demo as work
     from know_cli.checkpoints.paths import factor_name, step_path
-    from know_cli.errors import KnowError, OutputError
+    from know_cli.errors import KnowError
 
     # Networks this small are slower on several threads than on one.
     torch.set_num_threads(1)
     talk = Output()
-    if not folder.parent.is_dir():
-        raise OutputError(
-            f"{folder.parent}: no such folder; make it first: mkdir -p {folder.parent}"
-        )
     sessions = work.record(folder, seed, talk.notice)
     talk.show(
         "forgetting: a small network trained on ever fewer digits",

@@ -15,7 +15,8 @@ import typer
 from know_cli.cli.options import parse_named, quiet_option, usable_cores
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
-from know_cli.errors import OutputError, UsageError
+from know_cli.errors import UsageError
+from know_cli.files import missing_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -136,14 +137,14 @@ def evaluate(
     FOLDER are not computed again: an interrupted run continues where it stopped, and adding seeds,
     tasks or methods costs only what they need.
     """
-    talk = Output(quiet)
+    from know_cli.cli.report_file import takes_stdout, write_out
+
+    talk = Output(quiet, aside=takes_stdout(table))
     bundles = parse_named(bundle or [], "--bundle", "PATH")
     if table is not None and not table.parent.is_dir():
-        raise OutputError(f"{table.parent}: no such folder; make it first: mkdir -p {table.parent}")
+        raise missing_folder(table.parent)
     if not output.parent.is_dir():
-        raise OutputError(
-            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
-        )
+        raise missing_folder(output.parent)
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.markdown import to_markdown
@@ -192,12 +193,12 @@ def evaluate(
     content = of_results.to_json(request, outcomes, not_run)
     write_text(output / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     if table is not None:
-        write_text(table, to_markdown(content))
+        write_out(table, to_markdown(content))
     for name, of_task in content["tasks"].items():
         talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
     talk.show("", f"wrote {output / RESULTS}")
     if table is not None:
-        talk.show(f"wrote {table}")
+        talk.show(f"wrote {'the tables' if talk.aside else table}")
 
 
 @contextmanager

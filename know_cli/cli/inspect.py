@@ -39,7 +39,11 @@ def inspect(
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", show_default=False, help="Write what is found as JSON."),
+        typer.Option(
+            metavar="FILE.json",
+            show_default=False,
+            help="Write what is found as JSON; - is standard output.",
+        ),
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
     no_progress: Annotated[bool, no_progress_option()] = False,
@@ -47,26 +51,27 @@ def inspect(
     """Show a trajectory before predicting: order, step lengths, directions, what is odd."""
     from know_cli.checkpoints import open_trajectory
     from know_cli.checkpoints.paths import expand_arguments
+    from know_cli.checkpoints.trajectory import data_notices
     from know_cli.cli.progress import progress_for
-    from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.errors import UsageError
-    from know_cli.kinds import classify_trajectory, parse_override
+    from know_cli.kinds import classify_trajectory, only_copied, parse_override
     from know_cli.prediction.inspection import inspect_trajectory
 
-    talk = Output(quiet)
-    paths = expand_arguments(checkpoints)
+    talk = Output(quiet, aside=takes_stdout(json))
+    paths = expand_arguments(checkpoints, talk.notice)
     if json is not None:
         check_report_path(json, paths, "--json")
     try:
         overrides = tuple(parse_override(text) for text in kind or ())
     except ValueError as error:
         raise UsageError(str(error)) from error
-    with open_trajectory(paths) as trajectory:
+    with open_trajectory(paths, only_copied(overrides)) as trajectory:
         if json is not None:
             files = [file for checkpoint in trajectory.checkpoints for file in checkpoint.headers]
             check_report_path(json, files, "--json")
         classes = classify_trajectory(trajectory, overrides)
-        for notice in trajectory.notices:
+        for notice in (*trajectory.notices, *data_notices(trajectory)):
             talk.notice(notice)
         with progress_for(talk, bar=not no_progress) as progress:
             inspection = inspect_trajectory(trajectory, classes, progress)

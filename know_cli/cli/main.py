@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from know_cli import __version__
 from know_cli.cli.bench import EPILOG as BENCH_EPILOG
@@ -107,9 +108,13 @@ def _group(text: str, commands: _Commands) -> typer.Typer:
         no_args_is_help=True,
     )
     for name, function, summary, epilog in commands:
-        app.command(name, help=_reflow(function.__doc__), short_help=summary, epilog=epilog)(
-            function
-        )
+        app.command(
+            name,
+            cls=_Command,
+            help=_reflow(function.__doc__),
+            short_help=summary,
+            epilog=epilog,
+        )(function)
     return app
 
 
@@ -121,8 +126,31 @@ def predict_app() -> typer.Typer:
         rich_markup_mode=None,
         add_completion=False,
     )
-    app.command("predict", help=_reflow(predict.__doc__), epilog=EPILOG)(predict)
+    app.command("predict", cls=_Command, help=_reflow(predict.__doc__), epilog=EPILOG)(predict)
     return app
+
+
+class _Command(TyperCommand):
+    """A command whose help names values as people do, and not Python's types."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        for parameter in self.params:
+            if isinstance(parameter, TyperArgument):
+                # Its name in capitals says what it is.
+                parameter.__dict__["display_type_rich"] = lambda ctx: None
+            elif isinstance(parameter, TyperOption) and parameter.metavar is None:
+                parameter.__dict__["display_type_rich"] = _without_list(parameter)
+
+
+def _without_list(parameter: TyperOption) -> Callable[[Any], str | None]:
+    """What stands for an option's value in the help: of a list, one element."""
+
+    def display(ctx: Any) -> str | None:
+        text = parameter.display_type(ctx)
+        return text.replace("list[", "").replace("]>", ">") if text else text
+
+    return display
 
 
 def _reflow(docstring: str | None) -> str:
@@ -167,7 +195,8 @@ def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
         code = app(arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
-        problem = error.format_message().rstrip(".")
+        # The words before the message are the validating library's own.
+        problem = error.format_message().rstrip(".").replace(": Value error, ", ": ")
         if not problem or problem.startswith("Usage: "):
             # Help is the answer to a command without arguments; Typer may have shown it itself.
             print(problem, file=sys.stderr)

@@ -1,4 +1,8 @@
-"""Where text goes: results to stdout; notices, warnings and progress to stderr."""
+"""Where text goes: results to stdout; notices, warnings and progress to stderr.
+
+With ``--report -`` or ``--json -`` the report is what stdout has, and all text for people goes
+to stderr, so that a pipe gets JSON and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +43,11 @@ class Output:
 
     Attributes:
         quiet: nothing but errors is printed.
+        aside: results go to stderr, since stdout has a report for programs.
     """
 
     quiet: bool = False
+    aside: bool = False
 
     def notice(self, text: str) -> None:
         """A line for the user about what happens, on stderr."""
@@ -55,9 +61,9 @@ class Output:
         self.notice(f"warning: {text}")
 
     def show(self, *renderables: RenderableType) -> None:
-        """Print results (text, rich tables) on stdout."""
+        """Print results (text, rich tables) on stdout, or aside."""
         if not self.quiet:
-            console = self.console()
+            console = self.console(stderr=self.aside)
             for renderable in renderables:
                 if isinstance(renderable, str):
                     # Plain lines are never broken: paths in them are there to be copied.

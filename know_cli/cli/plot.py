@@ -87,7 +87,11 @@ _Kind = Annotated[
 _Force = Annotated[bool, typer.Option("--force", help="Replace an existing picture.")]
 _Json = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.json", show_default=False, help="Write what is drawn as JSON."),
+    typer.Option(
+        metavar="FILE.json",
+        show_default=False,
+        help="Write what is drawn as JSON; - is standard output.",
+    ),
 ]
 _Quiet = Annotated[bool, quiet_option()]
 _NoProgress = Annotated[bool, no_progress_option()]
@@ -131,9 +135,10 @@ def trajectory(
     It is the plane of the first two principal axes of all drawn checkpoints, over the tensors that
     'know predict' predicts (kinds conv, fc and bias). The data is read once, block by block.
     """
-    talk = Output(quiet)
-    request = _request(checkpoints, output, prediction, other, kind, json, force)
-    from know_cli.cli.report_file import write_report
+    from know_cli.cli.report_file import takes_stdout, write_report
+
+    talk = Output(quiet, aside=takes_stdout(json))
+    request = _request(checkpoints, output, prediction, other, kind, json, force, talk)
     from know_cli.files import write_bytes
     from know_cli.plots.points import describe
     from know_cli.plots.trajectory import draw_trajectory
@@ -190,10 +195,11 @@ def landscape(
     combination of the checkpoints; tensors that are not predicted, such as BatchNorm's running
     statistics, are the first checkpoint's.
     """
-    talk = Output(quiet)
-    request = _request(checkpoints, output, prediction, other, kind, json, force)
+    from know_cli.cli.report_file import takes_stdout, write_report
+
+    talk = Output(quiet, aside=takes_stdout(json))
+    request = _request(checkpoints, output, prediction, other, kind, json, force, talk)
     from know_cli.cli.progress import progress_for
-    from know_cli.cli.report_file import write_report
     from know_cli.files import write_bytes
     from know_cli.plots import grid as work
     from know_cli.plots.landscape import draw_landscape
@@ -284,6 +290,7 @@ def _request(
     kind: list[str] | None,
     json: Path | None,
     force: bool,
+    talk: Output,
 ) -> _Request:
     """Check everything that can be checked before torch is imported or a file is opened."""
     from know_cli.checkpoints.paths import check_count, expand_arguments
@@ -291,7 +298,7 @@ def _request(
     from know_cli.plots.picture import require_matplotlib
 
     suffix = check_picture(output, [], force=force)
-    sessions = expand_arguments(checkpoints)
+    sessions = expand_arguments(checkpoints, talk.notice)
     check_count(sessions)
     named = parse_named(other or [], "--other", "FILE")
     others = {name: expand_arguments([path])[0] for name, path in named.items()}
@@ -333,7 +340,9 @@ def _measured(
     from know_cli.plots.plane import inner_products, principal_axes
     from know_cli.plots.points import measured_tensors, open_points
 
-    with open_points(request.sessions, request.predictions, request.others) as points:
+    with open_points(
+        request.sessions, request.predictions, request.others, request.overrides
+    ) as points:
         request.check([file for each in points.checkpoints for file in each.headers])
         for notice in points.trajectory.notices:
             talk.notice(notice)

@@ -58,12 +58,12 @@ def predict(
             metavar="CKPT...",
             show_default=False,
             help="2 to 16 checkpoints of one model, full data first, most-forgotten last: "
-            ".safetensors files, or folders as Hugging Face writes them. One argument such as "
-            "run/ckpt0..ckpt4 stands for a range.",
+            ".safetensors files, or folders as Hugging Face's libraries write them; of a pipeline, "
+            "the folder of one component. An argument such as run/ckpt0..ckpt4 stands for a range.",
         ),
     ],
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o",
             "--output",
@@ -123,8 +123,9 @@ def predict(
         typer.Option(
             metavar="PATH",
             show_default="the shipped default",
-            help="KNOWN bundle: the name of a shipped one, a bundle's folder, or a folder with "
-            "KNOWN_Conv.h5, KNOWN_FC.h5 and KNOWN_Bias.h5. For methods known, lstsq and noise.",
+            help="KNOWN bundle: the name of a shipped one, or the path, such as ./mine, of a "
+            "bundle's folder or of one with KNOWN_Conv.h5, KNOWN_FC.h5 and KNOWN_Bias.h5. For "
+            "methods known, lstsq and noise.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -199,7 +200,7 @@ def predict(
             "--json",
             metavar="FILE.json",
             show_default=False,
-            help="Write the report (of a dry run: the plan) as JSON.",
+            help="Write the report (of a dry run: the plan) as JSON; - is standard output.",
             rich_help_panel=_TALK,
         ),
     ] = None,
@@ -214,7 +215,7 @@ def predict(
     more steps before the first: as if trained on 2, 4, 8 times the data.
     """
     from know_cli.checkpoints.paths import expand_arguments
-    from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.engine.settings import Settings
     from know_cli.errors import UsageError
     from know_cli.kinds import parse_override
@@ -222,17 +223,20 @@ def predict(
     from know_cli.ranks.environment import processes_here
     from know_cli.ranks.opening import open_ranks
 
-    talk = Output(quiet)
+    talk = Output(quiet, aside=takes_stdout(report, older_report))
     # First of all, so that whatever ends one rank ends all.
     with open_ranks(talk.notice) as ranks:
-        paths = expand_arguments(checkpoints)
+        talk = talk if ranks.rank == 0 else Output(quiet=True)
+        paths = expand_arguments(checkpoints, talk.notice)
         try:
             overrides = tuple(parse_override(text) for text in kind or ())
         except ValueError as error:
             raise UsageError(str(error)) from error
         request = Request(
             checkpoints=paths,
-            output=output,
+            output=Path(output),
+            # A path does not keep the slash at its end.
+            names_folder=output.endswith(("/", "/.")),
             weights=weights,
             settings=Settings(
                 steps=steps,
@@ -254,14 +258,12 @@ def predict(
         )
         report = one_json(report, older_report)
         if report is not None:
-            check_report_path(report, [*paths, output])
+            check_report_path(report, [*paths, Path(output)])
 
         from know_cli.cli.progress import progress_for
         from know_cli.cli.tables import plan_tables, report_tables
         from know_cli.prediction.opening import open_prediction
 
-        if ranks.rank:
-            talk = Output(quiet=True)
         with open_prediction(request, ranks, talk.notice) as prediction:
             if report is not None:
                 check_report_path(report, prediction.files)

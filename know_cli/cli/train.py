@@ -24,8 +24,8 @@ EPILOG = "\n\n".join(
         "Example:",
         "know collect runs --trajectories 200",
         "know train runs -o my-known --target continuation",
-        "know train runs --evaluate my-known --evaluate continuation",
-        "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights my-known",
+        "know train runs --evaluate ./my-known --evaluate continuation",
+        "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights ./my-known",
     )
 )
 #: Scores are measured after one to this many steps.
@@ -161,8 +161,10 @@ def train(
     well it does on held-out trajectories, compared with simple rules. An interrupted run continues
     with the kind that it was training.
     """
-    talk = Output(quiet)
+    from know_cli.cli.report_file import takes_stdout
+
     json = one_json(json, report)
+    talk = Output(quiet, aside=takes_stdout(json, table))
     if (output is None) == (not evaluate):
         raise UsageError(
             "give either -o BUNDLE to train a bundle, or --evaluate BUNDLE to measure one"
@@ -254,9 +256,8 @@ def _evaluate(
     """Measure bundles on the trajectories that their manifests name as held out."""
     import torch
 
-    from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.cli.report_file import check_report_path, write_out, write_report
     from know_cli.cli.scores import score_tables, scores_markdown
-    from know_cli.files import write_text
     from know_cli.meta.held_out import evaluate, to_json
     from know_cli.meta.manifest import settings_of, split_of
     from know_cli.meta.windows import collect_windows, find_trajectories
@@ -290,16 +291,17 @@ def _evaluate(
     if json is not None:
         write_report(json, {title: to_json(one) for title, one in tables.items()})
     if table is not None:
-        write_text(table, scores_markdown(tables))
+        write_out(table, scores_markdown(tables))
 
 
 def _bundles(name: str) -> list[Bundle]:
-    """The bundle in a folder, or all bundles of a family, in a folder or shipped."""
+    """One bundle, or all of a family, by a folder or a shipped family's name."""
     from know_cli.known.bundle import load_bundle
-    from know_cli.known.shipped import MANIFEST, family
+    from know_cli.known.shipped import MANIFEST, family, is_path
 
     path = Path(name)
-    folders = [path] if (path / MANIFEST).exists() else list(family(name, "--evaluate").values())
+    is_one = is_path(name) and (path / MANIFEST).exists()
+    folders = [path] if is_one else list(family(name, "--evaluate").values())
     return [load_bundle(folder) for folder in folders]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,7 +83,11 @@ def verify(
     max_memory: Annotated[int, max_memory_option()] = 1 << 30,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", show_default=False, help="Write what is found as JSON."),
+        typer.Option(
+            metavar="FILE.json",
+            show_default=False,
+            help="Write what is found as JSON; - is standard output.",
+        ),
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
     no_progress: Annotated[bool, no_progress_option()] = False,
@@ -93,13 +98,16 @@ def verify(
     the tensors that are copied, is checked in seconds; --full checks all. If there is an
     OUT.sha256 ('know predict --checksum'), the whole checkpoint is compared with it, too.
     """
-    talk = Output(quiet)
     from know_cli.checkpoints.paths import check_count, expand_arguments
-    from know_cli.cli.report_file import check_report_path, write_report
+    from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.errors import UsageError
 
-    paths = expand_arguments(checkpoints)
-    (found,) = expand_arguments([str(output)])
+    talk = Output(quiet, aside=takes_stdout(json))
+    found, *more = expand_arguments([str(output)])
+    paths = expand_arguments(checkpoints, talk.notice)
+    _refuse_swapped([found, *more, *paths])
+    if more:
+        raise UsageError(f"{output}: names {len(more) + 1} checkpoints; OUT is one, and goes first")
     check_count(paths)
     if device is not None:
         check_device_name(device)
@@ -129,6 +137,28 @@ def verify(
         write_report(json, result.to_json())
     result.check(found)
     talk.show(*_lines(found, result))
+
+
+def _refuse_swapped(paths: list[Path]) -> None:
+    """Refuse the checkpoints with the output that was made from them last.
+
+    Raises:
+        UsageError: only the last one was written by 'know predict'.
+        CheckpointError: one cannot be read.
+    """
+    from know_cli.checkpoints import open_checkpoint
+    from know_cli.checkpoints.metadata import METHOD
+    from know_cli.errors import UsageError
+
+    def is_prediction(path: Path) -> bool:
+        with open_checkpoint(path) as checkpoint:
+            return METHOD in checkpoint.metadata
+
+    if len(paths) > 1 and not is_prediction(paths[0]) and is_prediction(paths[-1]):
+        raise UsageError(
+            f"{paths[-1]} was written by 'know predict' and {paths[0]} was not: the output goes "
+            f"first: {shlex.join(['know', 'verify', *(str(p) for p in (paths[-1], *paths[:-1]))])}"
+        )
 
 
 def _lines(output: Path, result: Verification) -> list[str]:

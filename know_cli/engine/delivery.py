@@ -18,7 +18,6 @@ from know_cli.engine.plan import Batch, Copy, PlannedTensor
 from know_cli.engine.report import Report
 from know_cli.engine.running_statistics import RunningStatistics
 from know_cli.errors import CheckpointError
-from know_cli.kinds import Kind
 
 _COPY_BYTES = 1 << 20
 
@@ -161,13 +160,12 @@ class Delivery:
         """Copy tensors, or parts of them, byte by byte from Θ0.
 
         Raises:
-            CheckpointError: a weight has values that are not finite.
             OutputError: an output cannot be written.
         """
         for copy in copies:
             nonfinite = self._copy(copy)
             if copy.nbytes == copy.tensor.nbytes:
-                self._check_copied(copy.tensor, nonfinite)
+                self._note_copied(copy.tensor, nonfinite)
             elif nonfinite:
                 self.copied_nonfinite[copy.tensor.name] = nonfinite
 
@@ -192,22 +190,13 @@ class Delivery:
         return nonfinite
 
     def check_copied(self, copies: Iterable[Copy]) -> None:
-        """Check tensors that were copied in parts, when all parts are counted.
-
-        Raises:
-            CheckpointError: a weight has values that are not finite.
-        """
+        """Say of tensors that were copied in parts what is not finite, when all is counted."""
         for copy in copies:
-            self._check_copied(copy.tensor, self.copied_nonfinite.get(copy.tensor.name, 0))
+            self._note_copied(copy.tensor, self.copied_nonfinite.get(copy.tensor.name, 0))
 
-    def _check_copied(self, tensor: PlannedTensor, nonfinite: int) -> None:
+    def _note_copied(self, tensor: PlannedTensor, nonfinite: int) -> None:
+        """Say what is copied as it is, such as a mask of −inf."""
         entry = self.job.trajectory.first.tensors[tensor.name]
-        belongs_to_weights = tensor.kind is not Kind.COPY or tensor.layer is not None
-        if nonfinite and belongs_to_weights and not self.job.settings.allow_nonfinite:
-            raise CheckpointError(
-                f"{entry.path}: tensor {tensor.name!r}: has {nonfinite} values that are not "
-                "finite; --allow-nonfinite copies them all the same"
-            )
         if nonfinite:
             self.job.notices.add(
                 f"{entry.path}: tensor {tensor.name!r} is copied with {nonfinite} values that "

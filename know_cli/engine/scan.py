@@ -125,7 +125,8 @@ def _scan(
                 ]
             if start == 0:
                 for k, (before, after) in enumerate(pairwise(values)):
-                    change = before - after
+                    # A mask may hold −inf, which says nothing about the order.
+                    change = (before - after).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
                     squared[k] += float(torch.dot(change, change))
             if start < wanted:
                 _watch(watch, torch.stack(values)[:, : wanted - start])

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Regime, Session
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import OutputError, UsageError
+from know_cli.errors import OutputError, UsageError, a_type
 from know_cli.files import write_text
 from know_cli.forgetting.subsets import Indices
 
@@ -36,8 +37,9 @@ class TrainingSession:
             the larger data sets D(−1), D(−2), …
         fraction: share of session 0's data, ``rate ** index``.
         indices: sorted int64 indices of the samples to train on.
-        start: state dict to continue from (float and integer tensors on the CPU); None for
-            session 0 of a chain, which starts from fresh weights.
+        start: state dict to continue from (float and integer tensors on the CPU), with the names
+            of the bare model: load it before the model is wrapped or compiled. None for session
+            0 of a chain, which starts from fresh weights.
         seed: for this session's random numbers, different in each session.
         trajectory_seed: the same for all sessions of the trajectory.
         options: the caller's ``key=value`` pairs, as text.
@@ -306,27 +308,72 @@ def _plain(
 
 
 def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str, Tensor]:
-    """The state dict of a model; a state dict is returned as it is.
+    """The state dict of a model, or of what is one already, with the names of the bare model.
+
+    What wrappers (DataParallel and its like, ``torch.compile``) add to names is dropped, so that
+    the model that is inside loads it.
 
     Raises:
         UsageError: ``model`` is neither; ``where`` begins the message.
     """
     import torch
 
+    if isinstance(model, _BareState):
+        return model
+    wrapped: set[str] | None = None
     if isinstance(model, torch.nn.Module):
+        wrapped = _inside_wrappers(model)
         model = model.state_dict()
     if not isinstance(model, Mapping) or not model:
         raise UsageError(
-            f"{where}: got {type(model).__name__}; return the model, its state dict, or a pair "
+            f"{where}: got {a_type(model)}; return the model, its state dict, or a pair "
             "of that and a dictionary of measurements"
         )
     for name, tensor in model.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise UsageError(
-                f"{where}: entry {name!r} of the state dict is a {type(tensor).__name__}, not a "
-                "tensor"
+                f"{where}: entry {name!r} of the state dict is {a_type(tensor)}, not a tensor"
             )
-    return model
+    names = {name: _bare_name(name, wrapped or set()) for name in model}
+    # Of names alone, only what all of them begin with is a wrapper's.
+    if wrapped is None and all(name.startswith("module.") for name in names.values()):
+        names = {name: bare.removeprefix("module.") for name, bare in names.items()}
+    state = _BareState({names[name]: tensor for name, tensor in model.items()})
+    return state if len(state) == len(model) else model
+
+
+class _BareState(dict[str, "Tensor"]):
+    """A state dict whose names have been looked at."""
+
+
+# Classes, by their names, that hold a model as their ``module``.
+_HOLDERS = {
+    "DataParallel",
+    "DistributedDataParallel",
+    "FullyShardedDataParallel",
+    "DeepSpeedEngine",
+}
+# Names that no model has but through a wrapper.
+_WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def _inside_wrappers(model: nn.Module) -> set[str]:
+    """Paths of what wrappers hold, such as ``module`` and ``encoder.module``."""
+    return {
+        f"{path}.module" if path else "module"
+        for path, part in model.named_modules()
+        if _HOLDERS & {base.__name__ for base in type(part).__mro__}
+    }
+
+
+def _bare_name(name: str, wrapped: set[str]) -> str:
+    parts = name.split(".")
+    paths = accumulate(parts, lambda path, part: f"{path}.{part}")
+    return ".".join(
+        part
+        for part, path in zip(parts, paths, strict=True)
+        if part not in _WRAPPED and path not in wrapped
+    )
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import KnowError, UsageError
+from know_cli.errors import KnowError, UsageError, a_type
 from know_cli.forgetting.recorder import Recorder, TrainingSession, derived_seed, state_of
 from know_cli.forgetting.subsets import nested_subsets
 
 #: What may accompany a training function, as an attribute of it or of its module.
 _SIZE, _LABELS = "size", "labels"
 _RATE_DIGITS = 3
+# In PyTorch's message about keys that a wrapped model misses.
+_WRAPPED_NAMES = re.compile(r"Missing key.*[\".](?:module|_orig_mod)\.", re.DOTALL)
 
 Measurements = Mapping[str, "float | str | bool"]
 
@@ -65,9 +68,7 @@ class TrainingFunction:
         if isinstance(result, tuple) and len(result) == 2:
             result, measurements = result
         if not isinstance(measurements, Mapping):
-            raise UsageError(
-                f"{where}: measurements are a {type(measurements).__name__}, not a dictionary"
-            )
+            raise UsageError(f"{where}: measurements are {a_type(measurements)}, not a dictionary")
         return state_of(result, where), dict(measurements)
 
 
@@ -82,8 +83,12 @@ class user_code:  # noqa: N801  used like a function
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, (Exception, SystemExit)) and not isinstance(error, KnowError):
+            text = f"{type(error).__name__}: {error}"
+            hint = ""
+            if _WRAPPED_NAMES.search(text.partition("Unexpected key")[0]):
+                hint = "load session.start, which has the bare model's names, before wrapping; "
             raise UsageError(
-                f"{self.text}: {type(error).__name__}: {error}; KNOW_DEBUG=1 shows the traceback"
+                f"{self.text}: {text}; {hint}KNOW_DEBUG=1 shows the traceback"
             ) from error
 
 
@@ -100,11 +105,11 @@ def load_function(name: str) -> TrainingFunction:
     """
     module, function = _load(name)
     if not callable(function):
-        raise UsageError(f"{name}: is a {type(function).__name__}, not a function")
+        raise UsageError(f"{name}: is {a_type(function)}, not a function")
     size = getattr(function, _SIZE, getattr(module, _SIZE, None))
     labels = getattr(function, _LABELS, getattr(module, _LABELS, None))
     if size is not None and not isinstance(size, int):
-        raise UsageError(f"{name}: its size is a {type(size).__name__}, not an integer")
+        raise UsageError(f"{name}: its size is {a_type(size)}, not an integer")
     return TrainingFunction(name, function, size, labels)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from know_cli.errors import CheckpointError, OutputError, UsageError
+from know_cli.files import missing_folder
 
 MANIFEST = "manifest.json"
 #: The family that is taken where none is named.
@@ -47,46 +48,58 @@ def is_keras_folder(path: Path) -> bool:
     return any(path.glob(_KERAS))
 
 
+def is_path(weights: str) -> bool:
+    """Whether ``--weights`` is a path and not the name of a shipped family.
+
+    A folder that happens to lie in the working directory under a shipped name must not be
+    taken for it, so that a path has to look like one: ``./continuation``.
+    """
+    return "/" in weights or weights in (".", "..")
+
+
 def family(weights: str, option: str = "--weights") -> dict[int, Path]:
     """Bundles for several numbers of checkpoints: that number → folder, ascending.
 
     Args:
-        weights: a folder of bundles, which goes first, or the name of a shipped family.
+        weights: the path of a folder of bundles, or the name of a shipped family; see
+            :func:`is_path`.
         option: that it was given with, for the message.
 
     Raises:
         UsageError: neither.
     """
     path, families = Path(weights), shipped()
-    if path.is_dir():
+    if is_path(weights):
         sizes = {_size(manifest.parent): manifest.parent for manifest in path.glob(f"*/{MANIFEST}")}
     else:
         sizes = families.get(weights, {})
     if not sizes:
+        is_here = not is_path(weights) and path.is_dir()
+        hint = f"; for the folder write ./{weights}" if is_here else ""
         raise UsageError(
             f"{option} {weights}: neither a folder with a KNOWN ({MANIFEST}, or {_KERAS}) nor a "
-            f"shipped one ({', '.join(families) or 'none'})"
+            f"shipped one ({', '.join(families) or 'none'}){hint}"
         )
     return dict(sorted(sizes.items()))
 
 
-def check_weights_name(weights: str) -> None:
+def check_weights_name(weights: str, option: str = "--weights") -> None:
     """Refuse what is neither a folder nor a shipped name, before torch is imported.
 
     Raises:
         UsageError: it is neither.
     """
-    if not Path(weights).is_dir():
-        family(weights)
+    if not (is_path(weights) and Path(weights).is_dir()):
+        family(weights, option)
 
 
 def find_bundle(weights: str | None, checkpoints: int) -> Path:
     """Resolve ``--weights`` to the folder of one bundle.
 
     Args:
-        weights: the name of a shipped family, a bundle's folder, a folder of such for several
-            numbers of checkpoints, or a folder of Keras files. An existing folder goes first.
-            None is :data:`DEFAULT_WEIGHTS`.
+        weights: the name of a shipped family, or the path (see :func:`is_path`) of a bundle's
+            folder, of a folder of such for several numbers of checkpoints, or of a folder of
+            Keras files. None is :data:`DEFAULT_WEIGHTS`.
         checkpoints: S of the trajectory.
 
     Raises:
@@ -98,7 +111,7 @@ def find_bundle(weights: str | None, checkpoints: int) -> Path:
     """
     weights = DEFAULT_WEIGHTS if weights is None else weights
     path = Path(weights)
-    if path.is_dir() and ((path / MANIFEST).exists() or is_keras_folder(path)):
+    if is_path(weights) and ((path / MANIFEST).exists() or is_keras_folder(path)):
         return path
     sizes = family(weights)
     if checkpoints not in sizes:
@@ -117,9 +130,7 @@ def check_bundle_output(output: Path, *, force: bool) -> None:
         OutputError: the reason, and what to do.
     """
     if not output.parent.is_dir():
-        raise OutputError(
-            f"{output.parent}: no such folder; make it first: mkdir -p {output.parent}"
-        )
+        raise missing_folder(output.parent)
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
     if output.is_dir() and any(output.iterdir()) and not force:

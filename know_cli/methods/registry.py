@@ -17,6 +17,9 @@ from know_cli.errors import UsageError
 
 DEFAULT_METHOD = "known"
 
+# Steps take its powers, which must be numbers, too.
+_LARGEST = 1e30
+
 #: The value of a method's option.
 Value = float | str
 
@@ -48,7 +51,8 @@ class Option:
     Attributes:
         name: as in ``--option NAME=VALUE``.
         default: the value if none is given.
-        words: the allowed values if they are words; empty if the value is a finite number.
+        words: the allowed values if they are words; empty if the value is a finite number of
+            at most 1e30 in size.
 
     >>> Option("alpha", 1.0).parse("0.5")
     0.5
@@ -62,7 +66,7 @@ class Option:
         """Parse the value that a user wrote.
 
         Raises:
-            ValueError: the text is none of the words, or not a finite number.
+            ValueError: the text is none of the words, not a finite number, or too large.
         """
         if self.words:
             if text not in self.words:
@@ -74,6 +78,8 @@ class Option:
             raise ValueError("is not a number") from None
         if not math.isfinite(number):
             raise ValueError("is not a finite number")
+        if abs(number) > _LARGEST:
+            raise ValueError(f"is so large that no prediction can be finite; at most {_LARGEST:g}")
         return number
 
 

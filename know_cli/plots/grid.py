@@ -16,7 +16,7 @@ from torch import Tensor
 from know_cli.checkpoints import Checkpoint
 from know_cli.checkpoints.dtypes import torch_dtype
 from know_cli.checkpoints.reading import chunks, read_elements
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, a_type
 from know_cli.forgetting.runner import load_object, user_code
 from know_cli.plots.plane import Plane
 
@@ -62,9 +62,7 @@ class Evaluation:
         try:
             value = float(result)
         except (TypeError, ValueError, RuntimeError):
-            raise UsageError(
-                f"{self.name}: returned a {type(result).__name__}, not a number"
-            ) from None
+            raise UsageError(f"{self.name}: returned {a_type(result)}, not a number") from None
         if not math.isfinite(value):
             raise UsageError(f"{self.name}: returned {value}, not a finite number")
         return value
@@ -78,7 +76,7 @@ def load_evaluation(name: str) -> Evaluation:
     """
     function = load_object(name)
     if not callable(function):
-        raise UsageError(f"{name}: is a {type(function).__name__}, not a function")
+        raise UsageError(f"{name}: is {a_type(function)}, not a function")
     return Evaluation(name, function)
 
 

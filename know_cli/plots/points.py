@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,8 +23,10 @@ from know_cli.checkpoints import metadata as keys
 from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.paths import factor_name
 from know_cli.errors import UsageError
-from know_cli.kinds import PREDICTED_KINDS, Override, classify_trajectory
+from know_cli.kinds import PREDICTED_KINDS, Override, classify_trajectory, only_copied
 from know_cli.plots.plane import Plane
+
+_STEPS = re.compile(r"[1-8]")
 
 
 class Role(str, Enum):
@@ -77,6 +80,7 @@ def open_points(
     sessions: Sequence[Path],
     predictions: Sequence[tuple[str | None, Path]] = (),
     others: Mapping[str, Path] | None = None,
+    overrides: Sequence[Override] = (),
 ) -> Iterator[Points]:
     """Open the checkpoints of a picture; they are closed at the end of the ``with`` block.
 
@@ -85,13 +89,14 @@ def open_points(
         predictions: name and path; one without a name is named after its metadata, or else after
             its file.
         others: by name.
+        overrides: kinds that the user sets.
 
     Raises:
         UsageError: there are too few or too many sessions, or two points have the same name.
         CheckpointError: a checkpoint cannot be used or belongs to another model.
     """
     with ExitStack() as stack:
-        trajectory = stack.enter_context(open_trajectory(sessions))
+        trajectory = stack.enter_context(open_trajectory(sessions, only_copied(overrides)))
         points = [
             Point(f"Θ{k}", f"Θ{k}", "sessions", Role.SESSION, checkpoint)
             for k, checkpoint in enumerate(trajectory.checkpoints)
@@ -103,7 +108,8 @@ def open_points(
         for name, path in (others or {}).items():
             checkpoint = stack.enter_context(open_checkpoint(path))
             points.append(Point(name, name, name, Role.OTHER, checkpoint))
-        check_same_model([trajectory.first, *(p.checkpoint for p in points[len(trajectory) :])])
+        compared = [trajectory.first, *(p.checkpoint for p in points[len(trajectory) :])]
+        check_same_model(compared, only_copied(overrides))
         _refuse_same_name(points)
         yield Points(trajectory, tuple(points))
 
@@ -128,11 +134,11 @@ def _by_metadata(checkpoint: Checkpoint) -> tuple[Point, int]:
     """The point of a prediction as ``know predict`` writes it, and its number of steps."""
     found = checkpoint.metadata
     steps = found.get(keys.STEPS, "")
-    if keys.METHOD not in found or not steps.isdigit():
+    if keys.METHOD not in found or not _STEPS.fullmatch(steps):
         return _by_file(checkpoint), 0
     session = Session.from_metadata(found)
     label = f"step {steps}"
-    if session is not None:
+    if session is not None and session.problem is None:
         label = factor_name(session.rate, int(steps)).replace("x", "×")
     series = _series(found)
     return Point(f"{series} {label}", label, series, Role.PREDICTION, checkpoint), int(steps)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from know_cli.checkpoints import Trajectory
+from know_cli.checkpoints import TensorEntry, Trajectory
 from know_cli.checkpoints.dtypes import is_float
 from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.reading import chunks, read_float32
@@ -118,7 +118,8 @@ def inspect_trajectory(
         movement = kinds.setdefault(kind, _no_movement(size))
         movement.tensors += 1
         movement.parameters += entry.info.elements
-        if is_float(entry.dtype):
+        # What is only copied need not be alike in all checkpoints.
+        if is_float(entry.dtype) and _is_in_all(trajectory, entry):
             _inspect_tensor(trajectory, name, kind, movement, inspection)
         progress.advance(entry.info.elements)
     inspection.kinds = {kind: kinds[kind] for kind in Kind if kind in kinds}
@@ -128,8 +129,13 @@ def inspect_trajectory(
             inspection.total.parameters += kinds[kind].parameters
             inspection.total.squared_norm += kinds[kind].squared_norm
             inspection.total.products += kinds[kind].products
-    inspection.warnings = _warnings(trajectory, inspection)
+    inspection.warnings = _warnings(trajectory, inspection, classes)
     return inspection
+
+
+def _is_in_all(trajectory: Trajectory, entry: TensorEntry) -> bool:
+    others = (checkpoint.tensors.get(entry.name) for checkpoint in trajectory.checkpoints)
+    return all(o is not None and is_float(o.dtype) and o.shape == entry.shape for o in others)
 
 
 def _no_movement(size: int) -> KindMovement:
@@ -166,7 +172,9 @@ def _inspect_tensor(
         inspection.frozen.append(name)
 
 
-def _warnings(trajectory: Trajectory, inspection: Inspection) -> list[str]:
+def _warnings(
+    trajectory: Trajectory, inspection: Inspection, classes: Mapping[str, Classification]
+) -> list[str]:
     warnings = []
     lengths = inspection.total.step_lengths
     paths = [checkpoint.path for checkpoint in trajectory.checkpoints]
@@ -185,9 +193,14 @@ def _warnings(trajectory: Trajectory, inspection: Inspection) -> list[str]:
             "the steps grow, as if the checkpoints were given in reverse; the order is full "
             "data first, most-forgotten last"
         )
-    if inspection.nonfinite:
-        path, tensor, _ = inspection.nonfinite[0]
-        count = len({name for _, name, _ in inspection.nonfinite})
+    refused = [
+        (path, name)
+        for path, name, _ in inspection.nonfinite
+        if classes[name].kind is not Kind.COPY and name not in inspection.frozen
+    ]
+    if refused:
+        path, tensor = refused[0]
+        count = len({name for _, name in refused})
         warnings.append(
             f"{count} tensor{'s have' if count > 1 else ' has'} values that are not finite, the "
             f"first is {tensor} in {path}; a prediction refuses them unless --allow-nonfinite"

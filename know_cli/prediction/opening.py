@@ -14,9 +14,11 @@ from know_cli.behaviour import (
     without_rectified_sources,
 )
 from know_cli.checkpoints import Trajectory, open_trajectory
+from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.checkpoints.metadata import Session
 from know_cli.checkpoints.output_checks import check_digest_output, check_output
 from know_cli.checkpoints.paths import step_path
+from know_cli.checkpoints.trajectory import data_notices
 from know_cli.engine.devices import choose_devices
 from know_cli.engine.job import OutputStep
 from know_cli.engine.movements import measure_movements
@@ -26,7 +28,7 @@ from know_cli.engine.predictor import Predictors
 from know_cli.engine.scan import Scan, scan
 from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import OutputError, UsageError
-from know_cli.kinds import Classification, Kind, classify_trajectory
+from know_cli.kinds import Classification, Kind, classify_trajectory, only_copied
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.registry import HyperModelBundle, open_bundle
 from know_cli.normalisation import NormLayer, find_norm_layers
@@ -56,10 +58,10 @@ def open_prediction(
     """
     ranks, notices = ranks or Ranks(), Notices(tell)
     devices = choose_devices(request.device, ranks.local_rank if ranks.size > 1 else None)
-    trajectory = open_trajectory(request.checkpoints)
+    trajectory = open_trajectory(request.checkpoints, only_copied(request.settings.overrides))
     try:
         bundle = open_bundle(request.chosen, request.weights, len(trajectory))
-        notices.add(*trajectory.notices)
+        notices.add(*trajectory.notices, *data_notices(trajectory))
         rate = _rate(request, trajectory, notices)
         inputs = Inputs(trajectory, request.settings.steps, rate, devices, request.options, bundle)
         predictors: Predictors = import_module(request.chosen.module).predictors(inputs)
@@ -156,6 +158,11 @@ def check_agreement(
 def _check_output(
     output: Path, request: Request, trajectory: Trajectory, bundle: HyperModelBundle | None
 ) -> None:
+    if request.names_folder and not trajectory.first.is_folder:
+        raise OutputError(
+            f"{output}/: is the name of a folder, but the output is a file as the first checkpoint "
+            f"is; name the file, such as {output}{SUFFIX}"
+        )
     if bundle and bundle.source and output.resolve().is_relative_to(bundle.source.resolve()):
         raise OutputError(f"{output}: is in the bundle in use; name another output")
     check_output(

@@ -187,7 +187,7 @@ class Recipe:
             raise ValueError(str(error)) from error
         if not (
             1 <= recipe.steps <= MAX_STEPS
-            and 0 < recipe.rate < 1
+            and keys.rate_problem(recipe.rate) is None
             and isinstance(recipe.options, dict)
         ):
             raise ValueError("a value is out of its range")
@@ -289,7 +289,8 @@ def output_metadata(recipe: Recipe, trajectory: Trajectory, step: int) -> dict[s
         trajectory: the inputs.
         step: after which it is written.
     """
-    metadata = dict(trajectory.first.metadata)
+    # transformers 4 reads no file that does not say which framework's tensors it has.
+    metadata = {"format": "pt", **trajectory.first.metadata}
     for key in _SOMETIMES:
         metadata.pop(key, None)
     session = Session.from_metadata(metadata)

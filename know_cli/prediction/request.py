@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from know_cli.checkpoints.metadata import rate_problem
 from know_cli.checkpoints.paths import check_count
 from know_cli.engine.devices import check_device_name
 from know_cli.engine.settings import Settings
@@ -44,6 +45,7 @@ class Request:
         checksum: also write each output's digest; see :mod:`know_cli.checkpoints.checksum`.
         rewrite: whether the output is to be written; if not, it is one that exists and is only
             compared with.
+        names_folder: whether the output was given as a folder's name, with a slash at its end.
 
     Raises:
         UsageError: options that cannot be followed, whatever the checkpoints are.
@@ -66,6 +68,7 @@ class Request:
     resume: bool = False
     checksum: bool = False
     rewrite: bool = True
+    names_folder: bool = False
 
     def __post_init__(self) -> None:
         check_count(self.checkpoints)
@@ -74,7 +77,7 @@ class Request:
         # Complete from here on, so that nobody has to ask for defaults again.
         object.__setattr__(self, "options", complete_options(method, self.options))
         check_weights(method, self.weights)
-        if self.rate is not None and not 0 < self.rate < 1:
+        if self.rate is not None and rate_problem(self.rate) is not None:
             raise UsageError(f"--rate {self.rate}: must be between 0 and 1, such as 0.5 or 1/3")
 
     @property

@@ -337,7 +337,7 @@ def _metadata_differences(found: Checkpoint, recipe: Recipe, prediction: Predict
             "may differ by a rounding"
         )
     # Outputs of older versions have fewer keys, and a device may be another one.
-    optional = {keys.VERSION, keys.DEVICE, keys.FROZEN, keys.INPUTS, keys.KERNEL}
+    optional = {keys.VERSION, keys.DEVICE, keys.FROZEN, keys.INPUTS, keys.KERNEL, "format"}
     free = {keys.VERSION, keys.DEVICE, keys.KERNEL}
     differ = set()
     for header in found.headers.values():

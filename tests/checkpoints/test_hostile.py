@@ -178,7 +178,7 @@ def test_a_folder_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.M
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
         open_checkpoint(tmp_path)
 

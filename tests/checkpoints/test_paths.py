@@ -64,7 +64,7 @@ def test_missing_suffix_is_added_only_where_needed(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["no"], ["no0..no4"], ["a0..b4"], ["a0..a9999"], ["x", "a0..a1"]]
+    "arguments", [["no"], ["no0..no4"], ["a0..b4"], ["a0..a9999"], ["x", "a0..a2"]]
 )
 def test_what_is_not_there(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

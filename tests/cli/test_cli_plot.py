@@ -211,7 +211,7 @@ REFUSED = {
     "no file": (f"{LANDSCAPE} nowhere.py:level", EXIT_USAGE, "nowhere.py: no such file"),
     "no name": (f"{LANDSCAPE} measures", EXIT_USAGE, "write it as module:name or file.py:name"),
     "no attribute": (f"{LANDSCAPE} measures:levle", EXIT_USAGE, "measures has no 'levle'"),
-    "no function": (f"{LANDSCAPE} measures:none", EXIT_USAGE, "measures:none: is a int, not a function"),
+    "no function": (f"{LANDSCAPE} measures:none", EXIT_USAGE, "measures:none: is an int, not a function"),
     "broken module": (f"{LANDSCAPE} broken:level", EXIT_USAGE, "broken:level: import: ZeroDivisionError"),
     "raises": (f"{LANDSCAPE} measures:fails", EXIT_USAGE, "measures:fails: evaluation: KeyError"),
     "exits": (f"{LANDSCAPE} measures:leaves", EXIT_USAGE, "measures:leaves: evaluation: SystemExit: enough"),

@@ -115,7 +115,15 @@ def test_keras_files_through_the_command_line(tmp_path: Path, know: Command, ste
         for column in columns
     ])  # fmt: skip
     done = know(
-        "predict", "ckpt0..ckpt4", "-o", "out", "--weights", "keras", "--steps", steps, cwd=tmp_path
+        "predict",
+        "ckpt0..ckpt4",
+        "-o",
+        "out",
+        "--weights",
+        "./keras",
+        "--steps",
+        steps,
+        cwd=tmp_path,
     )
     assert done.returncode == EXIT_DONE, done.stderr
     out = load_file(tmp_path / "out")

@@ -76,7 +76,7 @@ def test_measures_what_it_has_trained(folder: Path, know: Command) -> None:
     done = know("train", *arguments, "--target", "continuation", "--threads", "1", cwd=folder)
     assert done.returncode == 0, done.stderr
     done = know(
-        "train", "runs", "--evaluate", "measured", "--compare", "itself=measured", "--threads", "1",
+        "train", "runs", "--evaluate", "./measured", "--compare", "itself=./measured", "--threads", "1",
         "--json", "scores.json", "--table", "scores.md", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -204,7 +204,7 @@ def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> 
     train = ["train", "found", "--checkpoints", "3", "--epochs", "1", "--threads", "1"]
     done = know(*train, "-o", "known", "--target", "continuation", "--holdout", "0.5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    done = know("train", "found", "--evaluate", "known", "--compare", "itself=known",
+    done = know("train", "found", "--evaluate", "./known", "--compare", "itself=known",
                 "--json", "f.json", "--table", "f.md", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     (scores,) = json.loads((tmp_path / "f.json").read_text()).values()

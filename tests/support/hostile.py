@@ -87,7 +87,7 @@ FILES: dict[str, Wrong] = {
     "metadata is a list": Wrong(safetensors_file({"__metadata__": []}), "strings to strings"),
     "metadata of numbers": Wrong(safetensors_file({"__metadata__": {"a": 1}}), "strings to strings"),
     "metadata in metadata": Wrong(safetensors_file({"__metadata__": {"a": {"b": "c"}}}), "strings to strings"),
-    "metadata is nothing": Wrong(safetensors_file({"__metadata__": None}), "strings to strings", library=True),
+    "metadata of nothing": Wrong(safetensors_file({"__metadata__": {"a": None}}), "strings to strings"),
     # fields
     "missing field": Wrong(safetensors_file({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)), "needs exactly"),
     "further field": Wrong(safetensors_file({"a": {**entry(), "x": 1}}, bytes(4)), "needs exactly", library=True),
