@@ -19,6 +19,8 @@ RATE = "know.rate"
 TRAJECTORY = "know.trajectory"
 REGIME = "know.regime"
 CONTINUATION = "know.continuation"
+TRAJECTORY_KIND = "know.trajectory-kind"
+TRAINING_STEP = "know.training-step"
 
 VERSION = "know.version"
 METHOD = "know.method"
@@ -49,6 +51,19 @@ def rate_problem(rate: float) -> str | None:
     if _SMALLEST_RATE <= rate < 1:
         return None
     return f"a sampling rate of {rate:.3g}, which is not between {_SMALLEST_RATE:g} and 1"
+
+
+class TrajectoryKind(str, Enum):
+    """How several checkpoints of one model came about; the values of :data:`TRAJECTORY_KIND`.
+
+    ``FORGETTING``: Θ0, then fine-tuned on ever smaller nested subsets (the paper).
+    ``RUN``: one ordinary training run; Θ0 is its latest checkpoint, the others come before it.
+    ``BRANCHES``: several trainings that go on from one Θ0.
+    """
+
+    FORGETTING = "forgetting"
+    RUN = "run"
+    BRANCHES = "branches"
 
 
 class Regime(str, Enum):

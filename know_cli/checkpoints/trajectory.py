@@ -20,6 +20,7 @@ from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkp
 from know_cli.checkpoints.dtypes import is_float
 from know_cli.checkpoints.metadata import Continuation, Session, rate_problem
 from know_cli.checkpoints.paths import check_count
+from know_cli.checkpoints.training_step import training_step
 from know_cli.errors import CheckpointError, UsageError, quoted
 
 _NUMBER = re.compile(r"\d{1,18}")
@@ -52,6 +53,13 @@ class Trajectory:
     def first(self) -> Checkpoint:
         """Θ0, whose names, dtypes, metadata and layout the output takes."""
         return self.checkpoints[0]
+
+    @property
+    def training_steps(self) -> list[int] | None:
+        """The training step of each checkpoint, Θ0's first; None if one does not tell it."""
+        found = [training_step(one.path, one.metadata) for one in self.checkpoints]
+        steps = [step for step in found if step is not None]
+        return steps if len(steps) == len(found) else None
 
     def entries(self, name: str) -> list[TensorEntry]:
         """One tensor in all S checkpoints, Θ0 first.
