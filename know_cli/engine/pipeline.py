@@ -128,9 +128,9 @@ class _Pipeline:
             buffer.copied.zero_()
             buffer.replaced.zero_()
             for segment in batch.segments:
-                entries = trajectory.entries(segment.tensor.name)
+                entries, rows = trajectory.entries(segment.tensor.name), segment.rows
                 for k, checkpoint in enumerate(trajectory.checkpoints):
-                    out = buffer.history[size - 1 - k, segment.rows]
+                    out = buffer.history[size - 1 - k, rows]
                     read_float32(checkpoint, entries[k], segment.start, out)
                     if self._drops_cached:
                         nbytes = torch_dtype(entries[k].dtype).itemsize

@@ -59,7 +59,7 @@ def make_plan(
             is_float(entries[n].dtype) for n in whole
         ):
             decisions[name] = Action.COPY, "running statistics, or the layer before, not of floats"
-    tensors = tuple(
+    tensors = [
         PlannedTensor(
             name,
             classes[name].kind,
@@ -75,7 +75,7 @@ def make_plan(
             and predictors.tensors.takes(classes[name].kind, entry.shape),
         )
         for name, entry in trajectory.first.tensors.items()
-    )
+    ]
     row_bytes = _row_bytes(len(trajectory), settings.steps)
     if predictors.pinned:
         row_bytes *= 2  # torch takes page-locked memory in powers of two
@@ -93,7 +93,7 @@ def make_plan(
     copied = of_action[Action.COPY]
     rescaled = of_action[Action.RESCALE]
     return Plan(
-        tensors=tensors,
+        tensors=tuple(tensors),
         streams=tuple(
             Stream.of(kind, tuple(t for t in predicted if t.kind is kind and not t.whole))
             for kind in PREDICTED_KINDS
@@ -106,7 +106,8 @@ def make_plan(
         batch_rows=batch_rows,
         memory=max(fixed + batch_rows * row_bytes, whole_bytes),
         bytes_to_read=sum(
-            entry.info.nbytes for tensor in predicted for entry in trajectory.entries(tensor.name)
+            checkpoint.nbytes_of([tensor.name for tensor in predicted])
+            for checkpoint in trajectory.checkpoints
         )
         + sum(tensor.nbytes for tensor in (*copied, *rescaled)),
         bytes_to_write=outputs * trajectory.first.nbytes,
