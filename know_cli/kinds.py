@@ -48,7 +48,7 @@ class Kind(str, Enum):
     COPY = "copy"
 
 
-#: The kinds that are predicted, each by a KNOWN of its own.
+#: The kinds that are predicted, each by its own hyper-model.
 PREDICTED_KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
 
 

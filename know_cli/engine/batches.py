@@ -38,7 +38,7 @@ class Buffer:
         )
 
     def keep_finite(self, checkpoints: int, step: int, rows: slice) -> None:
-        """Put θ0 where a step's predictions, the first being 0, are not finite.
+        """Replace a step's predictions that are not finite by θ0; steps count from 0.
 
         NaN would spread through the later steps, so these go on from θ0; the rows are marked,
         and counted when they are written.

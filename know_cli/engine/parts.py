@@ -199,7 +199,7 @@ def _share_of_copies(copies: Sequence[Copy], rank: int, size: int) -> tuple[Copy
 
 
 def _copy_cut(copy: Copy, nbytes: int) -> int:
-    """Where in a tensor's bytes a copy is cut so that about so many come before."""
+    """The offset in a tensor's bytes at which a copy is cut to have about so many before it."""
     if nbytes >= copy.nbytes:
         return copy.start + copy.nbytes
     return max(copy.start, (copy.start + max(nbytes, 0)) // _COPY_GRID * _COPY_GRID)

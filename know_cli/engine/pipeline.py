@@ -102,7 +102,7 @@ class _Pipeline:
         """One tensor, read whole; nothing else is in memory meanwhile.
 
         One worker computes it with one thread, as it does a block: the result of a matrix
-        decomposition, too, depends on how many threads share it.
+        decomposition also depends on how many threads share it.
         """
         size = self._checkpoints
         (segment,) = batch.segments

@@ -168,7 +168,7 @@ def _row_bytes(checkpoints: int, steps: int) -> int:
 
 
 def _history_bytes(checkpoints: int, steps: int) -> int:
-    # Beside the values there are a mark for what is copied, and one a step for what is replaced.
+    # Each row also has a mark for being copied, and per step one for being replaced.
     return 4 * (checkpoints + steps) + 1 + steps
 
 

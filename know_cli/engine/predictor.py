@@ -52,7 +52,7 @@ class Predictor(Protocol):
 
 
 class TensorPredictor(Protocol):
-    """The part of a method that cannot go row by row: it needs a tensor's elements together."""
+    """The part of a method that does not work row by row, but needs all elements of a tensor."""
 
     def takes(self, kind: Kind, shape: tuple[int, ...]) -> bool:
         """Whether it predicts such a tensor; the others go in blocks of rows."""

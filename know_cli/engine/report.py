@@ -71,7 +71,7 @@ class Report:
     Attributes:
         outputs: each checkpoint written, with its step.
         digests: files written with the outputs' digests.
-        kinds: sums a kind.
+        kinds: sums per kind.
         reasons: for what was not predicted, reason → number of tensors.
         replaced: predictions that were not finite, or not in the output's dtype, and were
             replaced by Θ0's value (over all steps written).

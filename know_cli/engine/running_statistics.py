@@ -148,14 +148,14 @@ class RunningStatistics:
         return any(key in self._sums or key in self._biases for key in names)
 
     def take_biases(self, step: int, stretch: Stretch, after: Tensor) -> None:
-        """Take in what a step predicts of biases, float64 by the rows of the stretch."""
+        """Record a step's predictions of biases, float64, by the rows of the stretch."""
         for segment in stretch.segments:
             bias = self._biases.get((step, segment.tensor.name))
             if bias is not None:
                 bias[segment.start : segment.start + segment.count] = after[segment.rows].numpy()
 
     def take_weights(self, step: int, stretch: Stretch, before: Tensor, after: Tensor) -> None:
-        """Take in weights of Θ0 and of a step, float64 by the rows of the stretch."""
+        """Record weights of Θ0 and of a step, float64, by the rows of the stretch."""
         for segment in stretch.segments:
             sums = self._sums.get((step, segment.tensor.name))
             if sums is not None:
@@ -191,7 +191,7 @@ class RunningStatistics:
             self._biases[step, name][at] = values
 
     def rescaled(self, step: int, tensor: PlannedTensor) -> Tensor:
-        """A running mean or variance as it is after a step, ``[channels]`` float64."""
+        """Compute a running mean or variance after a step, ``[channels]`` float64."""
         layer = tensor.layer
         assert layer is not None
         assert layer.source_weight is not None

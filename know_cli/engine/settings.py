@@ -34,7 +34,7 @@ class Settings:
     """What the user wants of a prediction.
 
     Attributes:
-        steps: how many are predicted, 1 to 8; what a step is, each method says.
+        steps: how many are predicted, 1 to 8; each method defines what a step is.
         norm: see :class:`NormMode`.
         frozen: see :class:`FrozenMode`.
         overrides: kinds that the user sets.

@@ -142,7 +142,7 @@ def _read_state(path: Path, checkpoints: int) -> dict[str, Tensor]:
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} is {found.get(name, 'missing')}, a KNOWN for "
+                    f"{path}: tensor {name!r} is {found.get(name, 'missing')}, a hyper-model for "
                     f"{checkpoints} checkpoints has {wanted.get(name, 'none of that name')}"
                 )
         state = {}

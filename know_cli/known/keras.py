@@ -70,7 +70,7 @@ def read_keras_file(path: Path) -> dict[str, Tensor]:
             root = file.get("model_weights", file)
             return _read_layers(path, root)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; a KNOWN of Keras has three") from error
+        raise CheckpointError(f"{path}: no such file; a hyper-model of Keras has three") from error
     except OSError as error:
         raise CheckpointError(f"{path}: is not a readable HDF5 file ({error})") from error
 

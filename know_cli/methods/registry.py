@@ -132,7 +132,7 @@ METHODS = (
         (Option("of", "data", ("data", "position")),),
     ),
     Method("tsv", "Θ0 + n·α·(merged task singular vectors); matrices whole", (_ALPHA,)),
-    Method("lstsq", "the linear rule in a KNOWN's manifest, n times", hyper_model=_KNOWN),
+    Method("lstsq", "the linear rule in a hyper-model's manifest, n times", hyper_model=_KNOWN),
     Method("shrink", "λ^n·Θ0", (Option("lambda", 0.97),)),
     Method("average", "mean of the checkpoints"),
     Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
