@@ -289,8 +289,8 @@ def _bundle(output: Path, recipe: Recipe, weights: str | None) -> str | None:
         return path
     if weights is None:
         raise CheckpointError(
-            f"{output}: was made with a hyper-model of digest {quoted(recipe.bundle)}, which is not "
-            "one of the shipped; say where it is with --weights"
+            f"{output}: was made with a hyper-model of digest {quoted(recipe.bundle)}, which is "
+            "not one of the shipped; say where it is with --weights"
         )
     raise CheckpointError(
         f"{output}: was made with a hyper-model of digest {quoted(recipe.bundle)}, which --weights "
