@@ -19,6 +19,8 @@ from typer.core import TyperArgument, TyperCommand, TyperOption
 from know_cli import __version__
 from know_cli.cli.bench import EPILOG as BENCH_EPILOG
 from know_cli.cli.bench import bench
+from know_cli.cli.choose import EPILOG as CHOOSE_EPILOG
+from know_cli.cli.choose import choose
 from know_cli.cli.collect import EPILOG as COLLECT_EPILOG
 from know_cli.cli.collect import collect
 from know_cli.cli.convert import EPILOG as CONVERT_EPILOG
@@ -56,6 +58,7 @@ _Commands = tuple[tuple[str, Callable[..., None], str, str | None], ...]
 _COMMANDS: _Commands = (
     ("predict", predict, "Predict the weights of more data from checkpoints.", EPILOG),
     ("verify", verify, "Check a prediction against its inputs.", VERIFY_EPILOG),
+    ("choose", choose, "Choose the best start for your own task.", CHOOSE_EPILOG),
     ("inspect", inspect, "Show a trajectory before predicting.", None),
     ("demo", demo, "See all of it on real images.", None),
     ("forget", forget, "Record structured forgetting.", FORGET_EPILOG),

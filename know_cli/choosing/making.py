@@ -1,0 +1,126 @@
+"""Makes the candidates of a search from the checkpoints that a user has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from know_cli.checkpoints import open_checkpoint
+from know_cli.checkpoints.layouts import SUFFIX
+from know_cli.checkpoints.metadata import CHOSEN
+from know_cli.checkpoints.writer import CheckpointWriter
+from know_cli.choosing.candidates import Candidate
+from know_cli.choosing.control import copy_tensor, write_random_direction
+from know_cli.choosing.search import BASE, RANDOM
+from know_cli.engine.progress import Progress
+from know_cli.engine.settings import Settings
+from know_cli.prediction.opening import open_prediction
+from know_cli.prediction.request import Request
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Where candidates come from and go to.
+
+    Attributes:
+        checkpoints: of the trajectory, as for a prediction.
+        folder: receives the candidates.
+        settings: of every prediction, but for the steps.
+        tell: is given notices.
+    """
+
+    checkpoints: Sequence[Path]
+    folder: Path
+    settings: Settings
+    tell: Callable[[str], None]
+
+    def make(self, candidates: Sequence[Candidate], progress: Progress) -> dict[str, Path]:
+        """Predict the candidates that are not there yet.
+
+        Returns:
+            Name → path, Θ0's under :data:`~know_cli.choosing.search.BASE`.
+
+        Raises:
+            UsageError: a candidate cannot be made of these checkpoints.
+            CheckpointError: an input cannot be used.
+            OutputError: the folder cannot be written.
+        """
+        starts: dict[str, Path] = {}
+        told: set[str] = set()
+        for candidate in candidates:
+            path = self._path(candidate.name)
+            request = Request(
+                self.checkpoints,
+                path,
+                settings=self._settings(candidate.steps),
+                force=True,
+                **candidate.request(),
+            )
+            with open_prediction(request) as prediction:
+                starts.setdefault(BASE, prediction.trajectory.first.path)
+                for notice in prediction.notices:
+                    if notice not in told:
+                        told.add(notice)
+                        self.tell(notice)
+                if not is_same(path, prediction.outputs[-1].metadata):
+                    prediction.execute(progress)
+            starts[candidate.name] = path
+        return starts
+
+    def random_direction(self, base: Path, winner: Path, seed: int) -> Path:
+        """Write the random direction as far from Θ0 as the winner is, and give its path."""
+        path = self._path(RANDOM)
+        write_random_direction(base, winner, path, seed)
+        return path
+
+    def clean(self, kept: Sequence[Path]) -> None:
+        """Remove the candidates that are not kept."""
+        for path in self.folder.glob("*"):
+            if path in kept or not (path.is_dir() or path.suffix == SUFFIX):
+                continue
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _path(self, name: str) -> Path:
+        first = Path(self.checkpoints[0])
+        return self.folder / (name if first.is_dir() else name + SUFFIX)
+
+    def _settings(self, steps: int) -> Settings:
+        return replace(self.settings, steps=steps)
+
+
+def is_same(path: Path, metadata: Mapping[str, str]) -> bool:
+    """Whether a checkpoint is there already that says it is the one to be made."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            return checkpoint.metadata == metadata
+    except Exception:  # whatever is there instead is replaced
+        return False
+
+
+def write_chosen(
+    source: Path, output: Path, evidence: Mapping[str, object], *, force: bool
+) -> None:
+    """Copy a start to the output, with the evidence for it in its header.
+
+    Args:
+        source: Θ0 or a candidate.
+        output: where it goes.
+        evidence: plain types, for the entry :data:`~know_cli.checkpoints.metadata.CHOSEN`.
+        force: whether an existing output may be replaced.
+
+    Raises:
+        CheckpointError: the source cannot be read.
+        OutputError: the output cannot be written.
+    """
+    with open_checkpoint(source) as checkpoint:
+        metadata = {**checkpoint.metadata, CHOSEN: json.dumps(evidence, sort_keys=True)}
+        with CheckpointWriter(output, checkpoint, metadata, force=force) as writer:
+            for entry in checkpoint.tensors.values():
+                copy_tensor(checkpoint, entry, writer)
+            writer.flush()
+            writer.commit()
