@@ -150,13 +150,17 @@ def predict(
     ] = NormMode.RESCALE,
     frozen: Annotated[
         FrozenMode,
-        typer.Option(help="Tensors that are the same in all checkpoints.", rich_help_panel=_METHOD),
+        typer.Option(
+            help="Tensors, and single elements of tensors, that are the same in all checkpoints.",
+            rich_help_panel=_METHOD,
+        ),
     ] = FrozenMode.COPY,
     allow_nonfinite: Annotated[
         bool,
         typer.Option(
             "--allow-nonfinite",
-            help="Copy values that are not finite from the first checkpoint, do not refuse them.",
+            help="Where a value or its prediction is not finite, take the first checkpoint's; do "
+            "not refuse it.",
             rich_help_panel=_METHOD,
         ),
     ] = False,

@@ -118,6 +118,11 @@ def report_tables(prediction: Prediction, report: Report) -> list[RenderableType
             )
     lines: list[RenderableType] = [heading(prediction), "", table, ""]
     lines += [_not_predicted(reason, count) for reason, count in sorted(report.reasons.items())]
+    if report.frozen:
+        lines.append(
+            f"copy: frozen: the same in all checkpoints ({count_text(report.frozen)} element"
+            f"{'s' * (report.frozen != 1)} of predicted tensors)"
+        )
     if report.replaced:
         lines.append(f"{report.replaced} predictions were not finite: the first checkpoint's value")
     if report.nonfinite:

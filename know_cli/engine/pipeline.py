@@ -28,7 +28,8 @@ def predict(job: Job, delivery: Delivery) -> None:
     """All batches of a job's plan, then the tensors that are needed whole.
 
     Raises:
-        CheckpointError: an input cannot be read, or has values that are not finite.
+        CheckpointError: an input cannot be read, or it or a prediction of it has values that are
+            not finite.
         OutputError: an output cannot be written.
         PeerError: another rank has failed.
     """

@@ -201,12 +201,13 @@ class Plan:
         copies: what is copied byte by byte.
         resets: tensors that get fresh values.
         rescales: running statistics that follow the weights before them.
+        doubles: names of predicted tensors that are float64 in any checkpoint.
         block_rows: rows of a block; each is computed alike wherever batches are cut.
         batch_rows: rows of a full batch.
         memory: bytes of working memory that the batches, or the largest tensor that is needed
             whole, and the predictor need.
-        bytes_to_read: of tensor data, from all checkpoints, without the scan for frozen tensors;
-            of the whole plan.
+        bytes_to_read: of tensor data, from all checkpoints, without the scan for frozen tensors
+            and without what is read again of float64 tensors; of the whole plan.
         bytes_to_write: of all outputs together; of the whole plan.
     """
 
@@ -216,6 +217,7 @@ class Plan:
     copies: tuple[Copy, ...]
     resets: tuple[PlannedTensor, ...]
     rescales: tuple[PlannedTensor, ...]
+    doubles: frozenset[str]
     block_rows: int
     batch_rows: int
     memory: int

@@ -80,6 +80,15 @@ def make_plan(
     if predictors.pinned:
         row_bytes *= 2  # torch takes page-locked memory in powers of two
     fixed = settings.threads * predictors.rows.thread_bytes + _CHUNK_BYTES
+    doubles = frozenset(
+        tensor.name
+        for tensor in tensors
+        if tensor.action is Action.PREDICT
+        and any(entry.dtype == "F64" for entry in trajectory.entries(tensor.name))
+    )
+    if doubles:
+        rows = sum(tensor.elements for tensor in tensors if tensor.name in doubles)
+        fixed += _double_bytes(len(trajectory), rows, predictors)
     batch_rows = _batch_rows(
         settings.max_memory, fixed, row_bytes, predictors.rows.block_rows, _longest_stream(tensors)
     )
@@ -102,6 +111,7 @@ def make_plan(
         copies=tuple(Copy(tensor, 0, tensor.nbytes) for tensor in copied),
         resets=of_action[Action.RESET],
         rescales=rescaled,
+        doubles=doubles,
         block_rows=predictors.rows.block_rows,
         batch_rows=batch_rows,
         memory=max(fixed + batch_rows * row_bytes, whole_bytes),
@@ -161,6 +171,12 @@ _MAX_BATCH_ROWS = 1 << 20
 
 # A chunk on its way in or out: read in its own dtype, compared, cast back, summed in float64.
 _CHUNK_BYTES = 64 * CHUNK_ROWS
+
+
+def _double_bytes(checkpoints: int, rows: int, predictors: Predictors) -> int:
+    # A window in float64 and, beside it, Θ0, the change and what is written.
+    exact = 0 if predictors.exact is None else predictors.exact.thread_bytes
+    return 8 * (checkpoints + 4) * min(rows, CHUNK_ROWS) + exact
 
 
 def _row_bytes(checkpoints: int, steps: int) -> int:

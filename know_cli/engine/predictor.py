@@ -78,6 +78,8 @@ class Predictors:
     Attributes:
         rows: predicts in blocks of rows: in threads, or on devices of their own.
         tensors: predicts the tensors that it takes whole; None where a method has no such part.
+        exact: predicts the rows of float64 tensors again, from a history in float64 into an
+            ``out`` in float64; None where a method cannot, and Θ0 gets the change in float32.
         kernel: which of several implementations computes; others may round differently. None
             where there is only one; on devices what they say themselves.
         reads_movements: whether the tensors of a block are to have their movements, which costs
@@ -86,6 +88,7 @@ class Predictors:
 
     rows: Predictor | DevicePredictor
     tensors: TensorPredictor | None = None
+    exact: Predictor | None = None
     kernel: str | None = None
     reads_movements: bool = False
 

@@ -23,7 +23,7 @@ class NormMode(str, Enum):
 
 
 class FrozenMode(str, Enum):
-    """What happens to tensors that are the same in all checkpoints."""
+    """What happens to tensors, and to single elements, that are the same in all checkpoints."""
 
     COPY = "copy"
     PREDICT = "predict"
@@ -38,7 +38,8 @@ class Settings:
         norm: see :class:`NormMode`.
         frozen: see :class:`FrozenMode`.
         overrides: kinds that the user sets.
-        allow_nonfinite: copy non-finite values from Θ0 instead of refusing them.
+        allow_nonfinite: take Θ0's value where an input or a prediction is not finite, instead of
+            refusing it.
         max_memory: bytes of working memory.
         threads: worker threads on a CPU.
     """

@@ -21,7 +21,8 @@ class LinearPredictor:
     """Predicts θ̂(−step) = Σ weights[kind][step − 1][k] · window[k].
 
     The sum is taken in float64 and rounded once, so weights that sum to 1 keep a constant history,
-    and a single weight of 1 passes its checkpoint on unchanged, bit for bit in float32.
+    and a single weight of 1 passes its checkpoint on unchanged, bit for bit. Histories may be
+    float64, too, and then nothing is rounded to float32.
 
     Args:
         weights: the weights of each step, for each of conv, fc and bias.
@@ -37,13 +38,26 @@ class LinearPredictor:
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        terms = [
+            (weight, values)
+            for weight, values in zip(self._weights[block.kind][step - 1], history, strict=False)
+            if weight
+        ]
+        if [weight for weight, _ in terms] == [1.0]:
+            out.copy_(terms[0][1])  # a sum has lost the sign of -0
+            return
         total = torch.zeros(out.shape, dtype=torch.float64)
         # Products are rounded before they are added. Whether a fused operation rounds them would
         # depend on a row's place in its block.
-        for weight, values in zip(self._weights[block.kind][step - 1], history, strict=False):
-            if weight:
-                total.add_(values.double().mul_(weight))
+        for weight, values in terms:
+            total.add_(values.to(torch.float64, copy=True).mul_(weight))
         out.copy_(total)
+
+
+def combine_by_kind(weights: Mapping[Kind, Weights]) -> Predictors:
+    """Return the method with these weights for each kind, which computes float64 in float64."""
+    predictor = LinearPredictor(weights)
+    return Predictors(predictor, exact=predictor)
 
 
 def combine(weights: Weights) -> Predictors:
@@ -56,7 +70,7 @@ def combine(weights: Weights) -> Predictors:
     >>> mean.devices
     (device(type='cpu'),)
     """
-    return Predictors(LinearPredictor(dict.fromkeys(PREDICTED_KINDS, weights)))
+    return combine_by_kind(dict.fromkeys(PREDICTED_KINDS, weights))
 
 
 def only(position: int, checkpoints: int, steps: int, factor: float = 1.0) -> list[list[float]]:

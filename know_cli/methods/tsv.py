@@ -26,6 +26,7 @@ float64 by one thread. A matrix that does not fit in ``--max-memory`` is refused
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -143,4 +144,4 @@ def predictors(inputs: Inputs) -> Predictors:
     weights = []
     for step in range(1, inputs.steps + 1):
         weights.append([-step * alpha / tasks] * tasks + [1 + step * alpha])
-    return Predictors(combine(weights).rows, SingularPredictor(alpha, size))
+    return replace(combine(weights), tensors=SingularPredictor(alpha, size))

@@ -293,8 +293,7 @@ def test_naive_writes_the_first_checkpoint_with_other_metadata(
 ) -> None:
     out, _ = predict(trajectory_paths, tmp_path / "out", "naive", steps=3)
     for name, tensor in network().items():
-        expected = tensor.float().double() if name == "double.weight" else tensor
-        assert torch.equal(out[name], expected), name
+        assert torch.equal(out[name], tensor), name
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -436,11 +435,14 @@ def test_values_of_a_whole_tensor_that_are_not_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["tsv", "task-vector"])
-def test_predictions_that_are_not_finite_are_replaced(method: str, tmp_path: Path) -> None:
+def test_predictions_that_are_not_finite_are_replaced_where_allowed(
+    method: str, tmp_path: Path
+) -> None:
     trajectory = [{"w": torch.eye(6) * 0.1} for _ in range(3)]
     for k, state in enumerate(trajectory):
         state["w"][0, 0] = 3e38 * (1 - 1.5 * (k > 0))
-    out, report = predict(write_trajectory(tmp_path, trajectory), tmp_path / "out", method, steps=2)
+    paths = write_trajectory(tmp_path, trajectory)
+    out, report = predict(paths, tmp_path / "out", method, steps=2, allow_nonfinite=True)
     assert torch.equal(out["w"], trajectory[0]["w"])
     assert report.replaced == 1
 

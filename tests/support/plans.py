@@ -22,6 +22,7 @@ def plan_of(tensors: Iterable[PlannedTensor], batch_rows: int, block_rows: int) 
         copies=tuple(Copy(t, 0, t.nbytes) for t in tensors if t.action is Action.COPY),
         resets=tuple(tensor for tensor in tensors if tensor.action is Action.RESET),
         rescales=tuple(tensor for tensor in tensors if tensor.action is Action.RESCALE),
+        doubles=frozenset(tensor.name for tensor in predicted if tensor.dtype == "F64"),
         block_rows=block_rows,
         batch_rows=batch_rows,
         memory=0,
