@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from know_cli.checkpoints import Sink
+from know_cli.checkpoints import Checkpoint, Sink
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.checkpoints.reading import as_bytes, chunks, read_elements, read_float32
 from know_cli.engine.batches import Buffer, Stretch, cut_stretches, write_stretch
@@ -16,7 +16,7 @@ from know_cli.engine.job import Job
 from know_cli.engine.journal import Finished
 from know_cli.engine.plan import Batch, Copy, PlannedTensor
 from know_cli.engine.report import Report
-from know_cli.engine.running_statistics import RunningStatistics
+from know_cli.engine.running_statistics import RunningStatistics, averaged
 from know_cli.errors import CheckpointError
 
 _COPY_BYTES = 1 << 20
@@ -54,8 +54,14 @@ class Delivery:
 
     # ------------------------------------------------------------------ what is predicted
 
-    def write(self, batch: Batch, buffer: Buffer) -> None:
+    def write(self, batch: Batch, buffer: Buffer, truncation: float | None = None) -> None:
         """Write a predicted batch to every output.
+
+        Args:
+            batch: that was predicted.
+            buffer: where its predictions are.
+            truncation: the relative error of what does not fit into its tensors, if it is a group
+                of which not all may.
 
         Raises:
             OutputError: an output cannot be written.
@@ -66,7 +72,9 @@ class Delivery:
         self.report.nonfinite += int(copied.sum())
         if self.job.journal is not None:
             rows = torch.nonzero(copied).flatten().tolist()
-            self.job.journal.finish({"replaced": replaced, "copied": rows})
+            facts = {"replaced": replaced, "copied": rows, "truncation": truncation}
+            self.job.journal.finish(facts)
+        self._note_truncation(batch, truncation)
         self.job.progress.advance(batch.rows)
 
     def write_finished(self, batch: Batch, finished: Finished) -> None:
@@ -93,7 +101,12 @@ class Delivery:
                 self._observe(step, stretch, before, values, copied[stretch.rows])
         self.report.replaced += finished.facts["replaced"]
         self.report.nonfinite += len(finished.facts["copied"])
+        self._note_truncation(batch, finished.facts.get("truncation"))
         self.job.progress.advance(batch.rows)
+
+    def _note_truncation(self, batch: Batch, truncation: float | None) -> None:
+        if truncation is not None:
+            self.report.truncations[batch.segments[0].tensor.name] = truncation
 
     def _write_stretch(self, stretch: Stretch, buffer: Buffer) -> int:
         """Write a stretch to every output.
@@ -230,17 +243,49 @@ class Delivery:
         """
         first = self.job.trajectory.first
         for tensor in tensors:
-            entry = first.tensors[tensor.name]
-            original = read_elements(first, entry, 0, tensor.elements)
-            old = torch.isfinite(original)
-            if not old.all() and not self.job.settings.allow_nonfinite:
-                raise CheckpointError(
-                    f"{entry.path}: tensor {tensor.name!r}: has values that are not finite; "
-                    "--allow-nonfinite copies those from the first checkpoint"
-                )
+            original, old = self._statistics_of(first, tensor)
             for step, sink in self.outputs:
                 values = self.statistics.rescaled(step, tensor).to(original.dtype)
-                finite = torch.isfinite(values)
-                self.report.replaced += int((~finite & old).sum())
-                sink.write(tensor.name, 0, as_bytes(torch.where(finite, values, original)))
+                self._write_statistics(sink, tensor, values, original, old)
             self.report.nonfinite += int((~old).sum())
+
+    def average(self, tensors: Iterable[PlannedTensor]) -> None:
+        """Write running statistics of the checkpoints' distributions, averaged.
+
+        Raises:
+            CheckpointError: some are not finite.
+            OutputError: an output cannot be written.
+        """
+        trajectory, coefficients = self.job.trajectory, self.job.predictors.coefficients
+        for tensor in tensors:
+            assert coefficients is not None
+            found = [self._statistics_of(one, tensor) for one in trajectory.checkpoints]
+            original = found[0][0]
+            old = torch.stack([finite for _, finite in found]).all(dim=0)
+            values = averaged(trajectory, coefficients, tensor).to(original.dtype)
+            values = torch.where(old, values, original)
+            for _, sink in self.outputs:
+                self._write_statistics(sink, tensor, values, original, old)
+            self.report.nonfinite += int((~old).sum())
+
+    def _statistics_of(
+        self, checkpoint: Checkpoint, tensor: PlannedTensor
+    ) -> tuple[Tensor, Tensor]:
+        """Running statistics of a checkpoint in their own dtype, and where they are finite."""
+        entry = checkpoint.tensors[tensor.name]
+        values = read_elements(checkpoint, entry, 0, tensor.elements)
+        finite = torch.isfinite(values)
+        if not finite.all() and not self.job.settings.allow_nonfinite:
+            raise CheckpointError(
+                f"{entry.path}: tensor {tensor.name!r}: has values that are not finite; "
+                "--allow-nonfinite copies those from the first checkpoint"
+            )
+        return values, finite
+
+    def _write_statistics(
+        self, sink: Sink, tensor: PlannedTensor, values: Tensor, original: Tensor, old: Tensor
+    ) -> None:
+        """Write running statistics, Θ0's where they did not come out finite from what was."""
+        finite = torch.isfinite(values)
+        self.report.replaced += int((~finite & old).sum())
+        sink.write(tensor.name, 0, as_bytes(torch.where(finite, values, original)))
