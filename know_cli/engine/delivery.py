@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from know_cli.checkpoints import Sink
+from know_cli.checkpoints import Checkpoint, Sink
 from know_cli.checkpoints.dtypes import FLOATS, is_float, torch_dtype
 from know_cli.checkpoints.reading import as_bytes, chunks, read_elements
 from know_cli.engine.batches import Buffer, Stretch, cut_stretches, write_stretch
@@ -20,7 +20,7 @@ from know_cli.engine.job import Job
 from know_cli.engine.journal import Finished
 from know_cli.engine.plan import Batch, Copy, PlannedTensor
 from know_cli.engine.report import Report
-from know_cli.engine.running_statistics import RunningStatistics
+from know_cli.engine.running_statistics import RunningStatistics, averaged
 from know_cli.errors import CheckpointError, quoted
 
 _COPY_BYTES = 1 << 20
@@ -62,8 +62,14 @@ class Delivery:
 
     # ------------------------------------------------------------------ what is predicted
 
-    def write(self, batch: Batch, buffer: Buffer) -> None:
+    def write(self, batch: Batch, buffer: Buffer, truncation: float | None = None) -> None:
         """Write a predicted batch to every output.
+
+        Args:
+            batch: that was predicted.
+            buffer: where its predictions are.
+            truncation: the relative error of what does not fit into its tensors, if it is a group
+                of which not all may.
 
         Raises:
             CheckpointError: a prediction is not finite, and ``allow_nonfinite`` does not allow
@@ -84,7 +90,12 @@ class Delivery:
                         self.job.journal.add(as_bytes(values))
                 self._observe(step, stretch, casting.before, values, buffer.copied[stretch.rows])
         rows = torch.nonzero(buffer.copied[: batch.rows]).flatten().tolist()
-        facts = {"frozen": frozen, "replaced": dict(replaced), "copied": rows}
+        facts = {
+            "frozen": frozen,
+            "replaced": dict(replaced),
+            "copied": rows,
+            "truncation": truncation,
+        }
         if self.job.journal is not None:
             self.job.journal.finish(facts)
         self._count(batch, facts)
@@ -116,6 +127,8 @@ class Delivery:
         self.report.replaced += sum(facts["replaced"].values())
         self.report.nonfinite += len(facts["copied"])
         self.replaced.update(facts["replaced"])
+        if facts["truncation"] is not None:
+            self.report.truncations[batch.segments[0].tensor.name] = facts["truncation"]
         self.job.progress.advance(batch.rows)
 
     def _observe(
@@ -211,30 +224,71 @@ class Delivery:
         """
         first = self.job.trajectory.first
         for tensor in tensors:
-            entry = first.tensors[tensor.name]
-            original = read_elements(first, entry, 0, tensor.elements)
-            old = torch.isfinite(original)
-            if not old.all() and not self.job.settings.allow_nonfinite:
-                raise CheckpointError(
-                    f"{entry.path}: tensor {tensor.name!r}: has values that are not finite; "
-                    "--allow-nonfinite copies those from the first checkpoint"
-                )
+            original, old = self._statistics_of(first, tensor)
             for step, sink in self.outputs:
                 values = self.statistics.rescaled(step, tensor).to(original.dtype)
-                finite = torch.isfinite(values)
-                replaced = int((~finite & old).sum())
-                if replaced and not self.job.settings.allow_nonfinite:
-                    what = "1 value" if replaced == 1 else f"{replaced} values"
-                    verb = "is" if replaced == 1 else "are"
-                    raise CheckpointError(
-                        f"{entry.path}: tensor {tensor.name!r}: {what} rescaled after step {step} "
-                        f"{verb} not finite in {FLOATS[tensor.dtype]}; --allow-nonfinite copies "
-                        "such values from the first checkpoint, --norm copy all of them"
-                    )
-                self.report.replaced += replaced
-                self.replaced.update({tensor.name: replaced} if replaced else {})
-                sink.write(tensor.name, 0, as_bytes(torch.where(finite, values, original)))
+                self._write_statistics(
+                    sink, tensor, values, original, old, f"rescaled after step {step}"
+                )
             self.report.nonfinite += int((~old).sum())
+
+    def average(self, tensors: Iterable[PlannedTensor]) -> None:
+        """Write running statistics of the checkpoints' distributions, averaged.
+
+        Raises:
+            CheckpointError: some are not finite.
+            OutputError: an output cannot be written.
+        """
+        trajectory, coefficients = self.job.trajectory, self.job.predictors.coefficients
+        for tensor in tensors:
+            assert coefficients is not None
+            found = [self._statistics_of(one, tensor) for one in trajectory.checkpoints]
+            original = found[0][0]
+            old = torch.stack([finite for _, finite in found]).all(dim=0)
+            values = averaged(trajectory, coefficients, tensor).to(original.dtype)
+            values = torch.where(old, values, original)
+            for _, sink in self.outputs:
+                self._write_statistics(sink, tensor, values, original, old, "averaged")
+            self.report.nonfinite += int((~old).sum())
+
+    def _statistics_of(
+        self, checkpoint: Checkpoint, tensor: PlannedTensor
+    ) -> tuple[Tensor, Tensor]:
+        """Running statistics of a checkpoint in their own dtype, and where they are finite."""
+        entry = checkpoint.tensors[tensor.name]
+        values = read_elements(checkpoint, entry, 0, tensor.elements)
+        finite = torch.isfinite(values)
+        if not finite.all() and not self.job.settings.allow_nonfinite:
+            raise CheckpointError(
+                f"{entry.path}: tensor {tensor.name!r}: has values that are not finite; "
+                "--allow-nonfinite copies those from the first checkpoint"
+            )
+        return values, finite
+
+    def _write_statistics(
+        self,
+        sink: Sink,
+        tensor: PlannedTensor,
+        values: Tensor,
+        original: Tensor,
+        old: Tensor,
+        how: str,
+    ) -> None:
+        """Write running statistics, Θ0's where they did not come out finite from what was."""
+        finite = torch.isfinite(values)
+        replaced = int((~finite & old).sum())
+        if replaced and not self.job.settings.allow_nonfinite:
+            what = "1 value" if replaced == 1 else f"{replaced} values"
+            verb = "is" if replaced == 1 else "are"
+            path = self.job.trajectory.first.tensors[tensor.name].path
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name!r}: {what} {how} {verb} not finite in "
+                f"{FLOATS[tensor.dtype]}; --allow-nonfinite copies such values from the first "
+                "checkpoint, --norm copy all of them"
+            )
+        self.report.replaced += replaced
+        self.replaced.update({tensor.name: replaced} if replaced else {})
+        sink.write(tensor.name, 0, as_bytes(torch.where(finite, values, original)))
 
     def tell_of_replaced(self) -> None:
         """Name the tensors of which predictions were replaced, when all are written."""

@@ -80,6 +80,8 @@ class Report:
         replaced: predictions that were not finite, or not in the output's dtype, and were
             replaced by Θ0's value (over all steps written).
         nonfinite: input values that were not finite and were copied from Θ0.
+        truncations: of groups of tensors that may not hold all that was predicted, the relative
+            error of what they hold, by the name of the first.
         peak_memory: the most bytes of this process that were resident at a time; None where the
             system does not tell.
         seconds: time in reading, computing and writing, which overlap, and in total.
@@ -94,6 +96,7 @@ class Report:
     reasons: dict[str, int] = field(default_factory=dict)
     replaced: int = 0
     nonfinite: int = 0
+    truncations: dict[str, float] = field(default_factory=dict)
     bytes_written: int = 0
     peak_memory: int | None = None
     seconds: dict[str, float] = field(
@@ -134,6 +137,7 @@ class Report:
             },
             "replaced": self.replaced,
             "nonfinite": self.nonfinite,
+            "truncations": self.truncations,
             "seconds": self.seconds,
         }
 
@@ -147,6 +151,7 @@ class Report:
             numbers.frozen += frozen
         self.replaced += part["replaced"]
         self.nonfinite += part["nonfinite"]
+        self.truncations |= part["truncations"]
         for what, seconds in part["seconds"].items():
             # Ranks work at the same time.
             self.seconds[what] = max(self.seconds[what], seconds)
@@ -160,6 +165,17 @@ class Report:
     def frozen(self) -> int:
         """Elements of predicted tensors that kept Θ0's bits, all kinds together."""
         return sum(kind.frozen for kind in self.kinds.values())
+
+    def _truncations_to_json(self) -> dict[str, Any]:
+        errors = self.truncations.values()
+        largest = max(self.truncations, key=lambda name: self.truncations[name], default=None)
+        return {
+            "groups": len(errors),
+            "mean": sum(errors) / len(errors) if errors else None,
+            "largest": max(errors, default=None),
+            "largest_of": largest,
+            "of": self.truncations,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Plain types for a JSON file."""
@@ -182,6 +198,7 @@ class Report:
             "frozen_elements": self.frozen,
             "replaced": self.replaced,
             "nonfinite": self.nonfinite,
+            "truncations": self._truncations_to_json(),
             "seconds": self.seconds,
             "notices": self.notices,
         }

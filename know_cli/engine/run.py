@@ -57,6 +57,7 @@ def execute(job: Job) -> Report:
             _take_over(job, delivery)
             delivery.reset(part.plan.resets)
             delivery.rescale(part.plan.rescales)
+            delivery.average(part.plan.averages)
             delivery.tell_of_replaced()
             job.trajectory.check_unchanged()
             if job.open_sink is None:

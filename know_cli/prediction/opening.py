@@ -59,7 +59,7 @@ def open_prediction(
         inputs = Inputs(trajectory, request.settings.steps, rate, devices, request.options, bundle)
         predictors: Predictors = import_module(request.chosen.module).predictors(inputs)
         notices.add(*predictors.notices)
-        recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors.kernel)
+        recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors)
         outputs = _outputs(request, trajectory, recipe)
         if request.rewrite:
             for output in outputs:

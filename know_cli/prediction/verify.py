@@ -96,7 +96,15 @@ class Verification:
         """
         if self.metadata:
             listing = ", ".join(quoted(key) for key in self.metadata)
-            raise CheckpointError(f"{output}: its metadata is not what it should be: {listing}")
+            hint = (
+                "; coefficients follow from the training steps, which names and metadata of the "
+                "checkpoints tell"
+                if keys.COEFFICIENTS in self.metadata
+                else ""
+            )
+            raise CheckpointError(
+                f"{output}: its metadata is not what it should be: {listing}{hint}"
+            )
         if not self.differences:
             return
         worst = max(self.differences, key=lambda d: math.inf if d.relative is None else d.relative)
