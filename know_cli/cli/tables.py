@@ -11,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from know_cli.checkpoints import Trajectory
     from know_cli.engine.report import Report
     from know_cli.prediction.predict import Prediction
 
@@ -48,12 +49,29 @@ def new_table(*columns: str) -> Table:
 
 def heading(prediction: Prediction) -> str:
     """One line on what is predicted from what."""
-    steps = prediction.request.settings.steps
-    return (
-        f"{prediction.recipe.factor} the data: {steps} step{'s' * (steps > 1)} from "
-        f"{len(prediction.trajectory)} checkpoints at rate {prediction.recipe.rate:.3g}, "
-        f"{_method_text(prediction)}"
-    )
+    steps, rate = prediction.request.settings.steps, prediction.recipe.known_rate
+    count, trajectory = f"{steps} step{'s' * (steps > 1)}", prediction.trajectory
+    if rate is None:
+        what = f"{count} from {trajectory_text(trajectory)}"
+    else:
+        what = (
+            f"{prediction.recipe.factor} the data: {count} from {len(trajectory)} checkpoints at "
+            f"rate {rate:.3g}"
+        )
+    return f"{what}, {_method_text(prediction)}"
+
+
+def trajectory_text(trajectory: Trajectory) -> str:
+    """What a run or branches are: ``5 checkpoints of a run, steps 500 to 100``."""
+    from know_cli.checkpoints.metadata import TrajectoryKind
+
+    if trajectory.kind is TrajectoryKind.BRANCHES:
+        count = len(trajectory) - 1
+        return f"{count} branch{'es' * (count > 1)} of {trajectory.first.path}"
+    text, steps = f"{len(trajectory)} checkpoints of {trajectory.kind.text}", None
+    if trajectory.kind is TrajectoryKind.RUN:
+        steps = trajectory.training_steps
+    return text if steps is None else f"{text}, training steps {steps[0]} to {steps[-1]}"
 
 
 def _method_text(prediction: Prediction) -> str:

@@ -16,9 +16,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.engine.predictor import Predictors
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS
+from know_cli.methods.branches import BranchesPredictor, mean_of_branches
 from know_cli.methods.combination import LinearPredictor
 from know_cli.methods.decay import SHAPE_MEANS, decay_coefficients, moving_mean
 from know_cli.methods.inputs import Inputs
@@ -44,6 +46,8 @@ def average_of(inputs: Inputs) -> Average:
     Raises:
         UsageError: more checkpoints are asked for than there are, or steps are needed and unknown.
     """
+    if inputs.trajectory.kind is TrajectoryKind.BRANCHES:
+        return _of_branches(inputs)
     size, last, over = inputs.checkpoints, inputs.given("last"), inputs.given("over")
     if last is not None and last > size:
         raise UsageError(
@@ -62,6 +66,22 @@ def average_of(inputs: Inputs) -> Average:
     average = _of_times(inputs, times, counts_steps=steps is not None)
     unused = (0.0,) * (size - count)
     return Average((*reversed(average.coefficients), *unused), average.remarks)
+
+
+def _of_branches(inputs: Inputs) -> Average:
+    """The mean of branches, which have no order."""
+    for name in ("last", "over", "half-life"):
+        if inputs.given(name) is not None:
+            raise UsageError(
+                f"--option {name}: is for checkpoints of one run, and branches have no order; "
+                "leave it out"
+            )
+    if inputs.options["shape"] != "uniform":
+        raise UsageError(
+            f"--option shape={inputs.options['shape']}: is for checkpoints of one run, and "
+            "branches have no order; leave it out"
+        )
+    return Average(mean_of_branches(inputs.checkpoints))
 
 
 def _steps(inputs: Inputs) -> list[int] | None:
@@ -146,9 +166,15 @@ def predictors(inputs: Inputs) -> Predictors:
         remarks += pairs.remarks
         if pairs.names:
             products = ProductPredictor(pairs.names, average.coefficients)
+    rows: LinearPredictor | BranchesPredictor
+    if inputs.trajectory.kind is TrajectoryKind.BRANCHES:
+        rows = BranchesPredictor(inputs.trajectory, inputs.steps, rounds_once=True)
+    else:
+        rows = LinearPredictor(dict.fromkeys(PREDICTED_KINDS, weights), rounds_once=True)
     return Predictors(
-        LinearPredictor(dict.fromkeys(PREDICTED_KINDS, weights), rounds_once=True),
+        rows,
         products,
+        exact=rows,
         coefficients=average.coefficients,
         remarks=tuple(remarks),
     )

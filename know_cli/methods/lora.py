@@ -68,13 +68,13 @@ def find_pairs(trajectory: Trajectory) -> Pairs:
     names, left = {}, []
     for name in shapes:
         found = list(_DOWN.finditer(name))
-        if not found:
+        if not found or name in trajectory.absent:
             continue
         match = found[-1]
         start, stop = match.span(1)
         other = name[:start] + _OTHERS[match[1]] + name[stop:]
         middle = name[:start] + _MIDDLES.get(match[1], "_mid") + name[stop:]
-        if other not in shapes:
+        if other not in shapes or other in trajectory.absent:
             continue
         scale = f"{name[: match.start()]}alpha"
         if (

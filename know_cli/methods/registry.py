@@ -14,11 +14,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.engine.settings import NormMode
-from know_cli.errors import UsageError
+from know_cli.errors import CheckpointError, UsageError
 from know_cli.methods.decay import SHAPES, LoraMode, check_average
 
-DEFAULT_METHOD = "known"
+#: The method that is taken for each kind of trajectory where none is named.
+DEFAULT_METHODS = {
+    TrajectoryKind.FORGETTING: "known",
+    TrajectoryKind.RUN: "average",
+    TrajectoryKind.BRANCHES: "average",
+}
+DEFAULT_METHOD = DEFAULT_METHODS[TrajectoryKind.FORGETTING]
 
 # Steps take its powers, which must be numbers, too.
 _LARGEST = 1e30
@@ -43,6 +50,10 @@ class HyperModelBundle(Protocol):
     @property
     def target(self) -> str:
         """What it was trained to predict."""
+
+    @property
+    def trajectory(self) -> TrajectoryKind:
+        """The kind of trajectory that it was taught on, and can read."""
 
     @property
     def source(self) -> Path | None:
@@ -167,6 +178,75 @@ METHODS = (
 )
 
 
+_FORGETTING_OR_RUN = (TrajectoryKind.FORGETTING, TrajectoryKind.RUN)
+
+#: What the methods are for that are not for every kind of trajectory. Methods with a hyper-model
+#: are for the kind that their bundle was taught on.
+ONLY_FOR: Mapping[str, tuple[TrajectoryKind, ...]] = {
+    "last": _FORGETTING_OR_RUN,
+    "task-vector": _FORGETTING_OR_RUN,
+    "linear": _FORGETTING_OR_RUN,
+    "logfit": (TrajectoryKind.FORGETTING,),
+    "tsv": (TrajectoryKind.FORGETTING,),
+}
+
+
+def default_method(kind: TrajectoryKind | None, weights: str | None = None) -> str:
+    """The method where none is named.
+
+    Args:
+        kind: of the checkpoints; None is a forgetting.
+        weights: a bundle that is named, which tells that a hyper-model is wanted.
+
+    >>> default_method(TrajectoryKind.RUN)
+    'average'
+    """
+    return DEFAULT_METHOD if weights else DEFAULT_METHODS[kind or TrajectoryKind.FORGETTING]
+
+
+def check_suited(
+    method: Method,
+    kind: TrajectoryKind,
+    weights: str | None,
+    bundle: HyperModelBundle | None = None,
+) -> None:
+    """Refuse a method that is not for a kind of trajectory, or whose bundle is not.
+
+    Args:
+        method: the method.
+        kind: of the checkpoints.
+        weights: name or path of the bundle, as the user gave it.
+        bundle: of the method's hyper-model, once it is loaded.
+
+    Raises:
+        UsageError: the method is not for it, or no bundle for it is shipped.
+        CheckpointError: the bundle was taught on another kind.
+    """
+    remedy = f"take --method {DEFAULT_METHODS[kind]}"
+    if kind not in ONLY_FOR.get(method.name, tuple(TrajectoryKind)):
+        suited = " and ".join(other.plural for other in ONLY_FOR[method.name])
+        raise UsageError(
+            f"--method {method.name}: is for {suited}, and these checkpoints are of {kind.text}; "
+            f"{remedy}"
+        )
+    if not method.reads_bundle:
+        return
+    if bundle is None:
+        if weights is None and kind is not TrajectoryKind.FORGETTING:
+            raise UsageError(
+                f"--method {method.name}: no KNOWN that was taught on {kind.plural} is shipped; "
+                f"{remedy}, or name one with --weights"
+            )
+    elif bundle.trajectory is not kind:
+        other = bundle.trajectory
+        elsewhere = "" if method.name == DEFAULT_METHODS[kind] else f", or {remedy}"
+        raise CheckpointError(
+            f"{bundle.source}: this KNOWN was taught on {other.plural}, and these checkpoints are "
+            f"of {kind.text}; name another with --weights{elsewhere}, or say --trajectory "
+            f"{other.value} if that is what they are of"
+        )
+
+
 def find_method(name: str) -> Method:
     """Look a method up by name.
 
@@ -278,7 +358,8 @@ def bundle_with_digest(
     else:
         paths = [shipped.find_bundle(weights, checkpoints)]
     load = _bundles(method).load_bundle
-    return next((str(path) for path in paths if load(path).digest == digest), None)
+    # Absolute, since a path has to look like one to be taken for one.
+    return next((str(path.absolute()) for path in paths if load(path).digest == digest), None)
 
 
 def _shipped(method: Method) -> Any:

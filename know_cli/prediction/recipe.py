@@ -18,13 +18,13 @@ import torch
 from know_cli import __version__
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints import metadata as keys
-from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.metadata import Session, TrajectoryKind
 from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.settings import MAX_STEPS, FrozenMode, NormMode, Settings
 from know_cli.kinds import Override, parse_override
 from know_cli.methods.registry import HyperModelBundle, Value
-from know_cli.prediction.request import Request
+from know_cli.prediction.request import DEFAULT_RATE, Request
 
 # Keys that an output has only sometimes; Θ0 may be a prediction itself, and have others.
 _SOMETIMES = (
@@ -35,6 +35,17 @@ _SOMETIMES = (
     keys.TARGET,
     keys.KERNEL,
     keys.COEFFICIENTS,
+    keys.BRANCH,
+    keys.SEED,
+)
+# What Θ0 may have of another trajectory, in which it was recorded.
+_OF_FORGETTINGS = (
+    keys.SESSION,
+    keys.FRACTION,
+    keys.RATE,
+    keys.TRAJECTORY,
+    keys.REGIME,
+    keys.CONTINUATION,
 )
 
 
@@ -74,7 +85,8 @@ class Recipe:
         bundle: digest of the bundle; None for methods that read none.
         target: what the bundle's hyper-model was taught to predict.
         steps: how many are predicted.
-        rate: sampling rate from one checkpoint to the next.
+        rate: sampling rate from one checkpoint to the next; 0.5 where they are of no forgetting.
+        trajectory: how the checkpoints came about.
         norm: see :class:`~know_cli.engine.settings.NormMode`.
         frozen: see :class:`~know_cli.engine.settings.FrozenMode`.
         overrides: kinds that the user sets.
@@ -93,6 +105,7 @@ class Recipe:
     target: str | None
     steps: int
     rate: float
+    trajectory: TrajectoryKind
     norm: NormMode
     frozen: FrozenMode
     overrides: tuple[Override, ...]
@@ -123,6 +136,7 @@ class Recipe:
             target=None if bundle is None else bundle.target,
             steps=settings.steps,
             rate=rate,
+            trajectory=trajectory.kind,
             norm=settings.norm,
             frozen=settings.frozen,
             overrides=settings.overrides,
@@ -142,13 +156,15 @@ class Recipe:
             keys.VERSION: self.version,
             keys.METHOD: self.method,
             keys.STEPS: str(step),
-            keys.RATE: repr(self.rate),
+            keys.TRAJECTORY_KIND: self.trajectory.value,
             keys.NORM: self.norm.value,
             keys.FROZEN: self.frozen.value,
             keys.DEVICE: self.device,
             keys.CHECKPOINTS: str(self.checkpoints),
             keys.INPUTS: " ".join(self.inputs),
         }
+        if self.known_rate is not None:
+            metadata[keys.RATE] = repr(self.known_rate)
         if self.options:
             metadata[keys.OPTIONS] = json.dumps(dict(self.options), sort_keys=True)
         if self.overrides:
@@ -173,6 +189,11 @@ class Recipe:
             ValueError: something is missing or cannot be; says what.
         """
         try:
+            # Older headers have no kind, and are all of forgettings.
+            kind = TrajectoryKind(
+                metadata.get(keys.TRAJECTORY_KIND, TrajectoryKind.FORGETTING.value)
+            )
+            is_forgetting = kind is TrajectoryKind.FORGETTING
             recipe = Recipe(
                 version=metadata.get(keys.VERSION, ""),
                 method=metadata[keys.METHOD],
@@ -180,7 +201,8 @@ class Recipe:
                 bundle=metadata.get(keys.BUNDLE),
                 target=metadata.get(keys.TARGET),
                 steps=int(metadata[keys.STEPS]),
-                rate=float(metadata[keys.RATE]),
+                rate=float(metadata[keys.RATE]) if is_forgetting else DEFAULT_RATE,
+                trajectory=kind,
                 norm=NormMode(metadata[keys.NORM]),
                 frozen=FrozenMode(metadata.get(keys.FROZEN, FrozenMode.COPY.value)),
                 overrides=_overrides(metadata.get(keys.KINDS, "[]")),
@@ -204,9 +226,14 @@ class Recipe:
     # ------------------------------------------------------------------ the others
 
     @property
-    def factor(self) -> str:
-        """Factor of training data that the last step stands for, such as ``x2``."""
-        return factor_name(self.rate, self.steps)
+    def known_rate(self) -> float | None:
+        """The sampling rate; None where checkpoints are of no forgetting."""
+        return self.rate if self.trajectory is TrajectoryKind.FORGETTING else None
+
+    @property
+    def factor(self) -> str | None:
+        """Factor of training data that the last step stands for, such as ``x2``, if known."""
+        return None if self.known_rate is None else factor_name(self.known_rate, self.steps)
 
     def identity(self, arithmetic: Arithmetic) -> str:
         """A key for the numbers: the same if and only if they come out the same.
@@ -229,7 +256,8 @@ class Recipe:
             "method": self.method,
             "options": dict(self.options),
             "steps": self.steps,
-            "rate": self.rate,
+            "trajectory": self.trajectory.value,
+            "rate": self.known_rate,
             "factor": self.factor,
             "norm": self.norm.value,
             "frozen": self.frozen.value,
@@ -276,7 +304,8 @@ class Recipe:
                 max_memory=max_memory,
                 threads=threads,
             ),
-            rate=self.rate,
+            rate=self.known_rate,
+            trajectory=self.trajectory,
             device=device or (self.device if self.device in ("cuda", "mps", "xpu") else "cpu"),
             method=self.method,
             options=self.options,
@@ -315,6 +344,11 @@ def output_metadata(recipe: Recipe, trajectory: Trajectory, step: int) -> dict[s
     metadata = {"format": "pt", **trajectory.first.metadata}
     for key in _SOMETIMES:
         metadata.pop(key, None)
+    if recipe.trajectory is not TrajectoryKind.FORGETTING:
+        for key in _OF_FORGETTINGS:
+            metadata.pop(key, None)
+    if recipe.trajectory is TrajectoryKind.BRANCHES:
+        metadata.pop(keys.TRAINING_STEP, None)  # branches have trained on
     session = Session.from_metadata(metadata)
     if session is not None:
         # A prediction takes its place in the trajectory: the session before the first.

@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from know_cli.checkpoints import CheckpointPart, CheckpointWriter, open_checkpoint, temporary
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.temporary import Temporary, join_temporary
 from know_cli.engine.predictor import Predictor, Predictors
 from know_cli.engine.settings import FrozenMode, NormMode
@@ -55,7 +56,7 @@ SECONDS = 30.0
 
 RECIPE = Recipe(
     version="1", method="naive", options={}, bundle=None, target=None, steps=1, rate=0.5,
-    norm=NormMode.COPY, frozen=FrozenMode.COPY, overrides=(), allow_nonfinite=False, checkpoints=2,
+    trajectory=TrajectoryKind.FORGETTING, norm=NormMode.COPY, frozen=FrozenMode.COPY, overrides=(), allow_nonfinite=False, checkpoints=2,
     inputs=("a", "b"), device="cuda", kernel=None,
 )  # fmt: skip
 
