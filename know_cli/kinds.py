@@ -16,20 +16,8 @@ from functools import partial
 
 from know_cli.checkpoints import Checkpoint, Trajectory
 from know_cli.errors import UsageError
-from know_cli.names import Path, Shape, extent
-from know_cli.roles import (
-    is_convolution,
-    is_factor,
-    is_fixed_table,
-    is_index,
-    is_loss_weight,
-    is_mask,
-    is_quantisation_factor,
-    is_rotary,
-    is_statistic,
-    is_table,
-    is_weight,
-)
+from know_cli.names import Shape, extent
+from know_cli.roles import Role, find_roles
 from know_cli.structure import COMPUTABLE, Facts, find_facts
 
 __all__ = [
@@ -60,7 +48,7 @@ class Kind(str, Enum):
     COPY = "copy"
 
 
-#: The kinds that are predicted, each by a KNOWN of its own.
+#: The kinds that are predicted, each by its own hyper-model.
 PREDICTED_KINDS = (Kind.CONV, Kind.FC, Kind.BIAS)
 
 
@@ -94,22 +82,14 @@ class _Tensor:
         extent: how many of its dimensions are above 1.
         computable: whether its element type can be predicted.
         facts: its name, and what its module says of it.
+        roles: what its name says.
     """
 
     shape: Shape
     extent: int
     computable: bool
     facts: Facts
-
-    @property
-    def path(self) -> Path:
-        """Its module's name in parts, without wrappers."""
-        return self.facts.path
-
-    @property
-    def leaf(self) -> str:
-        """Its own name within the module."""
-        return self.facts.leaf
+    roles: frozenset[Role]
 
 
 @dataclass(frozen=True)
@@ -130,49 +110,37 @@ RULES: tuple[Rule, ...] = (
     Rule(Kind.COPY, RUNNING_STATISTICS, lambda t: t.facts.is_statistic),
     Rule(Kind.BIAS, NORMALISATION, lambda t: t.facts.is_norm),
     # Names of what no gradient moves.
-    Rule(Kind.COPY, RUNNING_STATISTICS, lambda t: is_statistic(t.leaf)),
-    Rule(Kind.COPY, "rotary table", lambda t: is_rotary(t.leaf)),
+    Rule(Kind.COPY, RUNNING_STATISTICS, lambda t: Role.STATISTIC in t.roles),
+    Rule(Kind.COPY, "rotary table", lambda t: Role.ROTARY_TABLE in t.roles),
     Rule(
         Kind.COPY,
         "mask or position buffer",
-        lambda t: is_mask(t.leaf) or is_index(t.leaf) or _is_causal_mask(t),
+        lambda t: Role.MASK_OR_INDEX in t.roles,
     ),
-    Rule(
-        Kind.COPY, "belongs to a quantised weight", lambda t: is_quantisation_factor(t.path, t.leaf)
-    ),
-    Rule(Kind.COPY, "weight of a loss", lambda t: is_loss_weight(t.path, t.leaf)),
+    Rule(Kind.COPY, "belongs to a quantised weight", lambda t: Role.QUANTISATION_FACTOR in t.roles),
+    Rule(Kind.COPY, "weight of a loss", lambda t: Role.LOSS_WEIGHT in t.roles),
     Rule(Kind.COPY, "balances experts, by a rule", lambda t: t.facts.is_routing_bias),
     # Weights, and tables that are not trained.
     Rule(
         Kind.FC,
         "embedding, table or token, by name",
-        lambda t: t.extent > 0 and is_table(t.leaf),
+        lambda t: t.extent > 0 and Role.TABLE in t.roles,
     ),
-    Rule(Kind.COPY, "fixed table", lambda t: is_fixed_table(t.path, t.leaf, t.shape)),
+    Rule(Kind.COPY, "fixed table", lambda t: Role.FIXED_TABLE in t.roles),
     Rule(
         Kind.BIAS,
         "one factor a channel",
-        lambda t: t.extent < 2 and (not is_weight(t.leaf) or is_factor(t.path, t.leaf)),
+        lambda t: t.extent < 2 and (Role.WEIGHT not in t.roles or Role.FACTOR in t.roles),
     ),
-    Rule(Kind.BIAS, "bias", lambda t: t.leaf == "bias"),
+    Rule(Kind.BIAS, "bias", lambda t: t.facts.leaf == "bias"),
     Rule(
         Kind.CONV,
         "weight of more than two dimensions",
-        lambda t: is_convolution(t.path, t.leaf, t.shape),
+        lambda t: Role.CONVOLUTION in t.roles,
     ),
     Rule(Kind.FC, "matrix, or a stack of them", lambda t: len(t.shape) > 1),
     Rule(Kind.BIAS, "one dimension or none", lambda t: True),
 )
-
-
-def _is_causal_mask(tensor: _Tensor) -> bool:
-    """GPT-2's causal mask is called "bias" and has four dimensions; a real bias has one."""
-    return (
-        tensor.leaf == "bias"
-        and len(tensor.shape) > 2
-        and tensor.shape[-1] == tensor.shape[-2]
-        and any("attn" in part or "attention" in part for part in tensor.path[-1:])
-    )
 
 
 def deciding_rules(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Rule]:
@@ -184,7 +152,9 @@ def deciding_rules(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Rule]:
     facts = find_facts(tensors)
     result = {}
     for name, (shape, dtype) in tensors.items():
-        tensor = _Tensor(shape, extent(shape), dtype in COMPUTABLE, facts[name])
+        of = facts[name]
+        roles = find_roles(of.path, of.leaf, shape)
+        tensor = _Tensor(shape, extent(shape), dtype in COMPUTABLE, of, roles)
         result[name] = next(rule for rule in RULES if rule.applies(tensor))
     return result
 

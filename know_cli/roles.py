@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Set
+from enum import Enum, auto
 
 from know_cli.names import Path, Shape, words
 
@@ -263,4 +264,58 @@ def is_factor(path: Path, leaf: str) -> bool:
         leaf.endswith(("_g", "_magnitude"))
         or any("magnitude" in found for found in named)
         or any(found[-1:] and found[-1] in _SCALES for found in named[-1:])
+    )
+
+
+# ------------------------------------------------------------------ all of one parameter
+
+
+class Role(Enum):
+    """What a parameter is by its own name, its module's and its shape; it can be several."""
+
+    STATISTIC = auto()
+    ROTARY_TABLE = auto()
+    MASK_OR_INDEX = auto()
+    QUANTISATION_FACTOR = auto()
+    LOSS_WEIGHT = auto()
+    TABLE = auto()
+    FIXED_TABLE = auto()
+    WEIGHT = auto()
+    FACTOR = auto()
+    CONVOLUTION = auto()
+
+
+def find_roles(path: Path, leaf: str, shape: Shape) -> frozenset[Role]:
+    """All roles of a parameter.
+
+    Args:
+        path: its module's name in parts, without wrappers.
+        leaf: its own name within the module.
+        shape: its shape.
+
+    >>> find_roles(("conv1",), "weight", (8, 3, 3, 3)) == {Role.WEIGHT, Role.CONVOLUTION}
+    True
+    """
+    applies = {
+        Role.STATISTIC: is_statistic(leaf),
+        Role.ROTARY_TABLE: is_rotary(leaf),
+        Role.MASK_OR_INDEX: is_mask(leaf) or is_index(leaf) or _is_causal_mask(path, leaf, shape),
+        Role.QUANTISATION_FACTOR: is_quantisation_factor(path, leaf),
+        Role.LOSS_WEIGHT: is_loss_weight(path, leaf),
+        Role.TABLE: is_table(leaf),
+        Role.FIXED_TABLE: is_fixed_table(path, leaf, shape),
+        Role.WEIGHT: is_weight(leaf),
+        Role.FACTOR: is_factor(path, leaf),
+        Role.CONVOLUTION: is_convolution(path, leaf, shape),
+    }
+    return frozenset(role for role, does in applies.items() if does)
+
+
+def _is_causal_mask(path: Path, leaf: str, shape: Shape) -> bool:
+    """GPT-2's causal mask is called "bias" and has four dimensions; a real bias has one."""
+    return (
+        leaf == "bias"
+        and len(shape) > 2
+        and shape[-1] == shape[-2]
+        and any("attn" in part or "attention" in part for part in path[-1:])
     )

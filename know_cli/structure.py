@@ -115,7 +115,7 @@ def _is_bias(leaf: str, packed: list[str]) -> bool:
 
 def _is_spectral(module: Module, leaf: str) -> bool:
     stem, _, last = leaf.rpartition("_")
-    if extent(module.shapes[leaf]) > 1 or last not in ("u", "v"):
+    if last not in ("u", "v") or extent(module.shapes[leaf]) > 1:
         return "_spectral" in leaf
     return "_spectral" in stem or any(
         other in module.shapes and extent(module.shapes[other]) > 1

@@ -70,7 +70,7 @@ def test_a_failing_prediction_ends_the_demo_with_its_code(
     done = know("demo", "run", "--weights", "nothing", cwd=folder)
     assert done.returncode == EXIT_USAGE
     # Said by the program that it starts.
-    assert "neither a folder with a KNOWN" in capfd.readouterr().err
+    assert "neither a folder with a hyper-model" in capfd.readouterr().err
 
 
 def test_the_tasks_share_no_image() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,11 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Size of all its safetensors files together."""
         return sum(header.file_bytes for header in self.headers.values())
+
+    def nbytes_of(self, names: Iterable[str]) -> int:
+        """Size of the data of some of its tensors together."""
+        infos = [self.tensors[name].info for name in names]
+        return sum(info.end - info.begin for info in infos)
 
     def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with bytes of a tensor, from byte ``offset`` of its data on.

@@ -38,6 +38,7 @@ NONFINITE = "know.nonfinite"
 DEVICE = "know.device"
 KERNEL = "know.kernel"
 INPUTS = "know.inputs"
+COEFFICIENTS = "know.coefficients"
 
 
 # No forgetting keeps less of the data from one checkpoint to the next, and none has more

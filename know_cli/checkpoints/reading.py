@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry
-from know_cli.checkpoints.dtypes import torch_dtype
+from know_cli.checkpoints.dtypes import FLOATS, torch_dtype
 
 #: Elements that are converted, checked and written at a time; torch uses one thread for so few.
 CHUNK_ROWS = 1 << 15
+_DTYPES = {name: torch_dtype(name) for name in FLOATS}
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
@@ -42,7 +43,7 @@ def read_elements(checkpoint: Checkpoint, entry: TensorEntry, start: int, count:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    values = torch.empty(count, dtype=torch_dtype(entry.info.dtype))
+    values = torch.empty(count, dtype=_DTYPES[entry.info.dtype])
     if count:
         checkpoint.read_into(entry, start * values.element_size(), as_bytes(values))
     return values
@@ -54,7 +55,7 @@ def read_bytes(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: in
     Raises:
         CheckpointError: the file cannot be read.
     """
-    size = torch_dtype(entry.info.dtype).itemsize
+    size = _DTYPES[entry.info.dtype].itemsize
     data = bytearray(count * size)
     checkpoint.read_into(entry, start * size, memoryview(data))
     return data

@@ -86,7 +86,7 @@ def convert(
 
 
 def _convert_bundle(source: Path, output: Path, talk: Output, *, force: bool) -> None:
-    """Convert a KNOWN that Keras saved, after which h5py is not needed."""
+    """Convert KNOWN as Keras saved it, after which h5py is not needed."""
     from know_cli.errors import OutputError
     from know_cli.known.shipped import check_bundle_output
 

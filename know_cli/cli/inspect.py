@@ -65,8 +65,9 @@ def inspect(
     from know_cli.checkpoints.trajectory import data_notices
     from know_cli.cli.progress import progress_for
     from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
+    from know_cli.engine.classification import classify_values
     from know_cli.errors import UsageError
-    from know_cli.kinds import classify_trajectory, only_copied, parse_override
+    from know_cli.kinds import only_copied, parse_override
     from know_cli.prediction.inspection import inspect_trajectory
 
     talk = Output(quiet, aside=takes_stdout(json))
@@ -81,11 +82,11 @@ def inspect(
         if json is not None:
             files = [file for checkpoint in opened.checkpoints for file in checkpoint.headers]
             check_report_path(json, files, "--json")
-        classes = classify_trajectory(opened, overrides)
-        for notice in (*opened.notices, *data_notices(opened)):
+        classified = classify_values(opened, overrides)
+        for notice in (*opened.notices, *data_notices(opened), *classified.notices):
             talk.notice(notice)
         with progress_for(talk, bar=not no_progress) as progress:
-            inspection = inspect_trajectory(opened, classes, progress)
+            inspection = inspect_trajectory(opened, classified.classes, progress)
         talk.show(*_tables(opened, inspection))
         if json is not None:
             write_report(json, {**_described(opened), **inspection.to_json()})

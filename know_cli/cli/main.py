@@ -60,7 +60,7 @@ _COMMANDS: _Commands = (
     ("demo", demo, "See all of it on real images.", None),
     ("forget", forget, "Record structured forgetting.", FORGET_EPILOG),
     ("collect", collect, "Record many small networks, for 'train'.", COLLECT_EPILOG),
-    ("train", train, "Train a KNOWN of your own, or measure one.", TRAIN_EPILOG),
+    ("train", train, "Train a hyper-model of your own, or measure one.", TRAIN_EPILOG),
     ("eval", evaluate, "Measure what predictions are worth downstream.", EVAL_EPILOG),
     ("bench", bench, "Measure how fast the engine is on this machine.", BENCH_EPILOG),
     ("convert", convert, "Turn PyTorch pickles into safetensors.", CONVERT_EPILOG),

@@ -24,6 +24,7 @@ from know_cli.cli.options import (
 from know_cli.cli.output import Output
 from know_cli.engine.devices import DEVICE_NAMES
 from know_cli.engine.settings import MAX_STEPS, FrozenMode, NormMode
+from know_cli.methods.decay import LoraMode
 from know_cli.methods.registry import (
     DEFAULT_METHODS,
     default_method,
@@ -155,24 +156,38 @@ def predict(
             rich_help_panel=_METHOD,
         ),
     ] = None,
-    norm: Annotated[
-        NormMode,
+    lora: Annotated[
+        LoraMode | None,
         typer.Option(
-            help="Normalisation layers: copy; predict their weights and biases; reset BatchNorm; "
-            "or rescale running statistics to the predicted weights where the layer before is "
-            "known from the names, else copy.",
+            show_default="exact",
+            help="LoRA's pairs in --method average: exact averages their products, truncated to "
+            "their rank; factors averages the factors. As --option lora=…",
             rich_help_panel=_METHOD,
         ),
-    ] = NormMode.RESCALE,
+    ] = None,
+    norm: Annotated[
+        NormMode | None,
+        typer.Option(
+            show_default="rescale, or average with --method average",
+            help="Normalisation layers: copy; predict their weights and biases; reset BatchNorm; "
+            "rescale running statistics to the predicted weights where the layer before is known "
+            "from the names, else copy; or, with --method average, average all.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     frozen: Annotated[
         FrozenMode,
-        typer.Option(help="Tensors that are the same in all checkpoints.", rich_help_panel=_METHOD),
+        typer.Option(
+            help="Tensors, and single elements of tensors, that are the same in all checkpoints.",
+            rich_help_panel=_METHOD,
+        ),
     ] = FrozenMode.COPY,
     allow_nonfinite: Annotated[
         bool,
         typer.Option(
             "--allow-nonfinite",
-            help="Copy values that are not finite from the first checkpoint, do not refuse them.",
+            help="Where a value or its prediction is not finite, take the first checkpoint's; do "
+            "not refuse it.",
             rich_help_panel=_METHOD,
         ),
     ] = False,
@@ -273,7 +288,9 @@ def predict(
             device=device,
             force=force,
             method=method,
-            options=parse_options(find_method(method), option or ()),
+            options=parse_options(
+                find_method(method), [*(option or ()), *([f"lora={lora.value}"] if lora else [])]
+            ),
             resume=resume,
             checksum=checksum,
             trajectory=kind_of_all,

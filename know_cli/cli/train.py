@@ -1,4 +1,4 @@
-"""``know train``: train a KNOWN bundle on recorded trajectories, and measure bundles on them."""
+"""``know train``: train a bundle on recorded trajectories, and measure bundles on them."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def train(
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
-    """Train a KNOWN, the small model that predicts parameters, on recorded trajectories.
+    """Train KNOWN, the small model that predicts parameters, on recorded trajectories.
 
     Writes conv.safetensors, fc.safetensors, bias.safetensors and manifest.json, and prints how
     well it does on held-out trajectories, compared with simple rules. An interrupted run continues

@@ -19,7 +19,7 @@ def check_device_name(name: str) -> None:
     """Refuse a name that no machine has a device for.
 
     Raises:
-        UsageError: with the names that there are.
+        UsageError: it is none of the known devices; the message lists them.
     """
     if _DEVICE.fullmatch(name) is None:
         raise UsageError(

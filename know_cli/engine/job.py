@@ -62,7 +62,7 @@ class Job:
     def drops_cached(self) -> bool:
         """Whether inputs leave the page cache once they are read.
 
-        It, too, shall not hold more for this run than the run may take itself.
+        It must not hold more for this run than the run may use itself.
         """
         inputs = sum(checkpoint.nbytes for checkpoint in self.trajectory.checkpoints)
         return inputs > self.settings.max_memory

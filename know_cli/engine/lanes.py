@@ -204,7 +204,7 @@ class DevicePredictor:
             while busy:
                 yield self._finish(free, busy)
         finally:
-            # After an error, too: a device must not write into memory that others use again.
+            # Also after an error: a device must not write into memory that others will reuse.
             for lane, _ in busy:
                 with suppress(Exception):
                     lane.finish()

@@ -108,7 +108,8 @@ def _scan(
     for name in names:
         entries = trajectory.entries(name)
         same = len({entry.info.dtype for entry in entries}) == 1
-        dtype = least_precise(entry.info.dtype for entry in entries)
+        dtypes = [torch_dtype(entry.info.dtype) for entry in entries]
+        dtype = least_precise([entry.info.dtype for entry in entries])
         watch = BehaviourWatch(entries[0].shape, dtype)
         wanted = watched.get(name, 0)
         for start, count in chunks(0, entries[0].info.elements):
@@ -120,8 +121,8 @@ def _scan(
             ]
             if start == 0 or start < wanted:
                 values = [
-                    torch.frombuffer(data, dtype=torch_dtype(entry.info.dtype)).double()
-                    for data, entry in zip(raw, entries, strict=True)
+                    torch.frombuffer(data, dtype=of).double()
+                    for data, of in zip(raw, dtypes, strict=True)
                 ]
             if start == 0:
                 for k, (before, after) in enumerate(pairwise(values)):

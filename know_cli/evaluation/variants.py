@@ -73,7 +73,7 @@ def find_variants(labels: Sequence[str]) -> list[Variant]:
 
 
 def is_available(variant: Variant, sessions: int) -> bool:
-    """Whether a variant can read this many checkpoints; a KNOWN reads only one number of them.
+    """Whether a variant can read this many checkpoints; a hyper-model reads only one number.
 
     Raises:
         UsageError: its bundle does not exist.

@@ -1,4 +1,4 @@
-"""A bundle: three trained KNOWN, one a kind, with a manifest that says how they were made.
+"""A bundle: three trained hyper-models, one per kind, and a manifest that says how they were made.
 
 On disk a bundle is a folder with ``conv.safetensors``, ``fc.safetensors``,
 ``bias.safetensors`` and ``manifest.json``; :mod:`know_cli.known.shipped` finds it.
@@ -36,14 +36,14 @@ TRAJECTORY = "trajectory"
 
 @dataclass(frozen=True)
 class Bundle:
-    """Three KNOWN, ready to use.
+    """Three hyper-models, ready to use.
 
     Attributes:
         states: for each of conv, fc and bias the state dict of a :class:`Known`, float32.
-        checkpoints: S, the length of the windows it reads.
+        checkpoints: S, the length of the windows that it reads.
         preparation: what is done to a window first.
-        target: what it was taught, ``retrodiction`` or ``continuation``.
-        manifest: all that its manifest says (data, seeds, losses, versions).
+        target: what it was trained to predict, ``retrodiction`` or ``continuation``.
+        manifest: the content of its manifest (data, seeds, losses, versions).
         source: where it was read from.
     """
 
@@ -60,14 +60,14 @@ class Bundle:
         return TrajectoryKind(self.manifest.get(TRAJECTORY, TrajectoryKind.FORGETTING.value))
 
     def module(self, kind: Kind) -> Known:
-        """The reference module of one kind, in evaluation mode."""
+        """Return the reference module of one kind, in evaluation mode."""
         known = Known(self.checkpoints, self.preparation)
         known.load_state_dict(self.states[kind])
         return known.eval()
 
     @cached_property
     def digest(self) -> str:
-        """16 hexadecimal digits that change with every weight and with the preparation.
+        """16 hexadecimal digits that depend on every weight and on the preparation.
 
         Equal for a folder of Keras files and the bundle converted from it.
         """
@@ -83,8 +83,8 @@ def load_bundle(path: Path) -> Bundle:
     """Read a bundle, or a folder of the three Keras files, and check every layer.
 
     Raises:
-        CheckpointError: something is missing, mis-shaped, not finite, or not what the manifest
-            says.
+        CheckpointError: something is missing, not finite, of a wrong shape, or not what the
+            manifest says.
         UsageError: a Keras folder, and h5py is not installed.
 
     >>> from know_cli.known.shipped import find_bundle
@@ -152,7 +152,7 @@ def _read_state(path: Path, checkpoints: int) -> dict[str, Tensor]:
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} is {found.get(name, 'missing')}, a KNOWN for "
+                    f"{path}: tensor {name!r} is {found.get(name, 'missing')}, a hyper-model for "
                     f"{checkpoints} checkpoints has {wanted.get(name, 'none of that name')}"
                 )
         state = {}
@@ -168,10 +168,10 @@ def _read_state(path: Path, checkpoints: int) -> dict[str, Tensor]:
 
 
 def save_bundle(bundle: Bundle, path: Path, details: Mapping[str, Any] | None = None) -> None:
-    """Write a bundle into a folder, which is made if it is missing; the manifest goes last.
+    """Write a bundle into a folder, which is created if missing; the manifest is written last.
 
     Args:
-        bundle: what to write; its own manifest entries are kept.
+        bundle: what to write; the entries of its manifest are kept.
         path: the folder.
         details: further manifest entries (data, seeds, losses, versions).
 

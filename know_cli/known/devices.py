@@ -1,4 +1,4 @@
-"""KNOWN on each device: which kernel runs there, and a trial that it does."""
+"""Chooses the kernel that runs KNOWN on a device, and tries it before it is used."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _CPU = torch.device("cpu")
 _TRITON = "triton"
 
 
-# Several programs of Triton's kernel, the last one with fewer rows.
+# Enough rows for several programs of Triton's kernel, the last one not full.
 _TRIED_ROWS = 200
 
 
 def open_devices(bundle: Bundle, steps: int, devices: Sequence[torch.device]) -> DevicePredictor:
-    """KNOWN on devices that are not the CPU.
+    """Open KNOWN on devices other than the CPU.
 
     Args:
         bundle: the weights.
@@ -39,9 +39,9 @@ def open_devices(bundle: Bundle, steps: int, devices: Sequence[torch.device]) ->
         devices: all of one type.
 
     Returns:
-        What predicts. On CUDA that is Triton's kernel, compiled and tried here; where there is
-        no Triton, or it does not work on one of the devices, it is torch's kernel on all of them,
-        since they round differently, and a notice says why.
+        The predictor. On CUDA it uses Triton's kernel, which is compiled and tried here. If Triton
+        is missing, or fails on one of the devices, all devices use torch's kernel, since the two
+        round differently, and a notice says why.
 
     Raises:
         UsageError: a device fails.
@@ -63,14 +63,14 @@ def open_devices(bundle: Bundle, steps: int, devices: Sequence[torch.device]) ->
 
 
 def _trouble_with_triton(bundle: Bundle, steps: int, devices: Sequence[torch.device]) -> str | None:
-    """Why Triton's kernel cannot be used; None if it works on all devices."""
+    """The reason why Triton's kernel cannot be used; None if it works on all devices."""
     for device in devices:
         try:
             (lane, *_) = open_lanes(bundle, steps, device, triton_kernels)
             _try(lane, bundle, steps)
         except ModuleNotFoundError:
             return "Triton is not installed"
-        except Exception as error:  # Triton's own, and those of the compilers that it calls
+        except Exception as error:  # Triton's own, or from a compiler that it calls
             return f"Triton's kernel does not work on {device} ({first_line(error)})"
     return None
 
@@ -82,7 +82,7 @@ def open_lanes(
     kernels: Callable[[Bundle, int, torch.device, int], dict[Kind, DeviceKernel]],
     block_rows: int = DEVICE_BLOCK_ROWS,
 ) -> list[Lane]:
-    """The lanes of one device, each with kernels of its own for blocks of ``block_rows``."""
+    """Open the lanes of one device, each with its own kernels for blocks of ``block_rows``."""
     return [
         Lane(
             kernels(bundle, steps, device, block_rows),
@@ -99,10 +99,10 @@ def open_lanes(
 def triton_kernels(
     bundle: Bundle, steps: int, device: torch.device, block_rows: int
 ) -> dict[Kind, DeviceKernel]:
-    """Triton's, which take any number of steps and rows.
+    """Make Triton's kernels, which take any number of steps and rows.
 
     Raises:
-        ModuleNotFoundError: there is no Triton.
+        ModuleNotFoundError: Triton is not installed.
     """
     from know_cli.known.triton_kernel import TritonKernel
 
@@ -115,7 +115,7 @@ def triton_kernels(
 def torch_kernels(
     bundle: Bundle, steps: int, device: torch.device, block_rows: int
 ) -> dict[Kind, DeviceKernel]:
-    """Torch's, which share a workspace: a lane is at one kind at a time."""
+    """Make torch's kernels, which share a workspace: a lane works on one kind at a time."""
     local = threading.local()
     return {
         kind: TorchSteps(
@@ -129,7 +129,7 @@ def _try(lane: Lane, bundle: Bundle, steps: int) -> None:
     """Compare a lane with torch's kernel on the CPU, for a few windows of each kind.
 
     Raises:
-        RuntimeError: it differs by more than rounding can do.
+        RuntimeError: they differ by more than rounding.
     """
     (torch_lane, *_) = open_lanes(bundle, steps, _CPU, torch_kernels, _TRIED_ROWS)
     generator = torch.Generator().manual_seed(0)

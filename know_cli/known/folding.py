@@ -22,7 +22,7 @@ class Affine(NamedTuple):
 
 @dataclass(frozen=True)
 class FoldedStream:
-    """One stream, v being what it reads, z = relu(squeeze(v)) and x = input(v).
+    """One stream. It reads v; z = relu(squeeze(v)) and x = input(v).
 
     Its features before the leaky ReLU are linear(z) + output · (amplitude(z) · exp(rate(z) · x)).
 

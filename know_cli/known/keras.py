@@ -1,7 +1,7 @@
-"""Reads the KNOWN files that Keras 2 wrote (``save_weights``, HDF5), the form of the authors.
+"""Reads KNOWN files that Keras 2 wrote (``save_weights``, HDF5), as in the authors' release.
 
-Group ``dense/dense/kernel:0`` is [in, out]; torch wants the transpose. Stream 1 reads the
-window, stream 2 its differences. Needs the extra ``keras`` (h5py).
+``dense/dense/kernel:0`` is [in, out], the transpose of torch's weight. Stream 1 reads the window,
+stream 2 its differences. Needs the extra ``keras`` (h5py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED
 
 KERAS_FILES = {Kind.CONV: "KNOWN_Conv.h5", Kind.FC: "KNOWN_FC.h5", Kind.BIAS: "KNOWN_Bias.h5"}
 
-# Keras layer → our layer, its input size and output size; None where S decides.
+# Keras layer → our layer, its input size (None if it depends on S) and its output size.
 _LAYERS: dict[str, tuple[str, int | None, int]] = {
     "dense": ("window.input", None, HIDDEN),
     "dense_1": ("window.squeeze", HIDDEN, SQUEEZED),
@@ -58,7 +58,7 @@ def read_keras_folder(path: Path) -> dict[Kind, dict[str, Tensor]]:
 
 
 def read_keras_file(path: Path) -> dict[str, Tensor]:
-    """Read one file into the state dict of a KNOWN; see :func:`read_keras_folder`."""
+    """Read one file as a state dict; see :func:`read_keras_folder`."""
     try:
         import h5py
     except ImportError as error:
@@ -70,7 +70,7 @@ def read_keras_file(path: Path) -> dict[str, Tensor]:
             root = file.get("model_weights", file)
             return _read_layers(path, root)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; a KNOWN of Keras has three") from error
+        raise CheckpointError(f"{path}: no such file; a hyper-model of Keras has three") from error
     except OSError as error:
         raise CheckpointError(f"{path}: is not a readable HDF5 file ({error})") from error
 

@@ -1,7 +1,7 @@
 """KNOWN as a torch module that reads like its formula (the paper's section on the hyper-model).
 
-This is the implementation to understand and to train; :mod:`know_cli.known.torch_kernel` is the one
-that runs, and is tested against this one.
+This implementation is for reading and for training; :mod:`know_cli.known.torch_kernel` is the one
+that predicts, and is tested against this one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ NEGATIVE_SLOPE = 0.3
 class Stream(nn.Module):
     """One of KNOWN's two streams: ``[rows, size]`` → ``[rows, 32]``.
 
-    y = (W_lin z + b_lin) + (W_amp z + b_amp) · exp((W_rate z + b_rate) · x), a sum of an affine
-    and an exponential law, whose coefficients are read from a squeezed view z of the history.
+    y = (W_lin z + b_lin) + (W_amp z + b_amp) · exp((W_rate z + b_rate) · x): the sum of an affine
+    and an exponential law, with coefficients computed from z, a squeezed view of the history.
     """
 
     def __init__(self, size: int) -> None:
@@ -77,7 +77,7 @@ class Known(nn.Module):
 
 
 def roll(known: Known, windows: Tensor, steps: int) -> Tensor:
-    """Predict several steps, each from the window with the answer before in it.
+    """Predict several steps, each from a window that includes the previous prediction.
 
     Args:
         known: predicts one step.
@@ -95,7 +95,7 @@ def roll(known: Known, windows: Tensor, steps: int) -> Tensor:
 
 
 def prepare(window: Tensor, preparation: Preparation) -> tuple[Tensor, Tensor]:
-    """What KNOWN reads of a window, and what its answer is multiplied with.
+    """Prepare windows: what KNOWN reads, and the factor for its output.
 
     Args:
         window: ``[rows, S]`` float32, θ0 last.
@@ -122,10 +122,10 @@ def _centred(window: Tensor, spread: Tensor, preparation: Preparation) -> Tensor
 
 
 def initialise(known: Known, generator: torch.Generator) -> None:
-    """The paper's starting point for meta-training, in place.
+    """Initialise for meta-training as the paper does, in place.
 
-    Kernels of the streams' input and output layers: variance scaling 0.1, fan-in, uniform;
-    all other kernels Glorot uniform; biases zero.
+    The kernels of the streams' input and output layers: variance scaling 0.1, fan-in, uniform;
+    all other kernels: Glorot uniform; biases: zero.
     """
     with torch.no_grad():
         for name, parameter in known.named_parameters():
@@ -141,7 +141,7 @@ def initialise(known: Known, generator: torch.Generator) -> None:
 
 
 def penalty(known: Known) -> Tensor:
-    """The paper's L1 penalties on the streams' input and output layers: a scalar."""
+    """Return the paper's L1 penalties on the streams' input and output layers, a scalar."""
     total = known.head.weight.new_zeros(())
     for stream in (known.window, known.difference):
         for layer in (stream.input, stream.output):

@@ -77,8 +77,8 @@ def family(weights: str, option: str = "--weights") -> dict[int, Path]:
         is_here = not is_path(weights) and path.is_dir()
         hint = f"; for the folder write ./{weights}" if is_here else ""
         raise UsageError(
-            f"{option} {weights}: neither a folder with a KNOWN ({MANIFEST}, or {_KERAS}) nor a "
-            f"shipped one ({', '.join(families) or 'none'}){hint}"
+            f"{option} {weights}: neither a folder with a hyper-model ({MANIFEST}, or {_KERAS}) "
+            f"nor a shipped one ({', '.join(families) or 'none'}){hint}"
         )
     return dict(sorted(sizes.items()))
 

@@ -1,39 +1,40 @@
 """KNOWN for fixed blocks of rows, with the algebra folded and every buffer allocated once.
 
-Layers are joined as :mod:`~know_cli.known.folding` does. Biases ride in the matrix products: the
+Layers are joined as in :mod:`~know_cli.known.folding`. Biases are part of the matrix products: the
 windows and the squeezed features hold a row of ones, which both streams share. The last block is
-padded, so that every matrix product has the same shape and a parameter's result does not depend
-on what else is in its batch.
+padded, so every matrix product has the same shape, and a parameter's result does not depend on
+what else is in its batch.
 
-What was tried, on one thread of a shared two-core Xeon with AVX-512, torch 2.13 with MKL, the
-variants taking turns in one process; times are nanoseconds a parameter and step, of 200 (raw
-windows; 222 prepared by spread) that this kernel takes, 400 (485) that the one before took, and
-1500 that the reference module takes:
+What was tried, on one thread of a shared two-core Xeon with AVX-512 and torch 2.13 with MKL, with
+the variants alternating in one process. Times are nanoseconds per parameter per step. This kernel
+takes 200 (222 for windows prepared by spread), its predecessor took 400 (485), and the reference
+module takes 1500.
 
-- Rows of a block: 1024 and 1536 take 200, 2048 takes 210, 3072 takes 232, 4096 some 280: the two
-  ``[rows, 64]`` buffers and the features must stay in the second-level cache (2 MiB a core). With
-  512 the interpreter between the operations shows (238).
-- Biases as a row of ones instead of ``addmm``, which copies them first, and views made once: 30.
-- ``exp`` (20) instead of ``exp2`` (32), also for numpy's ``exp2`` (21); older torch, with MKL's
-  ``exp``, had it the other way round.
-- Both streams in one buffer of 128 columns: the products of rates and amplitudes as one
-  block-diagonal one do twice the work (50 instead of 33), and separate ones save nothing.
+- Rows per block: 1024 and 1536 take 200, 2048 takes 210, 3072 takes 232, 4096 about 280. The two
+  ``[rows, 64]`` buffers and the features must stay in the second-level cache (2 MiB per core).
+  With 512 rows the interpreter's overhead between operations shows (238).
+- Biases as a row of ones, instead of ``addmm``, which copies them first; and views that are made
+  once: both together save 30.
+- ``exp`` takes 20, ``exp2`` 32, numpy's ``exp2`` 21. With older versions of torch and MKL's ``exp``
+  it was the other way round.
+- Both streams in one buffer of 128 columns: one block-diagonal product for rates and amplitudes
+  does twice the work (50 instead of 33), and separate products save nothing.
 - Features × rows instead of rows × features: products with few inputs take a quarter longer (40
-  instead of 32 for rates and amplitudes). The squeezed features are better that way (3
-  instead of 5), since MKL likes a last dimension that is a multiple of 16.
-- Inputs of a product padded to 16: 13 instead of 8 for each of the small ones.
+  instead of 32 for rates and amplitudes). Only the squeezed features are faster that way (3
+  instead of 5), since MKL prefers a last dimension that is a multiple of 16.
+- Padding the inputs of a product to 16: 13 instead of 8 for each of the small products.
 - oneDNN's products fused with the multiplication or the leaky ReLU (private to torch): 25 to 40
   instead of 20 to 27 for each pair.
-- numpy's ``arcsinh`` (2) instead of torch's (13), ``threshold_`` instead of a mask (1 instead of
-  4), for windows prepared by spread.
-- ``torch.compile`` of the same algebra (Inductor and the C++ compiler of the machine; with
-  ``max_autotune``, too): 290 to 310, and 20 s to compile it the first time.
-- The largest products in bfloat16, with AMX, too: slower than float32 (``docs/results/speed.md``),
-  since products this thin wait for conversions, and too inexact to be a default.
+- For windows prepared by spread, numpy's ``arcsinh`` takes 2 and torch's 13, ``threshold_`` takes 1
+  and a mask 4.
+- ``torch.compile`` of the same algebra (Inductor with the machine's C++ compiler, with and without
+  ``max_autotune``): 290 to 310, after 20 s of compiling.
+- The largest products in bfloat16, with AMX: slower than float32 (``docs/results/speed.md``), since
+  products this thin wait for conversions; they are also too inexact to be the default.
 
-Each operation alone, in a loop: 117 for matrix products, where 84 is what a product of 1024 × 1024
-matrices takes for as many operations; 20 for the exponential; 34 for multiplications and the leaky
-ReLU, which wait for the cache, and which eager torch cannot fuse with the products; 7 for the rest.
+Each operation alone, in a loop: matrix products take 117 (a product of 1024 × 1024 matrices would
+take 84 for as many operations); the exponential takes 20; multiplications and the leaky ReLU, which
+wait for the cache and which eager torch cannot fuse with the products, take 34; the rest takes 7.
 """
 
 from __future__ import annotations
@@ -53,18 +54,17 @@ from know_cli.known.preparation import Preparation
 TORCH = "torch"
 #: Rows of a block on a CPU.
 CPU_BLOCK_ROWS = 1536
-#: Rows of a block on other devices, where a launch costs more than what a block holds.
+#: Rows of a block on other devices, where launching costs more than computing a small block.
 DEVICE_BLOCK_ROWS = 1 << 17
 
 
 class _Stream:
-    """Folded weights of one stream, each [in, out], one of the inputs being 1.
+    """Folded weights of one stream, each [in, out], where one input is the constant 1.
 
     Args:
-        state: of a KNOWN.
-        name: of the stream.
-        ones_first: whether the row of ones comes before the others, as in the stream of
-            differences, or after them.
+        state: state dict of a :class:`~know_cli.known.module.Known`.
+        name: the stream's, ``window`` or ``difference``.
+        ones_first: whether the row of ones comes first, as in the stream of differences, or last.
         device: where it runs.
     """
 
@@ -89,22 +89,22 @@ class _Stream:
 
 
 class _Workspace:
-    """Intermediate results of one block, and the parts of them that are used; one a thread.
+    """Buffers for the intermediate results of one block, and views of them; one per thread.
 
-    Views are made here once, since making one costs about as much as starting an operation.
+    Views are made once, here, since making one costs about as much as launching an operation.
 
     Attributes:
         window: ``[2S, rows]``: the window, a row of ones, the differences.
         values, newest: the window in it, and its last row, the slot of θ0.
-        newest_array: the same memory as ``newest``, for numpy; None on other devices.
-        later, earlier, differences: ``[S − 1, rows]``, the third being the first less the second.
+        newest_array: the same memory as ``newest`` for numpy on a CPU; None on other devices.
+        later, earlier, differences: ``[S − 1, rows]``; ``differences`` is ``later − earlier``.
         squeezed: ``[17, rows]``: 8 features of the window, a row of ones, 8 of the differences.
-        inputs: a stream, its ``[rows, inputs]`` and ``[rows, 9]``, and where its features go.
+        inputs: per stream its ``[rows, inputs]``, its ``[rows, 9]``, and where its features go.
         x, y: ``[rows, 64]``.
         features: ``[rows, 64]``.
         change: ``[rows, 1]``; ``flat`` is the same as ``[rows]``.
         origin: ``[rows]``, θ0 itself, where windows are prepared.
-        magnitude: ``[S − 1, rows]``; ``spread`` and ``divisor``: ``[rows]``, to prepare with.
+        magnitude: ``[S − 1, rows]``; ``spread`` and ``divisor``: ``[rows]``, for the preparation.
     """
 
     def __init__(self, rows: int, checkpoints: int, device: torch.device) -> None:
@@ -140,15 +140,15 @@ class _Workspace:
 
 
 class Kernel:
-    """One KNOWN, folded, on one device. Safe to call from several threads.
+    """One hyper-model, folded, on one device. Safe to call from several threads.
 
     Args:
         state: state dict of a :class:`~know_cli.known.module.Known`, float32.
         checkpoints: S.
         preparation: what is done to a window first.
         device: where it runs.
-        local: holds the workspaces of threads; kernels for the same S and device may share it.
-        block_rows: rows of a block; None is the device's own.
+        local: holds each thread's workspace; kernels for the same S and device may share it.
+        block_rows: rows per block; None takes the device's default.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Kernel:
 
     @property
     def thread_bytes(self) -> int:
-        """Bytes of main memory that each thread that predicts needs for itself."""
+        """Main memory, in bytes, that each predicting thread needs for itself."""
         if self.device.type != "cpu":
             return 0
         return _Workspace(self.block_rows, self.checkpoints, torch.device("meta")).nbytes
@@ -220,10 +220,10 @@ class Kernel:
         for stream, (values, squeezed, features) in zip(self._streams, work.inputs, strict=True):
             torch.mm(values, stream.input, out=x)
             torch.mm(squeezed, stream.rate, out=y).mul_(x).exp_()
-            # x is not needed any more; two buffers stay in the cache where three would not.
+            # x is free from here on; two buffers stay in the cache, three would not.
             torch.mm(squeezed, stream.amplitude, out=x)
             y.mul_(x)
-            # The second product is more than half of all work.
+            # The second product is more than half of the work.
             torch.mm(squeezed, stream.linear, out=features).addmm_(y, stream.output)
         torch.nn.functional.leaky_relu_(work.features, NEGATIVE_SLOPE)
         torch.addmm(self._head_bias, work.features, self._head_weight, out=work.change).tanh_()
@@ -253,7 +253,7 @@ def _prepare(work: _Workspace) -> None:
     if work.newest_array is None:
         work.newest.asinh_()
     else:
-        # Torch's takes a value at a time, eight times as long as numpy's.
+        # Torch computes one value at a time, which takes eight times as long as numpy.
         np.arcsinh(work.newest_array, out=work.newest_array)
 
 
@@ -261,8 +261,7 @@ class TorchSteps:
     """The torch kernel as a :class:`DeviceKernel`.
 
     Args:
-        kernel: predicts one step. It must not be in another lane, whose blocks would share its
-            workspace.
+        kernel: predicts one step. No other lane may use it, since both would share its workspace.
         steps: how many are predicted.
     """
 

@@ -1,21 +1,20 @@
 """KNOWN as one Triton kernel: all steps of a block in one launch, the windows in registers.
 
-Needs Triton, which CUDA builds of torch bring along; only :mod:`know_cli.engine.devices` imports
+Needs Triton, which comes with CUDA builds of torch; only :mod:`know_cli.known.devices` imports
 this module. With ``TRITON_INTERPRET=1`` in the environment before Triton is imported, the same
 code runs in Triton's interpreter, on the CPU.
 
-A window is the first S of 16 columns of a tile, and its differences the first S − 1 of another,
-since the inner dimension of a product of Triton's is at least 16; the other columns are zero.
-Windows do not move from step to step: the prediction takes the column of the oldest value, and
-the rows of the input layers' weights are loaded in the order that the columns then have.
+Triton's matrix products need an inner dimension of at least 16. So a window is the first S of a
+tile's 16 columns, its differences are the first S − 1 columns of another tile, and the remaining
+columns are zero. Windows do not move from step to step: the prediction replaces the column of the
+oldest value, and the rows of the input layers' weights are loaded in the order of the columns.
 
-Matrix products are sums of three products in TF32, which together are about as exact as float32.
-``tl.dot`` does the same for ``input_precision="tf32x3"``, but takes the weights apart anew at every
-step, and looks for infinities: compiled for sm_90, the program has 2984 instructions this way and
-3960 that way. Where a value on the way overflows, the answer is more often not a number than it
-is with torch's kernel. log2(e) rides in the rates' weights, so that the exponential is the
-processor's own exp2. Triton's language has no tanh and asinh on every target, so they are written
-out.
+Each matrix product is a sum of three TF32 products, which is about as exact as float32.
+``tl.dot`` does the same with ``input_precision="tf32x3"``, but it splits the weights again at every
+step and checks for infinities: compiled for sm_90, the program has 3960 instructions that way and
+2984 this way. Where an intermediate value overflows, the result is NaN more often than with torch's
+kernel. log2(e) is folded into the rates' weights, so the exponential is the hardware's exp2.
+Triton does not offer tanh and asinh on every target, so they are written out.
 """
 
 from __future__ import annotations
@@ -32,17 +31,16 @@ from know_cli.known.folding import Affine, fold
 from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE
 from know_cli.known.preparation import Preparation
 
-#: Rows of one program.
+#: Rows per program.
 BLOCK = 64
-#: Rows of one program where there is the fifth generation of tensor cores: with 32, products go
-#: through the instructions of the second one. Triton 3.7.1 makes nothing but a trap of 64.
+#: Rows per program on the fifth generation of tensor cores. With 32, products use the second
+#: generation's instructions; Triton 3.7.1 compiles 64 to nothing but a trap.
 SMALL_BLOCK = 32
 # Major compute capabilities.
 _FIFTH_GENERATION = range(10, 12)
 _FIRST_WITH_TF32 = 8
-#: How a program is compiled. Loads of weights are not pipelined: with three stages they take 98 kB
-#: of shared memory. Whether a product and a sum are rounded once is said, since the default is to
-#: change.
+#: How a program is compiled. Loads of weights are not pipelined, since three stages take 98 kB of
+#: shared memory. Fused multiply-add is set explicitly because Triton's default is going to change.
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
 # Columns of a tile, and so the most checkpoints that a window may have.
@@ -59,10 +57,10 @@ _LOG2_E = 1.4426950408889634
 def _dot(values: tl.tensor, at: tl.tensor, SMALL: tl.constexpr, sums: tl.tensor) -> tl.tensor:
     """``[rows, inputs]`` values · ``[inputs, outputs]`` weights at pointers + ``[rows, outputs]``.
 
-    With values and weights as a number of TF32 and what is left of it, this is all but the product
-    of what is left ("3xTF32", https://arxiv.org/abs/2203.03341); small products come first.
+    Values and weights are each split into a TF32 number and a remainder. All products are summed
+    but that of the two remainders ("3xTF32", https://arxiv.org/abs/2203.03341), small ones first.
     """
-    # To the nearest number whose last 13 bits are 0, which is one of TF32.
+    # Round to the nearest TF32 number, whose last 13 bits are 0.
     bits = (values.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
     big = bits.to(tl.float32, bitcast=True)
     big_weight, small_weight = tl.load(at), tl.load(at + SMALL)
@@ -81,9 +79,9 @@ def _whole(at: tl.tensor, SMALL: tl.constexpr) -> tl.tensor:
 def _affine(
     values: tl.tensor, at: tl.tensor, row: tl.tensor, OUTPUTS: tl.constexpr, SMALL: tl.constexpr
 ) -> tl.tensor:
-    """``[rows, 16]`` → ``[rows, OUTPUTS]``: a layer at a pointer, its bias after its weights.
+    """``[rows, 16]`` → ``[rows, OUTPUTS]``: the layer at a pointer, weights first, then the bias.
 
-    ``row``: ``[16]``, which row of the weights meets which column.
+    ``row``: ``[16]``, the row of the weights for each column.
     """
     column = tl.arange(0, OUTPUTS)
     bias = _whole(at + _COLUMNS * OUTPUTS + column, SMALL)
@@ -137,7 +135,7 @@ def _asinh(x: tl.tensor) -> tl.tensor:
     t = size + square / (1 + tl.sqrt(1 + square))
     sum_ = 1 + t
     small = tl.where(sum_ == 1, t, tl.log(sum_) * (t / (sum_ - 1)))
-    # Beyond, the square may overflow, and 1 does not count.
+    # Above that, the square may overflow, and adding 1 changes nothing.
     result = tl.where(size < 1e9, small, tl.log(size) + _LN2)
     return tl.where(x < 0, -result, result)
 
@@ -159,8 +157,7 @@ def _predict(
 ) -> None:
     """See :class:`TritonKernel`.
 
-    ``STREAM`` is where the second stream's weights begin, ``SMALL`` where the parts of all
-    weights begin that TF32 leaves.
+    ``STREAM`` is the offset of the second stream's weights, ``SMALL`` that of all remainders.
     """
     column = tl.arange(0, _COLUMNS)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -174,7 +171,7 @@ def _predict(
     newest = newest.to(tl.float32)
     first = newest
     for step in range(steps):
-        # Where in the window the value in each column is; columns that hold none stay at the end.
+        # The position in the window of each column's value; unused columns stay at the end.
         position = tl.where(column < S, (column + S - step % S) % S, column)
         gap = tl.where(column < S - 1, (column + (S - 1) - step % (S - 1)) % (S - 1), column)
         if SPREAD:
@@ -194,16 +191,16 @@ def _predict(
             change *= spread
         answer = newest + change
         tl.store(out + step * out_stride + row, answer, mask=inside)
-        # NaN would spread through the later steps, so these go on from the recorded θ0.
+        # NaN would spread to all later steps, so they continue from the recorded θ0.
         answer = tl.where(tl.abs(answer) < _INFINITY, answer, first)
-        # The prediction takes the column of the oldest value, and its step that of the oldest.
+        # The prediction replaces the oldest value, and the newest difference the oldest one.
         values = tl.where((position == 0)[None, :], answer[:, None], values)
         differences = tl.where((gap == 0)[None, :], (answer - newest)[:, None], differences)
         newest = answer
 
 
 class TritonKernel:
-    """One KNOWN on one CUDA device, or on the CPU in Triton's interpreter.
+    """One hyper-model on one CUDA device, or on the CPU in Triton's interpreter.
 
     Args:
         state: state dict of a :class:`~know_cli.known.module.Known`, float32.
@@ -215,7 +212,7 @@ class TritonKernel:
         constants: what the kernel is compiled for.
 
     Raises:
-        RuntimeError: on CUDA, there are no tensor cores with TF32, or Triton does not use them.
+        RuntimeError: the CUDA device has no tensor cores with TF32, or Triton does not use them.
     """
 
     def __init__(
@@ -228,7 +225,7 @@ class TritonKernel:
         head = state["head.weight"][0].double()
         streams = [_pack(state, "window", head[:FEATURES])]
         streams.append(_pack(state, "difference", head[FEATURES:]))
-        # Up to a multiple of 16, so that all parts are loaded four numbers at a time.
+        # Padded to a multiple of 16, so that all parts can be loaded four numbers at a time.
         packed = torch.cat([*streams, state["head.bias"].double(), head.new_zeros(15)])
         self.constants = {
             "S": checkpoints,
@@ -244,20 +241,20 @@ class TritonKernel:
                 self.compile()
 
     def compile(self) -> str:
-        """Compile for float32 and the current device, and look at what comes out.
+        """Compile for float32 and the current device, and check the assembly.
 
         Returns:
             The assembly in NVIDIA's PTX.
 
         Raises:
-            RuntimeError: there are no products on tensor cores in it.
+            RuntimeError: it has no matrix products on tensor cores.
         """
         S, columns = self.constants["S"], _COLUMNS.value
         history, out = (self._weights.new_empty(rows, columns) for rows in (S, 1))
         compiled = _predict.warmup(*self._arguments(history, out), grid=(1,), **self._choices)
         assembly = str(compiled.asm["ptx"])
         if "mma" not in assembly:
-            raise RuntimeError("Triton makes no products on tensor cores of it")
+            raise RuntimeError("Triton compiles it without tensor cores")
         return assembly
 
     def predict(self, block: Block, history: Tensor, out: Tensor) -> None:
@@ -266,9 +263,9 @@ class TritonKernel:
         Where a prediction is not finite, the steps after it go on from θ0.
 
         Args:
-            block: of which tensors the rows are; KNOWN does not ask.
+            block: tells which tensors the rows belong to; KNOWN does not use it.
             history: ``[S, rows]`` on the device, of any float dtype, most-forgotten first, θ0
-                last; rows lie next to each other. No more elements than an int32 counts.
+                last; contiguous along rows. At most 2³¹ − 1 elements.
             out: ``[steps, rows]`` float32 on the device, likewise; receives θ̂(−1), θ̂(−2), …
         """
         programs = triton.cdiv(history.shape[1], self.constants["BLOCK"])
@@ -300,7 +297,7 @@ def block_rows(device: torch.device) -> int:
 def _pack(state: Mapping[str, Tensor], name: str, head: Tensor) -> Tensor:
     """A stream's layers and its half of the head, ``[32]``, in the order of :func:`_stream`.
 
-    Weights are ``[inputs, outputs]``, with zeros up to 16 inputs and, of squeeze, 16 outputs.
+    Weights are ``[inputs, outputs]``, zero-padded to 16 inputs and, for squeeze, to 16 outputs.
 
     Returns:
         One dimension, float64.
@@ -319,7 +316,7 @@ def _pack(state: Mapping[str, Tensor], name: str, head: Tensor) -> Tensor:
 
 
 def _tf32(values: Tensor) -> Tensor:
-    """The nearest numbers of TF32, which has 10 bits after the point, as float32."""
+    """Round to TF32, whose significand has 10 bits after the point; returned as float32."""
     return ((values.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
 
 

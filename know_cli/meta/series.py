@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from know_cli.checkpoints import Checkpoint, open_checkpoint, save_checkpoint
+from know_cli.checkpoints import Checkpoint, Trajectory, open_checkpoint, save_checkpoint
 from know_cli.checkpoints.reading import as_bytes, read_float32
+from know_cli.engine.classification import classify_values
 from know_cli.errors import CheckpointError
 from know_cli.forgetting.recorder import checkpoint_name, read_record
-from know_cli.kinds import PREDICTED_KINDS, Kind, classify
+from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.normalisation import find_norm_layers
 
 Floats = NDArray[np.float32]
@@ -107,8 +108,10 @@ def read_trajectory(folder: Path, *, rows_per_tensor: int, seed: int) -> Series:
         shapes = {name: entry.shape for name, entry in opened[0].tensors.items()}
         statistics = {name for layer in find_norm_layers(shapes) for name in layer.statistics}
         for name in sorted(shapes.keys() - statistics):
-            entry = opened[0].tensors[name]
-            kind = classify(name, entry.shape, entry.dtype).kind
+            _check_in_all(opened, name, shapes[name])
+        classes = classify_values(Trajectory(opened, None, [])).classes
+        for name in sorted(shapes.keys() - statistics):
+            kind = classes[name].kind
             if kind is Kind.COPY:
                 continue
             table = read_tensor(opened, name, shapes[name])
@@ -138,8 +141,16 @@ def read_tensor(opened: Sequence[Checkpoint], name: str, shape: tuple[int, ...])
     Raises:
         CheckpointError: one lacks it, or has it in another shape.
     """
+    _check_in_all(opened, name, shape)
     values = torch.empty(len(opened), math.prod(shape))
     for row, checkpoint in zip(values, opened, strict=True):
+        read_float32(checkpoint, checkpoint.tensors[name], 0, row)
+    table: Floats = values.numpy()
+    return table
+
+
+def _check_in_all(opened: Sequence[Checkpoint], name: str, shape: tuple[int, ...]) -> None:
+    for checkpoint in opened:
         entry = checkpoint.tensors.get(name)
         if entry is None or entry.shape != shape:
             found = "missing" if entry is None else f"of shape {entry.shape}"
@@ -147,9 +158,6 @@ def read_tensor(opened: Sequence[Checkpoint], name: str, shape: tuple[int, ...])
                 f"{checkpoint.path}: tensor {name!r} is {found}, elsewhere in the trajectory of "
                 f"shape {shape}; record the trajectory again"
             )
-        read_float32(checkpoint, entry, 0, row)
-    table: Floats = values.numpy()
-    return table
 
 
 def save_series(series: Series, path: Path) -> None:

@@ -1,96 +1,71 @@
-"""Methods that of branches read only the branches, and not the Θ0 that they go on from.
-
-A weight that some branches lack is taken from those that have it: for these the method is opened
-again, as if there were no others. What none has is Θ0's.
-"""
+"""Averages of branches: the mean over those that have a tensor, without the Θ0 they go on from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from know_cli.checkpoints import Trajectory
-from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.plan import Block
-from know_cli.engine.predictor import Predictor, Predictors
-from know_cli.methods.inputs import Inputs
-
-#: Positions of branches among the checkpoints, Θ0 being 0.
-Positions = tuple[int, ...]
+from know_cli.kinds import PREDICTED_KINDS
+from know_cli.methods.combination import LinearPredictor
 
 
 class BranchesPredictor:
-    """Predicts each tensor from the branches that have it.
+    """The mean of branches, each tensor over those that have it; what none has is Θ0's.
 
     Args:
-        absent: tensor → positions of the branches that do not have it.
-        predictors: for the positions of those that do, the method that reads these.
-        every: the positions of all branches.
+        trajectory: of branches, Θ0 first.
+        steps: how many are predicted; all are the same.
+        rounds_once: see :class:`~know_cli.methods.combination.LinearPredictor`.
     """
 
-    def __init__(
-        self,
-        absent: Mapping[str, frozenset[int]],
-        predictors: Mapping[Positions, Predictor],
-        every: Positions,
-    ) -> None:
-        self._absent = absent
-        self._predictors = predictors
-        self._every = every
-        whole = predictors[every]
-        self.device, self.block_rows = whole.device, whole.block_rows
-        most = max(predictor.thread_bytes for predictor in predictors.values())
-        # Of the rows of some branches a copy is made.
-        self.thread_bytes = most + 4 * len(every) * self.block_rows * (len(predictors) > 1)
+    device = torch.device("cpu")
+
+    def __init__(self, trajectory: Trajectory, steps: int, *, rounds_once: bool) -> None:
+        size = len(trajectory)
+
+        def predictor(absent: frozenset[int]) -> LinearPredictor:
+            weights = [mean_of_branches(size, absent)[::-1]] * steps
+            return LinearPredictor(dict.fromkeys(PREDICTED_KINDS, weights), rounds_once=rounds_once)
+
+        self._of_all = predictor(frozenset())
+        sets = {absent: predictor(absent) for absent in set(trajectory.absent.values())}
+        self._others: Mapping[str, LinearPredictor] = {
+            name: sets[absent] for name, absent in trajectory.absent.items()
+        }
+        self.block_rows, self.thread_bytes = self._of_all.block_rows, self._of_all.thread_bytes
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
-        size = len(self._every) + 1
-        if not self._absent:
-            self._predictors[self._every].predict(block, step, history[: size - 1], out)
+        self._of_all.predict(block, step, history, out)
+        if not self._others:
             return
         for segment in block.segments():
-            there = present(self._absent, segment.tensor.name, self._every)
-            if not there:
-                out[segment.rows] = history[size - 1, segment.rows]
-                continue
-            # In a window the last one comes first, and Θ0 is at its end.
-            rows = [size - 1 - k for k in reversed(there)]
-            at = block.rows.start + segment.row
-            part = block.batch.block(slice(at, at + segment.count))
-            window = history[:, segment.rows][rows]
-            self._predictors[there].predict(part, step, window, out[segment.rows])
+            predictor = self._others.get(segment.tensor.name)
+            if predictor is not None:
+                at = block.rows.start + segment.row
+                part = block.batch.block(slice(at, at + segment.count))
+                rows = segment.rows
+                predictor.predict(part, step, history[:, rows], out[rows])
 
 
-def present(absent: Mapping[str, frozenset[int]], name: str, every: Positions) -> Positions:
-    """The positions of the branches that have a tensor."""
-    lacking = absent.get(name, frozenset())
-    return tuple(k for k in every if k not in lacking)
-
-
-def without_start(opened: Callable[[Inputs], Predictors], inputs: Inputs) -> Predictors:
-    """Open a method that reads branches as if they were all there is.
+def mean_of_branches(checkpoints: int, absent: frozenset[int] = frozenset()) -> tuple[float, ...]:
+    """The coefficients of the mean of branches.
 
     Args:
-        opened: opens the method.
-        inputs: with the trajectory, Θ0 first.
+        checkpoints: S, Θ0 and S − 1 branches.
+        absent: positions of branches that do not count, Θ0 being 0.
+
+    Returns:
+        ``[S]``, Θ0's first; Θ0's is 0 unless no branch counts.
+
+    >>> mean_of_branches(4, frozenset({2}))
+    (0.0, 0.5, 0.0, 0.5)
     """
-    trajectory = inputs.trajectory
-    every = tuple(range(1, len(trajectory)))
-    sets = {present(trajectory.absent, name, every) for name in trajectory.absent}
-    found: dict[Positions, Predictors] = {
-        there: opened(replace(inputs, trajectory=_only(trajectory, there)))
-        for there in sorted({every, *sets})
-        if there
-    }
-    rows = {there: each.rows for there, each in found.items()}
-    plain = {t: each for t, each in rows.items() if not isinstance(each, DevicePredictor)}
-    if len(plain) < len(rows) or any(each.tensors is not None for each in found.values()):
-        raise ValueError("this method does not go row by row on the CPU")
-    return replace(found[every], rows=BranchesPredictor(trajectory.absent, plain, every))
-
-
-def _only(trajectory: Trajectory, there: Positions) -> Trajectory:
-    return replace(trajectory, checkpoints=[trajectory.checkpoints[k] for k in there], absent={})
+    there = [k for k in range(1, checkpoints) if k not in absent]
+    if not there:
+        return (1.0, *[0.0] * (checkpoints - 1))
+    return tuple(1 / len(there) if k in there else 0.0 for k in range(checkpoints))

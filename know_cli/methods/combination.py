@@ -15,16 +15,20 @@ from know_cli.kinds import PREDICTED_KINDS, Kind
 Weights = Sequence[Sequence[float]]
 
 _BLOCK_ROWS = 1 << 14
+_HALVES = ("F16", "BF16")
 
 
 class LinearPredictor:
     """Predicts θ̂(−step) = Σ weights[kind][step − 1][k] · window[k].
 
     The sum is taken in float64 and rounded once, so weights that sum to 1 keep a constant history,
-    and a single weight of 1 passes its checkpoint on unchanged, bit for bit in float32.
+    and a single weight of 1 passes its checkpoint on unchanged, bit for bit. Histories may be
+    float64, too, and then nothing is rounded to float32.
 
     Args:
         weights: the weights of each step, for each of conv, fc and bias.
+        rounds_once: round values of 16-bit tensors so in float32 that they come out as if the
+            sum had been rounded to their dtype at once.
     """
 
     device = torch.device("cpu")
@@ -32,18 +36,57 @@ class LinearPredictor:
     #: The sum and one product in float64.
     thread_bytes = 2 * 8 * _BLOCK_ROWS
 
-    def __init__(self, weights: Mapping[Kind, Weights]) -> None:
+    def __init__(self, weights: Mapping[Kind, Weights], *, rounds_once: bool = False) -> None:
         self._weights = weights
+        self._rounds_once = rounds_once
+        if rounds_once:
+            # Two more in float64, and some in float32.
+            self.thread_bytes = 5 * 8 * _BLOCK_ROWS
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        terms = [
+            (weight, values)
+            for weight, values in zip(self._weights[block.kind][step - 1], history, strict=False)
+            if weight
+        ]
+        if [weight for weight, _ in terms] == [1.0]:
+            out.copy_(terms[0][1])  # a sum has lost the sign of -0
+            return
         total = torch.zeros(out.shape, dtype=torch.float64)
         # Products are rounded before they are added. Whether a fused operation rounds them would
         # depend on a row's place in its block.
-        for weight, values in zip(self._weights[block.kind][step - 1], history, strict=False):
-            if weight:
-                total.add_(values.double().mul_(weight))
+        for weight, values in terms:
+            total.add_(values.to(torch.float64, copy=True).mul_(weight))
         out.copy_(total)
+        if self._rounds_once:
+            for segment in block.segments():
+                if segment.tensor.dtype in _HALVES:
+                    out[segment.rows] = round_to_odd(total[segment.rows])
+
+
+def round_to_odd(values: Tensor) -> Tensor:
+    """Round float64 to float32 so that rounding that to 16 bits is as good as doing it at once.
+
+    What is not exact goes to the neighbour whose last bit is 1, which no later rounding to nearest
+    takes for a tie ("Emulation of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding
+    to Odd", Boldo and Melquiond, IEEE Transactions on Computers 57(4), 2008).
+
+    >>> values = torch.tensor([1 + 2**-8 + 2**-40], dtype=torch.float64)
+    >>> values.float().bfloat16().item(), round_to_odd(values).bfloat16().item()
+    (1.0, 1.0078125)
+    """
+    nearest = values.float()
+    exact = nearest.double()
+    towards = torch.where(values > exact, torch.inf, -torch.inf).float()
+    even = nearest.view(torch.int32) & 1 == 0
+    return torch.where((values != exact) & even, torch.nextafter(nearest, towards), nearest)
+
+
+def combine_by_kind(weights: Mapping[Kind, Weights]) -> Predictors:
+    """Return the method with these weights for each kind, which computes float64 in float64."""
+    predictor = LinearPredictor(weights)
+    return Predictors(predictor, exact=predictor)
 
 
 def combine(weights: Weights) -> Predictors:
@@ -56,7 +99,7 @@ def combine(weights: Weights) -> Predictors:
     >>> mean.devices
     (device(type='cpu'),)
     """
-    return Predictors(LinearPredictor(dict.fromkeys(PREDICTED_KINDS, weights)))
+    return combine_by_kind(dict.fromkeys(PREDICTED_KINDS, weights))
 
 
 def only(position: int, checkpoints: int, steps: int, factor: float = 1.0) -> list[list[float]]:

@@ -22,8 +22,9 @@ from know_cli.checkpoints import (
 from know_cli.checkpoints import metadata as keys
 from know_cli.checkpoints.metadata import Session, TrajectoryKind
 from know_cli.checkpoints.paths import factor_name
+from know_cli.engine.classification import classify_values
 from know_cli.errors import UsageError
-from know_cli.kinds import PREDICTED_KINDS, Override, classify_trajectory, only_copied
+from know_cli.kinds import PREDICTED_KINDS, Override, only_copied
 from know_cli.plots.plane import Plane
 
 _STEPS = re.compile(r"[1-8]")
@@ -203,7 +204,7 @@ def measured_tensors(trajectory: Trajectory, overrides: Sequence[Override]) -> l
     Raises:
         UsageError: there are none, or an override matches nothing.
     """
-    classes = classify_trajectory(trajectory, overrides)
+    classes = classify_values(trajectory, overrides).classes
     names = [
         name
         for name, found in classes.items()

@@ -70,7 +70,7 @@ class Inspection:
     """What a trajectory looks like.
 
     Attributes:
-        kinds: movement a kind; kinds without tensors are left out.
+        kinds: movement per kind; kinds without tensors are left out.
         total: the same over conv, fc and bias together.
         frozen: tensors of the kinds conv, fc and bias that are the same in all checkpoints.
         nonfinite: (path, tensor, number of values) that are not finite.

@@ -7,37 +7,24 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from know_cli.behaviour import (
-    copied_by_behaviour,
-    elements_to_watch,
-    settle,
-    without_rectified_sources,
-)
 from know_cli.checkpoints import Trajectory, open_trajectory
 from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.checkpoints.metadata import Session, TrajectoryKind
 from know_cli.checkpoints.output_checks import check_digest_output, check_output
 from know_cli.checkpoints.paths import step_path
 from know_cli.checkpoints.trajectory import data_notices
+from know_cli.engine.classification import classify_values
 from know_cli.engine.devices import choose_devices
 from know_cli.engine.job import OutputStep
 from know_cli.engine.movements import measure_movements
 from know_cli.engine.notices import Notices
 from know_cli.engine.planning import make_plan
 from know_cli.engine.predictor import Predictors
-from know_cli.engine.scan import Scan, scan
-from know_cli.engine.settings import NormMode, Settings
+from know_cli.engine.settings import NormMode
 from know_cli.errors import OutputError, UsageError
-from know_cli.kinds import Classification, Kind, classify_trajectory, only_copied
-from know_cli.methods.branches import without_start
+from know_cli.kinds import Kind, only_copied
 from know_cli.methods.inputs import Inputs
-from know_cli.methods.registry import (
-    WITHOUT_START,
-    HyperModelBundle,
-    check_suited,
-    open_bundle,
-)
-from know_cli.normalisation import NormLayer, find_norm_layers
+from know_cli.methods.registry import HyperModelBundle, check_suited, open_bundle
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.recipe import Arithmetic, Recipe, output_metadata
 from know_cli.prediction.request import DEFAULT_RATE, Request
@@ -74,21 +61,26 @@ def open_prediction(
         notices.add(*trajectory.notices, *data_notices(trajectory))
         rate = _rate(request, trajectory, notices)
         inputs = Inputs(trajectory, request.settings.steps, rate, devices, request.options, bundle)
-        predictors = _predictors(request, inputs)
+        predictors: Predictors = import_module(request.chosen.module).predictors(inputs)
         notices.add(*predictors.notices)
-        recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors.kernel)
+        recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors)
         outputs = _outputs(request, trajectory, recipe)
         if request.rewrite:
             for output in outputs:
                 _check_output(output.path, request, trajectory, bundle)
         check_agreement(ranks, recipe, predictors, outputs)
-        classes, layers, found = _classify(trajectory, request.settings, ranks)
-        notices.add(*copied_by_behaviour(classes))
+        found = classify_values(
+            trajectory,
+            request.settings.overrides,
+            ranks,
+            rescales=request.settings.norm is NormMode.RESCALE,
+        )
+        notices.add(*found.notices)
         unordered = (
             trajectory.kind is TrajectoryKind.FORGETTING
             and Session.from_metadata(trajectory.first.metadata) is None
         )
-        if found.looks_reversed and unordered:
+        if found.scan.looks_reversed and unordered:
             notices.add(
                 "warning: the steps between checkpoints grow, as if they were given in reverse; "
                 "the order is full data first, most-forgotten last"
@@ -97,16 +89,16 @@ def open_prediction(
         if predictors.reads_movements:
             moving = [
                 name
-                for name, of in classes.items()
-                if of.kind is not Kind.COPY and name not in found.frozen
+                for name, of in found.classes.items()
+                if of.kind is not Kind.COPY and name not in found.scan.frozen
             ]
             movements = measure_movements(trajectory, moving, ranks)
         plan = make_plan(
             trajectory,
             request.settings,
-            classes,
-            found.frozen,
-            layers,
+            found.classes,
+            found.scan.frozen,
+            found.layers,
             predictors=predictors,
             outputs=len(outputs),
             movements=movements,
@@ -120,31 +112,6 @@ def open_prediction(
         raise
     return Prediction(
         request, trajectory, bundle, recipe, plan, outputs, predictors, notices, ranks
-    )
-
-
-def _predictors(request: Request, inputs: Inputs) -> Predictors:
-    """Open the method; of branches, some methods do not read Θ0."""
-    opened: Callable[[Inputs], Predictors] = import_module(request.chosen.module).predictors
-    if inputs.trajectory.kind is TrajectoryKind.BRANCHES and request.method in WITHOUT_START:
-        return without_start(opened, inputs)
-    return opened(inputs)
-
-
-def _classify(
-    trajectory: Trajectory, settings: Settings, ranks: Ranks
-) -> tuple[dict[str, Classification], list[NormLayer], Scan]:
-    """Kinds and normalisation layers, by names, shapes and values, and the scan of the values."""
-    classes = classify_trajectory(trajectory, settings.overrides)
-    tensors = {name: (entry.shape, entry.dtype) for name, entry in trajectory.first.tensors.items()}
-    layers = find_norm_layers({name: shape for name, (shape, _) in tensors.items()})
-    names = [name for name, of in classes.items() if of.kind is not Kind.COPY]
-    rescaled = layers if settings.norm is NormMode.RESCALE else []
-    found = scan(trajectory, names, elements_to_watch(tensors, classes, rescaled), ranks)
-    return (
-        settle(classes, found.behaviours),
-        without_rectified_sources(layers, found.behaviours),
-        found,
     )
 
 

@@ -34,6 +34,7 @@ _SOMETIMES = (
     keys.BUNDLE,
     keys.TARGET,
     keys.KERNEL,
+    keys.COEFFICIENTS,
     keys.BRANCH,
     keys.SEED,
 )
@@ -80,7 +81,7 @@ class Recipe:
     Attributes:
         version: of this program.
         method: its name.
-        options: a value for each of its options.
+        options: a value for each of its options that has one.
         bundle: digest of the bundle; None for methods that read none.
         target: what the bundle's hyper-model was taught to predict.
         steps: how many are predicted.
@@ -94,6 +95,7 @@ class Recipe:
         inputs: fingerprint of each checkpoint, Θ0's first; empty where an older header has none.
         device: type of the device that computes.
         kernel: which of several implementations computes there; None where there is one.
+        coefficients: ``[S]``, Θ0's first, where all that is predicted is an average.
     """
 
     version: str
@@ -112,6 +114,7 @@ class Recipe:
     inputs: tuple[str, ...]
     device: str
     kernel: str | None
+    coefficients: tuple[float, ...] | None = None
 
     @staticmethod
     def of(
@@ -120,10 +123,11 @@ class Recipe:
         rate: float,
         bundle: HyperModelBundle | None,
         device: str,
-        kernel: str | None,
+        predictors: Predictors,
     ) -> Recipe:
         """The recipe of a request whose inputs and method are open."""
         settings = request.settings
+        assert settings.norm is not None
         return Recipe(
             version=__version__,
             method=request.method,
@@ -140,7 +144,8 @@ class Recipe:
             checkpoints=len(trajectory),
             inputs=tuple(checkpoint.fingerprint() for checkpoint in trajectory.checkpoints),
             device=device,
-            kernel=kernel,
+            kernel=predictors.kernel,
+            coefficients=predictors.coefficients,
         )
 
     # ------------------------------------------------------------------ the header
@@ -168,6 +173,8 @@ class Recipe:
             metadata[keys.NONFINITE] = "copy"
         if self.kernel is not None:
             metadata[keys.KERNEL] = self.kernel
+        if self.coefficients is not None:
+            metadata[keys.COEFFICIENTS] = json.dumps(self.coefficients)
         if self.bundle is not None:
             metadata[keys.BUNDLE] = self.bundle
         if self.target is not None:
@@ -204,6 +211,7 @@ class Recipe:
                 inputs=tuple(metadata.get(keys.INPUTS, "").split()),
                 device=metadata.get(keys.DEVICE, "cpu"),
                 kernel=metadata.get(keys.KERNEL),
+                coefficients=_coefficients(metadata.get(keys.COEFFICIENTS)),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(str(error)) from error
@@ -237,7 +245,12 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for a JSON report."""
-        optional = {"bundle": self.bundle, "target": self.target, "kernel": self.kernel}
+        optional: dict[str, Any] = {
+            "bundle": self.bundle,
+            "target": self.target,
+            "kernel": self.kernel,
+            "coefficients": self.coefficients and list(self.coefficients),
+        }
         return {
             "version": self.version,
             "method": self.method,
@@ -308,6 +321,15 @@ def _overrides(text: str) -> tuple[Override, ...]:
     if not isinstance(texts, list):
         raise ValueError("kinds are no list")
     return tuple(parse_override(str(text)) for text in texts)
+
+
+def _coefficients(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise ValueError("coefficients are no list")
+    return tuple(float(number) for number in found)
 
 
 def output_metadata(recipe: Recipe, trajectory: Trajectory, step: int) -> dict[str, str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from know_cli.checkpoints.metadata import TrajectoryKind, rate_problem
 from know_cli.checkpoints.paths import check_count
 from know_cli.engine.devices import check_device_name
-from know_cli.engine.settings import Settings
+from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import UsageError
 from know_cli.methods.registry import (
     DEFAULT_METHOD,
@@ -34,7 +34,8 @@ class Request:
         output: file or folder to write, as Θ0 is one or the other.
         weights: name of a shipped family of the method's hyper-model, or a path. None is its
             default, and the only choice for methods that read no bundle.
-        settings: steps, normalisation and so on.
+        settings: steps, normalisation and so on; where it does not say what happens to
+            normalisation layers, what the method does by default is put in.
         rate: sampling rate of the forgetting; None takes the checkpoints' own, else 0.5.
         every_step: also write each intermediate step.
         device: for methods with a hyper-model, one of those that
@@ -81,6 +82,14 @@ class Request:
         # Complete from here on, so that nobody has to ask for defaults again.
         object.__setattr__(self, "options", complete_options(method, self.options))
         check_weights(method, self.weights)
+        settings = self.settings
+        if settings.norm is None:
+            object.__setattr__(self, "settings", replace(settings, norm=method.norm))
+        elif settings.norm is NormMode.AVERAGE and method.norm is not NormMode.AVERAGE:
+            raise UsageError(
+                f"--norm average: --method {method.name} takes no average; leave it out, or take "
+                "--method average"
+            )
         if self.trajectory is not None:
             check_suited(method, self.trajectory, self.weights)
         if self.rate is not None and rate_problem(self.rate) is not None:

@@ -97,7 +97,15 @@ class Verification:
         """
         if self.metadata:
             listing = ", ".join(quoted(key) for key in self.metadata)
-            raise CheckpointError(f"{output}: its metadata is not what it should be: {listing}")
+            hint = (
+                "; coefficients follow from the training steps, which names and metadata of the "
+                "checkpoints tell"
+                if keys.COEFFICIENTS in self.metadata
+                else ""
+            )
+            raise CheckpointError(
+                f"{output}: its metadata is not what it should be: {listing}{hint}"
+            )
         if not self.differences:
             return
         worst = max(self.differences, key=lambda d: math.inf if d.relative is None else d.relative)
@@ -303,11 +311,11 @@ def _bundle(output: Path, recipe: Recipe, weights: str | None) -> str | None:
         return path
     if weights is None:
         raise CheckpointError(
-            f"{output}: was made with a KNOWN of digest {quoted(recipe.bundle)}, which is not one "
-            "of the shipped; say where it is with --weights"
+            f"{output}: was made with a hyper-model of digest {quoted(recipe.bundle)}, which is "
+            "not one of the shipped; say where it is with --weights"
         )
     raise CheckpointError(
-        f"{output}: was made with a KNOWN of digest {quoted(recipe.bundle)}, which --weights "
+        f"{output}: was made with a hyper-model of digest {quoted(recipe.bundle)}, which --weights "
         f"{weights} is not"
     )
 

@@ -276,6 +276,6 @@ def test_a_path_of_a_bundle_has_to_look_like_one(
 
 def test_what_is_no_bundle_at_all() -> None:
     with pytest.raises(
-        UsageError, match=r"nothing: neither a folder with a KNOWN .* nor a shipped"
+        UsageError, match=r"nothing: neither a folder with a hyper-model .* nor a shipped"
     ):
         find_bundle("nothing", 5)

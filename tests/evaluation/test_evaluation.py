@@ -543,7 +543,7 @@ def test_find_tasks() -> None:
         (("--bundle", "x"), 2, "--bundle x: write NAME=PATH"),
         (("--bundle", "x=a", "--bundle", "x=b"), 2, "x is given twice"),
         (("--bundle", "average=a"), 2, "is already the name of a method"),
-        (("--bundle", "x=nothing"), 2, "neither a folder with a KNOWN"),
+        (("--bundle", "x=nothing"), 2, "neither a folder with a hyper-model"),
         (("--sessions", "4", "--bundle", f"five={FIVE}"), 2, "cannot read 4 checkpoints"),
         (("--data-folder", "nothing"), 2, "no such folder of data sets"),
         (("--table", "no/r.md"), 4, "mkdir -p no"),

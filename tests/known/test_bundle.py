@@ -159,10 +159,10 @@ def test_find_bundle(tmp_path: Path) -> None:
     assert find_bundle(f"{family}/checkpoints-5", 3).name == "checkpoints-5"
     with pytest.raises(CheckpointError, match="no KNOWN for 3 checkpoints, only for 2, 5"):
         find_bundle(family, 3)
-    with pytest.raises(UsageError, match="neither a folder with a KNOWN"):
+    with pytest.raises(UsageError, match="neither a folder with a hyper-model"):
         find_bundle(str(tmp_path / "nothing"), 5)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="neither a folder with a KNOWN"):
+    with pytest.raises(UsageError, match="neither a folder with a hyper-model"):
         find_bundle(str(tmp_path / "empty"), 5)
 
 

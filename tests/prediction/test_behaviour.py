@@ -13,10 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from know_cli.checkpoints import open_trajectory
 from know_cli.engine import scan
+from know_cli.engine.classification import classify_values
 from know_cli.engine.plan import Action
+from know_cli.engine.progress import Silent
 from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.kinds import Kind, Override
+from know_cli.plots.points import measured_tensors
+from know_cli.prediction.inspection import inspect_trajectory
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.request import Request
@@ -181,10 +186,11 @@ def test_means_are_read_only_to_rescale_and_say_nothing_of_the_order(
         lengths.append(found.step_lengths)
         return found
 
-    monkeypatch.setattr("know_cli.prediction.opening.scan", watched)
-    for norm in NormMode:
+    monkeypatch.setattr("know_cli.engine.classification.scan", watched)
+    norms = [norm for norm in NormMode if norm is not NormMode.AVERAGE]
+    for norm in norms:
         opened(tmp_path, conv_bn(random(16) * 100), Settings(norm=norm)).close()
-    expected = [{"bn.running_mean"} if norm is NormMode.RESCALE else set() for norm in NormMode]
+    expected = [{"bn.running_mean"} if norm is NormMode.RESCALE else set() for norm in norms]
     assert asked == expected
     assert len(set(lengths)) == 1
 
@@ -246,3 +252,22 @@ def test_checkpoints_of_several_dtypes_are_as_exact_as_the_coarsest(tmp_path: Pa
     paths = write_trajectory(tmp_path, trajectory)
     with open_prediction(Request(paths, tmp_path / "out", method="last")) as prediction:
         assert decisions(prediction)["left"][1].startswith("a vector of length 1")
+
+
+# ------------------------------------------------------------------ the other commands
+
+
+def test_inspect_and_pictures_judge_as_the_prediction_does(tmp_path: Path) -> None:
+    """What is copied for its values counts in no distance, and is told."""
+    paths = write(tmp_path, {**NET, "a.left": unit(24), "a.pruned": MASKS})
+    with open_trajectory(paths) as trajectory:
+        assert sorted(measured_tensors(trajectory, ())) == ["fc.bias", "fc.weight"]
+        kept = measured_tensors(trajectory, (Override("a.left", Kind.BIAS),))
+        assert sorted(kept) == ["a.left", "fc.bias", "fc.weight"]
+        found = classify_values(trajectory)
+        inspection = inspect_trajectory(trajectory, found.classes, Silent())
+    assert {kind: m.tensors for kind, m in inspection.kinds.items()} == {
+        Kind.FC: 1, Kind.BIAS: 1, Kind.COPY: 2
+    }  # fmt: skip
+    assert inspection.total.parameters == 36
+    assert len(found.notices) == 2

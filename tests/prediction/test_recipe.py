@@ -35,6 +35,7 @@ CHANGING: dict[str, list[str]] = {
     "option": ["--option", "lambda=0.5"],
     "weights": ["--weights", "{other}"],
     "kind": ["--kind", "fc.weight=copy"],
+    "lora": ["--lora", "factors"],
     "norm": ["--norm", "copy"],
     "frozen": ["--frozen", "predict"],
     "allow_nonfinite": ["--allow-nonfinite"],
@@ -125,6 +126,8 @@ def test_an_option_reaches_all_or_nothing(
     usual = ["--weights", str(bundle)]
     if option in ("option", "trajectory"):
         usual = ["--method", "shrink"]
+    if option == "lora":  # the one that takes it
+        usual = ["--method", "average"]
     changed = [text.format(other=other, folder=tmp_path) for text in (CHANGING | FREE)[option]]
     if option in ("weights", "method"):
         first, second = ["--weights", str(bundle)], changed
@@ -149,7 +152,7 @@ def a_recipe() -> Recipe:
         version="1.0", method="known", options={"a": 1.0, "b": "word"}, bundle="digest", target="t",
         steps=2, rate=1 / 3, trajectory=TrajectoryKind.FORGETTING, norm=NormMode.RESET, frozen=FrozenMode.PREDICT,
         overrides=(Override("head.*=x", Kind.COPY),), allow_nonfinite=True, checkpoints=3,
-        inputs=("a", "b", "c"), device="cuda", kernel="triton",
+        inputs=("a", "b", "c"), device="cuda", kernel="triton", coefficients=(0.5, 1 / 3, 1 / 6),
     )  # fmt: skip
 
 
@@ -163,7 +166,7 @@ OTHER_VALUES: dict[str, Any] = {
     "version": "2.0", "method": "noise", "options": {"a": 2.0, "b": "word"}, "bundle": "other",
     "target": "u", "steps": 3, "rate": 0.5, "trajectory": TrajectoryKind.RUN, "norm": NormMode.COPY, "frozen": FrozenMode.COPY,
     "overrides": (), "allow_nonfinite": False, "checkpoints": 4, "inputs": ("b", "a", "c"),
-    "device": "cpu", "kernel": "torch",
+    "device": "cpu", "kernel": "torch", "coefficients": (1 / 3, 1 / 6, 0.5),
 }  # fmt: skip
 
 
@@ -182,7 +185,8 @@ def test_every_field_reaches_header_and_identity(name: str) -> None:
     ("key", "value"),
     [("know.steps", "9"), ("know.steps", "x"), ("know.rate", "1.0"), ("know.norm", "?"),
      ("know.options", "[]"), ("know.options", "{"), ("know.kinds", "{}"), ("know.kinds", '["x"]'),
-     ("know.checkpoints", None), ("know.trajectory-kind", "stroll")],
+     ("know.checkpoints", None), ("know.coefficients", "1"), ("know.coefficients", '["x"]'),
+      ("know.trajectory-kind", "stroll")],
 )  # fmt: skip
 def test_a_header_that_cannot_be_is_refused(key: str, value: str | None) -> None:
     metadata = a_recipe().to_metadata(2)
