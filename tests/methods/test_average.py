@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+import know_cli
 from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS, Kind
@@ -219,6 +221,18 @@ def test_what_the_options_give(texts: list[str], expected: list[float], tmp_path
         torch.testing.assert_close(out[name].double(), wanted, rtol=unit, atol=1e-7, msg=name)
     for name in ("bn1.num_batches_tracked", "mask", "frozen.weight", "empty.weight"):
         assert torch.equal(out[name], trajectory[0][name])
+
+
+def test_the_page_s_table_has_the_coefficients(tmp_path: Path) -> None:
+    text = (Path(know_cli.__file__).parent.parent / "docs/methods.md").read_text(encoding="utf-8")
+    table = [line.strip("| \n").split(" | ") for line in text.splitlines() if line[:1] == "|"]
+    paths = write_run(tmp_path, [1000, 900, 800, 700, 600])
+    found = [row for row in table if len(row) == 6 and re.fullmatch(r"[\d.]+", row[1])]
+    for names, *printed in [row for row in found if row[0] != "`--option`"]:
+        texts = re.findall(r"`([^`]+)`", names)
+        _, coefficients, _ = average(paths, tmp_path / "out", *texts)
+        assert [float(number) for number in printed] == pytest.approx(coefficients, abs=6e-4)
+    assert len(found) == 9
 
 
 def test_a_single_checkpoint_is_passed_on_bit_by_bit(tmp_path: Path) -> None:
