@@ -4,28 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
-from pathlib import Path
 from typing import Any
 
+from know_cli.evaluation.runs.measures import RunMeasure
 from know_cli.evaluation.runs.trial import DOWNSTREAM, RunTrial
 from know_cli.evaluation.suite import Request
 from know_cli.evaluation.tasks import Task
 from know_cli.files import make_folder
 from know_cli.lab.processes import in_processes
-
-
-class RunMeasure(str, Enum):
-    """What of a run is measured.
-
-    ``PRETRAINING``: the run, its continuations and averages, by the pre-training's own measure.
-    ``COSINE``: a run of the same length whose rate follows a cosine.
-    ``DOWNSTREAM``: fine-tuning from them, at a rate tuned for each.
-    """
-
-    PRETRAINING = "pretraining"
-    COSINE = "cosine"
-    DOWNSTREAM = "downstream"
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,9 @@ class RunTrial:
 
     def found(self) -> dict[str, Any]:
         """What has been measured so far, without measuring anything."""
-        found = {name: cache.read(self.folder / f"{name}.json") for name in ("pretraining", "cosine")}
+        found = {
+            name: cache.read(self.folder / f"{name}.json") for name in ("pretraining", "cosine")
+        }
         starts = {
             name: cache.read(self.folder / "downstream" / f"{name}.json") for name in DOWNSTREAM
         }
@@ -130,9 +132,7 @@ class RunTrial:
 
     def _training(self) -> Training:
         model = self.problem.build(derived_seed(self.seed, _INITIAL))
-        return Training(
-            model, self.problem.pool, self.task.recipe, derived_seed(self.seed, _RUN)
-        )
+        return Training(model, self.problem.pool, self.task.recipe, derived_seed(self.seed, _RUN))
 
     @property
     def _pool_size(self) -> int:
@@ -231,9 +231,7 @@ class RunTrial:
 
     # --- measures --------------------------------------------------------------------------
 
-    def _measured(
-        self, name: str, state: Mapping[str, Tensor], treatment: str
-    ) -> dict[str, float]:
+    def _measured(self, name: str, state: Mapping[str, Tensor], treatment: str) -> dict[str, float]:
         """The measure as it is, and of some with running statistics measured again."""
         found = {treatment: self._value(state)}
         if has_running_statistics(state) and name in DOWNSTREAM:
