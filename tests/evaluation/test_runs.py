@@ -26,6 +26,7 @@ from know_cli.evaluation.runs.averages import (
     coefficients,
     combine,
     re_estimate,
+    shape_of,
 )
 from know_cli.evaluation.runs.markdown import to_markdown
 from know_cli.evaluation.runs.measures import RunMeasure
@@ -163,6 +164,26 @@ def test_statistics_are_measured_again_on_the_examples() -> None:
     torch.testing.assert_close(model[0].running_mean, inputs.mean(0))
     torch.testing.assert_close(model[0].running_var, inputs.var(0))
     assert not model.training
+
+
+def test_the_shape_of_a_run_is_the_one_computed_by_hand() -> None:
+    def states(points: list[tuple[float, float]]) -> list[dict[str, Tensor]]:
+        return [
+            {
+                "w": torch.tensor(point).double(),
+                "n.running_var": torch.tensor(9.0),
+                "n": torch.tensor(k),
+            }
+            for k, point in enumerate(points)
+        ]
+
+    assert shape_of(states([(1, 0), (2, 0), (4, 0)])) == {"parallel": 1, "kept": 1}
+    # Back and forth; the mean (3, 2) has norm √13, the norms are 5, √13 and 5.
+    back = shape_of(states([(3, 4), (3, -2), (3, 4)]))
+    assert back == {"parallel": -1, "kept": round(3 * 13**0.5 / (10 + 13**0.5), 5)}
+    # A right angle, then half of one: cosines 0 and √½.
+    turned = shape_of(states([(0, 0), (1, 0), (1, 1), (2, 2)]))
+    assert turned["parallel"] == round(0.5**0.5 / 2, 5)
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -357,7 +378,7 @@ def content() -> dict[str, Any]:
     }
     plain = {
         "title": "one to another", "definition": {}, "facts": facts, "seeds": [0, 1, 2, 3],
-        "seconds": [1.0] * 4, "values": values, "sweep": {}, "cosine": [None] * 4,
+        "seconds": [1.0] * 4, "values": values, "sweep": {}, "cosine": [None] * 4, "shape": {"parallel": [None] * 4, "kept": [None] * 4},
         "downstream": {},
     }  # fmt: skip
     again = {name: {**found, "re-estimated": MEAN} for name, found in values.items()}
@@ -369,6 +390,7 @@ def content() -> dict[str, Any]:
         "values": again,
         "sweep": {"2": {"0.01": MEAN, "0.08": LAST}},
         "cosine": [0.7, None, 0.65, None],
+        "shape": {"parallel": [0.4, 0.4, 0.2, None], "kept": [0.9, 0.9, 1.0, None]},
         "downstream": {
             "last": {"values": LAST, "factors": [1.0, 1.0, 2.0, 0.5]},
             "average-3": {"values": MEAN, "factors": [1.0] * 4},
@@ -393,13 +415,20 @@ def test_the_page_has_the_numbers_of_the_results() -> None:
     # Of the seeds that have it: (0.08 + 0.08 + 0.06) / 0.31 downstream.
     assert "`average-5`, as a start: significantly above" not in page
     assert "| [full](#full) | accuracy | 3 | 57.50 | +10.33 ± 1.43 |" in page
-    assert "| average-5 | 2 | +0.70 (+0.70 to +0.70) | +0.70 | +0.70 | 2 | 0 |" in page
+    assert (
+        "| average-5 | 2 | +0.70 (+0.70 to +0.70) | +0.70 | +0.70 | +0.70 (+0.70 to +0.70) | 2 | 0 |"
+        in page
+    )
     assert "| 2 checkpoints | +7.00 ± 1.84 | +0.00 ± 0.00 |" in page
     assert "| full | 1 % | 8 % |" in page
     assert "| average-5 | 0 | 0 | 0 | 4 |" in page
     assert "| annealed-20 | 0 | 3 | 0 | 0 |" in page
     assert "| other | not found |" in page
     assert "after fine-tuning on 50 images" in page
+    # Where steps are parallel beyond 0.3, two runs are warned of; none lost.
+    assert "| full | +0.33 | 0.933 |" in page
+    assert "| +0.0 | 3 | 0 (0 %) | 0 |  |" in page
+    assert "| +0.3 | 2 | 0 (0 %) | 1 | 0 (0 %) |" in page
     assert page.count("### Running statistics") == 1
 
 

@@ -9,6 +9,7 @@ d_S = 0, then checkpoint j has the coefficient c_j = d_j − d_(j + 1).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,36 @@ def _sum(tensors: Sequence[Tensor], numbers: Sequence[float]) -> Tensor:
     for tensor, number in zip(tensors, numbers, strict=True):
         total += number * tensor.double()
     return total
+
+
+def shape_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """How a run went from checkpoint to checkpoint, over all floating-point weights together.
+
+    Args:
+        states: at least three, the oldest first.
+
+    Returns:
+        ``parallel``, the mean cosine of the angle between successive steps: 1 for a straight
+        line, about 0 for steps of their own, below 0 for steps back and forth; ``kept``, the norm
+        of the mean of the checkpoints as a share of the mean of their norms.
+    """
+    names = [
+        name
+        for name, tensor in states[0].items()
+        if tensor.is_floating_point() and not name.endswith((_MEAN, _VARIANCE))
+    ]
+    points = [torch.cat([state[name].double().flatten() for name in names]) for state in states]
+    steps = [after - before for before, after in itertools.pairwise(points)]
+    cosines = [
+        float(first @ second / (first.norm() * second.norm()).clamp(min=1e-300))
+        for first, second in itertools.pairwise(steps)
+    ]
+    norms = [float(point.norm()) for point in points]
+    mean = float(torch.stack(points).mean(0).norm())
+    return {
+        "parallel": round(sum(cosines) / len(cosines), 5),
+        "kept": round(mean * len(norms) / sum(norms), 5),
+    }
 
 
 def has_running_statistics(state: Mapping[str, Tensor]) -> bool:

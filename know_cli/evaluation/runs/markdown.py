@@ -8,21 +8,17 @@ from typing import Any
 import numpy as np
 
 from know_cli.evaluation.runs import plan
-from know_cli.evaluation.runs.averages import RE_ESTIMATED_ON
 from know_cli.evaluation.runs.results import (
     RunComparison,
     compare,
-    difference,
     downstream_values,
     pretraining_values,
-    treatment_values,
 )
-from know_cli.evaluation.runs.trial import CLOSED, PLAIN, RE_ESTIMATED, STORED
-from know_cli.evaluation.statistics import Estimate, mean_estimate
+from know_cli.evaluation.runs.sections import SHOWN, shapes, shared_statistics, sweeps
+from know_cli.evaluation.runs.wording import difference_text, digits, gain_text, with_ends
+from know_cli.evaluation.statistics import mean_estimate
 
 _Compared = Mapping[str, RunComparison]
-#: The averages that the page's first tables show.
-_SHOWN = ("average-3", "average-5")
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
@@ -49,8 +45,9 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         "",
         *_overview(tasks, before, "measure"),
         *_recovered(before),
-        *_shared_statistics(tasks),
-        *_sweeps(tasks),
+        *sweeps(tasks),
+        *shapes(tasks, before),
+        *shared_statistics(tasks),
     ]
     if after:
         lines += ["## As a start for fine-tuning", ""]
@@ -136,7 +133,7 @@ def _reading(before: _Compared, after: _Compared) -> Iterator[str]:
             f"significantly better than the last checkpoint on {len(helped)} of "
             f"{len(compared)} tasks.".replace("%", " %")
         )
-        for start in _SHOWN:
+        for start in SHOWN:
             yield f"- {_sentence(start, words, compared)}"
     yield ""
 
@@ -150,11 +147,22 @@ def _sentence(start: str, words: str, compared: _Compared) -> str:
     )
     if not helped:
         return f"`{start}`, {words}: {ending}."
-    mean = mean_estimate([found.gains[start].value for found in helped.values()])
-    return (
-        f"`{start}`, {words}, recovers {_with_ends(mean)} of annealing, mean over these "
-        f"{len(helped)} tasks with its 95 % interval; {ending}."
+    mean = _mean_gain([found.gains[start].value for found in helped.values()])
+    beyond = [found.gains[start].value for found in helped.values() if found.beyond]
+    also = (
+        f" ({_mean_gain(beyond)} on the {len(beyond)} where that beats going on at the same rate)"
     )
+    return (
+        f"`{start}`, {words}, recovers {mean} of annealing, mean over these {len(helped)} tasks "
+        f"with its 95 % interval{also if beyond else ''}; {ending}."
+    )
+
+
+def _mean_gain(gains: list[float]) -> str:
+    """The mean over tasks with its interval; the value alone for a single task."""
+    if len(gains) < 2:
+        return f"{gains[0]:+.2f}" if gains else ""
+    return with_ends(mean_estimate(gains))
 
 
 def _listed(names: list[str]) -> str:
@@ -163,16 +171,16 @@ def _listed(names: list[str]) -> str:
 
 def _overview(tasks: Mapping[str, Any], compared: _Compared, key: str) -> Iterator[str]:
     shares = plan.longer(plan.MORE[-1])
-    columns = [plan.ORACLE, shares, plan.COSINE, *_SHOWN]
+    columns = [plan.ORACLE, shares, plan.COSINE, *SHOWN]
     columns = [name for name in columns if any(name in c.means for c in compared.values())]
     yield (
         "| task | measure | seeds | last | "
         + " | ".join(f"{name} − last" for name in columns)
         + " | "
-        + " | ".join(f"{name} recovers" for name in _SHOWN)
+        + " | ".join(f"{name} recovers" for name in SHOWN)
         + " |"
     )
-    yield "|---|---|" + "---:|" * (2 + len(columns) + len(_SHOWN))
+    yield "|---|---|" + "---:|" * (2 + len(columns) + len(SHOWN))
     for name, found in compared.items():
         facts = tasks[name]["facts"]
         scale = facts[key]["scale"]
@@ -180,13 +188,13 @@ def _overview(tasks: Mapping[str, Any], compared: _Compared, key: str) -> Iterat
             f"[{name}](#{name})",
             facts[key]["name"],
             str(found.seeds),
-            f"{scale * found.means[plan.LAST]:.{_digits(scale)}f}",
+            f"{scale * found.means[plan.LAST]:.{digits(scale)}f}",
         ]
         cells += [
-            _difference(found.differences[column], scale) if column in found.differences else ""
+            difference_text(found.differences[column], scale) if column in found.differences else ""
             for column in columns
         ]
-        cells += [_gain(found.gains.get(start)) for start in _SHOWN]
+        cells += [gain_text(found.gains.get(start)) for start in SHOWN]
         yield "| " + " | ".join(cells) + " |"
     yield ""
 
@@ -197,78 +205,30 @@ def _recovered(compared: _Compared) -> Iterator[str]:
     names = list(dict.fromkeys(n for found in compared.values() for n in found.differences))
     yield (
         f"Recovered gain on the {len(helped)} tasks where annealing helps: the mean over tasks "
-        "with the 95 % interval of that mean by Student's t; and on all "
+        "with the 95 % interval of that mean by Student's t; the same over those "
+        f"{sum(found.beyond for found in helped.values())} where annealing is also significantly "
+        "better than as many steps at the same rate; and on all "
         f"{len(compared)} tasks, the number where the method is significantly above or below "
         "`last`."
     )
     yield ""
-    yield "| method | tasks | mean recovered gain | lowest | highest | above last | below last |"
-    yield "|---|" + "---:|" * 6
+    yield (
+        "| method | tasks | mean recovered gain | lowest | highest | where it beats longer | "
+        "above last | below last |"
+    )
+    yield "|---|" + "---:|" * 7
     for name in names:
         gains = [found.gains[name].value for found in helped.values() if name in found.gains]
         all_of_it = [f.differences[name] for f in compared.values() if name in f.differences]
-        mean = _with_ends(mean_estimate(gains)) if gains else ""
+        beyond = [f.gains[name].value for f in helped.values() if f.beyond and name in f.gains]
         ends = (f"{min(gains):+.2f}", f"{max(gains):+.2f}") if gains else ("", "")
         yield (
-            f"| {name} | {len(gains)} | {mean} | {ends[0]} | {ends[1]} | "
+            f"| {name} | {len(gains)} | {_mean_gain(gains)} | {ends[0]} | {ends[1]} | "
+            f"{_mean_gain(beyond)} | "
             f"{sum(found.low > 0 for found in all_of_it)} | "
             f"{sum(found.high < 0 for found in all_of_it)} |"
         )
     yield ""
-
-
-def _shared_statistics(tasks: Mapping[str, Any]) -> Iterator[str]:
-    """What re-estimating running statistics adds, and the closed form, where there are any."""
-    with_norm = {name: found for name, task in tasks.items() if (found := treatment_values(task))}
-    if not with_norm:
-        return
-    yield "### Running statistics"
-    yield ""
-    yield (
-        f"Tasks with BatchNorm. Measured again on at most {RE_ESTIMATED_ON} examples of the "
-        "pre-training, the statistics change the measure by as much, in its unit; the closed form "
-        "is compared with the mean of the variances alone."
-    )
-    yield ""
-    columns = [
-        (name, RE_ESTIMATED, STORED if name in (plan.LAST, plan.ORACLE) else CLOSED)
-        for name in (plan.LAST, plan.ORACLE, *_SHOWN)
-    ]
-    columns += [(name, CLOSED, PLAIN) for name in _SHOWN]
-    yield "| task | " + " | ".join(f"{n}: {one} − {two}" for n, one, two in columns) + " |"
-    yield "|---|" + "---:|" * len(columns)
-    for task, found in with_norm.items():
-        scale = tasks[task]["facts"]["measure"]["scale"]
-        row = [
-            _difference(difference(found[name][one], found[name][two]), scale)
-            for name, one, two in columns
-        ]
-        yield f"| {task} | " + " | ".join(row) + " |"
-    yield ""
-
-
-def _sweeps(tasks: Mapping[str, Any]) -> Iterator[str]:
-    swept = {name: task for name, task in tasks.items() if task["sweep"]}
-    if not swept:
-        return
-    yield "### How many, how far apart"
-    yield ""
-    yield (
-        "The mean of the last checkpoints − `last`, in the measure's unit, by their number and by "
-        "the share of the run between two of them:"
-    )
-    yield ""
-    for name, task in swept.items():
-        scale = task["facts"]["measure"]["scale"]
-        last = next(iter(task["values"][plan.LAST].values()))
-        spacings = list(next(iter(task["sweep"].values())))
-        shares = " | ".join(f"{float(spacing):.0%}".replace("%", " %") for spacing in spacings)
-        yield f"| {name} | {shares} |"
-        yield "|---|" + "---:|" * len(spacings)
-        for count, found in task["sweep"].items():
-            row = (_difference(difference(found[spacing], last), scale) for spacing in spacings)
-            yield f"| {count} checkpoints | " + " | ".join(row) + " |"
-        yield ""
 
 
 def _rates(tasks: Mapping[str, Any], compared: _Compared) -> Iterator[str]:
@@ -322,24 +282,9 @@ def _task(
             elif start == plan.LAST:
                 row += [f"{scale * found.means[start]:.2f}", ""]
             else:
-                row += [_difference(found.differences[start], scale), _gain(found.gains.get(start))]
+                row += [
+                    difference_text(found.differences[start], scale),
+                    gain_text(found.gains.get(start)),
+                ]
         yield f"| {start} | " + " | ".join(row) + " |"
     yield ""
-
-
-def _difference(estimate: Estimate, scale: float) -> str:
-    digits = _digits(scale)
-    return f"{scale * estimate.value:+.{digits}f} ± {scale * estimate.half_width:.{digits}f}"
-
-
-def _digits(scale: float) -> int:
-    """Decimal places: points of 100 need fewer than nats."""
-    return 2 if scale > 1 else 3
-
-
-def _with_ends(estimate: Estimate) -> str:
-    return f"{estimate.value:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"
-
-
-def _gain(estimate: Estimate | None) -> str:
-    return "" if estimate is None else _with_ends(estimate)

@@ -33,8 +33,8 @@ def to_json(
         ``machine``; ``settings``; ``not_run``, reasons by task; and by task its description,
         ``facts``, ``seeds``, processor ``seconds``, and in the seeds' order, null where a
         measure is missing: ``values`` by name and by treatment of running statistics, ``sweep``
-        by count and by spacing, ``cosine``, and ``downstream`` (``values``, the ``factors`` of
-        the rate that were chosen) by start.
+        by count and by spacing, ``shape`` of the run by part, ``cosine``, and ``downstream``
+        (``values``, the ``factors`` of the rate that were chosen) by start.
     """
     tasks = {}
     for task in request.tasks:
@@ -96,6 +96,10 @@ def _task(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             }
             for count, spacings in first["sweep"].items()
         },
+        "shape": {
+            part: [one["pretraining"].get("shape", {}).get(part) for one in found]
+            for part in ("parallel", "kept")
+        },
         "cosine": [one["cosine"] and one["cosine"]["value"] for one in found],
         "downstream": downstream,
     }
@@ -137,6 +141,8 @@ class RunComparison:
         means: by name, over the seeds that have it.
         differences: by name, from ``last``, paired, by Student's t.
         helps: whether the most annealing is significantly better than ``last``.
+        beyond: whether it is significantly better than as many steps at the same rate, too;
+            otherwise the run was too far from its end for annealing to be what helps.
         gains: by name, (method − last) / (annealed − last); empty unless annealing helps.
     """
 
@@ -144,6 +150,7 @@ class RunComparison:
     means: Mapping[str, float]
     differences: Mapping[str, Estimate]
     helps: bool
+    beyond: bool
     gains: Mapping[str, Estimate]
 
 
@@ -183,6 +190,8 @@ def compare(values: Mapping[str, Values]) -> RunComparison:
     last, oracle = values[plan.LAST], values[plan.ORACLE]
     whole = difference(oracle, last)
     helps = whole.low > 0
+    same_rate = values.get(plan.longer(plan.MORE[-1]))
+    beyond = helps and same_rate is not None and difference(oracle, same_rate).low > 0
     gains = {}
     if helps:
         for name, found in values.items():
@@ -196,6 +205,7 @@ def compare(values: Mapping[str, Values]) -> RunComparison:
             name: difference(found, last) for name, found in values.items() if name != plan.LAST
         },
         helps=helps,
+        beyond=beyond,
         gains=gains,
     )
 

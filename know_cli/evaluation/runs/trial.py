@@ -25,6 +25,7 @@ from know_cli.evaluation.runs.averages import (
     combine,
     has_running_statistics,
     re_estimate,
+    shape_of,
 )
 from know_cli.evaluation.runs.training import Schedule, Training
 from know_cli.evaluation.tasks import Cell, Problem, Task
@@ -80,7 +81,8 @@ class RunTrial:
 
         Returns:
             ``values``: by name, by treatment of running statistics; ``sweep``: by count, by
-            spacing; ``facts`` for tables; processor ``seconds``.
+            spacing; ``shape`` of the run, see :func:`~know_cli.evaluation.runs.averages.shape_of`;
+            ``facts`` for tables; processor ``seconds``.
         """
         with cache.held(self.folder):
             path = self.folder / "pretraining.json"
@@ -168,6 +170,7 @@ class RunTrial:
         return {
             "values": values,
             "sweep": sweep,
+            "shape": shape_of(main),
             "facts": {
                 "parameters": sum(t.numel() for t in last.values() if t.is_floating_point()),
                 "samples": self._pool_size,
