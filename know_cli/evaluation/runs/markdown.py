@@ -15,7 +15,7 @@ from know_cli.evaluation.runs.results import (
     pretraining_values,
 )
 from know_cli.evaluation.runs.sections import SHOWN, shapes, shared_statistics, sweeps
-from know_cli.evaluation.runs.wording import difference_text, digits, gain_text, with_ends
+from know_cli.evaluation.runs.wording import difference_text, digits, gain_text, percent, with_ends
 from know_cli.evaluation.statistics import mean_estimate
 
 _Compared = Mapping[str, RunComparison]
@@ -80,7 +80,7 @@ def _heading(results: Mapping[str, Any]) -> Iterator[str]:
 
 def _explanation(results: Mapping[str, Any]) -> Iterator[str]:
     settings = results["settings"]
-    more = " and ".join(f"{share:.0%}" for share in settings["more"]).replace("%", " %")
+    more = " and ".join(percent(share) for share in settings["more"])
     yield "## How it is measured"
     yield ""
     yield (
@@ -129,9 +129,9 @@ def _reading(before: _Compared, after: _Compared) -> Iterator[str]:
             continue
         helped = _helped(compared)
         yield (
-            f"- {words[0].upper()}{words[1:]}, annealing by {plan.MORE[-1]:.0%} more steps is "
+            f"- {words[0].upper()}{words[1:]}, annealing by {percent(plan.MORE[-1])} more steps is "
             f"significantly better than the last checkpoint on {len(helped)} of "
-            f"{len(compared)} tasks.".replace("%", " %")
+            f"{len(compared)} tasks."
         )
         for start in SHOWN:
             yield f"- {_sentence(start, words, compared)}"

@@ -16,7 +16,7 @@ from know_cli.evaluation.runs.results import (
     treatment_values,
 )
 from know_cli.evaluation.runs.trial import CLOSED, PLAIN, RE_ESTIMATED, STORED
-from know_cli.evaluation.runs.wording import difference_text
+from know_cli.evaluation.runs.wording import difference_text, percent
 
 #: The averages that the page's first tables show.
 SHOWN = ("average-3", "average-5")
@@ -39,7 +39,7 @@ def sweeps(tasks: Mapping[str, Any]) -> Iterator[str]:
         scale = task["facts"]["measure"]["scale"]
         last = next(iter(task["values"][plan.LAST].values()))
         spacings = list(next(iter(task["sweep"].values())))
-        shares = " | ".join(f"{float(spacing):.0%}".replace("%", " %") for spacing in spacings)
+        shares = " | ".join(percent(float(spacing)) for spacing in spacings)
         yield f"| {name} | {shares} |"
         yield "|---|" + "---:|" * len(spacings)
         for count, found in task["sweep"].items():
@@ -112,7 +112,7 @@ def _mean(values: list[float | None]) -> float:
 
 
 def _share(cases: list[bool]) -> str:
-    return f"{sum(cases)} ({sum(cases) / len(cases):.0%})".replace("%", " %") if cases else ""
+    return f"{sum(cases)} ({percent(sum(cases) / len(cases))})" if cases else ""
 
 
 def shared_statistics(tasks: Mapping[str, Any]) -> Iterator[str]:

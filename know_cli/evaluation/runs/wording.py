@@ -24,3 +24,8 @@ def with_ends(estimate: Estimate) -> str:
 def gain_text(estimate: Estimate | None) -> str:
     """A recovered gain with the ends of its interval; nothing if there is none."""
     return "" if estimate is None else with_ends(estimate)
+
+
+def percent(share: float) -> str:
+    """A share as a whole number of per cent."""
+    return f"{share:.0%}".replace("%", " %")
