@@ -4,7 +4,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,15 @@ from know_cli.evaluation.runs.averages import (
 )
 from know_cli.evaluation.runs.markdown import to_markdown
 from know_cli.evaluation.runs.measures import RunMeasure
-from know_cli.evaluation.runs.training import Training
 from know_cli.evaluation.runs.trial import DOWNSTREAM, RunTrial
 from know_cli.evaluation.starts import Wanted
 from know_cli.evaluation.suite import Request
-from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Recipe, Task
+from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Task
 from know_cli.evaluation.tasks import cifar as cifar_tasks
 from know_cli.evaluation.tasks import data as task_data
 from know_cli.lab.data import DataSet, Samples
 from know_cli.lab.fitting import one_thread
+from know_cli.lab.stepping import Training
 from tests.support.command import Command, one_line
 
 TEXT = "text-language-model"
@@ -113,7 +113,7 @@ def test_coefficients_are_shares_of_one(shape: str, count: int) -> None:
 def test_an_average_is_the_run_with_its_updates_shrunk_by_the_decay(shape: str) -> None:
     generator = torch.Generator().manual_seed(5)
     checkpoints = torch.randn(5, 7, generator=generator, dtype=torch.float64)
-    decay = {
+    decay: Callable[[float], float] = {
         "linear": lambda x: 1 - x,
         "sqrt": lambda x: 1 - x**0.5,
         "cosine": lambda x: math.cos(math.pi * x / 2) ** 2,
@@ -184,42 +184,6 @@ def test_the_shape_of_a_run_is_the_one_computed_by_hand() -> None:
     # A right angle, then half of one: cosines 0 and √½.
     turned = shape_of(states([(0, 0), (1, 0), (1, 1), (2, 2)]))
     assert turned["parallel"] == round(0.5**0.5 / 2, 5)
-
-
-# --- training ----------------------------------------------------------------------------------
-
-
-def network() -> nn.Module:
-    torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 3))
-
-
-def training() -> Training:
-    inputs = torch.randn(40, 4, generator=torch.Generator().manual_seed(2))
-    return Training(network(), Examples(inputs, torch.arange(40) % 3), Recipe(1, 1e-2, 8), 7)
-
-
-def weights(one: Training) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in one.model.parameters()])
-
-
-def test_a_training_continues_as_if_it_had_not_stopped() -> None:
-    whole, parts = training(), training()
-    whole.advance(13, lambda step: 1 / (1 + step))
-    parts.advance(4, lambda step: 1 / (1 + step))
-    branch = parts.branch()
-    parts.advance(1, lambda step: 0.5)  # not seen by the branch
-    branch.advance(9, lambda step: 1 / (1 + step))
-    assert torch.equal(weights(branch), weights(whole))
-    assert (branch.done, parts.done) == (13, 5)
-    assert not torch.equal(weights(parts), weights(whole))
-
-
-def test_training_leaves_the_random_state_alone() -> None:
-    one = training()
-    state = torch.random.get_rng_state()
-    one.advance(2, lambda step: 1.0)
-    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_rates_rise_stay_and_fall() -> None:
@@ -363,7 +327,7 @@ def test_there_is_no_gain_where_annealing_does_not_help() -> None:
 def content() -> dict[str, Any]:
     """Results of two tasks: one with BatchNorm, a sweep and everything, one with the least."""
     measure = {"name": "accuracy", "unit": "points", "scale": 100.0}
-    facts = {
+    facts: dict[str, Any] = {
         "parameters": 1234, "samples": 100, "steps": 50, "tested": 40, "measure": measure,
         "downstream_measure": measure,
     }  # fmt: skip

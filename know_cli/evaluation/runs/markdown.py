@@ -85,14 +85,12 @@ def _explanation(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "Each task's network is trained at a constant rate after a warm-up of "
-        f"{settings['warm_up']:.0%} of the steps".replace("%", " %")
-        + ". `last` is the end of "
-        f"this run; `annealed` is the run continued by {more} of its steps while the rate falls "
-        "to 0 in a line; `longer` is continued by as many steps at the same rate; `cosine` is "
+        f"{percent(settings['warm_up'])} of the steps. `last` is the end of this run; "
+        f"`annealed` is the run continued by {more} of its steps while the rate falls to 0 in a "
+        "line; `longer` is continued by as many steps at the same rate; `cosine` is "
         "another run of the same length and the same initial weights whose rate falls to 0 along "
         "half a cosine. `average-5` is the mean of the last five checkpoints, "
-        f"{settings['spacing']:.0%} of the run apart".replace("%", " %")
-        + "; `-linear`, `-sqrt` "
+        f"{percent(settings['spacing'])} of the run apart; `-linear`, `-sqrt` "
         "and `-cosine` weigh them as a decay of that shape would have, `-ema` by an exponential "
         "average that forgets half in half of the window. They cost no training. The running "
         "statistics of an average are computed in closed form: the mean of the means, and the "

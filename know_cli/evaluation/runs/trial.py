@@ -27,12 +27,12 @@ from know_cli.evaluation.runs.averages import (
     re_estimate,
     shape_of,
 )
-from know_cli.evaluation.runs.training import Schedule, Training
 from know_cli.evaluation.tasks import Cell, Problem, Task
 from know_cli.evaluation.tasks.task import permutation, train
 from know_cli.evaluation.trial import data_key, load, recorded
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.fitting import one_thread
+from know_cli.lab.stepping import Schedule, Training
 
 #: To be raised with every change of what this module and those it uses compute.
 PROTOCOL = 1
@@ -133,8 +133,16 @@ class RunTrial:
     # --- the run ---------------------------------------------------------------------------
 
     def _training(self) -> Training:
-        model = self.problem.build(derived_seed(self.seed, _INITIAL))
-        return Training(model, self.problem.pool, self.task.recipe, derived_seed(self.seed, _RUN))
+        recipe, pool = self.task.recipe, self.problem.pool
+        return Training(
+            self.problem.build(derived_seed(self.seed, _INITIAL)),
+            pool.inputs,
+            pool.targets,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            seed=derived_seed(self.seed, _RUN),
+            weight_decay=recipe.weight_decay,
+        )
 
     @property
     def _pool_size(self) -> int:
