@@ -65,14 +65,9 @@ class Training:
         self._data = (inputs, targets)
         self._batch_size, self._learning_rate, self._seed = batch_size, learning_rate, seed
         self._augmentation = augmentation
-        parameters = [tensor for tensor in model.parameters() if tensor.requires_grad]
-        self._optimiser: torch.optim.Optimizer = (
-            torch.optim.AdamW(parameters, learning_rate, weight_decay=weight_decay, fused=True)
-            if optimiser == "adam"
-            else torch.optim.SGD(
-                parameters, learning_rate, momentum=0.9, weight_decay=weight_decay, fused=True
-            )
-        )
+        self._momentum = None if optimiser == "adam" else 0.9
+        self._weight_decay = weight_decay
+        self._optimiser = self._new_optimiser(model)
         self._epoch, self._order = -1, torch.zeros(0, dtype=torch.int64)
 
     @property
@@ -105,8 +100,7 @@ class Training:
         """A copy with all the optimiser's state, to be continued in another way."""
         other = copy.copy(self)
         other.model = copy.deepcopy(self.model)
-        parameters = [tensor for tensor in other.model.parameters() if tensor.requires_grad]
-        other._optimiser = type(self._optimiser)(parameters)
+        other._optimiser = self._new_optimiser(other.model)
         other._optimiser.load_state_dict(copy.deepcopy(self._optimiser.state_dict()))
         return other
 
@@ -118,3 +112,12 @@ class Training:
             self._epoch = epoch
         size = self._batch_size
         return self._order[number * size : (number + 1) * size]
+
+    def _new_optimiser(self, model: nn.Module) -> torch.optim.Optimizer:
+        trained = [tensor for tensor in model.parameters() if tensor.requires_grad]
+        rate, decay = self._learning_rate, self._weight_decay
+        if self._momentum is None:
+            return torch.optim.AdamW(trained, rate, weight_decay=decay, fused=True)
+        return torch.optim.SGD(
+            trained, rate, momentum=self._momentum, weight_decay=decay, fused=True
+        )

@@ -20,14 +20,7 @@ from know_cli.errors import UsageError
 from know_cli.evaluation.runs import averages, plan, results
 from know_cli.evaluation.runs import suite as running
 from know_cli.evaluation.runs import trial as protocol
-from know_cli.evaluation.runs.averages import (
-    AVERAGES,
-    Average,
-    coefficients,
-    combine,
-    re_estimate,
-    shape_of,
-)
+from know_cli.evaluation.runs.averages import AVERAGES, Average, coefficients, re_estimate
 from know_cli.evaluation.runs.markdown import to_markdown
 from know_cli.evaluation.runs.measures import RunMeasure
 from know_cli.evaluation.runs.trial import DOWNSTREAM, RunTrial
@@ -36,6 +29,7 @@ from know_cli.evaluation.suite import Request
 from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Task
 from know_cli.evaluation.tasks import cifar as cifar_tasks
 from know_cli.evaluation.tasks import data as task_data
+from know_cli.lab.averaging import combine, shape_of
 from know_cli.lab.data import DataSet, Samples
 from know_cli.lab.fitting import one_thread
 from know_cli.lab.stepping import Training

@@ -18,19 +18,12 @@ from know_cli.checkpoints import save_checkpoint
 from know_cli.checkpoints.state import read_state
 from know_cli.evaluation import cache
 from know_cli.evaluation.runs import plan
-from know_cli.evaluation.runs.averages import (
-    AVERAGES,
-    Average,
-    coefficients,
-    combine,
-    has_running_statistics,
-    re_estimate,
-    shape_of,
-)
+from know_cli.evaluation.runs.averages import AVERAGES, Average, coefficients, re_estimate
 from know_cli.evaluation.tasks import Cell, Problem, Task
 from know_cli.evaluation.tasks.task import permutation, train
 from know_cli.evaluation.trial import data_key, load, recorded
 from know_cli.forgetting.recorder import derived_seed
+from know_cli.lab.averaging import combine, has_running_statistics, shape_of
 from know_cli.lab.fitting import one_thread
 from know_cli.lab.stepping import Schedule, Training
 
@@ -81,7 +74,7 @@ class RunTrial:
 
         Returns:
             ``values``: by name, by treatment of running statistics; ``sweep``: by count, by
-            spacing; ``shape`` of the run, see :func:`~know_cli.evaluation.runs.averages.shape_of`;
+            spacing; ``shape`` of the run, see :func:`~know_cli.lab.averaging.shape_of`;
             ``facts`` for tables; processor ``seconds``.
         """
         with cache.held(self.folder):
