@@ -408,7 +408,12 @@ def test_results_are_read_and_others_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_little_data")
-def test_what_was_measured_before_is_shown_as_well(tmp_path: Path) -> None:
+def test_what_was_measured_before_is_shown_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = ("last", "average-3", "annealed-20")
+    for module in (running, protocol):
+        monkeypatch.setattr(module, "DOWNSTREAM", starts)
     request = Request(tmp_path, [tiny(TEXT)], 2, Wanted(()))
     (first, second) = running.evaluate(request, [RunMeasure.PRETRAINING])
     assert first.found["cosine"] is None
@@ -420,7 +425,7 @@ def test_what_was_measured_before_is_shown_as_well(tmp_path: Path) -> None:
     assert task["seeds"] == [0, 1]
     assert task["cosine"][0] is not None
     assert task["cosine"][1] is None
-    assert set(task["downstream"]) == set(DOWNSTREAM)
+    assert set(task["downstream"]) == set(starts)
     for start in task["downstream"].values():
         assert start["values"][1] is None
         assert start["factors"][0] in plan.RATES

@@ -132,6 +132,8 @@ def _reading(before: _Compared, after: _Compared) -> Iterator[str]:
             f"{len(compared)} tasks."
         )
         for start in SHOWN:
+            if not all(start in found.differences for found in compared.values()):
+                continue
             yield f"- {_sentence(start, words, compared)}"
     yield ""
 
