@@ -57,7 +57,8 @@ def evaluate(
             "--output",
             metavar="FOLDER",
             show_default=False,
-            help="For results.json, and in 'work' everything that is trained, for the next run.",
+            help="For results.json (of runs, runs.json), and in 'work' everything that is "
+            "trained, for the next run.",
         ),
     ],
     trajectory: Annotated[
