@@ -78,6 +78,12 @@ def _heading(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
 
 
+def _length(results: Mapping[str, Any]) -> str:
+    """The option that made runs longer or shorter than the tasks' own."""
+    length = results["settings"]["length"]
+    return "" if length == 1 else f" --length {length:g}"
+
+
 def _explanation(results: Mapping[str, Any]) -> Iterator[str]:
     settings = results["settings"]
     more = " and ".join(percent(share) for share in settings["more"])
