@@ -57,7 +57,8 @@ def evaluate(
             "--output",
             metavar="FOLDER",
             show_default=False,
-            help="For results.json, and in 'work' everything that is trained, for the next run.",
+            help="For results.json (of runs, runs.json), and in 'work' everything that is "
+            "trained, for the next run.",
         ),
     ],
     trajectory: Annotated[
@@ -75,6 +76,15 @@ def evaluate(
             "well. Repeatable.",
         ),
     ] = None,
+    length: Annotated[
+        float,
+        typer.Option(
+            metavar="FACTOR",
+            min=0.01,
+            max=100,
+            help="Of runs: how long they are, as a multiple of each task's own.",
+        ),
+    ] = 1.0,
     suite: Annotated[
         Suite, typer.Option(help="small: every task with 3 seeds; full: with 10.")
     ] = Suite.SMALL,
@@ -180,6 +190,7 @@ def evaluate(
             seeds=seeds,
             suite=suite.value,
             measures=measure or list(RunMeasure),
+            length=length,
             data_folder=data_folder,
             processes=processes or usable_cores(),
             table=table,
@@ -187,6 +198,8 @@ def evaluate(
         return
     if measure:
         raise UsageError("--measure is for --trajectory run")
+    if length != 1:
+        raise UsageError("--length is for --trajectory run")
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.markdown import to_markdown

@@ -52,6 +52,7 @@ def evaluate_runs(
     seeds: int | None,
     suite: str,
     measures: Sequence[RunMeasure],
+    length: float,
     data_folder: Path | None,
     processes: int,
     table: Path | None,
@@ -65,6 +66,7 @@ def evaluate_runs(
         seeds: their number; None for the suite's.
         suite: its name.
         measures: what to measure.
+        length: of the runs, as a multiple of each task's own.
         data_folder: where the data sets' files are.
         processes: trials at the same time.
         table: for the page; None for no page.
@@ -96,13 +98,13 @@ def evaluate_runs(
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
     outcomes = []
-    for outcome in evaluate(request, measures):
+    for outcome in evaluate(request, measures, length):
         outcomes.append(outcome)
         talk.notice(
             f"{outcome.task}, seed {outcome.seed}: {len(outcomes)} of "
             f"{len(request.tasks) * request.seeds}"
         )
-    content = of_results.to_json(request, outcomes, not_run)
+    content = of_results.to_json(request, outcomes, not_run, length)
     if not content["tasks"]:
         raise UsageError(f"{folder}: has no run yet; measure pretraining first")
     write_text(folder / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -261,7 +261,10 @@ def test_every_task_of_the_registry_has_a_length_of_its_own() -> None:
         assert run.largest == plan._LENGTHS[name].samples
         assert run.name == name
     large = TASKS["cifar100-cifar10-resnet18"]
-    assert plan.for_run(large) is large
+    assert plan.for_run(large) == large
+    text = TASKS[TEXT]
+    assert plan.for_run(text, 0.25).recipe.epochs == plan.for_run(text).recipe.epochs / 4
+    assert plan.for_run(text, 0.001).recipe.epochs == 1
 
 
 def test_images_of_cifar_are_reduced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +360,7 @@ def content() -> dict[str, Any]:
         },
     }
     of = {"processor": "P", "cores": 2, "system": "S", "python": "3", "torch": "2"}
-    options = {"seeds": 4, "more": [0.1, 0.2], "warm_up": 0.05, "spacing": 0.05,
+    options = {"seeds": 4, "length": 0.25, "more": [0.1, 0.2], "warm_up": 0.05, "spacing": 0.05,
                "rates": [0.5, 1.0, 2.0, 4.0]}  # fmt: skip
     return {
         "format": 1, "trajectory": "run", "version": "1", "machine": of, "settings": options,
@@ -368,6 +371,7 @@ def content() -> dict[str, Any]:
 def test_the_page_has_the_numbers_of_the_results() -> None:
     page = to_markdown(content())
     assert "2 tasks, 4 seeds each, from 0" in page
+    assert "`know eval --trajectory run --length 0.25`" in page
     assert "annealing by 20 % more steps is significantly better than the last checkpoint on 2 of 2" in page  # fmt: skip
     assert "`average-5`, for the model itself, recovers +0.70 (+0.70 to +0.70) of annealing" in page
     # Of the seeds that have it: (0.08 + 0.08 + 0.06) / 0.31 downstream.
@@ -443,6 +447,7 @@ def test_options_of_forgettings_are_refused(tmp_path: Path, know: Command) -> No
         (["--trajectory", "run", "--steps", "3"], "--steps is for --trajectory forgetting"),
         (["--trajectory", "branches"], "only forgetting and run can be evaluated"),
         (["--measure", "cosine"], "--measure is for --trajectory run"),
+        (["--length", "2"], "--length is for --trajectory run"),
     ):
         done = know("eval", *arguments, "-o", "out", cwd=tmp_path)
         assert done.returncode == 2

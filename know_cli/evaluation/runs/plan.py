@@ -55,37 +55,44 @@ class Length:
 
 # A run has other needs than a forgetting: more data, seen fewer times.
 _LENGTHS = {
-    "fashion-classes-cnn": Length(2000, 6),
-    "fashion-classes-cnn-batchnorm": Length(2000, 6),
-    "fashion-classes-resnet": Length(2000, 5),
-    "fashion-classes-mobilenetv2": Length(2000, 5),
-    "fashion-classes-vit": Length(2000, 5),
-    "fashion-classes-pyramid": Length(2000, 5),
-    "fashion-digits-cnn": Length(2000, 6),
-    "fashion-digits-resnet": Length(2000, 5),
-    "glyphs-digits-cnn-batchnorm": Length(1000, 10),
-    "glyphs-alphabets-cnn": Length(1000, 12),
-    "glyphs-alphabets-resnet": Length(1000, 10),
-    "text-language-model": Length(1200, 5),
-    "text-lora": Length(480, 8),
-    "domains-resnet": Length(2000, 5),
-    "scenes-segmentation": Length(600, 5),
-    "scenes-captioning": Length(1600, 6),
-    "cifar10-classes-resnet": Length(2000, 6),
-    "cifar10-classes-vit": Length(2000, 5),
+    "fashion-classes-cnn": Length(2000, 24),
+    "fashion-classes-cnn-batchnorm": Length(2000, 24),
+    "fashion-classes-resnet": Length(2000, 20),
+    "fashion-classes-mobilenetv2": Length(2000, 20),
+    "fashion-classes-vit": Length(2000, 20),
+    "fashion-classes-pyramid": Length(2000, 20),
+    "fashion-digits-cnn": Length(2000, 24),
+    "fashion-digits-resnet": Length(2000, 20),
+    "glyphs-digits-cnn-batchnorm": Length(1000, 40),
+    "glyphs-alphabets-cnn": Length(1000, 48),
+    "glyphs-alphabets-resnet": Length(1000, 40),
+    "text-language-model": Length(1200, 20),
+    "text-lora": Length(480, 32),
+    "domains-resnet": Length(2000, 20),
+    "scenes-segmentation": Length(600, 20),
+    "scenes-captioning": Length(1600, 24),
+    "cifar10-classes-resnet": Length(2000, 24),
+    "cifar10-classes-vit": Length(2000, 20),
 }
 #: Tasks on which numbers and spacings are swept.
-SWEPT = ("fashion-classes-resnet", "text-language-model", "cifar10-classes-resnet")
+SWEPT = (
+    "fashion-classes-resnet",
+    "fashion-classes-vit",
+    "text-language-model",
+    "cifar10-classes-resnet",
+)
 
 
-def for_run(task: Task) -> Task:
-    """A task with as much data, seen as often, as its run takes."""
-    length = _LENGTHS.get(task.name)
-    if length is None:
-        return task
-    share = task.samples / task.largest
+def for_run(task: Task, length: float = 1.0) -> Task:
+    """A task with as much data, seen as often, as its run takes.
+
+    Args:
+        task: as it is for forgettings.
+        length: factor of the number of passes over the data.
+    """
+    own = _LENGTHS.get(task.name, Length(task.largest, task.recipe.epochs))
     return replace(
         task,
-        samples=round(length.samples * share),
-        recipe=replace(task.recipe, epochs=length.epochs),
+        samples=round(own.samples * task.samples / task.largest),
+        recipe=replace(task.recipe, epochs=max(round(length * own.epochs), 1)),
     )

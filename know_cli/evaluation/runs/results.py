@@ -25,7 +25,10 @@ Values = Sequence[float | None]
 
 
 def to_json(
-    request: Request, outcomes: Sequence[RunOutcome], not_run: Mapping[str, str]
+    request: Request,
+    outcomes: Sequence[RunOutcome],
+    not_run: Mapping[str, str],
+    length: float = 1.0,
 ) -> dict[str, Any]:
     """All measured values, one per seed, without anything derived from them.
 
@@ -43,7 +46,7 @@ def to_json(
         if found:
             tasks[task.name] = {
                 "title": task.title,
-                "definition": plan.for_run(task).definition(),
+                "definition": plan.for_run(task, length).definition(),
                 **_task([outcome.found for outcome in found]),
                 "seeds": [outcome.seed for outcome in found],
             }
@@ -54,6 +57,7 @@ def to_json(
         "machine": machine(),
         "settings": {
             "seeds": request.seeds,
+            "length": length,
             "more": list(plan.MORE),
             "warm_up": plan.WARM_UP,
             "spacing": plan.SPACING,

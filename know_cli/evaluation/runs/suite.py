@@ -29,11 +29,18 @@ class RunOutcome:
     found: dict[str, Any]
 
 
-def evaluate(request: Request, measures: Sequence[RunMeasure]) -> Iterator[RunOutcome]:
+def evaluate(
+    request: Request, measures: Sequence[RunMeasure], length: float = 1.0
+) -> Iterator[RunOutcome]:
     """Measure every task with every seed, yielding the outcomes as they are finished.
 
     Results that are on disk are not computed again, and an outcome has all that are there,
     whether they were asked for or not. Closing the iterator ends the processes.
+
+    Args:
+        request: tasks, seeds and folders.
+        measures: what to measure.
+        length: of the runs, as a multiple of each task's own.
 
     Raises:
         UsageError: a task lacks data.
@@ -43,15 +50,20 @@ def evaluate(request: Request, measures: Sequence[RunMeasure]) -> Iterator[RunOu
     jobs = [(task, seed) for seed in range(request.seeds) for task in request.tasks]
     if request.processes == 1 or len(jobs) == 1:
         for task, seed in jobs:
-            yield _run(request, measures, task, seed)
+            yield _run(request, measures, length, task, seed)
         return
     yield from in_processes(
-        _run, [(request, measures, *job) for job in jobs], request.processes, request.folder
+        _run,
+        [(request, measures, length, *job) for job in jobs],
+        request.processes,
+        request.folder,
     )
 
 
-def _run(request: Request, measures: Sequence[RunMeasure], task: Task, seed: int) -> RunOutcome:
-    trial = RunTrial(task, seed, request.work, request.data_folder)
+def _run(
+    request: Request, measures: Sequence[RunMeasure], length: float, task: Task, seed: int
+) -> RunOutcome:
+    trial = RunTrial(task, seed, request.work, request.data_folder, length)
     if RunMeasure.PRETRAINING in measures or RunMeasure.DOWNSTREAM in measures:
         trial.pretraining()
     if RunMeasure.COSINE in measures:

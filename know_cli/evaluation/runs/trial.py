@@ -52,6 +52,7 @@ class RunTrial:
         seed: of all random numbers, not negative.
         folder: of all trials, which contains this one's.
         data_folder: where the data sets' files are.
+        length: of the run, as a multiple of the task's own.
 
     Attributes:
         task: with the data and the length of a run.
@@ -61,8 +62,15 @@ class RunTrial:
         UsageError: a data set is missing.
     """
 
-    def __init__(self, task: Task, seed: int, folder: Path, data_folder: Path | None) -> None:
-        self.task = plan.for_run(task)
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        folder: Path,
+        data_folder: Path | None,
+        length: float = 1.0,
+    ) -> None:
+        self.task = plan.for_run(task, length)
         self.seed = seed
         self.problem: Problem = self.task.prepare(seed, data_folder)
         self.key = cache.key("run", PROTOCOL, self.task.definition(), seed, data_key(self.problem))
