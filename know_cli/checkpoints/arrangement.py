@@ -65,7 +65,10 @@ def kind_notices(
         recorded: what their metadata say; None if nothing.
     """
     if wanted is not None:
-        if recorded in (None, wanted):
+        kinds = [TrajectoryKind.from_metadata(checkpoint.metadata) for checkpoint in checkpoints]
+        # The Θ0 of branches may come from anywhere.
+        is_start = wanted is TrajectoryKind.BRANCHES and kinds.count(recorded) == 1
+        if recorded in (None, wanted) or is_start:
             return []
         return [
             f"warning: {OPTION} {wanted.value}, but the checkpoints are recorded as of "

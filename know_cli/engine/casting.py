@@ -206,7 +206,7 @@ def _read_doubles(job: Job, segments: Sequence[Segment], count: int) -> Tensor:
     for k in range(count):
         checkpoint, values = job.trajectory.checkpoints[k], window[count - 1 - k]
         for segment in segments:
-            entry = checkpoint.tensors[segment.tensor.name]
+            entry = job.trajectory.entries(segment.tensor.name)[k]
             values[segment.rows] = read_elements(checkpoint, entry, segment.start, segment.count)
             if job.drops_cached:
                 size = torch_dtype(entry.dtype).itemsize

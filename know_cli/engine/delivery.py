@@ -242,7 +242,12 @@ class Delivery:
         trajectory, coefficients = self.job.trajectory, self.job.predictors.coefficients
         for tensor in tensors:
             assert coefficients is not None
-            found = [self._statistics_of(one, tensor) for one in trajectory.checkpoints]
+            absent = trajectory.absent.get(tensor.name, ())
+            found = [
+                self._statistics_of(one, tensor)
+                for k, one in enumerate(trajectory.checkpoints)
+                if k not in absent
+            ]
             original = found[0][0]
             old = torch.stack([finite for _, finite in found]).all(dim=0)
             values = averaged(trajectory, coefficients, tensor).to(original.dtype)

@@ -238,11 +238,19 @@ def averaged(
     assert layer is not None
     assert layer.running_mean is not None
     assert layer.running_var is not None
+    absent = {
+        k
+        for name in (layer.running_mean, layer.running_var)
+        for k in trajectory.absent.get(name, ())
+    }
     parts = [
-        (share, checkpoint)
-        for share, checkpoint in zip(coefficients, trajectory.checkpoints, strict=True)
-        if share
+        (share, trajectory.checkpoints[k])
+        for k, share in enumerate(coefficients)
+        if share and k not in absent
     ]
+    if absent:  # the branches that have the layer share what the others leave
+        left = sum(share for share, _ in parts)
+        parts = [(share / left, one) for share, one in parts] or [(1.0, trajectory.first)]
     means = [_whole(checkpoint, layer.running_mean) for _, checkpoint in parts]
     total = torch.zeros(tensor.elements, dtype=torch.float64)
     for (share, _), mean in zip(parts, means, strict=True):

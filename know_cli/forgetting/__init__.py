@@ -1,6 +1,7 @@
-"""Structured forgetting: nested subsets, and the recorder for training loops."""
+"""Structured forgetting and branches: subsets, and the recorders for training loops."""
 
+from know_cli.forgetting.branches import BranchRecorder
 from know_cli.forgetting.recorder import Recorder, TrainingSession
 from know_cli.forgetting.subsets import nested_subsets, subset_sizes
 
-__all__ = ["Recorder", "TrainingSession", "nested_subsets", "subset_sizes"]
+__all__ = ["BranchRecorder", "Recorder", "TrainingSession", "nested_subsets", "subset_sizes"]

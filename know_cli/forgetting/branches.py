@@ -21,7 +21,6 @@ from know_cli.forgetting.recorder import (
     TrainingSession,
     checkpoint_name,
     derived_seed,
-    read_record,
 )
 from know_cli.forgetting.subsets import Indices, nested_subsets
 
@@ -91,8 +90,6 @@ class BranchRecorder(Recorder):
             raise UsageError(f"{branches} branches: at least 1 is needed")
         if not 0 < rate <= 1:
             raise UsageError(f"rate {rate:g} of branches: must be above 0 and at most 1, as 0.5 is")
-        if seed < 0:
-            raise UsageError(f"seed {seed}: must not be negative")
         self._begin(folder, rate, seed, options, start)
         everything = np.arange(size, dtype=np.int64)
         self.indices = [*([0] if start is None else []), *range(1, branches + 1)]
@@ -119,6 +116,8 @@ class BranchRecorder(Recorder):
             "rate": rate,
             "samples": size,
             "branches": branches,
+            "sessions": len(self.indices),
+            "continuations": 0,
             "recorded": {},
         }
         self._resume()
@@ -155,6 +154,3 @@ def _samples(everything: Indices, rate: float, seed: int, labels: ArrayLike | No
     if rate == 1:
         return everything
     return nested_subsets(len(everything), rate, 2, seed, labels)[1]
-
-
-__all__ = ["RECORD", "BranchRecorder", "read_record"]
