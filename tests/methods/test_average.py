@@ -77,7 +77,7 @@ def weights_of(count: int, seed: int = 0) -> Array:
 
 
 @given(RUNS, st.sampled_from(sorted(SHAPE_MEANS)), st.floats(0, 0.999))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_an_average_is_the_sum_of_the_decayed_movements(
     run: list[int], shape: str, start: float
 ) -> None:
@@ -92,7 +92,7 @@ def test_an_average_is_the_sum_of_the_decayed_movements(
 
 
 @given(RUNS, st.floats(0.01, 50))
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_a_moving_average_is_the_mean_over_the_path_with_its_weights(
     run: list[int], half_lives: float
 ) -> None:
@@ -393,7 +393,8 @@ def test_rounding_to_odd_and_then_to_sixteen_bits_is_rounding_once(
     # Near ties of bfloat16, where rounding twice goes wrong.
     ties = to_bfloat16(exact) * (1 + 2.0**-8) * (1 + away * 2.0**-50)
     for sums in (exact, ties):
-        found = round_to_odd(torch.from_numpy(sums)).bfloat16().double().numpy()
+        rounded = round_to_odd(torch.from_numpy(sums.copy())).float()
+        found = rounded.bfloat16().double().numpy()
         np.testing.assert_array_equal(found, to_bfloat16(sums))
 
 
@@ -404,6 +405,7 @@ def test_rounding_to_odd_and_then_to_sixteen_bits_is_rounding_once(
     st.lists(st.floats(0, 1), min_size=5, max_size=5).filter(lambda c: sum(c) > 0.1),
     st.permutations(range(5)),
 )
+@settings(max_examples=30)
 def test_sums_do_not_depend_on_the_order_of_checkpoints(
     rows: list[list[float]], shares: list[float], order: list[int]
 ) -> None:
