@@ -191,6 +191,7 @@ def test_what_is_no_pair_is_averaged_factor_by_factor(tmp_path: Path) -> None:
         "odd.lora_A.weight": (2, 8), "odd.lora_B.weight": (8, 3),
         "scaled.lora_down.weight": (2, 8), "scaled.lora_up.weight": (8, 2),
         "lone.lora_A.weight": (2, 8),
+        "mlp.experts.base_layer.lora_A.weight": (8, 6), "mlp.experts.base_layer.lora_B.weight": (6, 8),
         "same.lora_down.weight": (2, 8), "same.lora_up.weight": (8, 2),
     }  # fmt: skip
     states = trajectory(shapes)
@@ -203,7 +204,7 @@ def test_what_is_no_pair_is_averaged_factor_by_factor(tmp_path: Path) -> None:
         mean = torch.stack([state[name].double() for state in states]).mean(dim=0).float()
         assert torch.equal(out[name], mean) is not name.startswith("same"), name
     (warning,) = [notice for notice in report.notices if notice.startswith("warning: LoRA")]
-    assert "'mid.lora_down.weight' and 2 more: averaged factor by factor" in warning
+    assert "'mid.lora_down.weight' and 3 more: averaged factor by factor" in warning
 
 
 def test_shapes_that_have_a_product() -> None:
