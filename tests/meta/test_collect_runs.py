@@ -22,8 +22,8 @@ from know_cli.meta.run_collecting import RunRequest, collect_runs, existing_runs
 from know_cli.meta.run_recording import rebuild, record_run
 from know_cli.meta.run_setup import RunSetup, draw_run_setup
 from know_cli.meta.series import NotUsableError
-from tests.meta.test_collect import SETS
 from tests.support.command import Command, one_line
+from tests.support.data_sets import SETS
 
 ENDS = {f"annealed-{percent}" for percent in (5, 10, 20, 40)} | {"future-mean", "longer"}
 
