@@ -95,6 +95,30 @@ class Batch:
     def _ends(self) -> list[int]:
         return [segment.row + segment.count for segment in self.segments]
 
+    @cached_property
+    def _runs(self) -> tuple[list[int], list[str]]:
+        """Where runs of one dtype end, and which it is."""
+        ends: list[int] = []
+        dtypes: list[str] = []
+        for segment in self.segments:
+            if dtypes[-1:] == [segment.tensor.dtype]:
+                ends.pop()
+            else:
+                dtypes.append(segment.tensor.dtype)
+            ends.append(segment.row + segment.count)
+        return ends, dtypes
+
+    def dtypes_of(self, rows: slice) -> Iterator[tuple[str, slice]]:
+        """Runs of one dtype among some of its rows, counted from the first of them."""
+        ends, dtypes = self._runs
+        begin = rows.start
+        for which in range(bisect_right(ends, begin), len(ends)):
+            if begin >= rows.stop:
+                return
+            end = min(ends[which], rows.stop)
+            yield dtypes[which], slice(begin - rows.start, end - rows.start)
+            begin = end
+
     def block(self, rows: slice) -> Block:
         """Some of its rows, to be predicted in one call."""
         return Block(self, rows)
@@ -134,6 +158,10 @@ class Block:
         Worked out only for methods that ask: there may be thousands of tiny tensors in a block.
         """
         return self.batch.segments_of(self.rows)
+
+    def dtypes(self) -> Iterator[tuple[str, slice]]:
+        """Runs of tensors of one dtype, by its safetensors name, among its rows."""
+        return self.batch.dtypes_of(self.rows)
 
 
 @dataclass(frozen=True)

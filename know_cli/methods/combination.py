@@ -16,6 +16,8 @@ Weights = Sequence[Sequence[float]]
 
 _BLOCK_ROWS = 1 << 14
 _HALVES = ("F16", "BF16")
+# The bits of a float64's fraction that float32 has no room for.
+_CUT = (1 << 29) - 1
 
 
 class LinearPredictor:
@@ -27,21 +29,18 @@ class LinearPredictor:
 
     Args:
         weights: the weights of each step, for each of conv, fc and bias.
-        rounds_once: round values of 16-bit tensors so in float32 that they come out as if the
+        rounds_once: round values of 16-bit tensors so to float32 that they come out as if the
             sum had been rounded to their dtype at once.
     """
 
     device = torch.device("cpu")
     block_rows = _BLOCK_ROWS
-    #: The sum and one product in float64.
+    #: The sum and one product in float64, or what is cut off of it.
     thread_bytes = 2 * 8 * _BLOCK_ROWS
 
     def __init__(self, weights: Mapping[Kind, Weights], *, rounds_once: bool = False) -> None:
         self._weights = weights
         self._rounds_once = rounds_once
-        if rounds_once:
-            # Two more in float64, and some in float32.
-            self.thread_bytes = 5 * 8 * _BLOCK_ROWS
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
@@ -58,29 +57,33 @@ class LinearPredictor:
         # depend on a row's place in its block.
         for weight, values in terms:
             total.add_(values.to(torch.float64, copy=True).mul_(weight))
-        out.copy_(total)
         if self._rounds_once:
-            for segment in block.segments():
-                if segment.tensor.dtype in _HALVES:
-                    out[segment.rows] = round_to_odd(total[segment.rows])
+            for dtype, rows in block.dtypes():
+                if dtype in _HALVES:
+                    round_to_odd(total[rows])
+        out.copy_(total)
 
 
 def round_to_odd(values: Tensor) -> Tensor:
-    """Round float64 to float32 so that rounding that to 16 bits is as good as doing it at once.
+    """Round float64 so that what comes after it, float32 and 16 bits, is as good as rounding once.
 
-    What is not exact goes to the neighbour whose last bit is 1, which no later rounding to nearest
-    takes for a tie ("Emulation of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding
-    to Odd", Boldo and Melquiond, IEEE Transactions on Computers 57(4), 2008).
+    Of a number that float32 does not hold, the bits that it has no room for are cut off, and the
+    last one that it has is set, so that no later rounding to nearest takes it for a tie ("Emulation
+    of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd", Boldo and
+    Melquiond, IEEE Transactions on Computers 57(4), 2008). Holds for what is normal in float32.
+
+    Args:
+        values: float64, contiguous; changed in place.
 
     >>> values = torch.tensor([1 + 2**-8 + 2**-40], dtype=torch.float64)
-    >>> values.float().bfloat16().item(), round_to_odd(values).bfloat16().item()
+    >>> values.float().bfloat16().item(), round_to_odd(values).float().bfloat16().item()
     (1.0, 1.0078125)
     """
-    nearest = values.float()
-    exact = nearest.double()
-    towards = torch.where(values > exact, torch.inf, -torch.inf).float()
-    even = nearest.view(torch.int32) & 1 == 0
-    return torch.where((values != exact) & even, torch.nextafter(nearest, towards), nearest)
+    bits = values.view(torch.int64)
+    last = bits & _CUT
+    last.add_(_CUT).bitwise_and_(_CUT + 1)
+    bits.bitwise_or_(last).bitwise_and_(~_CUT)
+    return values
 
 
 def combine_by_kind(weights: Mapping[Kind, Weights]) -> Predictors:
