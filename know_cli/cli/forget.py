@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.options import parse_rate, quiet_option
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
@@ -29,7 +30,7 @@ EPILOG = "\n\n".join(
 )
 
 
-_SESSIONS, _RATE = 5, "0.5"
+_SESSIONS, _RATE, _BRANCHES = 5, "0.5", 4
 
 
 def forget(
@@ -66,12 +67,19 @@ def forget(
             help="Number of sessions, including the one on the full data.",
         ),
     ] = None,
+    trajectory: Annotated[
+        TrajectoryKind | None,
+        typer.Option(
+            show_default="forgetting, or with --branches branches",
+            help="What to record. A run is recorded by its trainer, or a callback.",
+        ),
+    ] = None,
     branches: Annotated[
         int | None,
         typer.Option(
             metavar="K",
             min=1,
-            show_default=False,
+            show_default=f"{_BRANCHES} with --trajectory branches",
             help="Instead of a forgetting, record K branches: trainings that all go on from the "
             "first model, each on the data in another order, or with --rate on a random share "
             "of it.",
@@ -126,6 +134,7 @@ def forget(
     """
     output = Output(quiet)
     options = parse_options(option or [])
+    branches = _number_of_branches(trajectory, branches)
     if branches is None:
         rates = parse_rates(rate or _RATE)
     else:
@@ -180,6 +189,24 @@ def forget(
     what = "" if trajectories is None else f"{trajectories} trajectories, "
     unit = "sessions" if branches is None else "models"
     output.show(f"{folder}: {what}{trained} {unit} trained in {seconds:.1f} s, {kept} kept")
+
+
+def _number_of_branches(trajectory: TrajectoryKind | None, branches: int | None) -> int | None:
+    """How many branches to record; None is a forgetting.
+
+    Raises:
+        UsageError: the options contradict each other, or ask for a run.
+    """
+    if trajectory is TrajectoryKind.RUN:
+        raise UsageError(
+            "--trajectory run: a run needs no sessions; keep the checkpoints that its trainer "
+            "saves, or take a callback of know_cli.callbacks, and give them to 'know predict'"
+        )
+    if trajectory is TrajectoryKind.FORGETTING and branches is not None:
+        raise UsageError("--branches: is for branches; leave it or --trajectory forgetting out")
+    if trajectory is TrajectoryKind.BRANCHES:
+        return branches or _BRANCHES
+    return branches
 
 
 def parse_rates(text: str) -> tuple[float, float]:

@@ -55,9 +55,9 @@ def trajectory_option(panel: str | None = None) -> Any:
     return typer.Option(
         "--trajectory",
         show_default="what the checkpoints tell, else forgetting",
-        help="How the checkpoints came about: by forgetting; as a run, one training, whose order "
-        "the training steps tell; or as branches, several trainings from one start, which goes "
-        "first.",
+        help="How the checkpoints came about. forgetting: full data first; run: one ordinary "
+        "training, put in order by its training steps; branches: several trainings that go on "
+        "from one model, which is given first.",
         rich_help_panel=panel,
     )
 

@@ -103,7 +103,8 @@ def predict(
         bool,
         typer.Option(
             "--every-step",
-            help="Also write each intermediate step: OUT with .x2, .x4 … before the suffix.",
+            help="Also write each intermediate step: OUT with .x2, .x4 … before the suffix, or "
+            ".step1, .step2 … of what is no forgetting.",
             rich_help_panel=_METHOD,
         ),
     ] = False,

@@ -47,10 +47,13 @@ class Stream(IterableDataset[dict[str, Tensor]]):
 
 def trainer(folder: Path, *callbacks: RunCallback, data: Any = None, **more: Any) -> Trainer:
     torch.manual_seed(0)
-    given = {"max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-2, **more}
+    given = {
+        "max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+        "save_strategy": "no", **more,
+    }  # fmt: skip
     args = TrainingArguments(
-        output_dir=str(folder / "output"), save_strategy="no", report_to=[], use_cpu=True,
-        disable_tqdm=True, logging_strategy="no", **given,
+        output_dir=str(folder / "output"), report_to=[], use_cpu=True, disable_tqdm=True,
+        logging_strategy="no", **given,
     )  # fmt: skip
     return Trainer(
         model=GPT2LMHeadModel(CONFIG), args=args, train_dataset=data or Tokens(),
@@ -83,6 +86,19 @@ def test_a_run_is_kept_and_averaged(tmp_path: Path, know: Command) -> None:
     name = "transformer.h.0.mlp.c_fc.weight"
     expected = (before[name].double() + weights(made.model)[name].double()) / 2
     torch.testing.assert_close(averaged[name], expected.float())
+
+
+def test_a_run_that_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """The steps after it were lost; their checkpoints are those of the second training."""
+    given = {"save_strategy": "steps", "save_steps": 2}
+    trainer(tmp_path, RunCallback(tmp_path / "run", every=2), max_steps=4, **given).train()
+    lost = tmp_path / "run" / "checkpoint-4" / "marked"
+    lost.touch()
+    again = trainer(tmp_path, RunCallback(tmp_path / "run", every=2), max_steps=6, **given)
+    again.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-2"))
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    assert not lost.exists()
 
 
 def test_a_forgetting_is_recorded_after_training(tmp_path: Path) -> None:

@@ -410,6 +410,22 @@ def test_an_average_of_a_run_is_verified_in_any_order(tmp_path: Path, know: Comm
     assert "was not made from s4.safetensors in that place" in one_line(done.stderr)
 
 
+def test_a_forgetting_is_what_it_was(tmp_path: Path, know: Command) -> None:
+    """Nothing but the header's key is new, and outputs without it are verified as before."""
+    paths = files(tmp_path, {"a": 5, "b": 3, "c": 1})
+    for out, more in (("out", []), ("said", ["--trajectory", "forgetting"])):
+        done = know("predict", *paths, "-o", tmp_path / out, "--method", "linear", *more)
+        assert done.returncode == EXIT_DONE, done.stderr
+        assert done.stderr.count("warning") == 0
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "said").read_bytes()
+    metadata = header(tmp_path / "out")
+    assert metadata.pop("know.trajectory-kind") == "forgetting"
+    assert metadata["know.rate"] == "0.5"
+    save_file(load_file(tmp_path / "out"), tmp_path / "older", metadata)
+    done = know("verify", tmp_path / "older", *paths, "--full")
+    assert done.returncode == EXIT_DONE, done.stderr
+
+
 def test_inspecting_a_run(tmp_path: Path, know: Command) -> None:
     trainer_run(tmp_path / "run")
     done = know("inspect", "run", *OPTION, "--last", "3", "--json", "found", cwd=tmp_path)

@@ -139,6 +139,8 @@ def test_branches_of_a_start_on_parts_of_the_data(script: Path, know: Command) -
         (["--before", "1"], "--before: is for a forgetting"),
         (["--rate", "2"], "--rate 2: write a number"),
         (["--rate", "0.3..0.9"], "a range needs --trajectories"),
+        (["--trajectory", "forgetting"], "--branches: is for branches"),
+        (["--trajectory", "run"], "--trajectory run: a run needs no sessions"),
     ],
 )
 def test_options_that_branches_do_not_have(
@@ -148,6 +150,14 @@ def test_options_that_branches_do_not_have(
     assert done.returncode == EXIT_USAGE
     assert message in one_line(done.stderr)
     assert not (script / "run").exists()
+
+
+def test_what_to_record_can_be_said(script: Path, know: Command) -> None:
+    for kind, names in (("branches", 5), ("forgetting", 5)):
+        done = know("forget", "train.py:train", kind, "--trajectory", kind, cwd=script)
+        assert done.returncode == EXIT_DONE, done.stderr
+        assert len(list((script / kind).glob("*.safetensors"))) == names
+        assert (script / kind / "branch4.safetensors").exists() == (kind == "branches")
 
 
 def test_several_recordings_of_branches(script: Path, know: Command) -> None:
