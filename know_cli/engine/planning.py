@@ -177,8 +177,14 @@ def _averaging_problem(trajectory: Trajectory, layer: NormLayer) -> str | None:
     first = trajectory.first.tensors
     for name in (layer.running_mean, layer.running_var):
         assert name is not None
-        # What is copied by its kind need not be in every checkpoint.
-        found = [checkpoint.tensors.get(name) for checkpoint in trajectory.checkpoints]
+        # What is copied by its kind need not be in every checkpoint; of branches those count that
+        # have it.
+        absent = trajectory.absent.get(name, frozenset())
+        found = [
+            c.tensors.get(name) for k, c in enumerate(trajectory.checkpoints) if k not in absent
+        ]
+        if absent and len(found) == 1:
+            return "in no branch"
         if any(entry is None or entry.shape != first[name].shape for entry in found):
             return "not in all checkpoints"
         if any(entry is not None and not is_float(entry.dtype) for entry in found):

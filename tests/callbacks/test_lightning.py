@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from know_cli.callbacks.lightning import RunCallback, record_branches, record_forgetting
 from know_cli.errors import EXIT_DONE, UsageError
 from tests.support.command import Command
+from tests.support.pages import documented
 
 # Lightning advises to use more processes, and to log.
 pytestmark = pytest.mark.filterwarnings(
@@ -57,9 +58,12 @@ class Line(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
+TRAINER = lightning.Trainer
+
+
 def trainer(*callbacks: RunCallback, **more: Any) -> lightning.Trainer:
     given = {"max_epochs": 1, **more}
-    return lightning.Trainer(
+    return TRAINER(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, callbacks=list(callbacks), **given,
     )  # fmt: skip
@@ -122,6 +126,23 @@ def test_branches_are_recorded_after_training(tmp_path: Path) -> None:
     module.layer.weight.data += 1
     with pytest.raises(UsageError, match="ckpt0.safetensors: is another model than the one"):
         record_branches(trainer, module, loader(), tmp_path / "b", branches=2, rate=0.5)
+
+
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = documented("lightning")
+    assert len([line for line in code.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lightning, "Trainer", trainer_of_the_page)
+    exec(code.replace("every=500", "every=20"), {"module": Line(), "loader": loader()})
+    assert sorted(path.stem for path in Path("run").iterdir()) == [
+        f"checkpoint-{n}" for n in (20, 40, 60)
+    ]
+    assert len(list(Path("branches").glob("branch*.safetensors"))) == 4
+    assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 5
+
+
+def trainer_of_the_page(max_epochs: int, callbacks: Any = ()) -> lightning.Trainer:
+    return trainer(*callbacks, max_epochs=max_epochs)
 
 
 def test_what_cannot_be_recorded(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from know_cli.callbacks.transformers import RunCallback, record_branches, record
 from know_cli.checkpoints.metadata import Branch, Session
 from know_cli.errors import EXIT_DONE, UsageError
 from tests.support.command import Command
+from tests.support.pages import documented
 
 CONFIG = GPT2Config(
     vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
@@ -135,6 +136,21 @@ def test_branches_are_recorded_after_training(tmp_path: Path, know: Command) -> 
     name = "transformer.h.0.mlp.c_fc.weight"
     mean = sum(load_file(path)[name].double() for path in paths[1:]) / 2
     torch.testing.assert_close(weights(made.model)[name], torch.as_tensor(mean).float())
+
+
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = documented("transformers")
+    assert len(code.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    made = trainer(tmp_path, num_train_epochs=2, max_steps=-1)
+    data = Tokens()
+    given = {"model": made.model, "args": made.args, "data": data}
+    exec(code.replace("every=500", "every=4"), given)
+    assert sorted(path.name for path in Path("run").iterdir()) == [
+        f"checkpoint-{n}" for n in (12, 4, 8)
+    ]
+    assert len(list(Path("branches").glob("branch*.safetensors"))) == 4
+    assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 5
 
 
 def test_what_cannot_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

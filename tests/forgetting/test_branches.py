@@ -294,6 +294,69 @@ def test_what_is_no_branch(team: Path, know: Command) -> None:
     assert "packed.safetensors: 'body.weight' is I8 but F32 in base.safetensors" in done.stderr
 
 
+def batch_norm(mean: float, variance: float, step: float) -> dict[str, Tensor]:
+    return {
+        "conv.weight": value(4, 3, 1, 1, of=step),
+        "bn.weight": value(4, of=1.0), "bn.bias": value(4, of=0.5),
+        "bn.running_mean": value(4, of=mean), "bn.running_var": value(4, of=variance),
+        "bn.num_batches_tracked": torch.tensor(7),
+    }  # fmt: skip
+
+
+def test_running_statistics_that_a_branch_lacks(tmp_path: Path, know: Command) -> None:
+    """Those of the others together: the mean of means, and of variances plus that of the means."""
+    every = {
+        "base": (9.0, 9.0, 1.0),
+        "a": (1.0, 2.0, 4.0),
+        "b": (3.0, 4.0, 2.0),
+        "c": (0.0, 1.0, 9.0),
+    }
+    for name, numbers in every.items():
+        tensors = batch_norm(*numbers)
+        if name == "c":
+            tensors = {"conv.weight": tensors["conv.weight"]}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    done = know("predict", *every, "--trajectory", "branches", "-o", "out", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    out = load_file(tmp_path / "out")
+    torch.testing.assert_close(out["conv.weight"], value(4, 3, 1, 1, of=5.0))
+    torch.testing.assert_close(out["bn.running_mean"], value(4, of=2.0))
+    torch.testing.assert_close(out["bn.running_var"], value(4, of=3.0 + 1.0))
+    assert int(out["bn.num_batches_tracked"]) == 7
+    assert know("verify", "out", *every, "--full", cwd=tmp_path).returncode == EXIT_DONE
+    # What no branch has is the base's.
+    some = know("predict", "base", "c", "--trajectory", "branches", "-o", "one", cwd=tmp_path)
+    assert some.returncode == EXIT_DONE, some.stderr
+    one = load_file(tmp_path / "one")
+    base = batch_norm(*every["base"])
+    assert all(one[name].equal(base[name]) for name in base if name != "conv.weight")
+    assert one["conv.weight"].equal(value(4, 3, 1, 1, of=9.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_branches_that_lack_tensors_of_any_type(
+    dtype: torch.dtype, tmp_path: Path, know: Command
+) -> None:
+    """In many small tensors that share batches, whatever the memory and the threads."""
+    generator = torch.Generator().manual_seed(0)
+    states = []
+    for k in range(4):
+        tensors = {
+            f"layer{n}.weight": torch.randn(n % 5 + 1, 3, generator=generator, dtype=torch.float64)
+            for n in range(30)
+        }
+        lacking = {} if k == 0 else {f"layer{n}.weight" for n in range(30) if n % 7 == k}
+        states.append({name: t.to(dtype) for name, t in tensors.items() if name not in lacking})
+        save_file(states[-1], tmp_path / f"s{k}.safetensors")
+    for out, more in (("a", []), ("b", ["--threads", "3", "--max-memory", "16M"])):
+        done = know("predict", "s0..s3", "--trajectory", "branches", "-o", out, *more, cwd=tmp_path)
+        assert done.returncode == EXIT_DONE, done.stderr
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for name, tensor in load_file(tmp_path / "a").items():
+        there = [state[name].double() for state in states[1:] if name in state]
+        torch.testing.assert_close(tensor, (sum(there) / len(there)).to(dtype))  # type: ignore[union-attr,operator]
+
+
 # ---------------------------------------------------------------------- order
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from know_cli.errors import EXIT_DONE, OutputError, UsageError
 from know_cli.forgetting import RunRecorder
 from tests.support.command import Command
+from tests.support.pages import documented
 
 
 def state(step: int) -> dict[str, torch.Tensor]:
@@ -37,6 +38,14 @@ def test_the_last_are_kept_at_a_spacing(tmp_path: Path, know: Command) -> None:
     assert done.returncode == EXIT_DONE, done.stderr
     assert "3 checkpoints of a run, training steps 50 to 30, average" in done.stdout
     torch.testing.assert_close(load_file(tmp_path / "out")["w"], state(40)["w"])
+
+
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(documented("loop"), {"model": state(1), "train_one_step": lambda model: None})
+    assert names(tmp_path / "run") == [
+        f"checkpoint-{n}.safetensors" for n in range(3000, 5001, 500)
+    ]
 
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
