@@ -194,7 +194,6 @@ def test_rates_rise_stay_and_fall() -> None:
 
 @pytest.mark.usefixtures("_little_data")
 def test_a_trial_measures_every_arm_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "SWEPT", ("fashion-classes-cnn-batchnorm",))
     trial = RunTrial(tiny("fashion-classes-cnn-batchnorm"), 2, tmp_path, None)
     found = trial.pretraining()
     assert set(found["values"]) == ARMS
@@ -255,7 +254,6 @@ def test_averages_are_those_of_the_checkpoints_of_the_run(
 def test_every_task_of_the_registry_has_a_length_of_its_own() -> None:
     small = {name for name, task in TASKS.items() if not task.large}
     assert set(plan._LENGTHS) == small
-    assert set(plan.SWEPT) <= small
     for name in small:
         run = plan.for_run(TASKS[name])
         assert run.largest == plan._LENGTHS[name].samples
@@ -383,6 +381,10 @@ def test_the_page_has_the_numbers_of_the_results() -> None:
     )
     assert "| 2 checkpoints | +7.00 ± 1.84 | +0.00 ± 0.00 |" in page
     assert "| full | 1 % | 8 % |" in page
+    assert (
+        "| | 1 % | 8 % |\n|---|---:|---:|\n| 2 checkpoints | +0.70 (+0.70) | +0.00 (+0.00) |"
+        in page
+    )
     assert "| average-5 | 0 | 0 | 0 | 4 |" in page
     assert "| annealed-20 | 0 | 3 | 0 | 0 |" in page
     assert "| other | not found |" in page
@@ -392,6 +394,12 @@ def test_the_page_has_the_numbers_of_the_results() -> None:
     assert "| +0.0 | 3 | 0 (0 %) | 0 |  |" in page
     assert "| +0.3 | 2 | 0 (0 %) | 1 | 0 (0 %) |" in page
     assert page.count("### Running statistics") == 1
+
+
+def test_a_sweep_may_lack_seeds() -> None:
+    sweep = {"2": {"0.01": 0.5}}
+    assert results._sweep([{}, sweep, {}]) == {"2": {"0.01": [None, 0.5, None]}}
+    assert results._sweep([{}, {}]) == {}
 
 
 def test_results_are_read_and_others_refused(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -64,8 +64,8 @@ RECIPE = Recipe(
 class Crew:
     """Processes that are the ranks of one run, without torchrun, so that they start quickly."""
 
-    def __init__(self, size: int) -> None:
-        self.servers = [ForkServer() for _ in range(size)]
+    def __init__(self, server: ForkServer) -> None:
+        self._server = server
 
     def start(
         self,
@@ -85,11 +85,11 @@ class Crew:
             port = free.getsockname()[1]
         env = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         return [
-            self.servers[rank].start(
+            self._server.start(
                 *((own or {}).get(rank) or arguments),
                 cwd=cwd,
-                out=str(talk / f"out{rank}"),
-                err=str(talk / f"err{rank}"),
+                out=talk / f"out{rank}",
+                err=talk / f"err{rank}",
                 env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 **(wishes or {}).get(rank, {}),
             )
@@ -108,17 +108,13 @@ class Crew:
 
         watchdog = threading.Timer(SECONDS, kill)
         watchdog.start()
-        codes = [server.wait() for server in self.servers[: len(pids)]]
+        codes = [self._server.wait(pid) for pid in pids]
         watchdog.cancel()
         return [] if late.is_set() else codes
 
     def run(self, *arguments: object, cwd: Path, size: int = 2, **more: Any) -> list[int]:
         """Exit codes of all ranks, which end within seconds of each other."""
         return self.wait(self.start(*arguments, cwd=cwd, size=size, **more))
-
-    def close(self) -> None:
-        for server in self.servers:
-            server.close()
 
 
 def said(folder: Path, size: int = 2) -> list[list[str]]:
@@ -132,11 +128,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    running = Crew(3)
-    yield running
-    running.close()
+@pytest.fixture
+def crew(server: ForkServer) -> Crew:
+    return Crew(server)
 
 
 @pytest.fixture

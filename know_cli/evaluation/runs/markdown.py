@@ -45,7 +45,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         "",
         *_overview(tasks, before, "measure"),
         *_recovered(before),
-        *sweeps(tasks),
+        *sweeps(tasks, before),
         *shapes(tasks, before),
         *shared_statistics(tasks),
     ]

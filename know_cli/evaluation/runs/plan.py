@@ -74,13 +74,6 @@ _LENGTHS = {
     "cifar10-classes-resnet": Length(2000, 24),
     "cifar10-classes-vit": Length(2000, 20),
 }
-#: Tasks on which numbers and spacings are swept.
-SWEPT = (
-    "fashion-classes-resnet",
-    "fashion-classes-vit",
-    "text-language-model",
-    "cifar10-classes-resnet",
-)
 
 
 def for_run(task: Task, length: float = 1.0) -> Task:

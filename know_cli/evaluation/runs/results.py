@@ -93,19 +93,24 @@ def _task(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             }
             for name, treatments in first["values"].items()
         },
-        "sweep": {
-            count: {
-                spacing: [one["pretraining"]["sweep"][count][spacing] for one in found]
-                for spacing in spacings
-            }
-            for count, spacings in first["sweep"].items()
-        },
+        "sweep": _sweep([one["pretraining"]["sweep"] for one in found]),
         "shape": {
             part: [one["pretraining"].get("shape", {}).get(part) for one in found]
             for part in ("parallel", "kept")
         },
         "cosine": [one["cosine"] and one["cosine"]["value"] for one in found],
         "downstream": downstream,
+    }
+
+
+def _sweep(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Values]]:
+    """By count and spacing, one value per seed; nothing if no seed was swept."""
+    first = next((one for one in found if one), {})
+    return {
+        count: {
+            spacing: [one[count][spacing] if one else None for one in found] for spacing in spacings
+        }
+        for count, spacings in first.items()
     }
 
 

@@ -11,6 +11,7 @@ from know_cli.evaluation.runs import plan
 from know_cli.evaluation.runs.averages import RE_ESTIMATED_ON
 from know_cli.evaluation.runs.results import (
     RunComparison,
+    compare,
     difference,
     pretraining_values,
     treatment_values,
@@ -23,7 +24,7 @@ SHOWN = ("average-3", "average-5")
 _THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 
-def sweeps(tasks: Mapping[str, Any]) -> Iterator[str]:
+def sweeps(tasks: Mapping[str, Any], compared: Mapping[str, RunComparison]) -> Iterator[str]:
     """What averages gain, by the number of checkpoints and their spacing."""
     swept = {name: task for name, task in tasks.items() if task["sweep"]}
     if not swept:
@@ -46,6 +47,35 @@ def sweeps(tasks: Mapping[str, Any]) -> Iterator[str]:
             row = (difference_text(difference(found[spacing], last), scale) for spacing in spacings)
             yield f"| {count} checkpoints | " + " | ".join(row) + " |"
         yield ""
+    yield from _swept_gains({name: task for name, task in swept.items() if compared[name].helps})
+
+
+def _swept_gains(swept: Mapping[str, Any]) -> Iterator[str]:
+    """The recovered gain by number and spacing, mean over tasks."""
+    if not swept:
+        return
+    yield (
+        f"Recovered gain of the mean by number and spacing, mean over the {len(swept)} of these "
+        "tasks where annealing helps, and the lowest:"
+    )
+    yield ""
+    sweep = next(iter(swept.values()))["sweep"]
+    spacings = list(next(iter(sweep.values())))
+    yield "| | " + " | ".join(percent(float(spacing)) for spacing in spacings) + " |"
+    yield "|---|" + "---:|" * len(spacings)
+    for count in sweep:
+        row = []
+        for spacing in spacings:
+            gains = []
+            for task in swept.values():
+                found = pretraining_values(task)
+                both = {name: found[name] for name in (plan.LAST, plan.ORACLE)}
+                swept_values = {count: task["sweep"][count][spacing]}
+                gains.append(compare(both | swept_values).gains.get(count))
+            known = [gain.value for gain in gains if gain is not None]
+            row.append(f"{np.mean(known):+.2f} ({min(known):+.2f})" if known else "")
+        yield f"| {count} checkpoints | " + " | ".join(row) + " |"
+    yield ""
 
 
 def shapes(tasks: Mapping[str, Any], compared: Mapping[str, RunComparison]) -> Iterator[str]:

@@ -175,10 +175,9 @@ class RunTrial:
                 if has_running_statistics(last):
                     plain = combine(window, numbers, spread=False)
                     values[average.name][PLAIN] = self._value(plain)
-        sweep = self._sweep(states, wanted) if self.task.name in plan.SWEPT else {}
         return {
             "values": values,
-            "sweep": sweep,
+            "sweep": self._sweep(states, wanted),
             "shape": shape_of(main),
             "facts": {
                 "parameters": sum(t.numel() for t in last.values() if t.is_floating_point()),
@@ -193,8 +192,7 @@ class RunTrial:
     def _snapshots(self, total: int) -> dict[tuple[float, int], int]:
         """The step of each checkpoint, by spacing and number counted back from the last."""
         wanted = {plan.SPACING: plan.CHECKPOINTS}
-        if self.task.name in plan.SWEPT:
-            wanted |= dict.fromkeys(plan.SPACINGS, max(plan.COUNTS))
+        wanted |= dict.fromkeys(plan.SPACINGS, max(plan.COUNTS))
         return {
             (spacing, back): total - back * max(round(spacing * total), 1)
             for spacing, count in wanted.items()
