@@ -491,7 +491,7 @@ def test_predictions_beyond_the_output_s_dtype_are_replaced_and_counted_where_al
     largest = 65504.0
     trajectory = []
     for k in range(5):
-        values = torch.full((3, 4), 0.1).half()
+        values = torch.full((3, 4), 0.1 + k / 100).half()
         values[0, 0] = largest - 32 * k
         trajectory.append({"w": values})
 

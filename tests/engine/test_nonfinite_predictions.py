@@ -204,11 +204,11 @@ def test_rescaled_statistics_that_do_not_fit_are_refused(tmp_path: Path, bundle_
 def test_a_run_that_goes_on_names_what_was_replaced_before(
     bundle_path: Path, tmp_path: Path
 ) -> None:
-    states = trajectory_of({f"t{n}.weight": (60, 70) for n in range(7)})
+    states = trajectory_of({f"t{n}.weight": (100, 90) for n in range(7)})
     for n in range(7):
         explode(states, f"t{n}.weight", (n, n))
     paths = write_trajectory(tmp_path, states)
-    wishes: dict[str, Any] = {"allow_nonfinite": True, "max_memory": 6 << 20, "steps": 2}
+    wishes: dict[str, Any] = {"allow_nonfinite": True, "max_memory": 4 << 20, "steps": 2}
     at_once = predict(paths, tmp_path / "one", "known", bundle_path, **wishes)
     interrupted(paths, tmp_path / "two", bundle_path, Settings(overrides=FC, **wishes))
     report = predict(paths, tmp_path / "two", "known", bundle_path, resume=True, **wishes)
