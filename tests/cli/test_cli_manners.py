@@ -200,7 +200,7 @@ def test_help_has_no_python_types(command: str, know: Command) -> None:
 
 def test_words_that_are_values_are_still_shown(know: Command) -> None:
     assert "<copy|predict|reset|rescale|average>" in know("predict", "--help").stdout
-    assert "<copy|predict|reset|rescale>" in know("eval", "--help").stdout
+    assert "<copy|predict|reset|rescale|average>" in know("eval", "--help").stdout
 
 
 @pytest.mark.parametrize(
