@@ -499,3 +499,23 @@ def test_all_averages_are_of_checkpoints_that_a_run_keeps() -> None:
     assert max(average.count for average in AVERAGES) == plan.CHECKPOINTS
     assert set(averages._DECAYS) <= set(SHAPES)
     assert set(DOWNSTREAM) <= ARMS
+
+
+# --- committed results -------------------------------------------------------------------------
+
+DOCS = Path(plan.__file__).parents[3] / "docs"
+PAGES = ("runs", "runs-early")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_committed_pages_are_those_of_the_committed_results(name: str) -> None:
+    path = DOCS / "results" / f"{name}.json"
+    assert to_markdown(results.read_results(path)) == path.with_suffix(".md").read_text()
+
+
+def test_the_tables_for_readers_are_those_of_the_committed_pages() -> None:
+    published = "".join((DOCS / "results" / f"{name}.md").read_text() for name in PAGES)
+    lines = [line for line in (DOCS / "averages.md").read_text().splitlines() if line[:1] == "|"]
+    assert len(lines) > 20
+    for line in lines:
+        assert line in published.splitlines(), line

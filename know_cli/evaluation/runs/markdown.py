@@ -160,8 +160,8 @@ def _sentence(start: str, words: str, compared: _Compared) -> str:
         f" ({_mean_gain(beyond)} on the {len(beyond)} where that beats going on at the same rate)"
     )
     return (
-        f"`{start}`, {words}, recovers {mean} of annealing, mean over these {len(helped)} tasks "
-        f"with its 95 % interval{also if beyond else ''}; {ending}."
+        f"`{start}`, {words}, recovers {mean} of annealing, mean over those with its 95 % "
+        f"interval{also if beyond else ''}; {ending}."
     )
 
 

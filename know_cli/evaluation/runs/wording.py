@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from know_cli.evaluation.statistics import Estimate
 
 
 def difference_text(estimate: Estimate, scale: float) -> str:
-    """An estimate ± half its interval, in a unit that is the value times ``scale``."""
+    """An estimate ± half its interval, in a unit that is the value times ``scale``.
+
+    A single seed has no interval.
+    """
     places = digits(scale)
+    if math.isnan(estimate.half_width):
+        return f"{scale * estimate.value:+.{places}f}"
     return f"{scale * estimate.value:+.{places}f} ± {scale * estimate.half_width:.{places}f}"
 
 
