@@ -1,4 +1,4 @@
-"""Round trips that need further libraries run only where somebody asks for this folder."""
+"""Round trips that take long or need further libraries run only where this folder is asked for."""
 
 from __future__ import annotations
 

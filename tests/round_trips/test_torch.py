@@ -60,8 +60,10 @@ def test_a_discriminator(form: str, tmp_path: Path, know: Command) -> None:
     check_answer(sessions, loaded, answer)
     # The vectors of Θ0 still tell the norm of what was predicted from it.
     for layer in (loaded[0], loaded[2], loaded[5]):
-        matrix = layer.weight.detach().flatten(1)
-        assert float(torch.linalg.matrix_norm(matrix, 2)) == pytest.approx(1, abs=0.01)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        norm = torch.linalg.matrix_norm(weight.detach().flatten(1), 2)
+        assert float(norm) == pytest.approx(1, abs=0.01)
 
 
 class Tied(nn.Module):

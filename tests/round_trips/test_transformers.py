@@ -98,6 +98,7 @@ def test_experts_whose_balance_no_gradient_moves(tmp_path: Path, know: Command) 
     check_saved_again(out, tmp_path / "again")
 
 
+@pytest.mark.libraries
 def test_experts_in_stacks(tmp_path: Path, know: Command) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GraniteMoeConfig(
@@ -180,6 +181,7 @@ def test_experts_in_four_bits(tmp_path: Path, know: Command) -> None:
 # ---------------------------------------------------------------------- sound
 
 
+@pytest.mark.libraries
 def test_weight_norm_within_a_speech_encoder(tmp_path: Path, know: Command) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.Wav2Vec2Config(
