@@ -12,7 +12,8 @@ The packages, from the top of the data flow down; each imports only from those b
 ``evaluation``        downstream tasks, and what a predicted start is worth on them
 ``meta``              collecting trajectories, and KNOWN's meta-training
 ``lab``               the floor of the two: data sets, networks, fitting, processes
-``forgetting``        nested subsets, and the recorder for training loops
+``callbacks``         recording from Hugging Face's Trainer and Lightning
+``forgetting``        nested subsets, and the recorders for training loops
 ``prediction``        the main flow: from paths and options to a written checkpoint, and back
 ``methods``           predictors behind one signature: windows in, predicted values out
 ``known``             KNOWN: the readable module, its kernels, bundles on disk

@@ -43,17 +43,17 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def know() -> Command:
     """Runs ``know …``: in this process, where torch is imported already, or in one of its own.
 
-    ``process=True`` starts ``python -m know_cli …`` as a shell would, and so do environment
-    variables, which are read when Python starts.
+    ``process=True`` starts ``python -m know_cli …`` as a shell would, which takes seconds where
+    torch is needed. The fixture ``server`` has processes that are quick to start.
     """
 
     def run(
         *arguments: object, cwd: Path | None = None, process: bool = False, **env: str
     ) -> subprocess.CompletedProcess[str]:
         command = [str(argument) for argument in arguments]
+        if not process:
+            return run_here(command, cwd or Path.cwd(), env)
         clean = {name: value for name, value in os.environ.items() if name != "KNOW_DEBUG"}
-        if not (process or env):
-            return run_here(command, cwd or Path.cwd())
         return subprocess.run(
             [sys.executable, "-m", "know_cli", *command],
             capture_output=True,

@@ -28,7 +28,7 @@ from know_cli.checkpoints import checkpoint as checkpoint_module
 from know_cli.checkpoints.pickles import convert_pickle
 from know_cli.engine.progress import Silent
 from know_cli.engine.run import execute
-from know_cli.engine.settings import Settings
+from know_cli.engine.settings import FrozenMode, Settings
 from know_cli.errors import CheckpointError
 from know_cli.kinds import Kind, Override, classify_trajectory
 from know_cli.prediction.inspection import inspect_trajectory
@@ -42,11 +42,19 @@ from tests.support.trajectories import write_trajectory
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
-def predict(paths: list[Path], output: Path, method: str, **options: float | str) -> Any:
+def predict(
+    paths: list[Path],
+    output: Path,
+    method: str,
+    frozen: FrozenMode = FrozenMode.COPY,
+    allow_nonfinite: bool = False,
+    **options: float | str,
+) -> Any:
     weights = "continuation" if method == "known" else None
     request = Request(
-        paths, output, weights, Settings(), device="cpu", method=method, options=options, force=True
-    )
+        paths, output, weights, Settings(frozen=frozen, allow_nonfinite=allow_nonfinite),
+        device="cpu", method=method, options=options, force=True,
+    )  # fmt: skip
     with open_prediction(request) as prediction:
         return prediction.execute()
 
@@ -85,12 +93,19 @@ def test_edges_of_types(dtype: torch.dtype, case: str, tmp_path: Path) -> None:
     assert torch.equal(found["w"].view(torch.uint8), states[0]["w"].view(torch.uint8))
     assert report.replaced == report.nonfinite == 0
 
+    # All but the last are the same in all checkpoints, and so stay; but not with --frozen predict.
+    half = states[0]["b"].double().numpy() * 0.5
+    expected = torch.from_numpy(half if dtype == torch.float64 else half.astype(np.float32))
+    predict(paths, tmp_path / "half", "shrink", FrozenMode.PREDICT, **{"lambda": 0.5})
+    assert torch.equal(load_file(tmp_path / "half")["b"], expected.to(dtype))
     predict(paths, tmp_path / "half", "shrink", **{"lambda": 0.5})
-    expected = (states[0]["b"].float().numpy() * np.float32(0.5)).astype(np.float32)
-    assert torch.equal(load_file(tmp_path / "half")["b"], torch.from_numpy(expected).to(dtype))
+    found = load_file(tmp_path / "half")["b"]
+    assert torch.equal(found[:-1], first[:-1])
+    assert torch.equal(found[-1:], expected[-1:].to(dtype))
 
     for method in ("known", "linear", "tsv"):
-        predict(paths, tmp_path / method, method)
+        # Some of the largest are predicted beyond their type.
+        predict(paths, tmp_path / method, method, allow_nonfinite=True)
         found = load_file(tmp_path / method)
         assert all(torch.isfinite(tensor).all() for tensor in found.values()), method
         assert {n: (t.dtype, t.shape) for n, t in found.items()} == {

@@ -89,7 +89,7 @@ def kill_at_random(server: ForkServer, folder: Path, count: int, seed: int) -> C
         child = server.start(*PREDICT, cwd=folder)
         time.sleep(chance.uniform(0, 1.1 * seconds))
         os.kill(child, signal.SIGKILL)  # a child that has ended waits to be asked for
-        code = server.wait()
+        code = server.wait(child)
         if code == EXIT_DONE:
             finished += 1
             assert (folder / "out").read_bytes() == expected
@@ -272,7 +272,7 @@ def test_signals_at_random_moments(server: ForkServer, run: Path, wish: signal.S
         began = time.monotonic()
         time.sleep(chance.uniform(0.1, 0.9) * seconds)
         os.kill(child, wish)
-        code = server.wait()
+        code = server.wait(child)
         said, output = (run / "stderr.txt").read_text(), (run / "out").read_bytes()
         assert output in (b"precious", expected)
         if code == EXIT_INTERRUPTED:

@@ -64,7 +64,7 @@ def check_same_model(
         raise CheckpointError(
             f"{first.path}: the checkpoints are not of one model: {shown}"
             + (f"; and {more} more" if more > 0 else "")
-            + _hint(checkpoints)
+            + explain_differences(checkpoints)
         )
     if not ignored:
         return []
@@ -99,7 +99,7 @@ def _shape(entry: TensorEntry) -> str:
 # ---------------------------------------------------------------------- why they differ
 
 
-def _hint(checkpoints: Sequence[Checkpoint]) -> str:
+def explain_differences(checkpoints: Sequence[Checkpoint]) -> str:
     """What explains the differences, if something simple does; ends the message."""
     first = checkpoints[0]
     for other in checkpoints[1:]:

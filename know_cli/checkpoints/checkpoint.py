@@ -82,8 +82,8 @@ class Checkpoint:
         return sum(header.file_bytes for header in self.headers.values())
 
     def nbytes_of(self, names: Iterable[str]) -> int:
-        """Size of the data of some of its tensors together."""
-        infos = [self.tensors[name].info for name in names]
+        """Size of the data of some tensors together, as far as it has them."""
+        infos = [self.tensors[name].info for name in names if name in self.tensors]
         return sum(info.end - info.begin for info in infos)
 
     def read_into(self, entry: TensorEntry, offset: int, buffer: memoryview) -> None:

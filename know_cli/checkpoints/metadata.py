@@ -21,6 +21,8 @@ REGIME = "know.regime"
 CONTINUATION = "know.continuation"
 TRAJECTORY_KIND = "know.trajectory-kind"
 TRAINING_STEP = "know.training-step"
+BRANCH = "know.branch"
+SEED = "know.seed"
 
 VERSION = "know.version"
 METHOD = "know.method"
@@ -37,6 +39,7 @@ DEVICE = "know.device"
 KERNEL = "know.kernel"
 INPUTS = "know.inputs"
 CHOSEN = "know.chosen"
+COEFFICIENTS = "know.coefficients"
 
 
 # No forgetting keeps less of the data from one checkpoint to the next, and none has more
@@ -65,6 +68,29 @@ class TrajectoryKind(str, Enum):
     FORGETTING = "forgetting"
     RUN = "run"
     BRANCHES = "branches"
+
+    @property
+    def text(self) -> str:
+        """What checkpoints are of, in words that follow "of": ``a run``."""
+        return self.value if self is TrajectoryKind.BRANCHES else f"a {self.value}"
+
+    @property
+    def plural(self) -> str:
+        """Several of them: ``runs``."""
+        return self.value if self is TrajectoryKind.BRANCHES else f"{self.value}s"
+
+    @staticmethod
+    def from_metadata(metadata: Mapping[str, str]) -> TrajectoryKind | None:
+        """The kind of trajectory that one checkpoint was recorded in; None if it does not tell.
+
+        >>> TrajectoryKind.from_metadata({"know.trajectory-kind": "run"})
+        <TrajectoryKind.RUN: 'run'>
+        """
+        found = metadata.get(TRAJECTORY_KIND)
+        if found in [kind.value for kind in TrajectoryKind]:
+            return TrajectoryKind(found)
+        recorded = Session.from_metadata(metadata) or Continuation.from_metadata(metadata)
+        return None if recorded is None else TrajectoryKind.FORGETTING
 
 
 class Regime(str, Enum):
@@ -131,6 +157,50 @@ class Session:
         except (KeyError, ValueError):
             return None
         return session if 0 < session.rate < 1 and 0 < session.fraction < math.inf else None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Which of several trainings from one Θ0 a checkpoint was recorded in.
+
+    Attributes:
+        index: 0 for Θ0, then 1, 2, …
+        fraction: share of the data that it was trained on; 1.0 is all, in an order of its own.
+        seed: of its training and of its subset.
+        trajectory: identifies the recording; the same in all its checkpoints.
+
+    >>> Branch.from_metadata(Branch(2, 0.5, 7, "run").to_metadata())
+    Branch(index=2, fraction=0.5, seed=7, trajectory='run')
+    """
+
+    index: int
+    fraction: float
+    seed: int
+    trajectory: str
+
+    def to_metadata(self) -> dict[str, str]:
+        """The metadata entries that :meth:`from_metadata` reads back."""
+        return {
+            TRAJECTORY_KIND: TrajectoryKind.BRANCHES.value,
+            BRANCH: str(self.index),
+            FRACTION: repr(self.fraction),
+            SEED: str(self.seed),
+            TRAJECTORY: self.trajectory,
+        }
+
+    @staticmethod
+    def from_metadata(metadata: Mapping[str, str]) -> Branch | None:
+        """Read the branch from a checkpoint's metadata; None if there is none that can be."""
+        try:
+            branch = Branch(
+                int(metadata[BRANCH]),
+                float(metadata[FRACTION]),
+                int(metadata[SEED]),
+                metadata[TRAJECTORY],
+            )
+        except (KeyError, ValueError):
+            return None
+        return branch if 0 <= branch.index <= _LARGEST_INDEX else None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -9,14 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, has_model
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.errors import CheckpointError, UsageError
 
 _NUMBER = re.compile(r"\d+")
+_DIGITS = re.compile(r"([0-9]{1,18})")
+_PATTERN = re.compile(r"[*?[]")
 _BETWEEN = ".."
 # What may stand at the end of an output's name as its suffix; the 5 of model.v1.5 is none.
 _FILE_SUFFIXES = {SUFFIX, ".sft", ".st", *OTHER_FORMATS}
 MIN_CHECKPOINTS = 2
 MAX_CHECKPOINTS = 16
+_ADVICE = {
+    TrajectoryKind.FORGETTING: "full data first, most-forgotten last",
+    TrajectoryKind.RUN: "of a longer run those that --last and --every choose",
+    TrajectoryKind.BRANCHES: "Θ0 first, then the branches",
+}
 
 
 def expand_arguments(
@@ -26,8 +35,10 @@ def expand_arguments(
 
     An argument that names nothing on disk but reads as a range of numbers becomes those of its
     members that exist, in ascending or descending order: ``run/ckpt0..ckpt4.safetensors``,
-    ``run/ckpt0..4``, ``checkpoint-500..checkpoint-100``, ``pipe0/unet..pipe4/unet``. A path that
-    does not exist, but does with ``.safetensors`` after it, gets it.
+    ``run/ckpt0..4``, ``checkpoint-500..checkpoint-100``, ``pipe0/unet..pipe4/unet``. One with
+    ``*``, ``?`` or ``[`` becomes the folders and ``.safetensors`` files that match, as a shell
+    would have it, in ascending order of the numbers in their names. A path that does not exist,
+    but does with ``.safetensors`` after it, gets it.
 
     Args:
         arguments: of the command line.
@@ -41,6 +52,10 @@ def expand_arguments(
         found = _existing(argument)
         if found is not None:
             paths.append(found)
+            continue
+        matches = _matches(argument)
+        if matches:
+            paths += matches
             continue
         ranges = list(_ranges(argument))
         members = next(filter(None, map(_members, ranges)), None)
@@ -56,21 +71,26 @@ def expand_arguments(
     return paths
 
 
-def check_count(paths: Sequence[Path]) -> None:
+def check_count(paths: Sequence[Path], kind: TrajectoryKind | None = None) -> None:
     """Refuse too few or too many checkpoints, or one given twice.
+
+    Args:
+        paths: of the checkpoints.
+        kind: how they came about, for the message; None is a forgetting.
 
     Raises:
         UsageError: with what is wrong.
     """
     if not MIN_CHECKPOINTS <= len(paths) <= MAX_CHECKPOINTS:
+        advice = _ADVICE[kind or TrajectoryKind.FORGETTING]
         raise UsageError(
             f"got {len(paths)} checkpoint{'s' * (len(paths) != 1)}: give "
-            f"{MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}, full data first, most-forgotten last"
+            f"{MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}, {advice}"
         )
     for number, path in enumerate(paths):
         for other in paths[:number]:
             if path.resolve() == other.resolve() or (path.exists() and path.samefile(other)):
-                raise UsageError(f"{path}: given twice; each session has a checkpoint of its own")
+                raise UsageError(f"{path}: given twice; name each checkpoint once")
 
 
 def _existing(argument: str) -> Path | None:
@@ -82,6 +102,26 @@ def _existing(argument: str) -> Path | None:
         return next((each for each in (path, file) if each.exists()), None)
     except OSError as error:  # a name too long, for one
         raise CheckpointError(f"{argument}: {error.strerror or error}") from error
+
+
+def _matches(argument: str) -> list[Path]:
+    """The checkpoints that a pattern matches; none if it is no pattern."""
+    if not _PATTERN.search(argument):
+        return []
+    found = {
+        path: None
+        # Not Path's, which would drop a leading ./ and know no absolute pattern.
+        for name in sorted(glob.glob(argument), key=_natural)  # noqa: PTH207
+        if name.endswith(SUFFIX) or Path(name).is_dir()
+        for path in [_existing(name)]
+        if path is not None
+    }
+    return list(found)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts ``step9`` before ``step10``."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in _DIGITS.split(name)]
 
 
 @dataclass(frozen=True)
@@ -162,6 +202,8 @@ def _tried(argument: str, ranges: Sequence[_Range]) -> str:
         there = sorted(_numbers_beside(ranges[0]))
         more = f"; there are numbers {_listing(there)}" if there else ""
         return f"; read as a range, {' and '.join(missing)} should be there but is not{more}"
+    if _PATTERN.search(argument):
+        return f", and no folder or {SUFFIX} file matches the pattern"
     if _BETWEEN in argument.strip("./"):
         return "; nor a range, whose ends differ in one number only, as in run/ckpt0..ckpt4"
     return "; check the path"
@@ -190,9 +232,12 @@ def factor_name(rate: float, steps: int) -> str:
     return f"x{rounded:.0f}" if rounded >= 100 else f"x{rounded:.3g}"
 
 
-def step_path(output: Path, rate: float, step: int, is_folder: bool) -> Path:
-    """Where ``--every-step`` writes an intermediate step: ``out.x2.safetensors``, ``out.x2/``."""
-    name = factor_name(rate, step)
+def step_path(output: Path, rate: float | None, step: int, is_folder: bool) -> Path:
+    """Where ``--every-step`` writes an intermediate step: ``out.x2.safetensors``, ``out.x2/``.
+
+    Steps that stand for no factor of training data have no rate: ``out.step1.safetensors``.
+    """
+    name = f"step{step}" if rate is None else factor_name(rate, step)
     if not output.name:  # "." and the like
         output = output.resolve()
     if is_folder or output.suffix.lower() not in _FILE_SUFFIXES:

@@ -1,7 +1,7 @@
 """After how many training steps a checkpoint was saved, as far as it tells.
 
 Looked up in this order: the metadata that this program's callbacks write, the state that a trainer
-left beside the weights, and the last number in the checkpoint's name (``checkpoint-500``,
+left beside the weights, and the number in the checkpoint's name (``checkpoint-500``,
 ``step_000100.safetensors``, ``epoch_12``).
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from know_cli.checkpoints.json_text import MAX_BYTES
+from know_cli.checkpoints.layouts import LAYOUTS
 from know_cli.checkpoints.metadata import TRAINING_STEP
 
 #: What transformers' Trainer leaves in each of its checkpoint folders.
@@ -20,6 +21,14 @@ TRAINER_STATE = "trainer_state.json"
 
 _NUMBER = re.compile(r"\d{1,18}")
 _LARGEST = 10**18
+# What stands before the number of a step in names, the surest first; names can have other
+# numbers, too, such as a loss.
+_WORDS = tuple(
+    re.compile(rf"(?<![a-z])(?:{words})[-_=. ]?$", re.IGNORECASE)
+    for words in ("steps?", "iters?|iterations?|updates?", "epochs?", "checkpoint|ckpt")
+)
+# Numbers in names of a trainer's checkpoints are of steps, and those are never so few.
+_FEWEST_STEPS = 10
 
 
 def training_step(path: Path, metadata: Mapping[str, str]) -> int | None:
@@ -31,16 +40,58 @@ def training_step(path: Path, metadata: Mapping[str, str]) -> int | None:
 
     >>> training_step(Path("run/checkpoint-500"), {})
     500
+    >>> training_step(Path("step=400-loss=0.25.safetensors"), {})
+    400
     """
-    for found in (_number(metadata.get(TRAINING_STEP)), _from_trainer(path), _from_name(path)):
-        if found is not None:
-            return found
-    return None
+    recorded = _recorded(path, metadata)
+    return _from_name(_stem(path)) if recorded is None else recorded
+
+
+def training_steps(checkpoints: Sequence[tuple[Path, Mapping[str, str]]]) -> list[int] | None:
+    """The training steps of several checkpoints, all told in one way; None if one is not told.
+
+    Where not every checkpoint has it recorded, their names tell it: if they are alike but for
+    numbers, by those that differ.
+
+    Args:
+        checkpoints: path and safetensors metadata of each.
+
+    >>> training_steps([(Path(f"run/{n}/model.safetensors"), {}) for n in (100, 200)])
+    [100, 200]
+    """
+    recorded = [_recorded(path, metadata) for path, metadata in checkpoints]
+    steps = [step for step in recorded if step is not None]
+    if len(steps) == len(checkpoints):
+        return steps
+    return _from_names([path for path, _ in checkpoints])
 
 
 def has_trainer_state(path: Path) -> bool:
     """Whether a trainer's state lies beside the weights, which shows that they are of a run."""
     return _from_trainer(path) is not None
+
+
+def names_show_steps(paths: Sequence[Path]) -> bool:
+    """Whether names of checkpoints have rising or falling numbers that are called steps or such.
+
+    >>> names_show_steps([Path("step_100"), Path("step_200")])
+    True
+    >>> names_show_steps([Path("ckpt0"), Path("ckpt1")])
+    False
+    """
+    steps = _from_names(paths)
+    if steps is None or steps not in (sorted(set(steps)), sorted(set(steps), reverse=True)):
+        return False
+    ranks = [_surest(_stem(path)) for path in paths]
+    return all(
+        rank < len(_WORDS) - 1 or (rank == len(_WORDS) - 1 and step >= _FEWEST_STEPS)
+        for rank, step in zip(ranks, steps, strict=True)
+    )
+
+
+def _recorded(path: Path, metadata: Mapping[str, str]) -> int | None:
+    step = _number(metadata.get(TRAINING_STEP))
+    return _from_trainer(path) if step is None else step
 
 
 def _number(text: object) -> int | None:
@@ -52,6 +103,9 @@ def _number(text: object) -> int | None:
 
 
 def _from_trainer(path: Path) -> int | None:
+    # Beside a file that is called as a folder's model is; others may be of other steps.
+    if not path.is_dir() and path.name.partition(".")[0] not in LAYOUTS:
+        return None
     state = (path if path.is_dir() else path.parent) / TRAINER_STATE
     try:
         if not state.is_file() or state.stat().st_size > MAX_BYTES:
@@ -62,6 +116,37 @@ def _from_trainer(path: Path) -> int | None:
     return _number(content.get("global_step")) if isinstance(content, dict) else None
 
 
-def _from_name(path: Path) -> int | None:
-    numbers = _NUMBER.findall(path.stem if path.suffix == ".safetensors" else path.name)
-    return int(numbers[-1]) if numbers else None
+def _stem(path: Path) -> str:
+    return path.stem if path.suffix == ".safetensors" else path.name
+
+
+def _surest(name: str) -> int:
+    """Position among the words of the first one before a number; their count if none is."""
+    starts = [name[: number.start()] for number in _NUMBER.finditer(name)]
+    found = (k for k, words in enumerate(_WORDS) if any(map(words.search, starts)))
+    return next(found, len(_WORDS))
+
+
+def _from_name(name: str) -> int | None:
+    """The last number after the surest word for a step; without such words the last number."""
+    numbers = list(_NUMBER.finditer(name))
+    rank = _surest(name)
+    if rank < len(_WORDS):
+        numbers = [each for each in numbers if _WORDS[rank].search(name[: each.start()])]
+    return int(numbers[-1][0]) if numbers else None
+
+
+def _from_names(paths: Sequence[Path]) -> list[int] | None:
+    found = [_from_name(_stem(path)) for path in paths]
+    steps = [step for step in found if step is not None]
+    if len(steps) == len(found) == len(set(steps)):
+        return steps
+    # Folders tell what files that are all called alike do not.
+    texts = [str(path.with_name(_stem(path))) for path in paths]
+    if len({_NUMBER.sub("#", text) for text in texts}) > 1:
+        return steps if len(steps) == len(found) else None
+    columns = zip(
+        *([int(digits) for digits in _NUMBER.findall(text)] for text in texts), strict=True
+    )
+    differ = [list(column) for column in columns if len(set(column)) == len(texts)]
+    return differ[-1] if differ else (steps if len(steps) == len(found) else None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from know_cli.checkpoints.alignment import (
@@ -16,11 +16,18 @@ from know_cli.checkpoints.alignment import (
     dtype_notices,
     nothing,
 )
+from know_cli.checkpoints.arrangement import (
+    kind_notices,
+    order_branches,
+    order_run,
+    recorded_kind,
+)
+from know_cli.checkpoints.branches import align_branches
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.checkpoints.metadata import Continuation, Session, rate_problem
+from know_cli.checkpoints.metadata import Continuation, Session, TrajectoryKind, rate_problem
 from know_cli.checkpoints.paths import check_count
-from know_cli.checkpoints.training_step import training_step
+from know_cli.checkpoints.training_step import training_steps
 from know_cli.errors import CheckpointError, UsageError, quoted
 
 _NUMBER = re.compile(r"\d{1,18}")
@@ -32,19 +39,27 @@ _MAX_NAMED = 3
 
 @dataclass
 class Trajectory:
-    """Open checkpoints, Θ0 (full data) first; names and shapes of their weights agree.
+    """Open checkpoints, Θ0 first; names and shapes of their weights agree.
+
+    Θ0 is the one on the full data of a forgetting, the latest of a run, and the common start of
+    branches.
 
     Attributes:
         checkpoints: the S checkpoints in order.
         rate: the sampling rate from one to the next that their metadata agree on, or None.
         stride: how many sessions one is from the next, 1 unless their metadata say otherwise.
         notices: what was put right, or looks odd, in words for the user.
+        kind: how the checkpoints came about.
+        absent: tensor → positions of the branches that do not have it in Θ0's shape; what is not
+            here is in all.
     """
 
     checkpoints: list[Checkpoint]
     rate: float | None
     notices: list[str]
     stride: int = 1
+    kind: TrajectoryKind = TrajectoryKind.FORGETTING
+    absent: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.checkpoints)
@@ -57,17 +72,19 @@ class Trajectory:
     @property
     def training_steps(self) -> list[int] | None:
         """The training step of each checkpoint, Θ0's first; None if one does not tell it."""
-        found = [training_step(one.path, one.metadata) for one in self.checkpoints]
-        steps = [step for step in found if step is not None]
-        return steps if len(steps) == len(found) else None
+        return training_steps([(one.path, one.metadata) for one in self.checkpoints])
 
     def entries(self, name: str) -> list[TensorEntry]:
-        """One tensor in all S checkpoints, Θ0 first.
+        """One tensor in all S checkpoints, Θ0 first; Θ0's for branches that do not have it.
 
         Raises:
             KeyError: one does not have it, which can only be if it is no weight.
         """
-        return [checkpoint.tensors[name] for checkpoint in self.checkpoints]
+        absent = self.absent.get(name, ())
+        return [
+            self.first.tensors[name] if k in absent else checkpoint.tensors[name]
+            for k, checkpoint in enumerate(self.checkpoints)
+        ]
 
     def check_unchanged(self) -> None:
         """Refuse inputs that have changed since they were opened.
@@ -90,43 +107,78 @@ class Trajectory:
         self.close()
 
 
-def open_trajectory(paths: Sequence[Path], only_copied: OnlyCopied = nothing) -> Trajectory:
+def open_trajectory(
+    paths: Sequence[Path],
+    only_copied: OnlyCopied = nothing,
+    kind: TrajectoryKind | None = None,
+) -> Trajectory:
     """Open 2 to 16 checkpoints of one model; only their headers are read.
 
-    Checkpoints that carry a session index are put in its order.
+    Checkpoints that carry a session index, or are of a run and tell their training steps, are put
+    in its order.
 
     Args:
         paths: of the checkpoints.
         only_copied: tells which tensors are no weights; what is only copied need not be in all.
+        kind: how they came about; None takes what their metadata tell, else a forgetting.
 
     Raises:
         UsageError: too few or too many paths, or one given twice.
         CheckpointError: one cannot be used, they differ in names or shapes, all weights are
-            empty, or their recorded sessions contradict each other or cannot be.
+            empty, or their recorded sessions, steps or branches contradict each other or cannot be.
     """
-    check_count(paths)
+    check_count(paths, kind)
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(open_checkpoint(path)) for path in paths]
         _refuse_same_file(checkpoints)
-        checkpoints, rate, notices = _put_in_order(checkpoints)
-        stride = _stride(checkpoints)
-        if rate is not None and stride > 1:
-            rate **= stride
-            problem = rate_problem(rate)
-            if problem is not None:
-                raise CheckpointError(
-                    f"{checkpoints[0].path}: the checkpoints are recorded {stride} sessions apart, "
-                    f"which makes {problem}; give checkpoints that are nearer to each other"
-                )
-            notices.append(
-                f"the checkpoints are {stride} sessions apart: the sampling rate from one to the "
-                f"next is {rate:.3g}"
-            )
-        notices += check_same_model(checkpoints, only_copied)
+        try:
+            recorded = recorded_kind([(each.path, each.metadata) for each in checkpoints])
+        except CheckpointError:
+            if kind is None:
+                raise
+            recorded = None
+        notices = kind_notices(checkpoints, kind, recorded)
+        kind = kind or recorded or TrajectoryKind.FORGETTING
+        rate: float | None = None
+        stride = 1
+        absent: dict[str, frozenset[int]] = {}
+        if kind is TrajectoryKind.FORGETTING:
+            checkpoints, rate, stride, more = _forgetting(checkpoints)
+            notices += more
+        else:
+            order = order_run if kind is TrajectoryKind.RUN else order_branches
+            checkpoints, more = order(checkpoints)
+            notices += more
+        if kind is TrajectoryKind.BRANCHES:
+            absent, more = align_branches(checkpoints, only_copied)
+            notices += more
+        else:
+            notices += check_same_model(checkpoints, only_copied)
         notices += check_empty(checkpoints[0], only_copied)
         notices += dtype_notices(checkpoints)
         stack.pop_all()
-    return Trajectory(checkpoints, rate, notices, stride)
+    return Trajectory(checkpoints, rate, notices, stride, kind, absent)
+
+
+def _forgetting(
+    checkpoints: list[Checkpoint],
+) -> tuple[list[Checkpoint], float | None, int, list[str]]:
+    """Put the sessions of a forgetting in order; (ordered, rate or None, stride, notices)."""
+    checkpoints, rate, notices = _put_in_order(checkpoints)
+    stride = _stride(checkpoints)
+    if rate is not None and stride > 1:
+        rate **= stride
+        problem = rate_problem(rate)
+        if problem is not None:
+            raise CheckpointError(
+                f"{checkpoints[0].path}: the checkpoints are recorded {stride} sessions apart, "
+                f"which makes {problem}; give checkpoints that are nearer to each other"
+            )
+        notices.append(
+            f"the checkpoints are {stride} sessions apart: the sampling rate from one to the "
+            f"next is {rate:.3g}"
+        )
+    return checkpoints, rate, stride, notices
 
 
 def _stride(checkpoints: list[Checkpoint]) -> int:
@@ -147,9 +199,7 @@ def _refuse_same_file(checkpoints: list[Checkpoint]) -> None:
             found = file.stat()
             same = seen.setdefault((found.st_dev, found.st_ino), file)
             if same is not file:
-                raise UsageError(
-                    f"{file}: given twice, also as {same}; each session has a checkpoint of its own"
-                )
+                raise UsageError(f"{file}: given twice, also as {same}; name each checkpoint once")
 
 
 def _put_in_order(

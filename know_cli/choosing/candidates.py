@@ -104,7 +104,21 @@ _USUAL: Mapping[TrajectoryKind, tuple[str, ...]] = {
         "task-vector,alpha=0.5",
         "task-vector,alpha=1",
     ),
+    TrajectoryKind.RUN: (
+        "average,last=2",
+        "average,last=3",
+        "average,last=5",
+        "average",
+        "average,shape=linear",
+        "average,shape=sqrt",
+        "average,shape=cosine",
+        "shrink,lambda=0.9",
+        "shrink,lambda=0.8",
+        "task-vector,alpha=0.5",
+    ),
+    TrajectoryKind.BRANCHES: ("average", "shrink,lambda=0.9", "shrink,lambda=0.8"),
 }
+_LAST = re.compile(r"last=(\d+)")
 
 
 def choose_candidates(
@@ -129,3 +143,9 @@ def choose_candidates(
         if names.count(candidate.name) > 1:
             raise UsageError(f"--candidate {candidate.text}: another one has the same name")
     return found
+
+
+def _asks_for_more(text: str, checkpoints: int) -> bool:
+    """Whether a usual candidate averages more checkpoints than there are, or all, by number."""
+    found = _LAST.search(text)
+    return found is not None and int(found[1]) >= checkpoints

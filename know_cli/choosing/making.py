@@ -11,7 +11,7 @@ from pathlib import Path
 
 from know_cli.checkpoints import open_checkpoint
 from know_cli.checkpoints.layouts import SUFFIX
-from know_cli.checkpoints.metadata import CHOSEN
+from know_cli.checkpoints.metadata import CHOSEN, TrajectoryKind
 from know_cli.checkpoints.writer import CheckpointWriter
 from know_cli.choosing.candidates import Candidate
 from know_cli.choosing.control import copy_tensor, write_random_direction
@@ -30,12 +30,14 @@ class Maker:
         checkpoints: of the trajectory, as for a prediction.
         folder: receives the candidates.
         settings: of every prediction, but for the steps.
+        kind: of the trajectory.
         tell: is given notices.
     """
 
     checkpoints: Sequence[Path]
     folder: Path
     settings: Settings
+    kind: TrajectoryKind
     tell: Callable[[str], None]
 
     def make(self, candidates: Sequence[Candidate], progress: Progress) -> dict[str, Path]:
@@ -58,6 +60,7 @@ class Maker:
                 path,
                 settings=self._settings(candidate.steps),
                 force=True,
+                trajectory=self.kind,
                 **candidate.request(),
             )
             with open_prediction(request) as prediction:

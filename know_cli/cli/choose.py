@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.options import (
     max_memory_option,
     no_progress_option,
@@ -150,9 +151,20 @@ def choose(
         ),
     ] = False,
     norm: Annotated[
-        NormMode,
-        typer.Option(help="Normalisation layers, as for 'know predict'.", rich_help_panel=_SEARCH),
-    ] = NormMode.RESCALE,
+        NormMode | None,
+        typer.Option(
+            show_default="each method's own",
+            help="Normalisation layers, as for 'know predict'.",
+            rich_help_panel=_SEARCH,
+        ),
+    ] = None,
+    trajectory: Annotated[
+        TrajectoryKind | None,
+        typer.Option(
+            show_default="the checkpoints' own, else forgetting",
+            help="How the checkpoints came about.",
+        ),
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
@@ -222,7 +234,6 @@ def choose(
         raise UsageError(f"--keep {keep}: is none of none, best, all")
     if (measure is None) == (evaluate is None):
         raise UsageError("give one of --measure COMMAND and --evaluate MODULE:FUNCTION")
-    candidates = choose_candidates(candidate or (), len(paths))
     grid = parse_grid(tune or ())
     names = tuple(name for name, _ in grid[0])
     if json is not None:
@@ -250,16 +261,15 @@ def choose(
     from know_cli.files import make_folder
 
     settings = searching.Settings(budget, first_seed=seed)
+    with open_trajectory(paths, kind=trajectory) as opened:
+        check_output(output, opened.checkpoints, is_folder=opened.first.is_folder, force=force)
+        inputs = [checkpoint.fingerprint() for checkpoint in opened.checkpoints]
+        candidates = choose_candidates(candidate or (), len(paths), opened.kind)
+        kind = opened.kind
     # An impossible budget is refused before anything is made.
     procedure = searching.search([one.name for one in candidates], grid, settings)
-    first_trials = next(procedure)
+    next(procedure)
     procedure.close()
-    del first_trials
-    with open_trajectory(paths) as trajectory:
-        check_output(
-            output, trajectory.checkpoints, is_folder=trajectory.first.is_folder, force=force
-        )
-        inputs = [checkpoint.fingerprint() for checkpoint in trajectory.checkpoints]
     place = folder or output.with_name(output.name + ".search")
     for path in paths:
         if place.exists() and path.resolve().is_relative_to(place.resolve()):
@@ -269,6 +279,7 @@ def choose(
         paths,
         place / "candidates",
         Settings(norm=norm, max_memory=max_memory, threads=threads or usable_cores()),
+        kind,
         talk.notice,
     )
     make_folder(maker.folder)
@@ -282,7 +293,8 @@ def choose(
         "tune": list(tune or ()),
         "budget": budget,
         "seed": seed,
-        "norm": norm.value,
+        "norm": norm.value if norm else None,
+        "trajectory": kind.value,
     }
     log = Log(place / "measures.jsonl", identity)
     try:

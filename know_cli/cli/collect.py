@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,12 +30,24 @@ EPILOG = "\n\n".join(
         "Example:",
         "know collect trajectories --trajectories 400",
         "know train trajectories -o my-known --target continuation",
+        "know collect runs --regime run --trajectories 400",
     )
 )
 
 
+class CollectedRegime(str, Enum):
+    """Values of ``--regime``: those of :class:`Regime`, and ordinary runs."""
+
+    CHAIN = Regime.CHAIN.value
+    COMMON_START = Regime.COMMON_START.value
+    RUN = "run"
+
+
 def collect(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="For one file per trajectory.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="For one file per trajectory, or folder per run."),
+    ],
     trajectories: Annotated[
         int, typer.Option(min=1, help="Number of trajectories over all shards.")
     ] = 400,
@@ -59,16 +72,17 @@ def collect(
         ),
     ] = None,
     regime: Annotated[
-        Regime | None,
+        CollectedRegime | None,
         typer.Option(
-            help="Only chains, where each session continues from the previous one, or only "
-            "sessions from a common start.",
-            show_default="both",
+            help="Only chains, where each session continues from the previous one, only sessions "
+            "from a common start, or ordinary runs instead.",
+            show_default="both of forgettings",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the whole collection.")] = 0,
     rows_per_tensor: Annotated[
-        int, typer.Option(min=1, help="The most elements kept of one tensor.")
+        int,
+        typer.Option(min=1, help="The most elements kept of one tensor; of runs all are kept."),
     ] = 40_000,
     shard: Annotated[
         str,
@@ -93,6 +107,10 @@ def collect(
     where it stopped: trajectories that are already in FOLDER are not collected again, and one that
     was being trained continues from its last session. Nothing is downloaded: Fashion-MNIST is
     found where Debian's package dataset-fashion-mnist installs it, others in --data-folder.
+
+    With --regime run, networks are trained once, at a constant or slowly falling rate. Each run's
+    folder gets a window of 2 to 5 checkpoints, the newest one annealed by 5, 10, 20 and 40 % more
+    steps, the mean of as many checkpoints after it, and in run.json the setup and the losses.
     """
     talk = Output(quiet)
     parsed = parse_shard(shard)
@@ -102,13 +120,32 @@ def collect(
     from know_cli.meta.totals import Totals
 
     data_sets = tuple(sorted(set(data_set))) if data_set else tuple(available(data_folder))
+    architectures = tuple(sorted(set(architecture))) if architecture else None
+    if regime is CollectedRegime.RUN:
+        from know_cli.cli.collect_runs import collect_runs
+        from know_cli.meta.run_collecting import RunRequest
+
+        runs = RunRequest(
+            folder=folder,
+            runs=trajectories,
+            data_sets=data_sets,
+            data_folder=data_folder,
+            architectures=architectures,
+            seed=seed,
+            shard=parsed,
+            processes=processes or usable_cores(),
+        )
+        if not runs.numbers():
+            raise UsageError(f"--shard {shard}: there are only {trajectories} runs")
+        collect_runs(talk, runs)
+        return
     request = Request(
         folder=folder,
         trajectories=trajectories,
         data_sets=data_sets,
         data_folder=data_folder,
-        architectures=tuple(sorted(set(architecture))) if architecture else None,
-        regime=regime,
+        architectures=architectures,
+        regime=None if regime is None else Regime(regime.value),
         seed=seed,
         rows_per_tensor=rows_per_tensor,
         shard=parsed,

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.options import parse_named, quiet_option, usable_cores
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
 from know_cli.errors import UsageError
+from know_cli.evaluation.runs.measures import RunMeasure
 from know_cli.files import missing_folder
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ EPILOG = "\n\n".join(
         "-o evaluation",
         "know eval --task fashion-classes-resnet --norm rescale --norm copy --norm reset "
         "-o evaluation",
+        "know eval --trajectory run --suite full -o runs --table runs.md",
     )
 )
 RESULTS = "results.json"
@@ -46,6 +49,7 @@ class Suite(str, Enum):
 
 
 def evaluate(
+    context: typer.Context,
     output: Annotated[
         Path,
         typer.Option(
@@ -53,9 +57,34 @@ def evaluate(
             "--output",
             metavar="FOLDER",
             show_default=False,
-            help="For results.json, and in 'work' everything that is trained, for the next run.",
+            help="For results.json (of runs, runs.json), and in 'work' everything that is "
+            "trained, for the next run.",
         ),
     ],
+    trajectory: Annotated[
+        TrajectoryKind,
+        typer.Option(
+            help="What the checkpoints come from: a recorded forgetting, or one ordinary run, "
+            "whose averages are measured.",
+        ),
+    ] = TrajectoryKind.FORGETTING,
+    measure: Annotated[
+        list[RunMeasure] | None,
+        typer.Option(
+            show_default="all",
+            help="Of runs: what to measure in this call; what was measured before is shown as "
+            "well. Repeatable.",
+        ),
+    ] = None,
+    length: Annotated[
+        float,
+        typer.Option(
+            metavar="FACTOR",
+            min=0.01,
+            max=100,
+            help="Of runs: how long they are, as a multiple of each task's own.",
+        ),
+    ] = 1.0,
     suite: Annotated[
         Suite, typer.Option(help="small: every task with 3 seeds; full: with 10.")
     ] = Suite.SMALL,
@@ -136,6 +165,11 @@ def evaluate(
     fresh weights, Θ0 trained longer, and Θ0 trained on twice the data. Results that are already in
     FOLDER are not computed again: an interrupted run continues where it stopped, and adding seeds,
     tasks or methods costs only what they need.
+
+    With --trajectory run, each task's network is trained at a constant rate instead, and averages
+    of its last checkpoints are compared with the last one, and with the run annealed, trained
+    longer, and on a cosine schedule: by the pre-training's own test, and fine-tuned at a rate
+    that is tuned for each.
     """
     from know_cli.cli.report_file import takes_stdout, write_out
 
@@ -145,6 +179,27 @@ def evaluate(
         raise missing_folder(table.parent)
     if not output.parent.is_dir():
         raise missing_folder(output.parent)
+    if trajectory is not TrajectoryKind.FORGETTING:
+        from know_cli.cli.eval_runs import check, evaluate_runs
+
+        check(context, trajectory)
+        evaluate_runs(
+            talk,
+            folder=output,
+            tasks=task or [],
+            seeds=seeds,
+            suite=suite.value,
+            measures=measure or list(RunMeasure),
+            length=length,
+            data_folder=data_folder,
+            processes=processes or usable_cores(),
+            table=table,
+        )
+        return
+    if measure:
+        raise UsageError("--measure is for --trajectory run")
+    if length != 1:
+        raise UsageError("--length is for --trajectory run")
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.markdown import to_markdown

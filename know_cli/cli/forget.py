@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.options import parse_rate, quiet_option
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
@@ -20,11 +21,16 @@ if TYPE_CHECKING:
 
 EPILOG = "\n\n".join(
     (
-        "Example:",
+        "Examples:",
         "know forget train.py:session run --size 50000 --sessions 5 --rate 0.5",
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors",
+        "know forget train.py:session run --size 50000 --branches 4",
+        "know-predict run/ckpt0 run/branch1..branch4 -o fused.safetensors",
     )
 )
+
+
+_SESSIONS, _RATE, _BRANCHES = 5, "0.5", 4
 
 
 def forget(
@@ -54,16 +60,40 @@ def forget(
         ),
     ] = None,
     sessions: Annotated[
-        int, typer.Option(min=1, help="Number of sessions, including the one on the full data.")
-    ] = 5,
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=str(_SESSIONS),
+            help="Number of sessions, including the one on the full data.",
+        ),
+    ] = None,
+    trajectory: Annotated[
+        TrajectoryKind | None,
+        typer.Option(
+            show_default="forgetting, or with --branches branches",
+            help="What to record. A run is recorded by its trainer, or a callback.",
+        ),
+    ] = None,
+    branches: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=1,
+            show_default=f"{_BRANCHES} with --trajectory branches",
+            help="Instead of a forgetting, record K branches: trainings that all go on from the "
+            "first model, each on the data in another order, or with --rate on a random share "
+            "of it.",
+        ),
+    ] = None,
     rate: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="RATE",
+            show_default=f"{_RATE}; of branches all samples",
             help="Share of the previous session's samples that a session keeps, in (0, 1); with "
             "--trajectories also a range to draw from, such as 0.3..0.9.",
         ),
-    ] = "0.5",
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the subsets and of the training.")] = 0,
     before: Annotated[
         int,
@@ -77,7 +107,8 @@ def forget(
         Path | None,
         typer.Option(
             metavar="CKPT",
-            help="Start every session from this .safetensors file instead of the previous session.",
+            help="Start every session from this .safetensors file instead of the previous session; "
+            "of branches, the model that they go on from.",
         ),
     ] = None,
     trajectories: Annotated[
@@ -98,11 +129,19 @@ def forget(
 ) -> None:
     """Record how a model forgets: train it on ever smaller nested subsets of its data.
 
-    Sessions that are already in FOLDER are not trained again, so an interrupted run continues
-    where it stopped.
+    Or, with --branches, record how it goes on from one point in several ways. Sessions that are
+    already in FOLDER are not trained again, so an interrupted run continues where it stopped.
     """
     output = Output(quiet)
-    rates, options = parse_rates(rate), parse_options(option or [])
+    options = parse_options(option or [])
+    branches = _number_of_branches(trajectory, branches)
+    if branches is None:
+        rates = parse_rates(rate or _RATE)
+    else:
+        if sessions is not None or before:
+            other = "--sessions" if sessions is not None else "--before"
+            raise UsageError(f"{other}: is for a forgetting; leave it out with --branches")
+        rates = (1.0, 1.0) if rate in (None, "1", "1.0") else parse_rates(rate)
     if trajectories is None and rates[0] != rates[1]:
         raise UsageError(f"--rate {rate}: a range needs --trajectories")
     import torch
@@ -113,7 +152,8 @@ def forget(
         torch.set_num_threads(threads)
     loaded = load_function(function)
     protocol = Protocol(
-        sessions=sessions,
+        sessions=sessions or _SESSIONS,
+        branches=branches or 0,
         rates=rates,
         seed=seed,
         before=before,
@@ -147,7 +187,26 @@ def forget(
         trained += record(loaded, recorder, report)
     seconds = time.perf_counter() - began
     what = "" if trajectories is None else f"{trajectories} trajectories, "
-    output.show(f"{folder}: {what}{trained} sessions trained in {seconds:.1f} s, {kept} kept")
+    unit = "sessions" if branches is None else "models"
+    output.show(f"{folder}: {what}{trained} {unit} trained in {seconds:.1f} s, {kept} kept")
+
+
+def _number_of_branches(trajectory: TrajectoryKind | None, branches: int | None) -> int | None:
+    """How many branches to record; None is a forgetting.
+
+    Raises:
+        UsageError: the options contradict each other, or ask for a run.
+    """
+    if trajectory is TrajectoryKind.RUN:
+        raise UsageError(
+            "--trajectory run: a run needs no sessions; keep the checkpoints that its trainer "
+            "saves, or take a callback of know_cli.callbacks, and give them to 'know predict'"
+        )
+    if trajectory is TrajectoryKind.FORGETTING and branches is not None:
+        raise UsageError("--branches: is for branches; leave it or --trajectory forgetting out")
+    if trajectory is TrajectoryKind.BRANCHES:
+        return branches or _BRANCHES
+    return branches
 
 
 def parse_rates(text: str) -> tuple[float, float]:

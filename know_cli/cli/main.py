@@ -176,8 +176,13 @@ def know_predict() -> None:
     sys.exit(run(predict_app(), "know-predict", arguments))
 
 
-def run(app: typer.Typer, name: str, arguments: list[str]) -> int:
+def run(app: Callable[..., Any], name: str, arguments: list[str]) -> int:
     """Run a command line; every error becomes one line on stderr.
+
+    Args:
+        app: one of the apps above, or the command that Typer makes of it.
+        name: what users call it.
+        arguments: without the name.
 
     Returns:
         The exit code, as the README documents it.

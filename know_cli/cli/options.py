@@ -50,6 +50,41 @@ def one_json(json: Path | None, report: Path | None) -> Path | None:
     return json if report is None else report
 
 
+def trajectory_option(panel: str | None = None) -> Any:
+    """``--trajectory``; see :func:`quiet_option`."""
+    return typer.Option(
+        "--trajectory",
+        show_default="what the checkpoints tell, else forgetting",
+        help="How the checkpoints came about. forgetting: full data first; run: one ordinary "
+        "training, put in order by its training steps; branches: several trainings that go on "
+        "from one model, which is given first.",
+        rich_help_panel=panel,
+    )
+
+
+def last_option(panel: str | None = None) -> Any:
+    """``--last``; see :func:`quiet_option`."""
+    return typer.Option(
+        metavar="N",
+        min=2,
+        show_default="all",
+        help="Of a run, take its last N checkpoints.",
+        rich_help_panel=panel,
+    )
+
+
+def every_option(panel: str | None = None) -> Any:
+    """``--every``; see :func:`quiet_option`."""
+    return typer.Option(
+        metavar="N",
+        min=1,
+        show_default="all",
+        help="Of a run, take every Nth checkpoint, counted back from the latest, and --last of "
+        "these.",
+        rich_help_panel=panel,
+    )
+
+
 def quiet_option(panel: str | None = None) -> Any:
     """``--quiet`` of every command; ``panel`` is its heading in ``--help``."""
     return typer.Option("-q", "--quiet", help="Print errors only.", rich_help_panel=panel)

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import no_progress_option, parse_named, quiet_option
+from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.cli.options import (
+    every_option,
+    last_option,
+    no_progress_option,
+    parse_named,
+    quiet_option,
+    trajectory_option,
+)
 from know_cli.cli.output import Output
 from know_cli.cli.picture_file import check_picture
 from know_cli.errors import UsageError
@@ -53,6 +61,9 @@ _Checkpoints = Annotated[
         help="The checkpoints, as for 'know predict', full data first.",
     ),
 ]
+_Trajectory = Annotated[TrajectoryKind | None, trajectory_option()]
+_Last = Annotated[int | None, last_option()]
+_Every = Annotated[int | None, every_option()]
 _Picture = Annotated[
     Path,
     typer.Option(
@@ -109,6 +120,7 @@ class _Request:
     suffix: str
     json: Path | None
     force: bool
+    trajectory: TrajectoryKind | None
 
     def check(self, inputs: list[Path]) -> None:
         """Check that the outputs can be written and are not inputs."""
@@ -122,6 +134,9 @@ class _Request:
 def trajectory(
     checkpoints: _Checkpoints,
     output: _Picture,
+    trajectory: _Trajectory = None,
+    last: _Last = None,
+    every: _Every = None,
     prediction: _Prediction = None,
     other: _Other = None,
     kind: _Kind = None,
@@ -138,7 +153,8 @@ def trajectory(
     from know_cli.cli.report_file import takes_stdout, write_report
 
     talk = Output(quiet, aside=takes_stdout(json))
-    request = _request(checkpoints, output, prediction, other, kind, json, force, talk)
+    own = _Own(checkpoints, trajectory, last, every)
+    request = _request(own, output, prediction, other, kind, json, force, talk)
     from know_cli.files import write_bytes
     from know_cli.plots.points import describe
     from know_cli.plots.trajectory import draw_trajectory
@@ -163,6 +179,9 @@ def landscape(
             "returns a number, such as an accuracy or a loss.",
         ),
     ],
+    trajectory: _Trajectory = None,
+    last: _Last = None,
+    every: _Every = None,
     prediction: _Prediction = None,
     other: _Other = None,
     grid: Annotated[
@@ -198,7 +217,8 @@ def landscape(
     from know_cli.cli.report_file import takes_stdout, write_report
 
     talk = Output(quiet, aside=takes_stdout(json))
-    request = _request(checkpoints, output, prediction, other, kind, json, force, talk)
+    own = _Own(checkpoints, trajectory, last, every)
+    request = _request(own, output, prediction, other, kind, json, force, talk)
     from know_cli.cli.progress import progress_for
     from know_cli.files import write_bytes
     from know_cli.plots import grid as work
@@ -282,8 +302,18 @@ COMMANDS = (
 )
 
 
+@dataclass(frozen=True)
+class _Own:
+    """The trajectory's own checkpoints, as the command line names them."""
+
+    checkpoints: list[str]
+    trajectory: TrajectoryKind | None
+    last: int | None
+    every: int | None
+
+
 def _request(
-    checkpoints: list[str],
+    own: _Own,
     output: Path,
     prediction: list[str] | None,
     other: list[str] | None,
@@ -293,13 +323,16 @@ def _request(
     talk: Output,
 ) -> _Request:
     """Check everything that can be checked before torch is imported or a file is opened."""
+    from know_cli.checkpoints.arguments import find_checkpoints
     from know_cli.checkpoints.paths import check_count, expand_arguments
     from know_cli.kinds import parse_override
     from know_cli.plots.picture import require_matplotlib
 
     suffix = check_picture(output, [], force=force)
-    sessions = expand_arguments(checkpoints, talk.notice)
-    check_count(sessions)
+    sessions, trajectory = find_checkpoints(
+        own.checkpoints, own.trajectory, talk.notice, last=own.last, every=own.every
+    )
+    check_count(sessions, trajectory)
     named = parse_named(other or [], "--other", "FILE")
     others = {name: expand_arguments([path])[0] for name, path in named.items()}
     try:
@@ -307,7 +340,15 @@ def _request(
     except ValueError as error:
         raise UsageError(str(error)) from error
     request = _Request(
-        sessions, _predictions(prediction or []), others, overrides, output, suffix, json, force
+        sessions,
+        _predictions(prediction or []),
+        others,
+        overrides,
+        output,
+        suffix,
+        json,
+        force,
+        trajectory,
     )
     request.check([*sessions, *(path for _, path in request.predictions), *others.values()])
     require_matplotlib()
@@ -341,7 +382,11 @@ def _measured(
     from know_cli.plots.points import measured_tensors, open_points
 
     with open_points(
-        request.sessions, request.predictions, request.others, request.overrides
+        request.sessions,
+        request.predictions,
+        request.others,
+        request.overrides,
+        request.trajectory,
     ) as points:
         request.check([file for each in points.checkpoints for file in each.headers])
         for notice in points.trajectory.notices:
@@ -349,7 +394,10 @@ def _measured(
         names = measured_tensors(points.trajectory, request.overrides)
         with progress_for(talk, bar=bar) as progress:
             products = inner_products(points.checkpoints, names, progress)
-        yield points, names, principal_axes(products, len(points.trajectory) - 1)
+        ends = [len(points.trajectory) - 1, 0]
+        if points.trajectory.kind is TrajectoryKind.RUN:  # its latest checkpoint is the first
+            ends.reverse()
+        yield points, names, principal_axes(products, *ends)
 
 
 def _table(points: Points, plane: Plane) -> Table:

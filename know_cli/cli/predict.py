@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.options import (
+    every_option,
+    last_option,
     max_memory_option,
     no_progress_option,
     one_json,
@@ -15,13 +18,16 @@ from know_cli.cli.options import (
     quiet_option,
     report_option,
     threads_option,
+    trajectory_option,
     usable_cores,
 )
 from know_cli.cli.output import Output
 from know_cli.engine.devices import DEVICE_NAMES
 from know_cli.engine.settings import MAX_STEPS, FrozenMode, NormMode
+from know_cli.methods.decay import LoraMode
 from know_cli.methods.registry import (
-    DEFAULT_METHOD,
+    DEFAULT_METHODS,
+    default_method,
     describe_methods,
     find_method,
     parse_options,
@@ -37,6 +43,8 @@ EPILOG = "\n\n".join(
         "know-predict ckpt0 ckpt1 ckpt2 ckpt3 ckpt4 -o predicted --steps 3 --every-step",
         "know-predict run/ckpt0..ckpt4 -o start.safetensors --dry-run",
         "know-predict run/ckpt0..ckpt4 -o baseline --method task-vector --option alpha=0.5",
+        "know-predict output_dir --trajectory run --last 5 -o averaged",
+        "know-predict start mnli sst2 qqp --trajectory branches -o fused",
         "torchrun --nproc-per-node 8 -m know_cli predict run/ckpt0..ckpt4 -o start.safetensors",
         "Methods, with their options and defaults; n is the number of steps:",
         # What follows \b is not wrapped.
@@ -46,9 +54,13 @@ EPILOG = "\n\n".join(
     )
 )
 
+_WHICH = "What the checkpoints are"
 _METHOD = "What is predicted, and how"
 _MACHINE = "Where it runs"
 _TALK = "What it says"
+
+
+_DEFAULTS = ", ".join(f"{name} for {kind.plural}" for kind, name in DEFAULT_METHODS.items())
 
 
 def predict(
@@ -59,7 +71,8 @@ def predict(
             show_default=False,
             help="2 to 16 checkpoints of one model, full data first, most-forgotten last: "
             ".safetensors files, or folders as Hugging Face's libraries write them; of a pipeline, "
-            "the folder of one component. An argument such as run/ckpt0..ckpt4 stands for a range.",
+            "the folder of one component. An argument such as run/ckpt0..ckpt4 stands for a range, "
+            "and with --trajectory run a folder for all checkpoint-* in it.",
         ),
     ],
     output: Annotated[
@@ -73,6 +86,9 @@ def predict(
         ),
     ],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    trajectory: Annotated[TrajectoryKind | None, trajectory_option(_WHICH)] = None,
+    last: Annotated[int | None, last_option(_WHICH)] = None,
+    every: Annotated[int | None, every_option(_WHICH)] = None,
     steps: Annotated[
         int,
         typer.Option(
@@ -87,7 +103,8 @@ def predict(
         bool,
         typer.Option(
             "--every-step",
-            help="Also write each intermediate step: OUT with .x2, .x4 … before the suffix.",
+            help="Also write each intermediate step: OUT with .x2, .x4 … before the suffix, or "
+            ".step1, .step2 … of what is no forgetting.",
             rich_help_panel=_METHOD,
         ),
     ] = False,
@@ -102,13 +119,14 @@ def predict(
         ),
     ] = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
+            show_default=_DEFAULTS,
             help="What predicts: KNOWN, or one of the baselines in the list below.",
             rich_help_panel=_METHOD,
         ),
-    ] = DEFAULT_METHOD,
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -139,24 +157,38 @@ def predict(
             rich_help_panel=_METHOD,
         ),
     ] = None,
-    norm: Annotated[
-        NormMode,
+    lora: Annotated[
+        LoraMode | None,
         typer.Option(
-            help="Normalisation layers: copy; predict their weights and biases; reset BatchNorm; "
-            "or rescale running statistics to the predicted weights where the layer before is "
-            "known from the names, else copy.",
+            show_default="exact",
+            help="LoRA's pairs in --method average: exact averages their products, truncated to "
+            "their rank; factors averages the factors. As --option lora=…",
             rich_help_panel=_METHOD,
         ),
-    ] = NormMode.RESCALE,
+    ] = None,
+    norm: Annotated[
+        NormMode | None,
+        typer.Option(
+            show_default="rescale, or average with --method average",
+            help="Normalisation layers: copy; predict their weights and biases; reset BatchNorm; "
+            "rescale running statistics to the predicted weights where the layer before is known "
+            "from the names, else copy; or, with --method average, average all.",
+            rich_help_panel=_METHOD,
+        ),
+    ] = None,
     frozen: Annotated[
         FrozenMode,
-        typer.Option(help="Tensors that are the same in all checkpoints.", rich_help_panel=_METHOD),
+        typer.Option(
+            help="Tensors, and single elements of tensors, that are the same in all checkpoints.",
+            rich_help_panel=_METHOD,
+        ),
     ] = FrozenMode.COPY,
     allow_nonfinite: Annotated[
         bool,
         typer.Option(
             "--allow-nonfinite",
-            help="Copy values that are not finite from the first checkpoint, do not refuse them.",
+            help="Where a value or its prediction is not finite, take the first checkpoint's; do "
+            "not refuse it.",
             rich_help_panel=_METHOD,
         ),
     ] = False,
@@ -212,9 +244,10 @@ def predict(
 
     Reads checkpoints recorded while a model was fine-tuned on ever smaller subsets of its data,
     follows each parameter's history with a small hyper-model, and writes the weights one or
-    more steps before the first: as if trained on 2, 4, 8 times the data.
+    more steps before the first: as if trained on 2, 4, 8 times the data. Of the checkpoints of
+    one training run, or of branches from a common start, it writes the average.
     """
-    from know_cli.checkpoints.paths import expand_arguments
+    from know_cli.checkpoints.arguments import find_checkpoints
     from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.engine.settings import Settings
     from know_cli.errors import UsageError
@@ -227,7 +260,11 @@ def predict(
     # First of all, so that whatever ends one rank ends all.
     with open_ranks(talk.notice) as ranks:
         talk = talk if ranks.rank == 0 else Output(quiet=True)
-        paths = expand_arguments(checkpoints, talk.notice)
+        paths, kind_of_all = find_checkpoints(
+            checkpoints, trajectory, talk.notice, last=last, every=every
+        )
+        # Without a name, the bundle tells that it is a hyper-model that is wanted.
+        method = method or default_method(kind_of_all, weights)
         try:
             overrides = tuple(parse_override(text) for text in kind or ())
         except ValueError as error:
@@ -252,9 +289,12 @@ def predict(
             device=device,
             force=force,
             method=method,
-            options=parse_options(find_method(method), option or ()),
+            options=parse_options(
+                find_method(method), [*(option or ()), *([f"lora={lora.value}"] if lora else [])]
+            ),
             resume=resume,
             checksum=checksum,
+            trajectory=kind_of_all,
         )
         report = one_json(report, older_report)
         if report is not None:

@@ -11,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from know_cli.checkpoints import Trajectory
     from know_cli.engine.report import Report
     from know_cli.prediction.predict import Prediction
 
@@ -48,12 +49,29 @@ def new_table(*columns: str) -> Table:
 
 def heading(prediction: Prediction) -> str:
     """One line on what is predicted from what."""
-    steps = prediction.request.settings.steps
-    return (
-        f"{prediction.recipe.factor} the data: {steps} step{'s' * (steps > 1)} from "
-        f"{len(prediction.trajectory)} checkpoints at rate {prediction.recipe.rate:.3g}, "
-        f"{_method_text(prediction)}"
-    )
+    steps, rate = prediction.request.settings.steps, prediction.recipe.known_rate
+    count, trajectory = f"{steps} step{'s' * (steps > 1)}", prediction.trajectory
+    if rate is None:
+        what = f"{count} from {trajectory_text(trajectory)}"
+    else:
+        what = (
+            f"{prediction.recipe.factor} the data: {count} from {len(trajectory)} checkpoints at "
+            f"rate {rate:.3g}"
+        )
+    return f"{what}, {_method_text(prediction)}"
+
+
+def trajectory_text(trajectory: Trajectory) -> str:
+    """What a run or branches are: ``5 checkpoints of a run, steps 500 to 100``."""
+    from know_cli.checkpoints.metadata import TrajectoryKind
+
+    if trajectory.kind is TrajectoryKind.BRANCHES:
+        count = len(trajectory) - 1
+        return f"{count} branch{'es' * (count > 1)} of {trajectory.first.path}"
+    text, steps = f"{len(trajectory)} checkpoints of {trajectory.kind.text}", None
+    if trajectory.kind is TrajectoryKind.RUN:
+        steps = trajectory.training_steps
+    return text if steps is None else f"{text}, training steps {steps[0]} to {steps[-1]}"
 
 
 def _method_text(prediction: Prediction) -> str:
@@ -89,6 +107,7 @@ def plan_tables(prediction: Prediction) -> list[RenderableType]:
     )
     lines: list[RenderableType] = [
         f"plan, nothing is written · {heading(prediction)}",
+        *_coefficients(prediction),
         "",
         table,
         "",
@@ -116,8 +135,21 @@ def report_tables(prediction: Prediction, report: Report) -> list[RenderableType
                 "-" if relative is None else f"{relative:.2%}",
                 f"{numbers.share_copied:.0%}",
             )
-    lines: list[RenderableType] = [heading(prediction), "", table, ""]
+    lines: list[RenderableType] = [heading(prediction), *_coefficients(prediction), "", table, ""]
     lines += [_not_predicted(reason, count) for reason, count in sorted(report.reasons.items())]
+    if report.frozen:
+        lines.append(
+            f"copy: frozen: the same in all checkpoints ({count_text(report.frozen)} element"
+            f"{'s' * (report.frozen != 1)} of predicted tensors)"
+        )
+    if report.truncations:
+        errors = report.truncations
+        worst = max(errors, key=lambda name: errors[name])
+        lines.append(
+            f"products of {len(errors)} LoRA pairs averaged: what their rank does not hold is "
+            f"{sum(errors.values()) / len(errors):.2%} of them on average, {errors[worst]:.2%} at "
+            f"most ({worst})"
+        )
     if report.replaced:
         lines.append(f"{report.replaced} predictions were not finite: the first checkpoint's value")
     if report.nonfinite:
@@ -138,6 +170,19 @@ def report_tables(prediction: Prediction, report: Report) -> list[RenderableType
     lines += [f"wrote {path} ({bytes_text(sizes)})" for path, _ in report.outputs]
     lines += [f"wrote {path}" for path in report.digests]
     return lines
+
+
+def _coefficients(prediction: Prediction) -> list[str]:
+    """One line on what is averaged with which coefficients, where something is."""
+    coefficients = prediction.recipe.coefficients
+    if coefficients is None:
+        return []
+    paths = [checkpoint.path for checkpoint in prediction.trajectory.checkpoints]
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    parts = (f"{c:.4g} · {name}" for c, name in zip(coefficients, names, strict=True) if c)
+    return [f"average: {' + '.join(parts)}"]
 
 
 def _not_predicted(reason: str, count: int) -> str:

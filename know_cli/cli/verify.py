@@ -43,7 +43,8 @@ def verify(
         typer.Argument(
             metavar="CKPT...",
             show_default=False,
-            help="The checkpoints that it was made from, in the same order.",
+            help="The checkpoints that it was made from, in the same order; of a run, in any, and "
+            "its folder will do.",
         ),
     ],
     full: Annotated[
@@ -98,17 +99,22 @@ def verify(
     the tensors that are copied, is checked in seconds; --full checks all. If there is an
     OUT.sha256 ('know predict --checksum'), the whole checkpoint is compared with it, too.
     """
+    from know_cli.checkpoints.arguments import find_checkpoints
+    from know_cli.checkpoints.metadata import TrajectoryKind
     from know_cli.checkpoints.paths import check_count, expand_arguments
+    from know_cli.checkpoints.run_folder import read_metadata
     from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.errors import UsageError
 
     talk = Output(quiet, aside=takes_stdout(json))
     found, *more = expand_arguments([str(output)])
-    paths = expand_arguments(checkpoints, talk.notice)
+    made_of = TrajectoryKind.from_metadata(read_metadata(found)) or TrajectoryKind.FORGETTING
+    paths, _ = find_checkpoints(checkpoints, made_of, talk.notice)
     _refuse_swapped([found, *more, *paths])
     if more:
         raise UsageError(f"{output}: names {len(more) + 1} checkpoints; OUT is one, and goes first")
-    check_count(paths)
+    if made_of is not TrajectoryKind.RUN:  # of a run, those that were used are found
+        check_count(paths, made_of)
     if device is not None:
         check_device_name(device)
     if full and seed is not None:

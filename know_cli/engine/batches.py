@@ -57,7 +57,7 @@ class Stretch:
     Of tiny tensors there are thousands in one, which then cost hardly more than their bytes.
 
     Attributes:
-        kind: of the batch.
+        kind: of its tensors.
         dtype: of its tensors, by its safetensors name.
         rows: its rows in the batch.
         segments: its tensors, by rows of the stretch.
@@ -75,25 +75,27 @@ class Stretch:
 
 
 def cut_stretches(batch: Batch) -> Iterator[Stretch]:
-    """Cut a batch wherever the dtype changes, and at the multiples of a chunk."""
+    """Cut a batch wherever the dtype or the kind changes, and at the multiples of a chunk."""
     segments: list[Segment] = []
     begin = 0
     for whole in batch.segments:
         for row, count in chunks(whole.row, whole.count):
             if segments and (
-                row % CHUNK_ROWS == 0 or whole.tensor.dtype != segments[0].tensor.dtype
+                row % CHUNK_ROWS == 0
+                or whole.tensor.dtype != segments[0].tensor.dtype
+                or whole.tensor.kind is not segments[0].tensor.kind
             ):
-                yield _stretch(batch.kind, begin, segments)
+                yield _stretch(begin, segments)
                 begin, segments = row, []
             start = whole.start + row - whole.row
             segments.append(Segment(whole.tensor, start, count, row - begin))
     if segments:
-        yield _stretch(batch.kind, begin, segments)
+        yield _stretch(begin, segments)
 
 
-def _stretch(kind: Kind, begin: int, segments: list[Segment]) -> Stretch:
-    rows = slice(begin, begin + segments[-1].rows.stop)
-    return Stretch(kind, segments[0].tensor.dtype, rows, tuple(segments))
+def _stretch(begin: int, segments: list[Segment]) -> Stretch:
+    rows, tensor = slice(begin, begin + segments[-1].rows.stop), segments[0].tensor
+    return Stretch(tensor.kind, tensor.dtype, rows, tuple(segments))
 
 
 def write_stretch(sink: Sink, stretch: Stretch, values: Tensor) -> None:

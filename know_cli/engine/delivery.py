@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from know_cli.checkpoints import Sink
-from know_cli.checkpoints.dtypes import is_float, torch_dtype
-from know_cli.checkpoints.reading import as_bytes, chunks, read_elements, read_float32
+from know_cli.checkpoints import Checkpoint, Sink
+from know_cli.checkpoints.dtypes import FLOATS, is_float, torch_dtype
+from know_cli.checkpoints.reading import as_bytes, chunks, read_elements
 from know_cli.engine.batches import Buffer, Stretch, cut_stretches, write_stretch
+from know_cli.engine.casting import Casting, Mask, read_before
 from know_cli.engine.job import Job
 from know_cli.engine.journal import Finished
 from know_cli.engine.plan import Batch, Copy, PlannedTensor
 from know_cli.engine.report import Report
-from know_cli.engine.running_statistics import RunningStatistics
-from know_cli.errors import CheckpointError
+from know_cli.engine.running_statistics import RunningStatistics, averaged
+from know_cli.errors import CheckpointError, quoted
 
 _COPY_BYTES = 1 << 20
+# Tensors that a notice names.
+_NAMED = 5
 
 
 @dataclass
@@ -33,6 +39,7 @@ class Delivery:
         statistics: what rescaling needs to know of the weights that are written.
         copied_nonfinite: values that are not finite in copied tensors, of which only a part is
             copied here, by name.
+        replaced: how many predictions were not finite and are Θ0's values, by tensor.
     """
 
     job: Job
@@ -40,6 +47,7 @@ class Delivery:
     report: Report
     statistics: RunningStatistics
     copied_nonfinite: dict[str, int] = field(default_factory=dict)
+    replaced: Counter[str] = field(default_factory=Counter)
 
     @staticmethod
     def of(job: Job, sinks: Sequence[Sink], report: Report) -> Delivery:
@@ -54,20 +62,43 @@ class Delivery:
 
     # ------------------------------------------------------------------ what is predicted
 
-    def write(self, batch: Batch, buffer: Buffer) -> None:
+    def write(self, batch: Batch, buffer: Buffer, truncation: float | None = None) -> None:
         """Write a predicted batch to every output.
 
+        Args:
+            batch: that was predicted.
+            buffer: where its predictions are.
+            truncation: the relative error of what does not fit into its tensors, if it is a group
+                of which not all may.
+
         Raises:
+            CheckpointError: a prediction is not finite, and ``allow_nonfinite`` does not allow
+                that.
             OutputError: an output cannot be written.
         """
-        replaced = sum(self._write_stretch(stretch, buffer) for stretch in cut_stretches(batch))
-        copied = buffer.copied[: batch.rows]
-        self.report.replaced += replaced
-        self.report.nonfinite += int(copied.sum())
+        frozen, replaced = 0, Counter[str]()
+        for stretch in cut_stretches(batch):
+            casting = Casting(self.job, batch, stretch, buffer)
+            frozen += casting.frozen
+            for step, sink in self.outputs:
+                values, where = casting.after(step)
+                if where is not None:
+                    replaced.update(_counts(stretch, where))
+                with self.report.timed("writing"):
+                    write_stretch(sink, stretch, values)
+                    if self.job.journal is not None:
+                        self.job.journal.add(as_bytes(values))
+                self._observe(step, stretch, casting.before, values, buffer.copied[stretch.rows])
+        rows = torch.nonzero(buffer.copied[: batch.rows]).flatten().tolist()
+        facts = {
+            "frozen": frozen,
+            "replaced": dict(replaced),
+            "copied": rows,
+            "truncation": truncation,
+        }
         if self.job.journal is not None:
-            rows = torch.nonzero(copied).flatten().tolist()
-            self.job.journal.finish({"replaced": replaced, "copied": rows})
-        self.job.progress.advance(batch.rows)
+            self.job.journal.finish(facts)
+        self._count(batch, facts)
 
     def write_finished(self, batch: Batch, finished: Finished) -> None:
         """Write what the journal has, and take from it what :meth:`write` would.
@@ -77,65 +108,28 @@ class Delivery:
         """
         journal = self.job.journal
         assert journal is not None
-        position, first = finished.position, self.job.trajectory.first
+        position = finished.position
         copied = torch.zeros(batch.rows, dtype=torch.bool)
         copied[torch.tensor(finished.facts["copied"], dtype=torch.int64)] = True
         for stretch in cut_stretches(batch):
-            before = torch.empty(stretch.count)
-            for segment in stretch.segments:
-                entry = first.tensors[segment.tensor.name]
-                read_float32(first, entry, segment.start, before[segment.rows])
+            before = read_before(self.job, stretch)
             for step, sink in self.outputs:
                 values = torch.empty(stretch.count, dtype=torch_dtype(stretch.dtype))
                 journal.read(position, as_bytes(values))
                 position += values.nbytes
                 write_stretch(sink, stretch, values)
                 self._observe(step, stretch, before, values, copied[stretch.rows])
-        self.report.replaced += finished.facts["replaced"]
-        self.report.nonfinite += len(finished.facts["copied"])
+        self._count(batch, finished.facts)
+
+    def _count(self, batch: Batch, facts: Mapping[str, Any]) -> None:
+        """Take in what was noted of a batch that is written."""
+        self.report.kinds[batch.kind].frozen += facts["frozen"]
+        self.report.replaced += sum(facts["replaced"].values())
+        self.report.nonfinite += len(facts["copied"])
+        self.replaced.update(facts["replaced"])
+        if facts["truncation"] is not None:
+            self.report.truncations[batch.segments[0].tensor.name] = facts["truncation"]
         self.job.progress.advance(batch.rows)
-
-    def _write_stretch(self, stretch: Stretch, buffer: Buffer) -> int:
-        """Write a stretch to every output.
-
-        Returns:
-            How many predictions were replaced by Θ0's values.
-        """
-        size, rows, replaced = len(self.job.trajectory), stretch.rows, 0
-        before, copied = buffer.history[size - 1, rows], buffer.copied[rows]
-        for step, sink in self.outputs:
-            values, count = self._cast(
-                stretch,
-                buffer.history[size + step - 1, rows],
-                copied,
-                buffer.replaced[step - 1, rows],
-            )
-            replaced += count
-            with self.report.timed("writing"):
-                write_stretch(sink, stretch, values)
-                if self.job.journal is not None:
-                    self.job.journal.add(as_bytes(values))
-            self._observe(step, stretch, before, values, copied)
-        return replaced
-
-    def _cast(
-        self, stretch: Stretch, values: Tensor, copied: Tensor, replaced: Tensor
-    ) -> tuple[Tensor, int]:
-        """To the output's dtype, with Θ0's own values where there is no finite prediction.
-
-        Returns:
-            The values, and how many predictions were replaced.
-        """
-        cast = values.to(torch_dtype(stretch.dtype))
-        replaced = (replaced | ~torch.isfinite(cast)) & ~copied
-        taken = replaced | copied
-        if not taken.any():
-            return cast, 0
-        first, original = self.job.trajectory.first, torch.empty_like(cast)
-        for segment in stretch.segments:
-            entry = first.tensors[segment.tensor.name]
-            original[segment.rows] = read_elements(first, entry, segment.start, segment.count)
-        return torch.where(taken, original, cast), int(replaced.sum())
 
     def _observe(
         self, step: int, stretch: Stretch, before: Tensor, values: Tensor, copied: Tensor
@@ -225,22 +219,96 @@ class Delivery:
         """Write running statistics that are adjusted to the weights predicted before them.
 
         Raises:
-            CheckpointError: some are not finite.
+            CheckpointError: some are not finite, before or after.
             OutputError: an output cannot be written.
         """
         first = self.job.trajectory.first
         for tensor in tensors:
-            entry = first.tensors[tensor.name]
-            original = read_elements(first, entry, 0, tensor.elements)
-            old = torch.isfinite(original)
-            if not old.all() and not self.job.settings.allow_nonfinite:
-                raise CheckpointError(
-                    f"{entry.path}: tensor {tensor.name!r}: has values that are not finite; "
-                    "--allow-nonfinite copies those from the first checkpoint"
-                )
+            original, old = self._statistics_of(first, tensor)
             for step, sink in self.outputs:
                 values = self.statistics.rescaled(step, tensor).to(original.dtype)
-                finite = torch.isfinite(values)
-                self.report.replaced += int((~finite & old).sum())
-                sink.write(tensor.name, 0, as_bytes(torch.where(finite, values, original)))
+                self._write_statistics(
+                    sink, tensor, values, original, old, f"rescaled after step {step}"
+                )
             self.report.nonfinite += int((~old).sum())
+
+    def average(self, tensors: Iterable[PlannedTensor]) -> None:
+        """Write running statistics of the checkpoints' distributions, averaged.
+
+        Raises:
+            CheckpointError: some are not finite.
+            OutputError: an output cannot be written.
+        """
+        trajectory, coefficients = self.job.trajectory, self.job.predictors.coefficients
+        for tensor in tensors:
+            assert coefficients is not None
+            absent = trajectory.absent.get(tensor.name, ())
+            found = [
+                self._statistics_of(one, tensor)
+                for k, one in enumerate(trajectory.checkpoints)
+                if k not in absent
+            ]
+            original = found[0][0]
+            old = torch.stack([finite for _, finite in found]).all(dim=0)
+            values = averaged(trajectory, coefficients, tensor).to(original.dtype)
+            values = torch.where(old, values, original)
+            for _, sink in self.outputs:
+                self._write_statistics(sink, tensor, values, original, old, "averaged")
+            self.report.nonfinite += int((~old).sum())
+
+    def _statistics_of(
+        self, checkpoint: Checkpoint, tensor: PlannedTensor
+    ) -> tuple[Tensor, Tensor]:
+        """Running statistics of a checkpoint in their own dtype, and where they are finite."""
+        entry = checkpoint.tensors[tensor.name]
+        values = read_elements(checkpoint, entry, 0, tensor.elements)
+        finite = torch.isfinite(values)
+        if not finite.all() and not self.job.settings.allow_nonfinite:
+            raise CheckpointError(
+                f"{entry.path}: tensor {tensor.name!r}: has values that are not finite; "
+                "--allow-nonfinite copies those from the first checkpoint"
+            )
+        return values, finite
+
+    def _write_statistics(
+        self,
+        sink: Sink,
+        tensor: PlannedTensor,
+        values: Tensor,
+        original: Tensor,
+        old: Tensor,
+        how: str,
+    ) -> None:
+        """Write running statistics, Θ0's where they did not come out finite from what was."""
+        finite = torch.isfinite(values)
+        replaced = int((~finite & old).sum())
+        if replaced and not self.job.settings.allow_nonfinite:
+            what = "1 value" if replaced == 1 else f"{replaced} values"
+            verb = "is" if replaced == 1 else "are"
+            path = self.job.trajectory.first.tensors[tensor.name].path
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name!r}: {what} {how} {verb} not finite in "
+                f"{FLOATS[tensor.dtype]}; --allow-nonfinite copies such values from the first "
+                "checkpoint, --norm copy all of them"
+            )
+        self.report.replaced += replaced
+        self.replaced.update({tensor.name: replaced} if replaced else {})
+        sink.write(tensor.name, 0, as_bytes(torch.where(finite, values, original)))
+
+    def tell_of_replaced(self) -> None:
+        """Name the tensors of which predictions were replaced, when all are written."""
+        if not self.replaced:
+            return
+        named = [f"{quoted(name)} ({count})" for name, count in sorted(self.replaced.items())]
+        more = len(named) - _NAMED
+        others = f" and {more} other tensor{'s' * (more != 1)}" if more > 0 else ""
+        self.job.notices.add(
+            "predictions that are not finite have the first checkpoint's value: "
+            f"{', '.join(named[:_NAMED])}{others}"
+        )
+
+
+def _counts(stretch: Stretch, where: Mask) -> dict[str, int]:
+    """In how many rows of each tensor a mask is set; without those in which it is not at all."""
+    counts = ((s.tensor.name, int(np.count_nonzero(where[s.rows]))) for s in stretch.segments)
+    return {name: count for name, count in counts if count}

@@ -1,7 +1,7 @@
 """Parts of a plan, which are plans again: one rank's share, and a random sample.
 
-Streams of rows are cut between blocks, so that every block is computed as in the whole; tensors
-that are needed whole are given out whole; copied tensors are cut anywhere.
+Streams of rows are cut between blocks, so that every block is computed as in the whole; groups of
+tensors that are needed whole are given out whole; copied tensors are cut anywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from know_cli.checkpoints.dtypes import torch_dtype
-from know_cli.engine.plan import Copy, Plan, PlannedTensor, Stream
+from know_cli.engine.plan import Copy, Group, Plan, Stream
 
 # Where copied tensors are cut: a multiple of all element sizes, and of what is copied at a time.
 _COPY_GRID = 1 << 20
@@ -24,9 +24,9 @@ _COPIED_BYTES = 64 << 20
 def share(plan: Plan, rank: int, size: int) -> Plan:
     """The part of a plan that one of several ranks executes.
 
-    Streams, whole tensors and copies are each cut into as many runs as there are ranks, with
-    about the same bytes each. What is reset or rescaled stays in every part: rank 0 does it, but
-    each rank has to know which weights it takes sums of.
+    Streams, whole groups and copies are each cut into as many runs as there are ranks, with
+    about the same bytes each. What is reset, rescaled or averaged as a distribution stays in every
+    part: rank 0 does it, but each rank has to know which weights it takes sums of.
 
     Args:
         plan: the whole, the same on all ranks but for the size of batches.
@@ -44,13 +44,13 @@ def share(plan: Plan, rank: int, size: int) -> Plan:
 
 
 def sample(plan: Plan, spans: int, seed: int) -> Plan:
-    """Random blocks and whole tensors of a plan, and some of what is copied.
+    """Random blocks and whole groups of a plan, and some of what is copied.
 
     Running statistics that are rescaled are left out: each needs a whole layer.
 
     Args:
         plan: the whole, or a part.
-        spans: how many blocks and whole tensors are taken, each with the same chance; all, if
+        spans: how many blocks and whole groups are taken, each with the same chance; all, if
             there are no more.
         seed: which ones.
     """
@@ -173,17 +173,16 @@ def _between(spans: Sequence[range], first: int, last: int) -> tuple[range, ...]
     return tuple(span for span in cut if span)
 
 
-def _share_of_wholes(
-    wholes: Sequence[PlannedTensor], rank: int, size: int
-) -> tuple[PlannedTensor, ...]:
-    position, total = 0, max(sum(tensor.nbytes for tensor in wholes), 1)
+def _share_of_wholes(wholes: Sequence[Group], rank: int, size: int) -> tuple[Group, ...]:
+    sizes = [sum(tensor.nbytes for tensor in group) for group in wholes]
+    position, total = 0, max(sum(sizes), 1)
     kept = []
-    for tensor in wholes:
-        # Whose run has the tensor's middle.
-        whose = (2 * position + tensor.nbytes) * size // (2 * total)
+    for group, nbytes in zip(wholes, sizes, strict=True):
+        # Whose run has the group's middle.
+        whose = (2 * position + nbytes) * size // (2 * total)
         if min(whose, size - 1) == rank:
-            kept.append(tensor)
-        position += tensor.nbytes
+            kept.append(group)
+        position += nbytes
     return tuple(kept)
 
 

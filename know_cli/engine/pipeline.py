@@ -28,7 +28,8 @@ def predict(job: Job, delivery: Delivery) -> None:
     """All batches of a job's plan, then the tensors that are needed whole.
 
     Raises:
-        CheckpointError: an input cannot be read, or has values that are not finite.
+        CheckpointError: an input cannot be read, or it or a prediction of it has values that are
+            not finite.
         OutputError: an output cannot be written.
         PeerError: another rank has failed.
     """
@@ -99,24 +100,28 @@ class _Pipeline:
             self._delivery.write(batch, buffer)
 
     def predict_whole(self, batch: Batch, predictor: TensorPredictor) -> None:
-        """One tensor, read whole; nothing else is in memory meanwhile.
+        """One group of tensors, read whole; nothing else is in memory meanwhile.
 
         One worker computes it with one thread, as it does a block: the result of a matrix
         decomposition also depends on how many threads share it.
         """
         size = self._checkpoints
-        (segment,) = batch.segments
+        group = tuple(segment.tensor for segment in batch.segments)
         buffer = Buffer.new(size, self._steps, batch.rows)
         self._read(batch, buffer)
         window, out = buffer.history[:size], buffer.history[size:]
+        if len(group) > 1 and buffer.copied.any():
+            # A value of Θ0's would not fit the others, which are predicted together.
+            buffer.copied.fill_(True)
+            out.zero_()
+            self._delivery.write(batch, buffer)
+            return
         with self._delivery.report.timed("computing"):
-            self._workers.submit(
-                predictor.predict, batch.kind, segment.tensor.shape, window, out
-            ).result()
+            truncation = self._workers.submit(predictor.predict, group, window, out).result()
             for step in range(self._steps):
                 for start, count in chunks(0, batch.rows):
                     buffer.keep_finite(size, step, slice(start, start + count))
-        self._delivery.write(batch, buffer)
+        self._delivery.write(batch, buffer, truncation)
 
     def _start_reading(self, batches: Iterator[Batch], buffer: Buffer) -> Future[Batch] | None:
         batch = next(batches, None)

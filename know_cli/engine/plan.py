@@ -3,7 +3,7 @@
 The parameters of one kind, tensor after tensor in the order of Θ0's files, are one long stream
 of rows. Blocks are cut from it at fixed positions and batches are whole numbers of blocks, so
 the numbers that come out do not depend on the memory budget or the number of threads. Tensors
-that a method needs whole come after them, one at a time.
+that a method needs whole come after them, one group at a time.
 
 :mod:`know_cli.engine.planning` makes plans; :mod:`know_cli.engine.parts` cuts parts from them,
 which are plans again.
@@ -29,6 +29,7 @@ class Action(str, Enum):
     PREDICT = "predict"
     COPY = "copy"
     RESCALE = "rescale"
+    AVERAGE = "average"
     RESET = "reset"
 
 
@@ -46,7 +47,7 @@ class PlannedTensor:
         elements: number of parameters.
         nbytes: size in Θ0.
         layer: the normalisation layer that it belongs to.
-        whole: whether it is predicted from all its elements together.
+        whole: whether it is predicted from all its elements together, and those of its group.
         movements: how far it moves from session to session, for methods that ask for it.
     """
 
@@ -61,6 +62,10 @@ class PlannedTensor:
     layer: NormLayer | None = None
     whole: bool = False
     movements: Movements | None = None
+
+
+#: Tensors that are predicted whole and together; mostly it is one.
+Group = tuple[PlannedTensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one kind that are read, predicted and written together."""
+    """Rows that are read, predicted and written together: of one kind, or of one group."""
 
     kind: Kind
     segments: tuple[Segment, ...]
@@ -89,6 +94,30 @@ class Batch:
     @cached_property
     def _ends(self) -> list[int]:
         return [segment.row + segment.count for segment in self.segments]
+
+    @cached_property
+    def _runs(self) -> tuple[list[int], list[str]]:
+        """Where runs of one dtype end, and which it is."""
+        ends: list[int] = []
+        dtypes: list[str] = []
+        for segment in self.segments:
+            if dtypes[-1:] == [segment.tensor.dtype]:
+                ends.pop()
+            else:
+                dtypes.append(segment.tensor.dtype)
+            ends.append(segment.row + segment.count)
+        return ends, dtypes
+
+    def dtypes_of(self, rows: slice) -> Iterator[tuple[str, slice]]:
+        """Runs of one dtype among some of its rows, counted from the first of them."""
+        ends, dtypes = self._runs
+        begin = rows.start
+        for which in range(bisect_right(ends, begin), len(ends)):
+            if begin >= rows.stop:
+                return
+            end = min(ends[which], rows.stop)
+            yield dtypes[which], slice(begin - rows.start, end - rows.start)
+            begin = end
 
     def block(self, rows: slice) -> Block:
         """Some of its rows, to be predicted in one call."""
@@ -129,6 +158,10 @@ class Block:
         Worked out only for methods that ask: there may be thousands of tiny tensors in a block.
         """
         return self.batch.segments_of(self.rows)
+
+    def dtypes(self) -> Iterator[tuple[str, slice]]:
+        """Runs of tensors of one dtype, by its safetensors name, among its rows."""
+        return self.batch.dtypes_of(self.rows)
 
 
 @dataclass(frozen=True)
@@ -197,25 +230,29 @@ class Plan:
     Attributes:
         tensors: every tensor of the output, in the order of Θ0's files.
         streams: what is predicted row by row, kind after kind.
-        wholes: tensors that are predicted from all their elements together.
+        wholes: groups of tensors that are predicted from all their elements together.
         copies: what is copied byte by byte.
         resets: tensors that get fresh values.
         rescales: running statistics that follow the weights before them.
+        averages: running statistics that are averaged as distributions.
+        doubles: names of predicted tensors that are float64 in any checkpoint.
         block_rows: rows of a block; each is computed alike wherever batches are cut.
         batch_rows: rows of a full batch.
-        memory: bytes of working memory that the batches, or the largest tensor that is needed
+        memory: bytes of working memory that the batches, or the largest group that is needed
             whole, and the predictor need.
-        bytes_to_read: of tensor data, from all checkpoints, without the scan for frozen tensors;
-            of the whole plan.
+        bytes_to_read: of tensor data, from all checkpoints, without the scan for frozen tensors
+            and without what is read again of float64 tensors; of the whole plan.
         bytes_to_write: of all outputs together; of the whole plan.
     """
 
     tensors: tuple[PlannedTensor, ...]
     streams: tuple[Stream, ...]
-    wholes: tuple[PlannedTensor, ...]
+    wholes: tuple[Group, ...]
     copies: tuple[Copy, ...]
     resets: tuple[PlannedTensor, ...]
     rescales: tuple[PlannedTensor, ...]
+    averages: tuple[PlannedTensor, ...]
+    doubles: frozenset[str]
     block_rows: int
     batch_rows: int
     memory: int
@@ -231,7 +268,7 @@ class Plan:
     def predicted(self) -> int:
         """Parameters that are predicted."""
         rows = sum(stream.rows for stream in self.streams)
-        return rows + sum(tensor.elements for tensor in self.wholes)
+        return rows + sum(tensor.elements for group in self.wholes for tensor in group)
 
     def batches(self) -> Iterator[Batch]:
         """The batches of parameters that are predicted row by row, kind after kind."""
@@ -239,7 +276,11 @@ class Plan:
             yield from stream.batches(self.batch_rows)
 
     def whole_tensors(self) -> Iterator[Batch]:
-        """Each tensor that is predicted from all its elements together, as a batch of its own."""
-        for tensor in self.wholes:
-            segment = Segment(tensor, 0, tensor.elements, 0)
-            yield Batch(tensor.kind, (segment,), tensor.elements)
+        """Each group that is predicted from all its elements together, as a batch of its own."""
+        for group in self.wholes:
+            ends = tuple(accumulate(tensor.elements for tensor in group))
+            segments = tuple(
+                Segment(tensor, 0, tensor.elements, end - tensor.elements)
+                for tensor, end in zip(group, ends, strict=True)
+            )
+            yield Batch(group[0].kind, segments, ends[-1])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.dtypes import is_float
 from know_cli.checkpoints.reading import CHUNK_ROWS
 from know_cli.engine.movements import Movements
-from know_cli.engine.plan import Action, Copy, Plan, PlannedTensor, Stream
+from know_cli.engine.plan import Action, Copy, Group, Plan, PlannedTensor, Stream
 from know_cli.engine.predictor import Predictors, TensorPredictor
 from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.errors import UsageError
@@ -40,7 +41,7 @@ def make_plan(
         movements: of tensors that may be predicted, for methods that ask for them.
 
     Raises:
-        UsageError: ``max_memory`` is too small for one block or for a tensor that is needed whole.
+        UsageError: ``max_memory`` is too small for one block or for tensors that are needed whole.
     """
     overridden = {name for name in classes if classes[name].reason.startswith("--kind")}
     entries = trajectory.first.tensors
@@ -59,7 +60,11 @@ def make_plan(
             is_float(entries[n].dtype) for n in whole
         ):
             decisions[name] = Action.COPY, "running statistics, or the layer before, not of floats"
-    tensors = [
+        if decisions[name][0] is Action.AVERAGE:
+            problem = _averaging_problem(trajectory, layer)
+            if problem:
+                decisions[name] = Action.COPY, f"running statistics, {problem}"
+    planned = [
         PlannedTensor(
             name,
             classes[name].kind,
@@ -70,43 +75,57 @@ def make_plan(
             entry.info.nbytes,
             layer_of.get(name),
             movements=(movements or {}).get(name),
-            whole=predictors.tensors is not None
-            and decisions[name][0] is Action.PREDICT
-            and predictors.tensors.takes(classes[name].kind, entry.shape),
         )
         for name, entry in trajectory.first.tensors.items()
     ]
+    wholes: tuple[Group, ...] = ()
+    if predictors.tensors is not None:
+        groups = predictors.tensors.groups([t for t in planned if t.action is Action.PREDICT])
+        wholes = tuple(tuple(replace(t, whole=True) for t in group) for group in groups)
+    of_name = {tensor.name: tensor for group in wholes for tensor in group}
+    tensors = tuple(of_name.get(tensor.name, tensor) for tensor in planned)
     row_bytes = _row_bytes(len(trajectory), settings.steps)
     if predictors.pinned:
         row_bytes *= 2  # torch takes page-locked memory in powers of two
     fixed = settings.threads * predictors.rows.thread_bytes + _CHUNK_BYTES
+    doubles = frozenset(
+        tensor.name
+        for tensor in tensors
+        if tensor.action is Action.PREDICT
+        and any(entry.dtype == "F64" for entry in trajectory.entries(tensor.name))
+    )
+    if doubles:
+        rows = sum(tensor.elements for tensor in tensors if tensor.name in doubles)
+        fixed += _double_bytes(len(trajectory), rows, predictors)
     batch_rows = _batch_rows(
         settings.max_memory, fixed, row_bytes, predictors.rows.block_rows, _longest_stream(tensors)
     )
     whole_bytes = 0
     if predictors.tensors is not None:
-        whole_bytes = _whole_bytes(tensors, len(trajectory), settings, predictors.tensors)
+        whole_bytes = _whole_bytes(wholes, len(trajectory), settings, predictors.tensors)
     of_action = {
         action: tuple(tensor for tensor in tensors if tensor.action is action) for action in Action
     }
     predicted = of_action[Action.PREDICT]
     copied = of_action[Action.COPY]
-    rescaled = of_action[Action.RESCALE]
+    rescaled, averaged = of_action[Action.RESCALE], of_action[Action.AVERAGE]
     return Plan(
-        tensors=tuple(tensors),
+        tensors=tensors,
         streams=tuple(
             Stream.of(kind, tuple(t for t in predicted if t.kind is kind and not t.whole))
             for kind in PREDICTED_KINDS
         ),
-        wholes=tuple(tensor for tensor in predicted if tensor.whole),
+        wholes=wholes,
         copies=tuple(Copy(tensor, 0, tensor.nbytes) for tensor in copied),
         resets=of_action[Action.RESET],
         rescales=rescaled,
+        averages=averaged,
+        doubles=doubles,
         block_rows=predictors.rows.block_rows,
         batch_rows=batch_rows,
         memory=max(fixed + batch_rows * row_bytes, whole_bytes),
         bytes_to_read=sum(
-            checkpoint.nbytes_of([tensor.name for tensor in predicted])
+            checkpoint.nbytes_of([tensor.name for tensor in (*predicted, *averaged)])
             for checkpoint in trajectory.checkpoints
         )
         + sum(tensor.nbytes for tensor in (*copied, *rescaled)),
@@ -136,9 +155,11 @@ def _decide_norm(
     if mode is NormMode.RESET and layer.has_statistics:
         return Action.RESET, "normalisation layer, reset to fresh values"
     if name in layer.affine:
-        if mode is NormMode.PREDICT:
+        if mode in (NormMode.PREDICT, NormMode.AVERAGE):
             return _decide(name, found, settings, frozen)
         return Action.COPY, "normalisation layer"
+    if mode is NormMode.AVERAGE and name in (layer.running_mean, layer.running_var):
+        return Action.AVERAGE, "running statistics, those of the averaged distributions"
     if mode is not NormMode.RESCALE or name == layer.num_batches_tracked:
         return Action.COPY, found.reason
     if layer.is_behind_activation:
@@ -149,6 +170,26 @@ def _decide_norm(
     if all(decisions[source][0] is not Action.PREDICT for source in sources):
         return Action.COPY, "running statistics; the layer before is not predicted"
     return Action.RESCALE, "running statistics, rescaled to the change of the layer before"
+
+
+def _averaging_problem(trajectory: Trajectory, layer: NormLayer) -> str | None:
+    """Why a layer's running statistics cannot be averaged; None if they can."""
+    first = trajectory.first.tensors
+    for name in (layer.running_mean, layer.running_var):
+        assert name is not None
+        # What is copied by its kind need not be in every checkpoint; of branches those count that
+        # have it.
+        absent = trajectory.absent.get(name, frozenset())
+        found = [
+            c.tensors.get(name) for k, c in enumerate(trajectory.checkpoints) if k not in absent
+        ]
+        if absent and len(found) == 1:
+            return "in no branch"
+        if any(entry is None or entry.shape != first[name].shape for entry in found):
+            return "not in all checkpoints"
+        if any(entry is not None and not is_float(entry.dtype) for entry in found):
+            return "not of floats"
+    return None
 
 
 # Two batches are in memory, one computed while the next is read; each holds the window and the
@@ -163,6 +204,12 @@ _MAX_BATCH_ROWS = 1 << 20
 _CHUNK_BYTES = 64 * CHUNK_ROWS
 
 
+def _double_bytes(checkpoints: int, rows: int, predictors: Predictors) -> int:
+    # A window in float64 and, beside it, Θ0, the change and what is written.
+    exact = 0 if predictors.exact is None else predictors.exact.thread_bytes
+    return 8 * (checkpoints + 4) * min(rows, CHUNK_ROWS) + exact
+
+
 def _row_bytes(checkpoints: int, steps: int) -> int:
     return _BATCHES_IN_MEMORY * _history_bytes(checkpoints, steps)
 
@@ -173,29 +220,30 @@ def _history_bytes(checkpoints: int, steps: int) -> int:
 
 
 def _whole_bytes(
-    tensors: Sequence[PlannedTensor],
+    groups: Iterable[Group],
     checkpoints: int,
     settings: Settings,
     predictor: TensorPredictor,
 ) -> int:
-    """Working memory of the largest tensor that is needed whole; 0 where there is none."""
+    """Working memory of the largest group that is needed whole; 0 where there is none."""
     most = 0
-    for tensor in tensors:
-        if not tensor.whole:
-            continue
-        history = tensor.elements * _history_bytes(checkpoints, settings.steps)
-        needed = history + predictor.nbytes(tensor.kind, tensor.shape)
+    for group in groups:
+        elements = sum(tensor.elements for tensor in group)
+        history = elements * _history_bytes(checkpoints, settings.steps)
+        needed = history + predictor.nbytes(group)
         if needed > settings.max_memory:
+            name = group[0].name
+            beside = "" if len(group) == 1 else f", with {group[1].name!r},"
             raise UsageError(
                 f"--max-memory {settings.max_memory} is too small: this method needs tensor "
-                f"{tensor.name!r} whole, which takes {needed} bytes; allow more, or leave it as "
-                f"it is with --kind '{tensor.name}=copy'"
+                f"{name!r}{beside} whole, which takes {needed} bytes; allow more, or leave it as "
+                f"it is with --kind '{name}=copy'"
             )
         most = max(most, needed)
     return most
 
 
-def _longest_stream(tensors: Sequence[PlannedTensor]) -> int:
+def _longest_stream(tensors: Iterable[PlannedTensor]) -> int:
     rows = dict.fromkeys(Kind, 0)
     for tensor in tensors:
         if tensor.action is Action.PREDICT and not tensor.whole:

@@ -1,4 +1,4 @@
-"""What the engine asks of a method: a step for a block of windows, or all for a whole tensor.
+"""What the engine asks of a method: a step for a block of windows, or all for whole tensors.
 
 Methods that run on devices with memory of their own are asked for whole batches instead; see
 :class:`~know_cli.engine.lanes.DevicePredictor`.
@@ -6,6 +6,7 @@ Methods that run on devices with memory of their own are asked for whole batches
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +14,7 @@ import torch
 from torch import Tensor
 
 from know_cli.engine.lanes import DevicePredictor
-from know_cli.engine.plan import Block
-from know_cli.kinds import Kind
+from know_cli.engine.plan import Block, Group, PlannedTensor
 
 
 class Predictor(Protocol):
@@ -52,22 +52,32 @@ class Predictor(Protocol):
 
 
 class TensorPredictor(Protocol):
-    """The part of a method that does not work row by row, but needs all elements of a tensor."""
+    """The part of a method that does not work row by row: it needs all elements of some tensors."""
 
-    def takes(self, kind: Kind, shape: tuple[int, ...]) -> bool:
-        """Whether it predicts such a tensor; the others go in blocks of rows."""
-
-    def nbytes(self, kind: Kind, shape: tuple[int, ...]) -> int:
-        """Bytes of main memory that one call needs beside ``history`` and ``out``."""
-
-    def predict(self, kind: Kind, shape: tuple[int, ...], history: Tensor, out: Tensor) -> None:
-        """Predict all steps of one tensor.
+    def groups(self, tensors: Sequence[PlannedTensor]) -> list[Group]:
+        """Tensors that it needs whole, alone or together; the others go in blocks of rows.
 
         Args:
-            kind: conv, fc or bias.
-            shape: of the tensor.
-            history: ``[S, elements]`` float32 on the CPU, most-forgotten first, θ0 last.
+            tensors: all that are predicted, in the order of Θ0's files.
+
+        Returns:
+            Groups, none of them empty, that have no tensor in common.
+        """
+
+    def nbytes(self, group: Group) -> int:
+        """Bytes of main memory that one call needs beside ``history`` and ``out``."""
+
+    def predict(self, group: Group, history: Tensor, out: Tensor) -> float | None:
+        """Predict all steps of one group.
+
+        Args:
+            group: one of those that :meth:`groups` gave.
+            history: ``[S, elements]`` float32 on the CPU, most-forgotten first, θ0 last; the
+                elements of one tensor after those of the other.
             out: ``[steps, elements]`` float32 on the CPU, receives θ̂(−1), θ̂(−2), …
+
+        Returns:
+            The relative error of what does not fit into such tensors; None where all does.
         """
 
 
@@ -77,17 +87,25 @@ class Predictors:
 
     Attributes:
         rows: predicts in blocks of rows: in threads, or on devices of their own.
-        tensors: predicts the tensors that it takes whole; None where a method has no such part.
+        tensors: predicts the tensors that it needs whole; None where a method has no such part.
+        exact: predicts the rows of float64 tensors again, from a history in float64 into an
+            ``out`` in float64; None where a method cannot, and Θ0 gets the change in float32.
         kernel: which of several implementations computes; others may round differently. None
             where there is only one; on devices what they say themselves.
         reads_movements: whether the tensors of a block are to have their movements, which costs
             one more pass over the inputs.
+        coefficients: ``[S]``, Θ0's first, where all that is predicted is an average; None where
+            it is not.
+        remarks: what else the user should know of the method.
     """
 
     rows: Predictor | DevicePredictor
     tensors: TensorPredictor | None = None
+    exact: Predictor | None = None
     kernel: str | None = None
     reads_movements: bool = False
+    coefficients: tuple[float, ...] | None = None
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.rows, DevicePredictor):
@@ -105,5 +123,6 @@ class Predictors:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the user should know of the devices."""
-        return self.rows.notices if isinstance(self.rows, DevicePredictor) else ()
+        """What the user should know of the devices and the method."""
+        of_devices = self.rows.notices if isinstance(self.rows, DevicePredictor) else ()
+        return (*of_devices, *self.remarks)

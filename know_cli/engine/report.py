@@ -26,7 +26,8 @@ class KindReport:
     Attributes:
         tensors: number of tensors of the kind.
         parameters: their parameters.
-        predicted: of these, how many were predicted.
+        predicted: of these, how many are in tensors that were predicted.
+        frozen: of these, how many are the same in all checkpoints and kept Θ0's bits.
         absolute_change: Σ |Θ̂ − Θ0| over predicted parameters.
         squared_change: Σ (Θ̂ − Θ0)².
         squared_norm: Σ Θ0² over predicted parameters.
@@ -35,6 +36,7 @@ class KindReport:
     tensors: int = 0
     parameters: int = 0
     predicted: int = 0
+    frozen: int = 0
     absolute_change: float = 0.0
     squared_change: float = 0.0
     squared_norm: float = 0.0
@@ -53,8 +55,10 @@ class KindReport:
 
     @property
     def share_copied(self) -> float:
-        """Share of the parameters that was not predicted."""
-        return 1 - self.predicted / self.parameters if self.parameters else 0.0
+        """Share of the parameters that have Θ0's values."""
+        if not self.parameters:
+            return 0.0
+        return 1 - (self.predicted - self.frozen) / self.parameters
 
     def add_change(self, before: Tensor, after: Tensor) -> None:
         """Take in predicted parameters, float64: what they were in Θ0, and what they are now."""
@@ -76,6 +80,8 @@ class Report:
         replaced: predictions that were not finite, or not in the output's dtype, and were
             replaced by Θ0's value (over all steps written).
         nonfinite: input values that were not finite and were copied from Θ0.
+        truncations: of groups of tensors that may not hold all that was predicted, the relative
+            error of what they hold, by the name of the first.
         peak_memory: the most bytes of this process that were resident at a time; None where the
             system does not tell.
         seconds: time in reading, computing and writing, which overlap, and in total.
@@ -90,6 +96,7 @@ class Report:
     reasons: dict[str, int] = field(default_factory=dict)
     replaced: int = 0
     nonfinite: int = 0
+    truncations: dict[str, float] = field(default_factory=dict)
     bytes_written: int = 0
     peak_memory: int | None = None
     seconds: dict[str, float] = field(
@@ -125,23 +132,26 @@ class Report:
         """What a rank has done, for :meth:`join`."""
         return {
             "changes": {
-                kind.value: (n.absolute_change, n.squared_change, n.squared_norm)
+                kind.value: (n.absolute_change, n.squared_change, n.squared_norm, n.frozen)
                 for kind, n in self.kinds.items()
             },
             "replaced": self.replaced,
             "nonfinite": self.nonfinite,
+            "truncations": self.truncations,
             "seconds": self.seconds,
         }
 
     def join(self, part: Mapping[str, Any]) -> None:
         """Take in what the next rank has done."""
-        for kind, (absolute, squared, norm) in part["changes"].items():
+        for kind, (absolute, squared, norm, frozen) in part["changes"].items():
             numbers = self.kinds[Kind(kind)]
             numbers.absolute_change += absolute
             numbers.squared_change += squared
             numbers.squared_norm += norm
+            numbers.frozen += frozen
         self.replaced += part["replaced"]
         self.nonfinite += part["nonfinite"]
+        self.truncations |= part["truncations"]
         for what, seconds in part["seconds"].items():
             # Ranks work at the same time.
             self.seconds[what] = max(self.seconds[what], seconds)
@@ -150,6 +160,22 @@ class Report:
     def predicted(self) -> int:
         """Parameters predicted, all kinds together."""
         return sum(kind.predicted for kind in self.kinds.values())
+
+    @property
+    def frozen(self) -> int:
+        """Elements of predicted tensors that kept Θ0's bits, all kinds together."""
+        return sum(kind.frozen for kind in self.kinds.values())
+
+    def _truncations_to_json(self) -> dict[str, Any]:
+        errors = self.truncations.values()
+        largest = max(self.truncations, key=lambda name: self.truncations[name], default=None)
+        return {
+            "groups": len(errors),
+            "mean": sum(errors) / len(errors) if errors else None,
+            "largest": max(errors, default=None),
+            "largest_of": largest,
+            "of": self.truncations,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Plain types for a JSON file."""
@@ -169,8 +195,10 @@ class Report:
                 if numbers.tensors
             },
             "not_predicted": self.reasons,
+            "frozen_elements": self.frozen,
             "replaced": self.replaced,
             "nonfinite": self.nonfinite,
+            "truncations": self._truncations_to_json(),
             "seconds": self.seconds,
             "notices": self.notices,
         }

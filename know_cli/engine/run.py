@@ -32,7 +32,8 @@ def execute(job: Job) -> Report:
         The numbers of the run; on other ranks than 0 only of their part.
 
     Raises:
-        CheckpointError: an input cannot be read, or has values that are not finite.
+        CheckpointError: an input cannot be read, or it or a prediction of it has values that are
+            not finite.
         OutputError: an output cannot be written.
         PeerError: another rank has failed.
     """
@@ -56,6 +57,8 @@ def execute(job: Job) -> Report:
             _take_over(job, delivery)
             delivery.reset(part.plan.resets)
             delivery.rescale(part.plan.rescales)
+            delivery.average(part.plan.averages)
+            delivery.tell_of_replaced()
             job.trajectory.check_unchanged()
             if job.open_sink is None:
                 progress.phase("flushing to disk")
@@ -128,6 +131,7 @@ def _hand_over(job: Job, delivery: Delivery) -> None:
         {
             "statistics": delivery.statistics.to_json(),
             "copied_nonfinite": delivery.copied_nonfinite,
+            "replaced": dict(delivery.replaced),
             "report": delivery.report.share_to_json(),
             "notices": list(job.notices),
         }
@@ -145,6 +149,7 @@ def _take_over(job: Job, delivery: Delivery) -> None:
     for part in parts:  # the order of ranks is that of the weights
         delivery.statistics.join(part["statistics"])
         delivery.report.join(part["report"])
+        delivery.replaced.update(part["replaced"])
         job.notices.add(*part["notices"])
         for name, count in part["copied_nonfinite"].items():
             delivery.copied_nonfinite[name] = delivery.copied_nonfinite.get(name, 0) + count

@@ -1,13 +1,20 @@
-"""Running statistics of normalisation layers, adjusted without data to the weights before them.
+"""Running statistics of normalisation layers without data: rescaled, or averaged.
 
-Per output channel with weights w → w′ and bias b → b′ (0 where there is none), and with
-q = ⟨w′, w⟩ / ⟨w, w⟩: mean′ = (mean − b)·q + b′ and var′ = var·‖w′‖² / ‖w‖².
+Rescaled, they are adjusted to the weights before them. Per output channel with weights w → w′ and
+bias b → b′ (0 where there is none), and with q = ⟨w′, w⟩ / ⟨w, w⟩: mean′ = (mean − b)·q + b′ and
+var′ = var·‖w′‖² / ‖w‖².
+
+Averaged, they are those of the checkpoints' distributions mixed with the shares c: mean′ = Σ c·mean
+and var′ = Σ c·var + Σ c·(mean − mean′)². For averaged weights the mean is right as far as a layer's
+inputs stay the same. The variance is no theorem, since what checkpoints do not agree on averages
+out; of the formulas that were tried it came nearest to statistics estimated on data
+(docs/methods.md has the numbers).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -208,6 +215,56 @@ class RunningStatistics:
 
     def _values(self, name: str) -> Array:
         """A whole small tensor of Θ0, float64."""
-        entry = self._first.tensors[name]
-        values = read_elements(self._first, entry, 0, entry.info.elements)
-        return values.double().numpy()
+        return _whole(self._first, name).numpy()
+
+
+def averaged(
+    trajectory: Trajectory, coefficients: Sequence[float], tensor: PlannedTensor
+) -> Tensor:
+    """A running mean or variance of the checkpoints' distributions, mixed.
+
+    Args:
+        trajectory: the inputs.
+        coefficients: ``[S]``, the share of each, Θ0's first; the sum is 1.
+        tensor: one of its layer's two.
+
+    Returns:
+        ``[channels]`` float64.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    layer = tensor.layer
+    assert layer is not None
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    absent = {
+        k
+        for name in (layer.running_mean, layer.running_var)
+        for k in trajectory.absent.get(name, ())
+    }
+    parts = [
+        (share, trajectory.checkpoints[k])
+        for k, share in enumerate(coefficients)
+        if share and k not in absent
+    ]
+    if absent:  # the branches that have the layer share what the others leave
+        left = sum(share for share, _ in parts)
+        parts = [(share / left, one) for share, one in parts] or [(1.0, trajectory.first)]
+    means = [_whole(checkpoint, layer.running_mean) for _, checkpoint in parts]
+    total = torch.zeros(tensor.elements, dtype=torch.float64)
+    for (share, _), mean in zip(parts, means, strict=True):
+        total += share * mean
+    if tensor.name == layer.running_mean:
+        return total
+    variance = torch.zeros_like(total)
+    for (share, checkpoint), mean in zip(parts, means, strict=True):
+        of_one = _whole(checkpoint, layer.running_var)
+        variance += share * (of_one + (mean - total).square())
+    return variance
+
+
+def _whole(checkpoint: Checkpoint, name: str) -> Tensor:
+    """A whole small tensor, float64."""
+    entry = checkpoint.tensors[name]
+    return read_elements(checkpoint, entry, 0, entry.info.elements).double()

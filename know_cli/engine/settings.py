@@ -14,16 +14,21 @@ MAX_STEPS = 8
 
 
 class NormMode(str, Enum):
-    """What happens to normalisation layers."""
+    """What happens to normalisation layers.
+
+    ``AVERAGE`` is for methods that average: weights and biases are averaged, too, and running
+    statistics are those of the averaged distributions.
+    """
 
     COPY = "copy"
     PREDICT = "predict"
     RESET = "reset"
     RESCALE = "rescale"
+    AVERAGE = "average"
 
 
 class FrozenMode(str, Enum):
-    """What happens to tensors that are the same in all checkpoints."""
+    """What happens to tensors, and to single elements, that are the same in all checkpoints."""
 
     COPY = "copy"
     PREDICT = "predict"
@@ -35,16 +40,18 @@ class Settings:
 
     Attributes:
         steps: how many are predicted, 1 to 8; each method defines what a step is.
-        norm: see :class:`NormMode`.
+        norm: see :class:`NormMode`; None is the method's own, which a
+            :class:`~know_cli.prediction.request.Request` puts in its place.
         frozen: see :class:`FrozenMode`.
         overrides: kinds that the user sets.
-        allow_nonfinite: copy non-finite values from Θ0 instead of refusing them.
+        allow_nonfinite: take Θ0's value where an input or a prediction is not finite, instead of
+            refusing it.
         max_memory: bytes of working memory.
         threads: worker threads on a CPU.
     """
 
     steps: int = 1
-    norm: NormMode = NormMode.RESCALE
+    norm: NormMode | None = None
     frozen: FrozenMode = FrozenMode.COPY
     overrides: tuple[Override, ...] = ()
     allow_nonfinite: bool = False

@@ -75,7 +75,7 @@ class Trial:
         self.task = task
         self.seed = seed
         self.problem: Problem = task.prepare(seed, data_folder)
-        self.key = cache.key(PROTOCOL, task.definition(), seed, _data_key(self.problem))
+        self.key = cache.key(PROTOCOL, task.definition(), seed, data_key(self.problem))
         self.folder = folder / task.name / f"seed-{seed:04d}-{self.key}"
         self._seconds = 0.0
         self.computed = 0
@@ -392,7 +392,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor], fresh: Sequence[str] = (
     model.load_state_dict({**model.state_dict(), **kept})
 
 
-def _data_key(problem: Problem) -> str:
+def data_key(problem: Problem) -> str:
     """A hash of all of a problem's data."""
     tensors = {"pool": problem.pool, "test": problem.test}
     facts = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -19,6 +18,7 @@ from know_cli.checkpoints.reading import as_bytes
 from know_cli.checkpoints.state import read_state
 from know_cli.errors import OutputError, UsageError, a_type
 from know_cli.files import write_text
+from know_cli.forgetting.measurements import plain_measurements
 from know_cli.forgetting.subsets import Indices
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class TrainingSession:
 
     Attributes:
         index: k of the session, 0 for the full data; −1, −2, … for a continuation of Θ0 on
-            the larger data sets D(−1), D(−2), …
-        fraction: share of session 0's data, ``rate ** index``.
+            the larger data sets D(−1), D(−2), …; of a branch 1, 2, …
+        fraction: share of session 0's data, ``rate ** index``; of a branch the rate itself.
         indices: sorted int64 indices of the samples to train on.
         start: state dict to continue from (float and integer tensors on the CPU), with the names
             of the bare model: load it before the model is wrapped or compiled. None for session
@@ -43,6 +43,7 @@ class TrainingSession:
         seed: for this session's random numbers, different in each session.
         trajectory_seed: the same for all sessions of the trajectory.
         options: the caller's ``key=value`` pairs, as text.
+        is_branch: whether this is one of several trainings that go on from the same Θ0.
     """
 
     index: int
@@ -52,6 +53,7 @@ class TrainingSession:
     seed: int
     trajectory_seed: int
     options: Mapping[str, str]
+    is_branch: bool = False
 
     @property
     def is_continuation(self) -> bool:
@@ -60,7 +62,9 @@ class TrainingSession:
 
     @property
     def name(self) -> str:
-        """``session 2`` or ``continuation 1``, for messages."""
+        """``session 2``, ``continuation 1`` or ``branch 3``, for messages."""
+        if self.is_branch:
+            return f"branch {self.index}"
         return f"continuation {-self.index}" if self.index < 0 else f"session {self.index}"
 
 
@@ -125,23 +129,14 @@ class Recorder:
                 f"{before} of {len(subsets)} subsets held back as larger data sets: at least one "
                 "must remain for session 0"
             )
-        if seed < 0:
-            raise UsageError(f"seed {seed}: must not be negative")
-        self.folder = Path(folder)
-        self.rate = rate
-        self.seed = seed
-        self.options = dict(options or {})
+        self._begin(folder, rate, seed, options, start)
         self._subsets = {
             number - before: np.asarray(subset, dtype=np.int64)
             for number, subset in enumerate(subsets)
         }
         self.indices = [*range(len(subsets) - before), *range(-1, -before - 1, -1)]
-        self._common_start = None if start is None else dict(start)
         self.regime = Regime.CHAIN if start is None else Regime.COMMON_START
         self.trajectory = self._identity(function)
-        self._open: TrainingSession | None = None
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"{self.folder}: is a file; name a folder for the checkpoints")
         self._record: dict[str, Any] = {
             "format": FORMAT,
             "trajectory": self.trajectory,
@@ -156,6 +151,49 @@ class Recorder:
         }
         self._resume()
 
+    # What other recorders have in other ways: names, the record's file, shares, seeds, metadata.
+    _record_name = RECORD
+
+    def _begin(
+        self,
+        folder: Path | str,
+        rate: float,
+        seed: int,
+        options: Mapping[str, str] | None,
+        start: Mapping[str, Tensor] | None,
+    ) -> None:
+        if seed < 0:
+            raise UsageError(f"seed {seed}: must not be negative")
+        self.folder = Path(folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UsageError(f"{self.folder}: is a file; name a folder for the checkpoints")
+        self.rate, self.seed, self.options = rate, seed, dict(options or {})
+        self._common_start = None if start is None else dict(start)
+        self._open: TrainingSession | None = None
+
+    def path(self, index: int) -> Path:
+        """Where the checkpoint of a session goes."""
+        return self.folder / checkpoint_name(index)
+
+    def _session(self, index: int) -> TrainingSession:
+        return TrainingSession(
+            index=index,
+            fraction=self.rate**index,
+            indices=self._subsets[index].copy(),
+            start=self._start(index),
+            seed=derived_seed(self.seed, *(([0, index]) if index >= 0 else ([1, -index]))),
+            trajectory_seed=self.seed,
+            options=dict(self.options),
+        )
+
+    def _metadata(self, session: TrainingSession) -> dict[str, str]:
+        kept = (session.fraction, self.rate, self.trajectory)
+        if session.is_continuation:
+            metadata = Continuation(-session.index, *kept).to_metadata()
+        else:
+            metadata = Session(session.index, *kept).to_metadata()
+        return {REGIME: self.regime.value, **metadata}
+
     def _identity(self, function: str) -> str:
         digest = hashlib.sha256()
         facts = [function, self.rate, self.seed, sorted(self.options.items()), self.indices]
@@ -168,14 +206,14 @@ class Recorder:
         return digest.hexdigest()[:12]
 
     def _resume(self) -> None:
-        record = self.folder / RECORD
+        record = self.folder / self._record_name
         if record.exists():
-            found = read_record(self.folder)
+            found = read_record(self.folder, self._record_name)
             if found["trajectory"] != self.trajectory:
                 raise self._other(record, found["trajectory"])
             self._record["recorded"] = found["recorded"]
         for index in self.done:
-            path = self.folder / checkpoint_name(index)
+            path = self.path(index)
             with open_checkpoint(path) as checkpoint:
                 trajectory = checkpoint.metadata.get(TRAJECTORY, "none recorded")
             if trajectory != self.trajectory:
@@ -190,7 +228,7 @@ class Recorder:
     @property
     def done(self) -> list[int]:
         """Indices of the sessions and continuations that are on disk."""
-        return [i for i in self.indices if (self.folder / checkpoint_name(i)).exists()]
+        return [index for index in self.indices if self.path(index).exists()]
 
     @property
     def missing(self) -> list[int]:
@@ -209,15 +247,7 @@ class Recorder:
                 raise UsageError(
                     f"{self.folder}: {self._open.name} was not saved; call save() first"
                 )
-            self._open = TrainingSession(
-                index=index,
-                fraction=self.rate**index,
-                indices=self._subsets[index].copy(),
-                start=self._start(index),
-                seed=derived_seed(self.seed, *(([0, index]) if index >= 0 else ([1, -index]))),
-                trajectory_seed=self.seed,
-                options=dict(self.options),
-            )
+            self._open = self._session(index)
             yield self._open
 
     def _start(self, index: int) -> dict[str, Tensor] | None:
@@ -225,8 +255,7 @@ class Recorder:
             return {name: tensor.clone() for name, tensor in self._common_start.items()}
         if index == 0:
             return None
-        path = self.folder / checkpoint_name(max(index - 1, 0))
-        return read_state(path)
+        return read_state(self.path(max(index - 1, 0)))
 
     def save(
         self,
@@ -250,13 +279,7 @@ class Recorder:
         if self._open is None or session.index != self._open.index:
             raise UsageError(f"{self.folder}: {session.name} is not the session in training")
         state = state_of(model, f"{self.folder}: {session.name}")
-        kept = (session.fraction, self.rate, self.trajectory)
-        metadata = (
-            Continuation(-session.index, *kept).to_metadata()
-            if session.is_continuation
-            else Session(session.index, *kept).to_metadata()
-        )
-        plain, odd = _plain(measurements or {})
+        plain, odd = plain_measurements(measurements or {})
         self._record["recorded"][str(session.index)] = {
             "fraction": session.fraction,
             "samples": len(session.indices),
@@ -271,40 +294,15 @@ class Recorder:
             raise OutputError(
                 f"{self.folder}: cannot be made: {error.strerror or error}"
             ) from error
-        write_text(self.folder / RECORD, json.dumps(self._record, indent=1) + "\n")
-        save_checkpoint(
-            self.folder / checkpoint_name(session.index),
-            state,
-            {"format": "pt", REGIME: self.regime.value, **metadata},
-        )
+        write_text(self.folder / self._record_name, json.dumps(self._record, indent=1) + "\n")
+        metadata = {"format": "pt", **self._metadata(session)}
+        save_checkpoint(self.path(session.index), state, metadata)
         self._open = None
         if odd:
             raise UsageError(
                 f"{self.folder}: {session.name} is saved without its measurements "
                 f"{', '.join(odd)}; return numbers, texts or booleans"
             )
-
-
-def _plain(
-    measurements: Mapping[str, Any],
-) -> tuple[dict[str, float | str | bool], list[str]]:
-    """Measurements in types that JSON has, and the names of those that have no such type.
-
-    Scalars of numpy and torch become Python's; non-finite values become text.
-    """
-    plain: dict[str, float | str | bool] = {}
-    odd = []
-    for name, value in measurements.items():
-        count = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
-        if hasattr(value, "item") and count == 1:
-            value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            value = str(value)
-        if isinstance(value, (int, float, str)):
-            plain[str(name)] = value
-        else:
-            odd.append(str(name))
-    return plain, odd
 
 
 def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str, Tensor]:
@@ -376,8 +374,8 @@ def _bare_name(name: str, wrapped: set[str]) -> str:
     )
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read the ``trajectory.json`` of a recorded trajectory.
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
+    """Read the ``trajectory.json`` of a recorded trajectory, or a record of another name.
 
     Returns:
         ``trajectory`` (identity), ``function``, ``options``, ``seed``, ``rate``, ``sessions``
@@ -387,7 +385,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing or is not such a record.
     """
-    path = folder / RECORD
+    path = folder / name
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT or not isinstance(record["recorded"], dict):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from know_cli.checkpoints.state import read_state
 from know_cli.errors import KnowError, UsageError, a_type
+from know_cli.forgetting.branches import BranchRecorder
 from know_cli.forgetting.recorder import Recorder, TrainingSession, derived_seed, state_of
 from know_cli.forgetting.subsets import nested_subsets
 
@@ -178,7 +179,10 @@ class Protocol:
         options: passed to the training function.
         size: number of samples, unless there are labels.
         labels: classes of the samples; None asks the training function.
-        start: checkpoint that every session starts from; None for a chain.
+        start: checkpoint that every session starts from; None for a chain. Of branches, their Θ0,
+            which is then not trained.
+        branches: record so many branches of Θ0 instead of a forgetting, each on a share ``rates``
+            of the data; 0 is a forgetting.
     """
 
     sessions: int = 5
@@ -189,6 +193,7 @@ class Protocol:
     size: int | None = None
     labels: NDArray[Any] | None = None
     start: Path | None = None
+    branches: int = 0
 
 
 def open_recorder(
@@ -227,6 +232,19 @@ def open_recorder(
         raise UsageError(
             f"{function.name}: does not declare its number of samples; give --size or --labels"
         )
+    start = None if protocol.start is None else read_state(protocol.start)
+    if protocol.branches:
+        return BranchRecorder(
+            folder,
+            size,
+            branches=protocol.branches,
+            rate=rate,
+            seed=seed,
+            labels=labels,
+            options=protocol.options,
+            function=function.name,
+            start=start,
+        )
     subsets = nested_subsets(size, rate, protocol.before + protocol.sessions, seed, labels)
     return Recorder(
         folder,
@@ -236,7 +254,7 @@ def open_recorder(
         before=protocol.before,
         options=protocol.options,
         function=function.name,
-        start=None if protocol.start is None else read_state(protocol.start),
+        start=start,
     )
 
 

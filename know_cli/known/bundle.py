@@ -19,6 +19,7 @@ from torch import Tensor
 
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, parse_json
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.paths import MAX_CHECKPOINTS, MIN_CHECKPOINTS
 from know_cli.errors import CheckpointError
 from know_cli.files import make_folder, write_text
@@ -29,6 +30,8 @@ from know_cli.known.preparation import Preparation
 from know_cli.known.shipped import MANIFEST
 
 FORMAT = 1
+#: The entry of a manifest that names the kind of trajectory; without it, it is a forgetting.
+TRAJECTORY = "trajectory"
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class Bundle:
     target: str
     manifest: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
+
+    @property
+    def trajectory(self) -> TrajectoryKind:
+        """The kind of trajectory that it was taught on: the manifest's, else a forgetting."""
+        return TrajectoryKind(self.manifest.get(TRAJECTORY, TrajectoryKind.FORGETTING.value))
 
     def module(self, kind: Kind) -> Known:
         """Return the reference module of one kind, in evaluation mode."""
@@ -120,14 +128,16 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             and manifest["preparation"] in [item.value for item in Preparation]
             and isinstance(manifest["target"], str)
             and isinstance(manifest["digest"], str)
+            and manifest.get(TRAJECTORY, TrajectoryKind.FORGETTING.value)
+            in [item.value for item in TrajectoryKind]
         )
     except (OSError, BadJsonError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is not a bundle's manifest ({error!r})") from error
     if not fine:
         raise CheckpointError(
             f"{path}: is not a manifest of format {FORMAT}; it needs format, checkpoints "
-            f"({MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}), preparation (raw or spread), target and "
-            "digest"
+            f"({MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}), preparation (raw or spread), target, "
+            "digest and, if any, a trajectory (forgetting, run or branches)"
         )
     return dict(manifest)
 
@@ -176,6 +186,7 @@ def save_bundle(bundle: Bundle, path: Path, details: Mapping[str, Any] | None = 
         "checkpoints": bundle.checkpoints,
         "preparation": bundle.preparation.value,
         "target": bundle.target,
+        TRAJECTORY: bundle.trajectory.value,
         "digest": bundle.digest,
         "parameters": sum(tensor.numel() for tensor in bundle.states[Kind.CONV].values()),
     }

@@ -17,6 +17,7 @@ from know_cli.lab.data import AUGMENTATIONS, DataSet, Samples, standardise
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.fitting import accuracy, fit
 from know_cli.lab.zoo import build
+from know_cli.meta.run_setup import RunSetup
 from know_cli.meta.series import NotUsableError, Series, read_trajectory
 from know_cli.meta.setup import Setup
 
@@ -41,7 +42,7 @@ class Task:
         start_inputs, start_labels: other training samples, for a pretrained common start.
     """
 
-    def __init__(self, setup: Setup, data: DataSet) -> None:
+    def __init__(self, setup: Setup | RunSetup, data: DataSet) -> None:
         generator = np.random.default_rng([setup.seed, _POOL])
         part = meta_part(data)
         inputs, labels = self._of_classes(setup, data, part)
@@ -55,7 +56,9 @@ class Task:
         self.test_inputs, self.test_labels = inputs[chosen], labels[chosen]
 
     @staticmethod
-    def _of_classes(setup: Setup, data: DataSet, samples: Samples) -> tuple[Tensor, Tensor]:
+    def _of_classes(
+        setup: Setup | RunSetup, data: DataSet, samples: Samples
+    ) -> tuple[Tensor, Tensor]:
         numbers = torch.full((data.classes,), -1)
         numbers[list(setup.classes)] = torch.arange(len(setup.classes))
         labels = numbers[samples.labels]

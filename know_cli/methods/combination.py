@@ -15,35 +15,81 @@ from know_cli.kinds import PREDICTED_KINDS, Kind
 Weights = Sequence[Sequence[float]]
 
 _BLOCK_ROWS = 1 << 14
+_HALVES = ("F16", "BF16")
+# The bits of a float64's fraction that float32 has no room for.
+_CUT = (1 << 29) - 1
 
 
 class LinearPredictor:
     """Predicts θ̂(−step) = Σ weights[kind][step − 1][k] · window[k].
 
     The sum is taken in float64 and rounded once, so weights that sum to 1 keep a constant history,
-    and a single weight of 1 passes its checkpoint on unchanged, bit for bit in float32.
+    and a single weight of 1 passes its checkpoint on unchanged, bit for bit. Histories may be
+    float64, too, and then nothing is rounded to float32.
 
     Args:
         weights: the weights of each step, for each of conv, fc and bias.
+        rounds_once: round values of 16-bit tensors so to float32 that they come out as if the
+            sum had been rounded to their dtype at once.
     """
 
     device = torch.device("cpu")
     block_rows = _BLOCK_ROWS
-    #: The sum and one product in float64.
+    #: The sum and one product in float64, or what is cut off of it.
     thread_bytes = 2 * 8 * _BLOCK_ROWS
 
-    def __init__(self, weights: Mapping[Kind, Weights]) -> None:
+    def __init__(self, weights: Mapping[Kind, Weights], *, rounds_once: bool = False) -> None:
         self._weights = weights
+        self._rounds_once = rounds_once
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        terms = [
+            (weight, values)
+            for weight, values in zip(self._weights[block.kind][step - 1], history, strict=False)
+            if weight
+        ]
+        if [weight for weight, _ in terms] == [1.0]:
+            out.copy_(terms[0][1])  # a sum has lost the sign of -0
+            return
         total = torch.zeros(out.shape, dtype=torch.float64)
         # Products are rounded before they are added. Whether a fused operation rounds them would
         # depend on a row's place in its block.
-        for weight, values in zip(self._weights[block.kind][step - 1], history, strict=False):
-            if weight:
-                total.add_(values.double().mul_(weight))
+        for weight, values in terms:
+            total.add_(values.to(torch.float64, copy=True).mul_(weight))
+        if self._rounds_once:
+            for dtype, rows in block.dtypes():
+                if dtype in _HALVES:
+                    round_to_odd(total[rows])
         out.copy_(total)
+
+
+def round_to_odd(values: Tensor) -> Tensor:
+    """Round float64 so that what comes after it, float32 and 16 bits, is as good as rounding once.
+
+    Of a number that float32 does not hold, the bits that it has no room for are cut off, and the
+    last one that it has is set, so that no later rounding to nearest takes it for a tie ("Emulation
+    of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd", Boldo and
+    Melquiond, IEEE Transactions on Computers 57(4), 2008). Holds for what is normal in float32.
+
+    Args:
+        values: float64, contiguous; changed in place.
+
+    >>> values = torch.tensor([1 + 2**-8 + 2**-40], dtype=torch.float64)
+    >>> values.float().bfloat16().item(), round_to_odd(values).float().bfloat16().item()
+    (1.0, 1.0078125)
+    """
+    bits = values.view(torch.int64)
+    last = bits & _CUT
+    last.add_(_CUT).bitwise_and_(_CUT + 1)
+    bits.bitwise_or_(last).bitwise_and_(~_CUT)
+    return values
+
+
+def combine_by_kind(weights: Mapping[Kind, Weights]) -> Predictors:
+    """Return the method with these weights for each kind, which computes float64 in float64."""
+    predictor = LinearPredictor(weights)
+    return Predictors(predictor, exact=predictor)
 
 
 def combine(weights: Weights) -> Predictors:
@@ -56,7 +102,7 @@ def combine(weights: Weights) -> Predictors:
     >>> mean.devices
     (device(type='cpu'),)
     """
-    return Predictors(LinearPredictor(dict.fromkeys(PREDICTED_KINDS, weights)))
+    return combine_by_kind(dict.fromkeys(PREDICTED_KINDS, weights))
 
 
 def only(position: int, checkpoints: int, steps: int, factor: float = 1.0) -> list[list[float]]:

@@ -25,7 +25,7 @@ class Inputs:
         steps: how many are predicted.
         rate: share of the data that is kept from one checkpoint to the next.
         devices: where a hyper-model runs; if there are several, all are of one type.
-        options: a value for each of the method's options.
+        options: a value for each of the method's options that has one.
         given_bundle: the weights of the method's hyper-model, if it has one.
     """
 
@@ -71,3 +71,7 @@ class Inputs:
     def number(self, option: str) -> float:
         """Return the value of a numeric option."""
         return float(self.options[option])
+
+    def given(self, option: str) -> float | None:
+        """Return the value of a numeric option; None where it is absent."""
+        return float(self.options[option]) if option in self.options else None

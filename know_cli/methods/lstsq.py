@@ -19,7 +19,7 @@ from know_cli.errors import CheckpointError
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.bundle import Bundle
 from know_cli.known.shipped import MANIFEST
-from know_cli.methods.combination import LinearPredictor
+from know_cli.methods.combination import combine_by_kind
 from know_cli.methods.inputs import Inputs
 
 #: Name of the entry in the manifest.
@@ -33,9 +33,7 @@ def predictors(inputs: Inputs) -> Predictors:
         CheckpointError: the bundle has no such rule, or is for another number of checkpoints.
     """
     rules = read_rules(inputs.bundle_of(Bundle))
-    return Predictors(
-        LinearPredictor({kind: iterate(rules[kind], inputs.steps) for kind in PREDICTED_KINDS})
-    )
+    return combine_by_kind({kind: iterate(rules[kind], inputs.steps) for kind in PREDICTED_KINDS})
 
 
 def read_rules(bundle: Bundle) -> dict[Kind, list[float]]:

@@ -1,6 +1,6 @@
 """Θ0 unchanged: the start of anyone who does not predict (arXiv 2508.05059, "Naïve").
 
-Every step has the same. As with every method, float64 values are rounded to float32.
+Every step has the same, bit for bit.
 """
 
 from __future__ import annotations

@@ -7,18 +7,30 @@ method's own module is imported when the method is opened.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from know_cli.errors import UsageError
+from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.engine.settings import NormMode
+from know_cli.errors import CheckpointError, UsageError
+from know_cli.methods.decay import SHAPES, LoraMode, check_average
 
-DEFAULT_METHOD = "known"
+#: The method that is taken for each kind of trajectory where none is named.
+DEFAULT_METHODS = {
+    TrajectoryKind.FORGETTING: "known",
+    TrajectoryKind.RUN: "average",
+    TrajectoryKind.BRANCHES: "average",
+}
+DEFAULT_METHOD = DEFAULT_METHODS[TrajectoryKind.FORGETTING]
 
 # Steps take its powers, which must be numbers, too.
 _LARGEST = 1e30
+# Columns of the table in a help text.
+_WIDTH = 78
 
 #: The value of a method's option.
 Value = float | str
@@ -40,6 +52,10 @@ class HyperModelBundle(Protocol):
         """What it was trained to predict."""
 
     @property
+    def trajectory(self) -> TrajectoryKind:
+        """The kind of trajectory that it was taught on, and can read."""
+
+    @property
     def source(self) -> Path | None:
         """Where it was read from; None if it was not read from a file."""
 
@@ -50,23 +66,29 @@ class Option:
 
     Attributes:
         name: as in ``--option NAME=VALUE``.
-        default: the value if none is given.
+        default: the value if none is given; with None the option is then absent.
         words: the allowed values if they are words; empty if the value is a finite number of
             at most 1e30 in size.
+        above: a number has to be more than this.
+        most: a number may be at most this.
+        whole: whether a number has to be whole.
 
     >>> Option("alpha", 1.0).parse("0.5")
     0.5
     """
 
     name: str
-    default: Value
+    default: Value | None
     words: tuple[str, ...] = ()
+    above: float = -math.inf
+    most: float = math.inf
+    whole: bool = False
 
     def parse(self, text: str) -> Value:
         """Parse the value that a user wrote.
 
         Raises:
-            ValueError: the text is none of the words, not a finite number, or too large.
+            ValueError: the text is none of the words, or not a number that is allowed.
         """
         if self.words:
             if text not in self.words:
@@ -80,7 +102,13 @@ class Option:
             raise ValueError("is not a finite number")
         if abs(number) > _LARGEST:
             raise ValueError(f"is so large that no prediction can be finite; at most {_LARGEST:g}")
-        return number
+        if number <= self.above:
+            raise ValueError(f"must be more than {self.above:g}")
+        if number > self.most:
+            raise ValueError(f"must be at most {self.most:g}")
+        if self.whole and number != int(number):
+            raise ValueError("is not a whole number")
+        return int(number) if self.whole else number
 
 
 @dataclass(frozen=True)
@@ -95,12 +123,16 @@ class Method:
             for methods that read no bundle. The folder has a module ``shipped`` with
             ``find_bundle``, ``check_weights_name`` and ``shipped``, and a module ``bundle`` with
             ``load_bundle``.
+        norm: what happens to normalisation layers unless the user says.
+        check: refuses options that do not go together, with a :class:`UsageError`.
     """
 
     name: str
     summary: str
     options: tuple[Option, ...] = ()
     hyper_model: str | None = None
+    norm: NormMode = NormMode.RESCALE
+    check: Callable[[Mapping[str, Value]], None] | None = None
 
     @property
     def module(self) -> str:
@@ -114,6 +146,13 @@ class Method:
 
 
 _ALPHA = Option("alpha", 1.0)
+_AVERAGE = (
+    Option("shape", SHAPES[0], SHAPES),
+    Option("last", None, above=0, whole=True),
+    Option("over", None, above=0, most=1),
+    Option("half-life", None, above=0),
+    Option("lora", LoraMode.EXACT.value, tuple(mode.value for mode in LoraMode)),
+)
 _KNOWN = "known"
 
 METHODS = (
@@ -134,9 +173,78 @@ METHODS = (
     Method("tsv", "Θ0 + n·α·(merged task singular vectors); matrices whole", (_ALPHA,)),
     Method("lstsq", "the linear rule in a hyper-model's manifest, n times", hyper_model=_KNOWN),
     Method("shrink", "λ^n·Θ0", (Option("lambda", 0.97),)),
-    Method("average", "mean of the checkpoints"),
+    Method("average", "mean of the checkpoints", _AVERAGE, None, NormMode.AVERAGE, check_average),
     Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
 )
+
+
+_FORGETTING_OR_RUN = (TrajectoryKind.FORGETTING, TrajectoryKind.RUN)
+
+#: What the methods are for that are not for every kind of trajectory. Methods with a hyper-model
+#: are for the kind that their bundle was taught on.
+ONLY_FOR: Mapping[str, tuple[TrajectoryKind, ...]] = {
+    "last": _FORGETTING_OR_RUN,
+    "task-vector": _FORGETTING_OR_RUN,
+    "linear": _FORGETTING_OR_RUN,
+    "logfit": (TrajectoryKind.FORGETTING,),
+    "tsv": (TrajectoryKind.FORGETTING,),
+}
+
+
+def default_method(kind: TrajectoryKind | None, weights: str | None = None) -> str:
+    """The method where none is named.
+
+    Args:
+        kind: of the checkpoints; None is a forgetting.
+        weights: a bundle that is named, which tells that a hyper-model is wanted.
+
+    >>> default_method(TrajectoryKind.RUN)
+    'average'
+    """
+    return DEFAULT_METHOD if weights else DEFAULT_METHODS[kind or TrajectoryKind.FORGETTING]
+
+
+def check_suited(
+    method: Method,
+    kind: TrajectoryKind,
+    weights: str | None,
+    bundle: HyperModelBundle | None = None,
+) -> None:
+    """Refuse a method that is not for a kind of trajectory, or whose bundle is not.
+
+    Args:
+        method: the method.
+        kind: of the checkpoints.
+        weights: name or path of the bundle, as the user gave it.
+        bundle: of the method's hyper-model, once it is loaded.
+
+    Raises:
+        UsageError: the method is not for it, or no bundle for it is shipped.
+        CheckpointError: the bundle was taught on another kind.
+    """
+    remedy = f"take --method {DEFAULT_METHODS[kind]}"
+    if kind not in ONLY_FOR.get(method.name, tuple(TrajectoryKind)):
+        suited = " and ".join(other.plural for other in ONLY_FOR[method.name])
+        raise UsageError(
+            f"--method {method.name}: is for {suited}, and these checkpoints are of {kind.text}; "
+            f"{remedy}"
+        )
+    if not method.reads_bundle:
+        return
+    if bundle is None:
+        if weights is None and kind is not TrajectoryKind.FORGETTING:
+            raise UsageError(
+                f"--method {method.name}: no KNOWN that was taught on {kind.plural} is shipped; "
+                f"{remedy}, or name one with --weights"
+            )
+    elif bundle.trajectory is not kind:
+        other = bundle.trajectory
+        elsewhere = "" if method.name == DEFAULT_METHODS[kind] else f", or {remedy}"
+        raise CheckpointError(
+            f"{bundle.source}: this KNOWN was taught on {other.plural}, and these checkpoints are "
+            f"of {kind.text}; name another with --weights{elsewhere}, or say --trajectory "
+            f"{other.value} if that is what they are of"
+        )
 
 
 def find_method(name: str) -> Method:
@@ -174,7 +282,7 @@ def parse_options(method: Method, texts: Sequence[str]) -> dict[str, Value]:
 
 
 def complete_options(method: Method, values: Mapping[str, Value]) -> dict[str, Value]:
-    """Return values for all options of a method: those given, and defaults for the others.
+    """Return values for the options of a method: those given, and defaults for the others.
 
     Raises:
         UsageError: the method has no such option, or the value is not allowed.
@@ -183,7 +291,11 @@ def complete_options(method: Method, values: Mapping[str, Value]) -> dict[str, V
     {'alpha': 1.0, 'range': 'full'}
     """
     given = {name: _checked(method, name, value) for name, value in values.items()}
-    return {option.name: given.get(option.name, option.default) for option in method.options}
+    every = {option.name: given.get(option.name, option.default) for option in method.options}
+    complete = {name: value for name, value in every.items() if value is not None}
+    if method.check is not None:
+        method.check(complete)
+    return complete
 
 
 def check_weights(method: Method, weights: str | None) -> None:
@@ -246,7 +358,8 @@ def bundle_with_digest(
     else:
         paths = [shipped.find_bundle(weights, checkpoints)]
     load = _bundles(method).load_bundle
-    return next((str(path) for path in paths if load(path).digest == digest), None)
+    # Absolute, since a path has to look like one to be taken for one.
+    return next((str(path.absolute()) for path in paths if load(path).digest == digest), None)
 
 
 def _shipped(method: Method) -> Any:
@@ -258,12 +371,15 @@ def _bundles(method: Method) -> Any:
 
 
 def describe_methods() -> str:
-    """Return the table for a help text: one line per method, with its options and defaults."""
+    """Return the table for a help text: each method, with its options and defaults."""
     width = max(len(method.name) for method in METHODS)
     lines = []
     for method in METHODS:
         options = ", ".join(_describe(option) for option in method.options)
-        lines.append(f"{method.name:{width}}  {method.summary}{options and f' ({options})'}")
+        line = f"{method.name:{width}}  {method.summary}{options and f' ({options})'}"
+        lines += textwrap.wrap(
+            line, _WIDTH, subsequent_indent=" " * (width + 2), break_on_hyphens=False
+        )
     return "\n".join(lines)
 
 
@@ -271,6 +387,8 @@ def _describe(option: Option) -> str:
     if option.words:
         others = (word for word in option.words if word != option.default)
         return f"{option.name}={'|'.join((str(option.default), *others))}"
+    if option.default is None:
+        return f"{option.name}=…"
     return f"{option.name}={option.default:g}"
 
 
@@ -285,5 +403,6 @@ def _checked(method: Method, name: str, value: Value) -> Value:
 
 
 def _allowed(method: Method) -> str:
-    names = " and ".join(option.name for option in method.options)
-    return f"--method {method.name} takes {names or 'no options'}"
+    *names, last = [option.name for option in method.options] or ["no options"]
+    listing = f"{', '.join(names)} and {last}" if names else last
+    return f"--method {method.name} takes {listing}"

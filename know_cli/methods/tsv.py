@@ -26,10 +26,13 @@ float64 by one thread. A matrix that does not fit in ``--max-memory`` is refused
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from know_cli.engine.plan import Group, PlannedTensor
 from know_cli.engine.predictor import Predictors
 from know_cli.kinds import Kind
 from know_cli.methods.combination import combine
@@ -55,20 +58,17 @@ class SingularPredictor:
         count, rows, columns = matrices(kind, shape)
         return count > 0 and min(rows, columns) >= self._tasks
 
-    def nbytes(self, kind: Kind, shape: tuple[int, ...]) -> int:
-        """Bytes of main memory to decompose one matrix.
+    def groups(self, tensors: Sequence[PlannedTensor]) -> list[Group]:
+        """Each such tensor; see :class:`~know_cli.engine.predictor.TensorPredictor`."""
+        return [(tensor,) for tensor in tensors if self.takes(tensor.kind, tensor.shape)]
 
-        At its peak there are five matrices of its size (Θ0, a task vector, the two that it is the
-        difference of, the copy that is decomposed), the singular vectors of one decomposition and
-        of all tasks, and LAPACK's workspace. Measured peaks were 60 to 90 % of this.
-        """
-        _, rows, columns = matrices(kind, shape)
-        rank = min(rows, columns)
-        return 8 * (5 * rows * columns + 4 * rank * (rows + columns) + 8 * rank * rank)
+    def nbytes(self, group: Group) -> int:
+        """Bytes of main memory to decompose one matrix."""
+        return decomposition_nbytes(group[0].kind, group[0].shape)
 
-    def predict(self, kind: Kind, shape: tuple[int, ...], history: Tensor, out: Tensor) -> None:
+    def predict(self, group: Group, history: Tensor, out: Tensor) -> None:
         """Predict all steps; see :class:`~know_cli.engine.predictor.TensorPredictor`."""
-        count, rows, columns = matrices(kind, shape)
+        count, rows, columns = matrices(group[0].kind, group[0].shape)
         windows = history.view(len(history), count, rows, columns)
         answers = out.view(len(out), count, rows, columns)
         for position in range(count):
@@ -90,6 +90,18 @@ def matrices(kind: Kind, shape: tuple[int, ...]) -> tuple[int, int, int]:
         return 1, shape[0], math.prod(shape[1:])
     *stack, rows, columns = shape
     return math.prod(stack), rows, columns
+
+
+def decomposition_nbytes(kind: Kind, shape: tuple[int, ...]) -> int:
+    """Bytes of main memory to decompose one of a tensor's matrices.
+
+    At its peak there are five matrices of its size (Θ0, a task vector, the two that it is the
+    difference of, the copy that is decomposed), the singular vectors of one decomposition and
+    of all tasks, and LAPACK's workspace. Measured peaks were 60 to 90 % of this.
+    """
+    _, rows, columns = matrices(kind, shape)
+    rank = min(rows, columns)
+    return 8 * (5 * rows * columns + 4 * rank * (rows + columns) + 8 * rank * rank)
 
 
 def merge(window: Tensor) -> Tensor:
@@ -143,4 +155,4 @@ def predictors(inputs: Inputs) -> Predictors:
     weights = []
     for step in range(1, inputs.steps + 1):
         weights.append([-step * alpha / tasks] * tasks + [1 + step * alpha])
-    return Predictors(combine(weights).rows, SingularPredictor(alpha, size))
+    return replace(combine(weights), tensors=SingularPredictor(alpha, size))

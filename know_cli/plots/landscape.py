@@ -40,7 +40,7 @@ def draw_landscape(
     """Draw contours, with a trajectory and predictions on top.
 
     Args:
-        points: N of them, the sessions first, in order.
+        points: N of them, the trajectory's own first, in order.
         coordinates: ``[N, 2]``.
         shares: ``[2]``, of the two axes, 0 to 1.
         grid: where the measure was evaluated.

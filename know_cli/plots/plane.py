@@ -131,15 +131,16 @@ def _block(checkpoints: Sequence[Checkpoint], name: str, start: int, count: int)
     return block
 
 
-def principal_axes(products: Values, last: int) -> Plane:
+def principal_axes(products: Values, last: int, first: int = 0) -> Plane:
     """The principal axes of checkpoints from the inner products of their differences.
 
     The sign of an axis is arbitrary; it is chosen so that checkpoint ``last`` does not lie left of
-    or below checkpoint 0.
+    or below checkpoint ``first``.
 
     Args:
         products: float64 ``[N, N]`` from :func:`inner_products`.
         last: index of the checkpoint that the axes point towards.
+        first: index of the one that they point away from.
 
     Raises:
         UsageError: all checkpoints are the same.
@@ -154,7 +155,7 @@ def principal_axes(products: Values, last: int) -> Plane:
         raise UsageError("all checkpoints have the same weights: there is nothing to draw")
     kept = values > _NO_EXTENT * values[0]
     lengths = np.sqrt(values[kept])
-    vectors = vectors[:, kept] * _directions(vectors[:, kept], last)
+    vectors = vectors[:, kept] * _directions(vectors[:, kept], first, last)
     coordinates = vectors * lengths
     outside = np.diag(centred) - np.square(coordinates[:, :2]).sum(1)
     return Plane(
@@ -166,9 +167,9 @@ def principal_axes(products: Values, last: int) -> Plane:
     )
 
 
-def _directions(vectors: Values, last: int) -> Values:
+def _directions(vectors: Values, first: int, last: int) -> Values:
     """+1 or −1 per axis."""
-    ahead = vectors[last] - vectors[0]
+    ahead = vectors[last] - vectors[first]
     # If the two are level, the checkpoint farthest out decides.
     furthest = vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])]
     deciding = np.where(np.abs(ahead) > 1e-9, ahead, furthest)

@@ -20,7 +20,7 @@ from know_cli.checkpoints import (
     open_trajectory,
 )
 from know_cli.checkpoints import metadata as keys
-from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.metadata import Session, TrajectoryKind
 from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.classification import classify_values
 from know_cli.errors import UsageError
@@ -34,8 +34,15 @@ class Role(str, Enum):
     """The role of a checkpoint in a picture."""
 
     SESSION = "session"
+    CHECKPOINT = "checkpoint"  # of a run
+    BRANCH = "branch"  # or the Θ0 that branches go on from
     PREDICTION = "prediction"
     OTHER = "other"
+
+    @property
+    def is_of_trajectory(self) -> bool:
+        """Whether it is one of the trajectory's own checkpoints."""
+        return self in (Role.SESSION, Role.CHECKPOINT, Role.BRANCH)
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,9 @@ class Points:
     """All checkpoints of a picture.
 
     Attributes:
-        trajectory: the sessions.
-        points: first the S sessions, starting with Θ0; then the predictions, in ascending order
-            of steps within a series; then the others.
+        trajectory: the open checkpoints.
+        points: first the S of the trajectory, starting with Θ0; then the predictions, in ascending
+            order of steps within a series; then the others.
     """
 
     trajectory: Trajectory
@@ -82,26 +89,25 @@ def open_points(
     predictions: Sequence[tuple[str | None, Path]] = (),
     others: Mapping[str, Path] | None = None,
     overrides: Sequence[Override] = (),
+    kind: TrajectoryKind | None = None,
 ) -> Iterator[Points]:
     """Open the checkpoints of a picture; they are closed at the end of the ``with`` block.
 
     Args:
-        sessions: of the trajectory, full data first.
+        sessions: of the trajectory, full data first, or of a run, or branches with Θ0 first.
         predictions: name and path; one without a name is named after its metadata, or else after
             its file.
         others: by name.
         overrides: kinds that the user sets.
+        kind: how the trajectory came about; None takes what the checkpoints tell.
 
     Raises:
         UsageError: there are too few or too many sessions, or two points have the same name.
         CheckpointError: a checkpoint cannot be used or belongs to another model.
     """
     with ExitStack() as stack:
-        trajectory = stack.enter_context(open_trajectory(sessions, only_copied(overrides)))
-        points = [
-            Point(f"Θ{k}", f"Θ{k}", "sessions", Role.SESSION, checkpoint)
-            for k, checkpoint in enumerate(trajectory.checkpoints)
-        ]
+        trajectory = stack.enter_context(open_trajectory(sessions, only_copied(overrides), kind))
+        points = _own_points(trajectory)
         predicted = [
             (name, stack.enter_context(open_checkpoint(path))) for name, path in predictions
         ]
@@ -113,6 +119,22 @@ def open_points(
         check_same_model(compared, only_copied(overrides))
         _refuse_same_name(points)
         yield Points(trajectory, tuple(points))
+
+
+def _own_points(trajectory: Trajectory) -> list[Point]:
+    """The points of a trajectory's own checkpoints, Θ0 first."""
+    names = [(f"Θ{k}", f"Θ{k}") for k in range(len(trajectory))]
+    series, role = "sessions", Role.SESSION
+    if trajectory.kind is TrajectoryKind.RUN:
+        series, role, steps = "run", Role.CHECKPOINT, trajectory.training_steps
+        names = names if steps is None else [(f"step {step}", str(step)) for step in steps]
+    elif trajectory.kind is TrajectoryKind.BRANCHES:
+        series, role = "branches", Role.BRANCH
+        names[1:] = [(f"branch {k}", str(k)) for k in range(1, len(trajectory))]
+    return [
+        Point(name, label, series, role, checkpoint)
+        for (name, label), checkpoint in zip(names, trajectory.checkpoints, strict=True)
+    ]
 
 
 def _predictions(predicted: Sequence[tuple[str | None, Checkpoint]]) -> list[Point]:
@@ -177,11 +199,17 @@ def _refuse_same_name(points: Sequence[Point]) -> None:
 def measured_tensors(trajectory: Trajectory, overrides: Sequence[Override]) -> list[str]:
     """Names of the tensors that distances are measured over: those of kinds conv, fc and bias.
 
+    What some branches do not have is left out.
+
     Raises:
         UsageError: there are none, or an override matches nothing.
     """
     classes = classify_values(trajectory, overrides).classes
-    names = [name for name, found in classes.items() if found.kind in PREDICTED_KINDS]
+    names = [
+        name
+        for name, found in classes.items()
+        if found.kind in PREDICTED_KINDS and name not in trajectory.absent
+    ]
     if not any(trajectory.first.tensors[name].info.elements for name in names):
         raise UsageError("the checkpoints have no parameters of kinds conv, fc or bias")
     return names

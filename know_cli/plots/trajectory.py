@@ -33,7 +33,7 @@ def draw_trajectory(
     """Draw sessions as a path, with predictions and other checkpoints.
 
     Args:
-        points: N of them, the sessions first, in order.
+        points: N of them, the trajectory's own first, in order.
         coordinates: ``[N, 2]``.
         shares: ``[2]``, of the two axes, 0 to 1.
         suffix: ``.png`` or ``.svg``.
@@ -64,19 +64,19 @@ def draw_points(
     Args:
         figure: with the axes.
         axes: to draw in; their position is final afterwards.
-        points: N of them, the sessions first, in order.
+        points: N of them, the trajectory's own first, in order.
         coordinates: ``[N, 2]``.
         shares: ``[2]``, of the two axes, 0 to 1.
     """
     for name, number in ((axes.set_xlabel, 0), (axes.set_ylabel, 1)):
         name(f"principal axis {number + 1} ({100 * shares[number]:.1f} % of squared distances)")
-    segments = _draw_sessions(axes, points, coordinates)
-    rest = dict.fromkeys(point.series for point in points if point.role is not Role.SESSION)
+    segments = _draw_own(axes, points, coordinates)
+    rest = dict.fromkeys(point.series for point in points if not point.role.is_of_trajectory)
     for number, series in enumerate(rest, start=1):
         members = [
             k
             for k, point in enumerate(points)
-            if point.series == series and point.role is not Role.SESSION
+            if point.series == series and not point.role.is_of_trajectory
         ]
         if points[members[0]].role is Role.PREDICTION:
             segments += _draw_series(axes, coordinates[[0, *members]], number, series)
@@ -94,13 +94,18 @@ def draw_points(
     draw_labels(figure, axes, coordinates, texts, segments, marker=_MARKER)
 
 
-def _draw_sessions(axes: Axes, points: Sequence[Point], coordinates: Values) -> Segments:
-    path = coordinates[[k for k, point in enumerate(points) if point.role is Role.SESSION]]
-    segments = list(pairwise(path))
+def _draw_own(axes: Axes, points: Sequence[Point], coordinates: Values) -> Segments:
+    """Draw a trajectory's own checkpoints; arrows point from what was trained to what it became."""
+    path = coordinates[[k for k, point in enumerate(points) if point.role.is_of_trajectory]]
+    first, last = points[0].label, points[len(path) - 1].label
+    if points[0].role is Role.CHECKPOINT:  # the latest comes first
+        segments, text = list(pairwise(path[::-1])), f"run, {last} to {first}"
+    elif points[0].role is Role.BRANCH:
+        segments, text = [(path[0], end) for end in path[1:]], f"branches of {first}"
+    else:
+        segments, text = list(pairwise(path)), f"sessions, {first} to {last}"
     for start, end in segments:
         _arrow(axes, start, end, "black", "-")
-    last = points[len(path) - 1].label
-    text = f"sessions, {points[0].label} to {last}"
     _draw_markers(axes, path, look(0)["marker"], "black", "white", text)
     return segments
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from know_cli.checkpoints import TensorEntry, Trajectory
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.metadata import Session, TrajectoryKind
 from know_cli.checkpoints.reading import chunks, read_float32
 from know_cli.engine.progress import Progress
 from know_cli.engine.scan import looks_reversed
@@ -30,7 +30,7 @@ class KindMovement:
         parameters: their parameters.
         squared_norm: ‖Θ0‖².
         products: ``[S − 1, S − 1]`` float64, ⟨dj, dk⟩ of the steps dk = Θk+1 − Θk (only the
-            diagonal and its neighbours are filled).
+            diagonal and its neighbours are filled); of branches, all of dk = Θk+1 − Θ0.
     """
 
     tensors: int
@@ -40,7 +40,7 @@ class KindMovement:
 
     @property
     def step_lengths(self) -> list[float]:
-        """‖Θk − Θk+1‖ for k = 0 … S − 2."""
+        """‖Θk − Θk+1‖ for k = 0 … S − 2; of branches ‖Θk+1 − Θ0‖."""
         return [float(value) for value in self.products.diagonal().sqrt()]
 
     @property
@@ -50,6 +50,18 @@ class KindMovement:
         return [
             float(product) / (one * two) if one * two > 0 else None
             for product, one, two in zip(between, lengths, lengths[1:], strict=False)
+        ]
+
+    @property
+    def cosines_of_branches(self) -> list[list[float | None]]:
+        """Cosine between every two branches' steps from Θ0; None where one has no length."""
+        lengths = self.step_lengths
+        return [
+            [
+                float(self.products[j, k]) / (one * two) if one * two > 0 else None
+                for k, two in enumerate(lengths)
+            ]
+            for j, one in enumerate(lengths)
         ]
 
 
@@ -63,10 +75,12 @@ class Inspection:
         frozen: tensors of the kinds conv, fc and bias that are the same in all checkpoints.
         nonfinite: (path, tensor, number of values) that are not finite.
         warnings: in words.
+        trajectory: how the checkpoints came about.
     """
 
     kinds: dict[Kind, KindMovement]
     total: KindMovement
+    trajectory: TrajectoryKind
     frozen: list[str] = field(default_factory=list)
     nonfinite: list[tuple[str, str, int]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -74,8 +88,8 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Plain types for a JSON file."""
         return {
-            "kinds": {kind.value: _movement_json(m) for kind, m in self.kinds.items()},
-            "total": _movement_json(self.total),
+            "kinds": {kind.value: self._movement_json(m) for kind, m in self.kinds.items()},
+            "total": self._movement_json(self.total),
             "frozen": self.frozen,
             "nonfinite": [
                 {"path": path, "tensor": tensor, "values": count}
@@ -84,15 +98,15 @@ class Inspection:
             "warnings": self.warnings,
         }
 
-
-def _movement_json(movement: KindMovement) -> dict[str, Any]:
-    return {
-        "tensors": movement.tensors,
-        "parameters": movement.parameters,
-        "norm": movement.squared_norm**0.5,
-        "step_lengths": movement.step_lengths,
-        "cosines": movement.cosines,
-    }
+    def _movement_json(self, movement: KindMovement) -> dict[str, Any]:
+        of_branches = self.trajectory is TrajectoryKind.BRANCHES
+        return {
+            "tensors": movement.tensors,
+            "parameters": movement.parameters,
+            "norm": movement.squared_norm**0.5,
+            "distances" if of_branches else "step_lengths": movement.step_lengths,
+            "cosines": movement.cosines_of_branches if of_branches else movement.cosines,
+        }
 
 
 def inspect_trajectory(
@@ -112,7 +126,7 @@ def inspect_trajectory(
     entries = trajectory.first.tensors
     progress.phase("inspecting", sum(entry.info.elements for entry in entries.values()))
     kinds: dict[Kind, KindMovement] = {}
-    inspection = Inspection(kinds, _no_movement(size))
+    inspection = Inspection(kinds, _no_movement(size), trajectory.kind)
     for name, entry in entries.items():
         kind = classes[name].kind
         movement = kinds.setdefault(kind, _no_movement(size))
@@ -161,8 +175,12 @@ def _inspect_tensor(
         moved = moved or bool((values[1:] != values[0]).logical_and(finite[1:]).any())
         # A parameter that is not finite in one checkpoint would make every sum so.
         values = torch.where(finite.all(dim=0), values, 0.0).double()
-        steps = values.diff(dim=0)
         movement.squared_norm += float(values[0].square().sum())
+        if trajectory.kind is TrajectoryKind.BRANCHES:
+            steps = values[1:] - values[0]
+            movement.products += steps @ steps.T
+            continue
+        steps = values.diff(dim=0)
         movement.products += torch.diag(steps.square().sum(dim=1))
         movement.products += torch.diag((steps[1:] * steps[:-1]).sum(dim=1), 1)
     for entry, bad in zip(entries, nonfinite, strict=True):
@@ -179,16 +197,19 @@ def _warnings(
     lengths = inspection.total.step_lengths
     paths = [checkpoint.path for checkpoint in trajectory.checkpoints]
     recorded = Session.from_metadata(trajectory.first.metadata) is not None
+    is_forgetting = trajectory.kind is TrajectoryKind.FORGETTING
     for k, length in enumerate(lengths):
+        before = 0 if trajectory.kind is TrajectoryKind.BRANCHES else k
         if length == 0:
-            warnings.append(f"{paths[k]} and {paths[k + 1]} have the same weights")
+            warnings.append(f"{paths[before]} and {paths[k + 1]} have the same weights")
     norm = inspection.total.squared_norm**0.5
     if 0 < sum(lengths) < _TINY_MOVEMENT * norm:
+        what = "was forgotten" if is_forgetting else "was learnt"
         warnings.append(
             f"all steps together move the weights by {sum(lengths) / norm:.1e} of their norm: "
-            "nothing was forgotten that a prediction could bring back"
+            f"nothing {what} that a prediction could bring back"
         )
-    if looks_reversed(lengths) and not recorded:
+    if looks_reversed(lengths) and is_forgetting and not recorded:
         warnings.append(
             "the steps grow, as if the checkpoints were given in reverse; the order is full "
             "data first, most-forgotten last"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from know_cli.checkpoints import Trajectory, open_trajectory
 from know_cli.checkpoints.layouts import SUFFIX
-from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.metadata import Session, TrajectoryKind
 from know_cli.checkpoints.output_checks import check_digest_output, check_output
 from know_cli.checkpoints.paths import step_path
 from know_cli.checkpoints.trajectory import data_notices
@@ -24,7 +24,7 @@ from know_cli.engine.settings import NormMode
 from know_cli.errors import OutputError, UsageError
 from know_cli.kinds import Kind, only_copied
 from know_cli.methods.inputs import Inputs
-from know_cli.methods.registry import HyperModelBundle, open_bundle
+from know_cli.methods.registry import HyperModelBundle, check_suited, open_bundle
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.recipe import Arithmetic, Recipe, output_metadata
 from know_cli.prediction.request import DEFAULT_RATE, Request
@@ -51,15 +51,19 @@ def open_prediction(
     """
     ranks, notices = ranks or Ranks(), Notices(tell)
     devices = choose_devices(request.device, ranks.local_rank if ranks.size > 1 else None)
-    trajectory = open_trajectory(request.checkpoints, only_copied(request.settings.overrides))
+    trajectory = open_trajectory(
+        request.checkpoints, only_copied(request.settings.overrides), request.trajectory
+    )
     try:
+        check_suited(request.chosen, trajectory.kind, request.weights)
         bundle = open_bundle(request.chosen, request.weights, len(trajectory))
+        check_suited(request.chosen, trajectory.kind, request.weights, bundle)
         notices.add(*trajectory.notices, *data_notices(trajectory))
         rate = _rate(request, trajectory, notices)
         inputs = Inputs(trajectory, request.settings.steps, rate, devices, request.options, bundle)
         predictors: Predictors = import_module(request.chosen.module).predictors(inputs)
         notices.add(*predictors.notices)
-        recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors.kernel)
+        recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors)
         outputs = _outputs(request, trajectory, recipe)
         if request.rewrite:
             for output in outputs:
@@ -72,7 +76,10 @@ def open_prediction(
             rescales=request.settings.norm is NormMode.RESCALE,
         )
         notices.add(*found.notices)
-        unordered = Session.from_metadata(trajectory.first.metadata) is None
+        unordered = (
+            trajectory.kind is TrajectoryKind.FORGETTING
+            and Session.from_metadata(trajectory.first.metadata) is None
+        )
         if found.scan.looks_reversed and unordered:
             notices.add(
                 "warning: the steps between checkpoints grow, as if they were given in reverse; "
@@ -157,6 +164,13 @@ def _check_output(
 
 def _rate(request: Request, trajectory: Trajectory, notices: Notices) -> float:
     recorded = trajectory.rate
+    if trajectory.kind is not TrajectoryKind.FORGETTING:
+        if request.rate is not None:
+            raise UsageError(
+                f"--rate {request.rate:g}: is the sampling rate of a forgetting, and these "
+                f"checkpoints are of {trajectory.kind.text}; leave it out"
+            )
+        return DEFAULT_RATE
     if request.rate is None:
         return DEFAULT_RATE if recorded is None else recorded
     if recorded is not None and abs(recorded - request.rate) > 1e-6:
@@ -171,7 +185,7 @@ def _outputs(request: Request, trajectory: Trajectory, recipe: Recipe) -> list[O
     paths = {steps: request.output}
     if request.every_step:
         for step in range(1, steps):
-            paths[step] = step_path(request.output, recipe.rate, step, first.is_folder)
+            paths[step] = step_path(request.output, recipe.known_rate, step, first.is_folder)
     if len(set(paths.values())) < len(paths):
         raise UsageError(
             f"--every-step: at a rate of {recipe.rate:g} the steps have the same names; leave it "

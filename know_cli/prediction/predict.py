@@ -26,6 +26,7 @@ from typing import Any
 
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.checksum import digest_path, remove_digest, write_digest
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.engine.job import Job, OutputStep
 from know_cli.engine.journal import Journal, file_identity, remove_journals
 from know_cli.engine.notices import Notices
@@ -131,6 +132,7 @@ class Prediction:
         settings = self.request.settings
         return {
             **self.recipe.to_json(),
+            **self._steps(),
             "checkpoints": [str(checkpoint.path) for checkpoint in self.trajectory.checkpoints],
             "device": ", ".join(map(str, self.predictors.devices)),
             "threads": settings.threads,
@@ -138,6 +140,11 @@ class Prediction:
             "memory": self.plan.memory,
             "ranks": self.ranks.size,
         }
+
+    def _steps(self) -> dict[str, Any]:
+        if self.recipe.trajectory is not TrajectoryKind.RUN:
+            return {}
+        return {"training_steps": self.trajectory.training_steps}
 
     def close(self) -> None:
         """Close the inputs."""

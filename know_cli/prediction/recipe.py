@@ -18,13 +18,13 @@ import torch
 from know_cli import __version__
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints import metadata as keys
-from know_cli.checkpoints.metadata import Session
+from know_cli.checkpoints.metadata import Session, TrajectoryKind
 from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.settings import MAX_STEPS, FrozenMode, NormMode, Settings
 from know_cli.kinds import Override, parse_override
 from know_cli.methods.registry import HyperModelBundle, Value
-from know_cli.prediction.request import Request
+from know_cli.prediction.request import DEFAULT_RATE, Request
 
 # Keys that an output has only sometimes; Θ0 may be a prediction itself, and have others.
 _SOMETIMES = (
@@ -34,6 +34,18 @@ _SOMETIMES = (
     keys.BUNDLE,
     keys.TARGET,
     keys.KERNEL,
+    keys.COEFFICIENTS,
+    keys.BRANCH,
+    keys.SEED,
+)
+# What Θ0 may have of another trajectory, in which it was recorded.
+_OF_FORGETTINGS = (
+    keys.SESSION,
+    keys.FRACTION,
+    keys.RATE,
+    keys.TRAJECTORY,
+    keys.REGIME,
+    keys.CONTINUATION,
 )
 
 
@@ -69,11 +81,12 @@ class Recipe:
     Attributes:
         version: of this program.
         method: its name.
-        options: a value for each of its options.
+        options: a value for each of its options that has one.
         bundle: digest of the bundle; None for methods that read none.
         target: what the bundle's hyper-model was taught to predict.
         steps: how many are predicted.
-        rate: sampling rate from one checkpoint to the next.
+        rate: sampling rate from one checkpoint to the next; 0.5 where they are of no forgetting.
+        trajectory: how the checkpoints came about.
         norm: see :class:`~know_cli.engine.settings.NormMode`.
         frozen: see :class:`~know_cli.engine.settings.FrozenMode`.
         overrides: kinds that the user sets.
@@ -82,6 +95,7 @@ class Recipe:
         inputs: fingerprint of each checkpoint, Θ0's first; empty where an older header has none.
         device: type of the device that computes.
         kernel: which of several implementations computes there; None where there is one.
+        coefficients: ``[S]``, Θ0's first, where all that is predicted is an average.
     """
 
     version: str
@@ -91,6 +105,7 @@ class Recipe:
     target: str | None
     steps: int
     rate: float
+    trajectory: TrajectoryKind
     norm: NormMode
     frozen: FrozenMode
     overrides: tuple[Override, ...]
@@ -99,6 +114,7 @@ class Recipe:
     inputs: tuple[str, ...]
     device: str
     kernel: str | None
+    coefficients: tuple[float, ...] | None = None
 
     @staticmethod
     def of(
@@ -107,10 +123,11 @@ class Recipe:
         rate: float,
         bundle: HyperModelBundle | None,
         device: str,
-        kernel: str | None,
+        predictors: Predictors,
     ) -> Recipe:
         """The recipe of a request whose inputs and method are open."""
         settings = request.settings
+        assert settings.norm is not None
         return Recipe(
             version=__version__,
             method=request.method,
@@ -119,6 +136,7 @@ class Recipe:
             target=None if bundle is None else bundle.target,
             steps=settings.steps,
             rate=rate,
+            trajectory=trajectory.kind,
             norm=settings.norm,
             frozen=settings.frozen,
             overrides=settings.overrides,
@@ -126,7 +144,8 @@ class Recipe:
             checkpoints=len(trajectory),
             inputs=tuple(checkpoint.fingerprint() for checkpoint in trajectory.checkpoints),
             device=device,
-            kernel=kernel,
+            kernel=predictors.kernel,
+            coefficients=predictors.coefficients,
         )
 
     # ------------------------------------------------------------------ the header
@@ -137,13 +156,15 @@ class Recipe:
             keys.VERSION: self.version,
             keys.METHOD: self.method,
             keys.STEPS: str(step),
-            keys.RATE: repr(self.rate),
+            keys.TRAJECTORY_KIND: self.trajectory.value,
             keys.NORM: self.norm.value,
             keys.FROZEN: self.frozen.value,
             keys.DEVICE: self.device,
             keys.CHECKPOINTS: str(self.checkpoints),
             keys.INPUTS: " ".join(self.inputs),
         }
+        if self.known_rate is not None:
+            metadata[keys.RATE] = repr(self.known_rate)
         if self.options:
             metadata[keys.OPTIONS] = json.dumps(dict(self.options), sort_keys=True)
         if self.overrides:
@@ -152,6 +173,8 @@ class Recipe:
             metadata[keys.NONFINITE] = "copy"
         if self.kernel is not None:
             metadata[keys.KERNEL] = self.kernel
+        if self.coefficients is not None:
+            metadata[keys.COEFFICIENTS] = json.dumps(self.coefficients)
         if self.bundle is not None:
             metadata[keys.BUNDLE] = self.bundle
         if self.target is not None:
@@ -166,6 +189,11 @@ class Recipe:
             ValueError: something is missing or cannot be; says what.
         """
         try:
+            # Older headers have no kind, and are all of forgettings.
+            kind = TrajectoryKind(
+                metadata.get(keys.TRAJECTORY_KIND, TrajectoryKind.FORGETTING.value)
+            )
+            is_forgetting = kind is TrajectoryKind.FORGETTING
             recipe = Recipe(
                 version=metadata.get(keys.VERSION, ""),
                 method=metadata[keys.METHOD],
@@ -173,7 +201,8 @@ class Recipe:
                 bundle=metadata.get(keys.BUNDLE),
                 target=metadata.get(keys.TARGET),
                 steps=int(metadata[keys.STEPS]),
-                rate=float(metadata[keys.RATE]),
+                rate=float(metadata[keys.RATE]) if is_forgetting else DEFAULT_RATE,
+                trajectory=kind,
                 norm=NormMode(metadata[keys.NORM]),
                 frozen=FrozenMode(metadata.get(keys.FROZEN, FrozenMode.COPY.value)),
                 overrides=_overrides(metadata.get(keys.KINDS, "[]")),
@@ -182,6 +211,7 @@ class Recipe:
                 inputs=tuple(metadata.get(keys.INPUTS, "").split()),
                 device=metadata.get(keys.DEVICE, "cpu"),
                 kernel=metadata.get(keys.KERNEL),
+                coefficients=_coefficients(metadata.get(keys.COEFFICIENTS)),
             )
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ValueError(str(error)) from error
@@ -196,9 +226,14 @@ class Recipe:
     # ------------------------------------------------------------------ the others
 
     @property
-    def factor(self) -> str:
-        """Factor of training data that the last step stands for, such as ``x2``."""
-        return factor_name(self.rate, self.steps)
+    def known_rate(self) -> float | None:
+        """The sampling rate; None where checkpoints are of no forgetting."""
+        return self.rate if self.trajectory is TrajectoryKind.FORGETTING else None
+
+    @property
+    def factor(self) -> str | None:
+        """Factor of training data that the last step stands for, such as ``x2``, if known."""
+        return None if self.known_rate is None else factor_name(self.known_rate, self.steps)
 
     def identity(self, arithmetic: Arithmetic) -> str:
         """A key for the numbers: the same if and only if they come out the same.
@@ -210,13 +245,19 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain types, for a JSON report."""
-        optional = {"bundle": self.bundle, "target": self.target, "kernel": self.kernel}
+        optional: dict[str, Any] = {
+            "bundle": self.bundle,
+            "target": self.target,
+            "kernel": self.kernel,
+            "coefficients": self.coefficients and list(self.coefficients),
+        }
         return {
             "version": self.version,
             "method": self.method,
             "options": dict(self.options),
             "steps": self.steps,
-            "rate": self.rate,
+            "trajectory": self.trajectory.value,
+            "rate": self.known_rate,
             "factor": self.factor,
             "norm": self.norm.value,
             "frozen": self.frozen.value,
@@ -263,7 +304,8 @@ class Recipe:
                 max_memory=max_memory,
                 threads=threads,
             ),
-            rate=self.rate,
+            rate=self.known_rate,
+            trajectory=self.trajectory,
             device=device or (self.device if self.device in ("cuda", "mps", "xpu") else "cpu"),
             method=self.method,
             options=self.options,
@@ -281,6 +323,15 @@ def _overrides(text: str) -> tuple[Override, ...]:
     return tuple(parse_override(str(text)) for text in texts)
 
 
+def _coefficients(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise ValueError("coefficients are no list")
+    return tuple(float(number) for number in found)
+
+
 def output_metadata(recipe: Recipe, trajectory: Trajectory, step: int) -> dict[str, str]:
     """All metadata of the output after a step: Θ0's own, its place in the trajectory, the recipe.
 
@@ -293,6 +344,11 @@ def output_metadata(recipe: Recipe, trajectory: Trajectory, step: int) -> dict[s
     metadata = {"format": "pt", **trajectory.first.metadata}
     for key in _SOMETIMES:
         metadata.pop(key, None)
+    if recipe.trajectory is not TrajectoryKind.FORGETTING:
+        for key in _OF_FORGETTINGS:
+            metadata.pop(key, None)
+    if recipe.trajectory is TrajectoryKind.BRANCHES:
+        metadata.pop(keys.TRAINING_STEP, None)  # branches have trained on
     session = Session.from_metadata(metadata)
     if session is not None:
         # A prediction takes its place in the trajectory: the session before the first.

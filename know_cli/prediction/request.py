@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from know_cli.checkpoints.metadata import rate_problem
+from know_cli.checkpoints.metadata import TrajectoryKind, rate_problem
 from know_cli.checkpoints.paths import check_count
 from know_cli.engine.devices import check_device_name
-from know_cli.engine.settings import Settings
+from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import UsageError
 from know_cli.methods.registry import (
     DEFAULT_METHOD,
     Method,
     Value,
+    check_suited,
     check_weights,
     complete_options,
     find_method,
@@ -28,11 +29,13 @@ class Request:
     """What a user asks for.
 
     Attributes:
-        checkpoints: Θ0 (full data) first, most-forgotten last.
+        checkpoints: Θ0 (full data) first, most-forgotten last; of a run in any order, if they tell
+            their training steps; of branches Θ0 first.
         output: file or folder to write, as Θ0 is one or the other.
         weights: name of a shipped family of the method's hyper-model, or a path. None is its
             default, and the only choice for methods that read no bundle.
-        settings: steps, normalisation and so on.
+        settings: steps, normalisation and so on; where it does not say what happens to
+            normalisation layers, what the method does by default is put in.
         rate: sampling rate of the forgetting; None takes the checkpoints' own, else 0.5.
         every_step: also write each intermediate step.
         device: for methods with a hyper-model, one of those that
@@ -46,6 +49,7 @@ class Request:
         rewrite: whether the output is to be written; if not, it is one that exists and is only
             compared with.
         names_folder: whether the output was given as a folder's name, with a slash at its end.
+        trajectory: how the checkpoints came about; None takes what they tell, else a forgetting.
 
     Raises:
         UsageError: options that cannot be followed, whatever the checkpoints are.
@@ -69,14 +73,25 @@ class Request:
     checksum: bool = False
     rewrite: bool = True
     names_folder: bool = False
+    trajectory: TrajectoryKind | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.checkpoints)
+        check_count(self.checkpoints, self.trajectory)
         check_device_name(self.device)
         method = find_method(self.method)
         # Complete from here on, so that nobody has to ask for defaults again.
         object.__setattr__(self, "options", complete_options(method, self.options))
         check_weights(method, self.weights)
+        settings = self.settings
+        if settings.norm is None:
+            object.__setattr__(self, "settings", replace(settings, norm=method.norm))
+        elif settings.norm is NormMode.AVERAGE and method.norm is not NormMode.AVERAGE:
+            raise UsageError(
+                f"--norm average: --method {method.name} takes no average; leave it out, or take "
+                "--method average"
+            )
+        if self.trajectory is not None:
+            check_suited(method, self.trajectory, self.weights)
         if self.rate is not None and rate_problem(self.rate) is not None:
             raise UsageError(f"--rate {self.rate}: must be between 0 and 1, such as 0.5 or 1/3")
 

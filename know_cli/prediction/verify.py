@@ -21,6 +21,7 @@ from know_cli.checkpoints import Checkpoint, open_checkpoint
 from know_cli.checkpoints import metadata as keys
 from know_cli.checkpoints.checksum import check_digest
 from know_cli.checkpoints.dtypes import is_float, torch_dtype
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.engine.parts import sample
 from know_cli.engine.progress import Progress, Silent
@@ -96,7 +97,15 @@ class Verification:
         """
         if self.metadata:
             listing = ", ".join(quoted(key) for key in self.metadata)
-            raise CheckpointError(f"{output}: its metadata is not what it should be: {listing}")
+            hint = (
+                "; coefficients follow from the training steps, which names and metadata of the "
+                "checkpoints tell"
+                if keys.COEFFICIENTS in self.metadata
+                else ""
+            )
+            raise CheckpointError(
+                f"{output}: its metadata is not what it should be: {listing}{hint}"
+            )
         if not self.differences:
             return
         worst = max(self.differences, key=lambda d: math.inf if d.relative is None else d.relative)
@@ -132,7 +141,8 @@ def verify(
 
     Args:
         output: a checkpoint that this program wrote.
-        checkpoints: that it was made from, in the same order.
+        checkpoints: that it was made from, in the same order; of a run in any, and there may be
+            more than were used.
         spans: how many blocks of rows, and tensors that a method needs whole, are computed;
             None is all, and all copied and rescaled tensors, too.
         seed: which ones; None takes another one each time.
@@ -153,6 +163,8 @@ def verify(
     progress = progress or Silent()
     with open_checkpoint(output) as found:
         recipe = _recipe(found)
+        if recipe.trajectory is TrajectoryKind.RUN and recipe.checkpoints < len(checkpoints):
+            checkpoints = _used(checkpoints, recipe)
         if recipe.checkpoints != len(checkpoints):
             raise CheckpointError(
                 f"{output}: was made from {recipe.checkpoints} checkpoints, {len(checkpoints)} "
@@ -194,6 +206,16 @@ def _recipe(found: Checkpoint) -> Recipe:
             f"{found.path}: its provenance cannot be read ({quoted(str(error))}); it was not "
             "written by this program, or by a much older one"
         ) from error
+
+
+def _used(checkpoints: Sequence[Path], recipe: Recipe) -> list[Path]:
+    """Those of a run's checkpoints that an output was made from, by their fingerprints."""
+    used = []
+    for path in checkpoints:
+        with open_checkpoint(path) as checkpoint:
+            if checkpoint.fingerprint() in recipe.inputs:
+                used.append(path)
+    return used
 
 
 def _open(
@@ -337,7 +359,15 @@ def _metadata_differences(found: Checkpoint, recipe: Recipe, prediction: Predict
             "may differ by a rounding"
         )
     # Outputs of older versions have fewer keys, and a device may be another one.
-    optional = {keys.VERSION, keys.DEVICE, keys.FROZEN, keys.INPUTS, keys.KERNEL, "format"}
+    optional = {
+        keys.VERSION,
+        keys.DEVICE,
+        keys.FROZEN,
+        keys.INPUTS,
+        keys.KERNEL,
+        keys.TRAJECTORY_KIND,
+        "format",
+    }
     free = {keys.VERSION, keys.DEVICE, keys.KERNEL}
     differ = set()
     for header in found.headers.values():

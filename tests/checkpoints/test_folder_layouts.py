@@ -15,7 +15,13 @@ from torch import Tensor
 
 from know_cli.checkpoints import open_checkpoint
 from know_cli.checkpoints.layouts import weights_in
-from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_OUTPUT, CheckpointError
+from know_cli.errors import (
+    EXIT_CHECKPOINT,
+    EXIT_DONE,
+    EXIT_OUTPUT,
+    EXIT_USAGE,
+    CheckpointError,
+)
 from tests.support.command import Command, one_line
 
 
@@ -244,7 +250,6 @@ INSTEAD: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "other formats": (other_formats, ("flax_model.msgpack (Flax)", "safetensors")),
     "shards missing": (incomplete_shards, ("3 of the 4 shards", "model-00003-of-00004.safetensors is missing")),
     "another name": (a_file_of_another_name, ("best.safetensors", "name the file itself, x/best.safetensors")),
-    "a trainer's folder": (a_trainer_s_folder, ("checkpoint-100, checkpoint-200", "name one of them")),
     "a cache": (a_cache, ("snapshots/4d7a",)),
     "nothing": (nothing, ("it is empty",)),
     "text only": (text_only, ("README.md, config.json, tokenizer.json",)),
@@ -263,6 +268,18 @@ def test_a_folder_without_a_model_says_what_it_has(
     assert done.returncode == EXIT_CHECKPOINT
     line = one_line(done.stderr)
     assert all(word in line for word in words), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trainer_s_folder_is_a_run(tmp_path: Path, know: Command) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        a_trainer_s_folder(tmp_path / name)
+    done = know("predict", "x", "y", "-o", "out", cwd=tmp_path)
+    assert done.returncode == EXIT_USAGE
+    assert "x: is a folder with checkpoints of a training run; add --trajectory run" in one_line(
+        done.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 

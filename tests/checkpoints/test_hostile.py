@@ -328,9 +328,8 @@ def refused_by_process(server: ForkServer, folder: Path, content: bytes) -> None
     """The same in a process of its own, which is quick to start."""
     (folder / "wrong.safetensors").write_bytes(content)
     before = sorted(folder.iterdir())
-    talk = {"out": str(folder.with_suffix(".out")), "err": str(folder.with_suffix(".err"))}
-    code = server.run(*COMMAND, cwd=folder, **talk)
-    check_refusal(code, Path(talk["out"]).read_text(), Path(talk["err"]).read_text())
+    done = server.complete(*COMMAND, cwd=folder)
+    check_refusal(done.returncode, done.stdout, done.stderr)
     assert sorted(folder.iterdir()) == before
 
 

@@ -16,7 +16,7 @@ from know_cli.known.shipped import find_bundle, shipped
 from tests.support.command import Command, one_line
 
 COMMANDS = [
-    "predict", "verify", "inspect", "demo", "forget", "collect", "train", "eval", "bench",
+    "predict", "verify", "choose", "inspect", "demo", "forget", "collect", "train", "eval", "bench",
     "convert", "plot trajectory", "plot landscape", "plot results",
 ]  # fmt: skip
 
@@ -199,8 +199,8 @@ def test_help_has_no_python_types(command: str, know: Command) -> None:
 
 
 def test_words_that_are_values_are_still_shown(know: Command) -> None:
-    assert "<copy|predict|reset|rescale>" in know("predict", "--help").stdout
-    assert "<copy|predict|reset|rescale>" in know("eval", "--help").stdout
+    assert "<copy|predict|reset|rescale|average>" in know("predict", "--help").stdout
+    assert "<copy|predict|reset|rescale|average>" in know("eval", "--help").stdout
 
 
 @pytest.mark.parametrize(

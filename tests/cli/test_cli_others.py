@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from know_cli import __version__
 from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE
 from tests.support.command import Command, one_line
+from tests.support.forkserver import ForkServer
 from tests.support.trajectories import states, write_trajectory
 
 COMMANDS = [
@@ -89,11 +90,17 @@ def test_inspect_says_when_there_is_nothing_to_predict(tmp_path: Path, know: Com
     assert "of their norm: nothing was forgotten" in done.stdout
 
 
-def test_any_terminal_can_show_it(tmp_path: Path, know: Command) -> None:
+def test_any_terminal_can_show_it(tmp_path: Path, server: ForkServer) -> None:
     write_trajectory(tmp_path)
-    for arguments in (["predict", "--help"], ["inspect", "ckpt0..ckpt4"]):
-        done = know(*arguments, cwd=tmp_path, PYTHONIOENCODING="ascii")
-        assert done.returncode == EXIT_DONE, done.stderr
+    done = server.complete("inspect", "ckpt0..ckpt4", cwd=tmp_path, encoding="ascii")
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert done.stdout.isascii()
+
+
+def test_any_terminal_can_show_the_help(know: Command) -> None:
+    done = know("predict", "--help", process=True, PYTHONIOENCODING="ascii")
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert done.stdout.startswith("Usage: ")
 
 
 def test_inspect_shows_recorded_sessions(tmp_path: Path, know: Command) -> None:
@@ -170,22 +177,65 @@ LIGHT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", LIGHT, ids=" ".join)
-def test_help_and_usage_errors_import_neither_torch_nor_numpy(
-    arguments: list[str], tmp_path: Path
-) -> None:
+#: Runs each command line in a fork of a process that has run none but the first.
+LIGHT_RUNS = """
+import gc, io, json, os, sys
+from contextlib import redirect_stdout
+import typer
+from know_cli.cli.main import family_app, run
+
+command = typer.main.get_command(family_app())
+with redirect_stdout(io.StringIO()):
+    run(command, "know", ["predict", "--help"])
+gc.freeze()
+for arguments in json.loads(sys.argv[1]):
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        try:
+            code = run(command, "know", arguments)
+            heavy = {"torch", "numpy", "safetensors", "matplotlib", "sklearn"} & set(sys.modules)
+            os.write(writer, json.dumps([code, sorted(heavy)]).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    print(os.read(reader, 1000).decode())
+    os.close(reader)
+    os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def light_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[object]]:
+    """How each command line ended: the exit code, and what of all that is heavy it imported."""
+    folder = tmp_path_factory.mktemp("light")
     for name in ("here", "there"):
-        (tmp_path / name).write_text("never read")
-    code = (
-        "import sys\n"
-        f"sys.argv = ['know', *{arguments!r}]\n"
-        "from know_cli.cli.main import know\n"
-        "try:\n    know()\n"
-        "except SystemExit:\n    pass\n"
-        "heavy = {'torch', 'numpy', 'safetensors', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
+        (folder / name).write_text("never read")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+        [sys.executable, "-c", LIGHT_RUNS, json.dumps(LIGHT)],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    ends = (json.loads(line) for line in done.stdout.splitlines())
+    return {" ".join(words): end for words, end in zip(LIGHT, ends, strict=True)}
+
+
+@pytest.mark.parametrize("arguments", [" ".join(words) for words in LIGHT])
+def test_help_and_usage_errors_import_neither_torch_nor_numpy(
+    arguments: str, light_runs: dict[str, list[object]]
+) -> None:
+    code, heavy = light_runs[arguments]
+    assert heavy == []
+    assert (code == EXIT_DONE) == ("--" + arguments.rpartition("--")[2] in ("--help", "--version"))
+
+
+@pytest.mark.parametrize("arguments", ["--help", "predict missing -o out"])
+def test_a_process_imports_neither_torch_nor_numpy(arguments: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "know_cli", *arguments.split()],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "know_cli.cli.main" in imported
+    assert not imported & {"torch", "numpy", "safetensors", "matplotlib", "sklearn"}

@@ -18,7 +18,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from know_cli.checkpoints import paths
 from know_cli.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_BUG,
     EXIT_CHECKPOINT,
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -28,8 +31,9 @@ from know_cli.errors import (
 from know_cli.known.bundle import save_bundle
 from tests.support.bundles import random_bundle
 from tests.support.by_hand import by_hand
-from tests.support.command import Command, one_line
+from tests.support.command import Command, one_line, run_here
 from tests.support.folders import shards
+from tests.support.forkserver import ForkServer
 from tests.support.keras import write_keras
 from tests.support.trajectories import network, states, write_trajectory
 
@@ -83,22 +87,29 @@ def test_the_main_job(run: Path, know: Command, bundle_path: Path) -> None:
 
 
 def test_know_predict_is_know_predict(run: Path, bundle_path: Path, know: Command) -> None:
-    """The script of the name; its entry point is called where it is not installed."""
-    code = "import sys; sys.argv[0] = 'know-predict'; from know_cli.cli.main import know_predict; know_predict()"
-    arguments = ["ckpt0..ckpt4", "-o", "a", "--weights", str(bundle_path)]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=run,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    other = know("predict", "ckpt0..ckpt4", "-o", "b", "--weights", bundle_path, cwd=run)
+    arguments = ["ckpt0..ckpt4", "--weights", str(bundle_path), "-o"]
+    done = run_here([*arguments, "a"], run, {}, "know-predict")
+    other = know("predict", *arguments, "b", cwd=run)
+    assert done.returncode == other.returncode == EXIT_DONE, done.stderr
     assert (run / "a").read_bytes() == (run / "b").read_bytes()
     measured = re.compile(r"^read .*$|[0-9.]+ [KMG]iB at most$", re.MULTILINE)
     assert measured.sub("", done.stdout).replace("wrote a", "wrote b") == measured.sub(
         "", other.stdout
     )
+
+
+@pytest.mark.parametrize("words", ["--help", "--version"])
+def test_the_script_know_predict(words: str, know: Command) -> None:
+    """Its entry point is called where it is not installed."""
+    code = "import sys; sys.argv[0] = 'know-predict'; from know_cli.cli.main import know_predict; know_predict()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()],
+        capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"}, check=False,
+    )  # fmt: skip
+    other = know(*(["predict"] if words == "--help" else []), words)
+    assert (done.returncode, done.stderr) == (EXIT_DONE, "")
+    said = [text.replace("know-predict", "know predict") for text in (done.stdout, other.stdout)]
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -215,28 +226,22 @@ def test_checkpoints_may_be_cut_into_shards_differently(
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' own figures")
-def test_working_memory_is_bounded(tmp_path: Path, bundle_path: Path) -> None:
-    """One tensor of 16 MB in five checkpoints, in 16 MiB of working memory."""
-    code = (
-        "import sys\n"
-        "from know_cli.cli.main import predict_app, run\n"
-        "assert run(predict_app(), 'know-predict', sys.argv[1:]) == 0\n"
-        # Not getrusage: its peak is inherited from the process that starts this one.
-        "print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
-    )
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
+def test_working_memory_is_bounded(tmp_path: Path, bundle_path: Path, server: ForkServer) -> None:
+    """One tensor of 8 MB in five checkpoints, in 16 MiB of working memory."""
     peaks = {}
-    for rows in (20, 4000):
+    for rows in (20, 2000):
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(rows, 1000, generator=generator)
         write_trajectory(tmp_path, [{"w": weight * (1 - 0.1 * k)} for k in range(5)])
-        done = subprocess.run(
-            [sys.executable, "-c", code, "ckpt0..ckpt4", "-o", "out", "--force", "--quiet", "--threads", "1",
-             "--max-memory", "16M", "--device", "cpu", "--weights", str(bundle_path)],
-            cwd=tmp_path, capture_output=True, text=True, check=True,
+        child = server.start(
+            "predict", "ckpt0..ckpt4", "-o", "out", "--force", "--quiet", "--threads", "1",
+            "--max-memory", "16M", "--device", "cpu", "--weights", bundle_path, cwd=tmp_path,
         )  # fmt: skip
-        peaks[rows] = int(done.stdout) / 1024  # MiB
-    assert peaks[4000] - peaks[20] < 24, peaks
+        code, peak = server.wait_for_peak(child)
+        assert code == EXIT_DONE
+        peaks[rows] = peak / 2**20
+    assert peaks[2000] - peaks[20] < 24, peaks
 
 
 def test_dry_run_tells_everything_and_writes_nothing(
@@ -415,84 +420,73 @@ def test_errors_are_one_line_with_the_documented_code(
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_a_bug_is_one_line_unless_asked_for_more(tmp_path: Path) -> None:
-    code = (
-        "import sys, know_cli.cli.main as m, know_cli.checkpoints.paths as p\n"
-        "def broken(*a): raise RuntimeError('boom')\n"
-        "p.expand_arguments = broken\n"
-        "sys.argv = ['know-predict', 'a', '-o', 'b']\n"
-        "m.know_predict()"
-    )
+def test_a_bug_is_one_line_unless_asked_for_more(
+    know: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(paths, "expand_arguments", broken)
     for debug in ("", "1"):
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
-                              env={**os.environ, "KNOW_DEBUG": debug}, check=False)  # fmt: skip
-        assert done.returncode == 1
+        done = know("predict", "a", "-o", "b", KNOW_DEBUG=debug)
+        assert done.returncode == EXIT_BUG
         assert done.stderr.splitlines()[-1].startswith(
-            "know-predict: error: bug: RuntimeError: boom; please report"
+            "know: error: bug: RuntimeError: boom; please report"
         )
         assert ("Traceback" in done.stderr) == bool(debug)
 
 
-def test_an_interruption_that_became_another_error_is_one(tmp_path: Path) -> None:
-    # Python 3.11 and older make a RuntimeError of what is raised while a class is being made.
-    code = (
-        "import sys, know_cli.cli.main as m, know_cli.checkpoints.paths as p\n"
-        "class Field:\n"
-        "    def __set_name__(self, *a): raise KeyboardInterrupt\n"
-        "p.expand_arguments = lambda *a: type('Model', (), {'field': Field()})\n"
-        "sys.argv = ['know-predict', 'a', '-o', 'b']\n"
-        "m.know_predict()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)  # fmt: skip
+def test_an_interruption_that_became_another_error_is_one(
+    know: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11 and older make a RuntimeError of what is raised while a class is being made."""
+
+    class Field:
+        def __set_name__(self, *_: object) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(paths, "expand_arguments", lambda *_: type("Model", (), {"f": Field()}))
+    done = know("predict", "a", "-o", "b")
     assert done.returncode == EXIT_INTERRUPTED
-    assert one_line(done.stderr) == (
-        "know-predict: error: interrupted; the output is left as it was"
-    )
+    assert one_line(done.stderr) == "know: error: interrupted; the output is left as it was"
 
 
-# That SIGTERM does the same is seen by default in test_faults.py, where processes start quickly.
-@pytest.mark.parametrize(
-    "signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+def await_beginning(said: Path) -> None:
+    """Until a command line says that it predicts."""
+    while "predicting" not in said.read_text():
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_behind(
-    tmp_path: Path, bundle_path: Path, signal_number: signal.Signals
+    tmp_path: Path, bundle_path: Path, signal_number: signal.Signals, server: ForkServer
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     write_trajectory(
-        tmp_path, [{"w": torch.randn(1500, 2000, generator=generator)} for _ in range(5)]
+        tmp_path, [{"w": torch.randn(1000, 1000, generator=generator)} for _ in range(5)]
     )
     (tmp_path / "out").write_text("precious")
-    before = sorted(tmp_path.iterdir())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "know_cli", "predict", "ckpt0..ckpt4", "-o", "out", "--force", "--steps", "8",
-         "--weights", str(bundle_path)],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A shell in the background ignores SIGINT, and hands that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    out, err = tmp_path / "stdout.txt", tmp_path / "stderr.txt"
+    before = sorted([*tmp_path.iterdir(), out, err])
+    child = server.start(
+        "predict", "ckpt0..ckpt4", "-o", "out", "--force", "--steps", "8", "--threads", "1",
+        "--device", "cpu", "--weights", bundle_path, cwd=tmp_path,
     )  # fmt: skip
-    assert process.stderr is not None
-    assert "predicting" in process.stderr.readline()
-    time.sleep(0.3)
-    process.send_signal(signal_number)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == EXIT_INTERRUPTED, stderr
-    assert "interrupted" in one_line(stderr)
-    assert stdout == ""
+    await_beginning(err)
+    time.sleep(0.1)
+    os.kill(child, signal_number)
+    assert server.wait(child) == EXIT_INTERRUPTED, err.read_text()
+    assert "interrupted" in one_line(err.read_text())
+    assert out.read_text() == ""
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "out").read_text() == "precious"
 
 
-def test_a_closed_pipe_is_no_error_message(run: Path, bundle_path: Path) -> None:
-    command = f"{sys.executable} -m know_cli predict ckpt0..ckpt4 -o out --dry-run --weights {bundle_path} | true"
-    done = subprocess.run(command, shell=True, cwd=run, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-
-
-def test_a_terminal_gets_a_progress_bar(run: Path, bundle_path: Path) -> None:
+def test_a_terminal_gets_a_progress_bar(run: Path, bundle_path: Path, server: ForkServer) -> None:
     main, other = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "know_cli", "predict", "ckpt0..ckpt4", "-o", "out", "--weights", str(bundle_path)],
-        cwd=run, stdout=subprocess.DEVNULL, stderr=other, env={**os.environ, "TERM": "xterm"},
+    child = server.start(
+        "predict", "ckpt0..ckpt4", "-o", "out", "--weights", bundle_path,
+        cwd=run, err=other, env={"TERM": "xterm"},
     )  # fmt: skip
     os.close(other)
     text = b""
@@ -504,7 +498,7 @@ def test_a_terminal_gets_a_progress_bar(run: Path, bundle_path: Path) -> None:
         if not data:
             break
         text += data
-    assert process.wait() == EXIT_DONE
+    assert server.wait(child) == EXIT_DONE
     assert b"predicting 1.25 k parameters" in text
     assert "━".encode() in text
     assert b"\x1b[2K" in text  # the bar is taken away at the end
@@ -535,42 +529,74 @@ def test_a_report_never_replaces_what_is_read_or_written(
     assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
 
 
-def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = command.replace("KNOW", f"{sys.executable} -m know_cli")
-    return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+def gone() -> int:
+    """A pipe whose reader is no more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+@pytest.mark.parametrize("command", ["predict", "predict --dry-run", "inspect", "--help"])
+def test_readers_that_go_away(
+    command: str, run: Path, bundle_path: Path, server: ForkServer
+) -> None:
+    arguments = command.split()
+    if command != "--help":
+        arguments += ["ckpt0..ckpt4"]
+    if "predict" in command:
+        arguments += ["--weights", str(bundle_path), "-o", "a.safetensors"]
+    writer = gone()
+    child = server.start(*arguments, cwd=run, out=writer)
+    os.close(writer)
+    assert server.wait(child) == EXIT_BROKEN_PIPE
+    # Notices may be there, but no error.
+    assert not re.search("error|bug|Traceback|BrokenPipe", (run / "stderr.txt").read_text())
+
+
+def test_a_shell_s_pipe(run: Path) -> None:
+    """The interpreter, too, has nothing to say of a reader that went away when it ends."""
+    command = f"{sys.executable} -m know_cli --help 2> errors | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=run, capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.split() == [str(EXIT_BROKEN_PIPE)]
+    assert (run / "errors").read_text() == ""
+
+
+def test_notices_need_no_reader(run: Path, bundle_path: Path, server: ForkServer) -> None:
+    writer = gone()
+    child = server.start(
+        "predict", "ckpt0..ckpt4", "-o", "a.safetensors", "--weights", bundle_path, cwd=run, err=writer
     )  # fmt: skip
+    os.close(writer)
+    assert server.wait(child) == EXIT_DONE
+    assert (run / "a.safetensors").exists()
 
 
-def test_readers_that_go_away(run: Path, bundle_path: Path) -> None:
-    predict = f"KNOW predict ckpt0..ckpt4 --weights {bundle_path} --force -o"
-    status = "; echo ${PIPESTATUS[0]}"
-    for command in (f"{predict} a.safetensors", "KNOW inspect ckpt0..ckpt4", "KNOW --help"):
-        done = shell(f"{command} 2> errors | true{status}", run)
-        # "true" is gone long before Python has anything to say.
-        assert done.stdout.split() == ["141"], command
-        assert "bug" not in (run / "errors").read_text()
-    done = shell(f"{predict} b.safetensors 2>&1 >/dev/null | true{status}", run)
-    assert done.stdout.split() == ["0"]
-    assert (run / "b.safetensors").exists()
-
-
-@pytest.mark.parametrize(
-    "closed",
-    [">&- 2>&-", "-q >&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-"))],
-)
-def test_closed_streams_are_no_bugs(closed: str, run: Path, bundle_path: Path) -> None:
-    done = shell(
-        f"KNOW predict ckpt0..ckpt4 --weights {bundle_path} -o a.safetensors {closed}", run
-    )
+@pytest.mark.parametrize("closed", ["out err", "out", "err", "-q out"])
+def test_closed_streams_are_no_bugs(
+    closed: str, run: Path, bundle_path: Path, server: ForkServer
+) -> None:
+    words = closed.split()
+    quiet = [word for word in words if word == "-q"]
+    done = server.complete(
+        "predict", "ckpt0..ckpt4", "--weights", bundle_path, "-o", "a.safetensors", *quiet,
+        cwd=run, **{stream: None for stream in words if stream != "-q"},
+    )  # fmt: skip
     assert done.returncode == EXIT_DONE, done.stderr
     assert (run / "a.safetensors").exists()
 
 
+def test_streams_that_a_shell_closes(tmp_path: Path) -> None:
+    for streams in (">&-", "2>&-", ">&- 2>&-"):
+        command = f"{sys.executable} -m know_cli --help {streams}"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=False)  # fmt: skip
+        assert done.returncode == EXIT_DONE
+        assert done.stderr == b""
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_standard_output_is_an_error(run: Path) -> None:
-    done = shell("KNOW inspect ckpt0..ckpt4 > /dev/full", run)
+def test_a_full_standard_output_is_an_error(run: Path, server: ForkServer) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = server.complete("inspect", "ckpt0..ckpt4", cwd=run, out=full.fileno())
     assert done.returncode == EXIT_OUTPUT
     assert "standard output: No space left" in one_line(done.stderr)
 
@@ -583,25 +609,21 @@ def test_paths_that_are_no_text(run: Path, know: Command, bundle_path: Path) -> 
     assert (run / name).exists()
 
 
-def test_a_lost_terminal_ends_like_ctrl_c(run: Path, bundle_path: Path) -> None:
-    state = {"w": torch.zeros(4_000_000).view(2000, 2000)}
+def test_a_lost_terminal_ends_like_ctrl_c(run: Path, bundle_path: Path, server: ForkServer) -> None:
     for k in range(5):
-        save_file({"w": state["w"] + k * torch.rand(2000, 2000)}, run / f"ckpt{k}.safetensors")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "know_cli", "predict", "ckpt0..ckpt4", "-o", "out.safetensors",
-         "--steps", "8", "--threads", "1", "--device", "cpu", "--weights", str(bundle_path)],
-        cwd=run, stderr=subprocess.PIPE, text=True,
-        # Whoever runs the tests may ignore it, as nohup does.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        save_file({"w": k * torch.rand(1000, 1000)}, run / f"ckpt{k}.safetensors")
+    child = server.start(
+        "predict", "ckpt0..ckpt4", "-o", "out.safetensors", "--steps", "8", "--threads", "1",
+        "--device", "cpu", "--weights", bundle_path, cwd=run,
     )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("predicting"):
-            break
-    process.send_signal(signal.SIGHUP)
-    assert "interrupted" in process.communicate(timeout=60)[1]
-    assert process.returncode == EXIT_INTERRUPTED
-    assert sorted(path.name for path in run.iterdir()) == [f"ckpt{k}.safetensors" for k in range(5)]
+    await_beginning(run / "stderr.txt")
+    os.kill(child, signal.SIGHUP)
+    assert server.wait(child) == EXIT_INTERRUPTED
+    assert "interrupted" in (run / "stderr.txt").read_text()
+    assert sorted(path.name for path in run.glob("*.safetensors")) == [
+        f"ckpt{k}.safetensors" for k in range(5)
+    ]
+    assert not list(run.glob(".know-*"))
 
 
 def test_dry_run_figures(run: Path, know: Command, bundle_path: Path) -> None:

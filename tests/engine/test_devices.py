@@ -478,15 +478,14 @@ def test_several_devices_write_the_bytes_of_one(
                     inputs.bundle_of(Bundle), inputs.steps, number, [], pool
                 ),
                 paths, bundle_path, tmp_path / "out", monkeypatch, steps=steps,
-                max_memory=chance.randint(3, 20) << 20,
+                max_memory=chance.randint(3, 20) << 20, allow_nonfinite=True,
             )  # fmt: skip
         contents.add((tmp_path / "out").read_bytes())
     assert len(contents) == 1
     # Blocks of that size on the CPU's own way give the same bytes.
     monkeypatch.setattr("know_cli.known.torch_kernel.CPU_BLOCK_ROWS", BLOCK)
-    request = Request(
-        paths, tmp_path / "own", str(bundle_path), Settings(steps=steps), device="cpu"
-    )
+    wishes = Settings(steps=steps, allow_nonfinite=True)
+    request = Request(paths, tmp_path / "own", str(bundle_path), wishes, device="cpu")
     with open_prediction(request) as opened:
         report = opened.execute()
     assert report.replaced > 0

@@ -111,7 +111,7 @@ def test_output_has_metadata_and_provenance_and_no_more(bundle_path: Path, tmp_p
         "know.method": "known", "know.steps": "2", "know.rate": repr(1 / 3),
         "know.checkpoints": "5", "know.bundle": load_bundle(bundle_path).digest,
         "know.target": "retrodiction", "know.norm": "rescale", "know.frozen": "copy",
-        "know.device": "cpu", "know.kernel": "torch", "know.inputs": metadata["know.inputs"],
+        "know.trajectory-kind": "forgetting", "know.device": "cpu", "know.kernel": "torch", "know.inputs": metadata["know.inputs"],
     }  # fmt: skip
 
 
@@ -485,13 +485,13 @@ def test_overrides_hold_for_running_statistics(bundle_path: Path, tmp_path: Path
     torch.testing.assert_close(out["bn1.running_var"], expected, atol=1e-6, rtol=0)
 
 
-def test_predictions_beyond_the_output_s_dtype_are_replaced_and_counted(
+def test_predictions_beyond_the_output_s_dtype_are_replaced_and_counted_where_allowed(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     largest = 65504.0
     trajectory = []
     for k in range(5):
-        values = torch.full((3, 4), 0.1).half()
+        values = torch.full((3, 4), 0.1 + k / 100).half()
         values[0, 0] = largest - 32 * k
         trajectory.append({"w": values})
 
@@ -502,17 +502,21 @@ def test_predictions_beyond_the_output_s_dtype_are_replaced_and_counted(
             torch.mul(history[-1], 2, out=out)
 
     monkeypatch.setattr(known, "KnownPredictor", Doubling)
-    out, report = predict(write_trajectory(tmp_path, trajectory), bundle_path, tmp_path / "out")
+    paths = write_trajectory(tmp_path, trajectory)
+    out, report = predict(paths, bundle_path, tmp_path / "out", allow_nonfinite=True)
     assert out["w"][0, 0] == largest
     assert (out["w"].view(-1)[1:] == 2 * trajectory[0]["w"].view(-1)[1:]).all()
     assert report.replaced == 1
 
 
-def test_a_prediction_that_is_not_finite_is_replaced(tmp_path: Path, bundle_path: Path) -> None:
+def test_a_prediction_that_is_not_finite_is_replaced_where_allowed(
+    tmp_path: Path, bundle_path: Path
+) -> None:
     trajectory = [{"w": torch.tensor([[0.1, 3e38], [0.2, 0.3]]) * (1 - 0.01 * k)} for k in range(5)]
     for steps in (1, 3):
         out, report = predict(
-            write_trajectory(tmp_path, trajectory), bundle_path, tmp_path / "out", steps=steps, force=True
+            write_trajectory(tmp_path, trajectory), bundle_path, tmp_path / "out", steps=steps, force=True,
+            allow_nonfinite=True,
         )  # fmt: skip
         assert torch.isfinite(out["w"]).all()
         assert out["w"][0, 1] == trajectory[0]["w"][0, 1]

@@ -636,7 +636,8 @@ def test_the_committed_tables_are_those_of_the_committed_results(name: str) -> N
 
 def test_the_committed_results_have_ten_seeds_and_every_method() -> None:
     found = json.loads(COMMITTED.read_text(encoding="utf-8"))
-    small = {name for name, task in TASKS.items() if not task.large}
+    # CIFAR-10's files are the user's own, and its tasks came later.
+    small = {name for name, task in TASKS.items() if not task.large and "cifar10" not in name}
     assert set(found["tasks"]) == small
     labels = {variant.label for variant in methods.VARIANTS} | set(ANCHORS)
     for task in found["tasks"].values():

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from know_cli.engine.settings import Settings
+from know_cli.errors import CheckpointError
 from know_cli.kinds import Kind
 from know_cli.known.devices import open_devices, open_lanes, torch_kernels, triton_kernels
 from know_cli.known.module import Preparation, roll
@@ -106,9 +107,17 @@ def test_a_whole_prediction(large: list[Path], bundle_path: Path, tmp_path: Path
         torch.testing.assert_close(ours[name], tensor, atol=2e-6, rtol=loose)
 
 
-def test_a_prediction_that_is_not_finite_is_replaced(bundle_path: Path, tmp_path: Path) -> None:
+def test_a_prediction_that_is_not_finite_is_refused_or_replaced(
+    bundle_path: Path, tmp_path: Path
+) -> None:
     trajectory = [{"w": torch.tensor([[0.1, 3e38], [0.2, 0.3]]) * (1 - 0.01 * k)} for k in range(5)]
-    predict(write_trajectory(tmp_path, trajectory), bundle_path, tmp_path / "out", "cuda", 1 << 30)
+    paths = write_trajectory(tmp_path, trajectory)
+    with pytest.raises(CheckpointError, match=r"tensor 'w': the prediction of element \[0, 1\]"):
+        predict(paths, bundle_path, tmp_path / "out", "cuda", 1 << 30)
+    settings = Settings(steps=2, allow_nonfinite=True)
+    request = Request(paths, tmp_path / "out", str(bundle_path), settings, device="cuda")
+    with open_prediction(request) as opened:
+        opened.execute()
     out = load_file(tmp_path / "out")["w"]
     assert out[0, 1] == trajectory[0]["w"][0, 1]
     assert torch.isfinite(out).all()

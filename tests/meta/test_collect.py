@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +17,7 @@ from know_cli.cli.options import parse_shard
 from know_cli.errors import UsageError
 from know_cli.forgetting import subset_sizes
 from know_cli.kinds import Kind
-from know_cli.lab.data import DataSet, Samples, load
+from know_cli.lab.data import load
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.zoo import ARCHITECTURES
 from know_cli.meta.collecting import Request, _collect_one, existing
@@ -27,20 +26,7 @@ from know_cli.meta.series import NotUsableError, load_series
 from know_cli.meta.setup import draw_setup
 from know_cli.meta.windows import find_trajectories
 from tests.support.command import Command, one_line
-
-
-def data_set(name: str, count: int, classes: int = 10) -> DataSet:
-    labels = torch.arange(count) % classes
-    if name == "text":
-        samples = Samples(torch.zeros(count, 64, dtype=torch.int64), labels)
-        return DataSet(name, "text", samples, samples, classes, 100)
-    samples = Samples(torch.zeros(count, 1, 28, 28, dtype=torch.uint8), labels)
-    return DataSet(name, "image", samples, samples, classes)
-
-
-SETS = {name: data_set(name, 4000) for name in ("fashion-mnist", "text")} | {
-    "digits": data_set("digits", 700)
-}
+from tests.support.data_sets import SETS
 
 
 @given(st.integers(0, 2**62))

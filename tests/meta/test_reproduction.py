@@ -24,7 +24,7 @@ TRAIN = (
     "train trajectories -o known --target continuation --checkpoints 3 --steps 2 --epochs 10 "
     "--batch-rows 256 --rows-per-tensor 300 --threads 1 --seed 1 --holdout 0.3"
 )
-EVALUATE = "train trajectories --evaluate known --threads 1 --json scores.json"
+EVALUATE = "train trajectories --evaluate ./known --threads 1 --json scores.json"
 #: Sums of floating-point numbers differ a little from one processor to another, and training
 #: enlarges such differences.
 TOLERANCE = 0.02

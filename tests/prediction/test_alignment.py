@@ -396,10 +396,21 @@ def test_options_beyond_all_numbers(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_largest_option_is_no_bug(tmp_path: Path, know: Command) -> None:
+@pytest.mark.parametrize(
+    ("method", "option", "code"),
+    [("shrink", "lambda=1e30", EXIT_CHECKPOINT), ("task-vector", "alpha=-1e30", EXIT_DONE)],
+)
+def test_the_largest_option_is_no_bug(
+    method: str, option: str, code: int, tmp_path: Path, know: Command
+) -> None:
+    """What a large option makes infinite is refused by name, or is Θ0's where that is allowed."""
     write(tmp_path, [model(k) for k in range(3)])
-    for method, option in (("shrink", "lambda=1e30"), ("task-vector", "alpha=-1e30")):
-        done = know("predict", "c0..c2", "-o", "out", "--force", "--method", method, "--option", option,
-                    "--steps", 8, cwd=tmp_path)  # fmt: skip
-        assert done.returncode == EXIT_DONE, done.stderr
-        assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "out").values())
+    arguments = ["predict", "c0..c2", "-o", "out", "--method", method, "--option", option]
+    done = know(*arguments, "--steps", 8, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    if code == EXIT_CHECKPOINT:
+        assert "after step 2 is not finite in float32" in done.stderr
+        assert not (tmp_path / "out").exists()
+    done = know(*arguments, "--steps", 8, "--allow-nonfinite", "--force", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "out").values())

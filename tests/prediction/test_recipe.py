@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.predict import predict
 from know_cli.engine.report import Report
 from know_cli.engine.settings import FrozenMode, NormMode
@@ -34,9 +35,11 @@ CHANGING: dict[str, list[str]] = {
     "option": ["--option", "lambda=0.5"],
     "weights": ["--weights", "{other}"],
     "kind": ["--kind", "fc.weight=copy"],
+    "lora": ["--lora", "factors"],
     "norm": ["--norm", "copy"],
     "frozen": ["--frozen", "predict"],
     "allow_nonfinite": ["--allow-nonfinite"],
+    "trajectory": ["--trajectory", "run"],
 }
 # … and of those that change none of an output.
 FREE: dict[str, list[str]] = {
@@ -52,7 +55,8 @@ FREE: dict[str, list[str]] = {
     "no_progress": ["--no-progress"],
 }
 # Which device computes cannot be chosen here; see below. A journal's records hold every output.
-OTHERS = {"device", "every_step"}
+# Which of a run's checkpoints are taken, two options choose.
+OTHERS = {"device", "every_step", "last", "every"}
 # Options that are hidden because another has taken their place.
 HIDDEN = {"older_report"}
 
@@ -118,8 +122,12 @@ def test_an_option_reaches_all_or_nothing(
         folder = tmp_path / str(seed)
         folder.mkdir()
         paths.append(write_trajectory(folder, states(seed=seed)))
-    # The method of the option 'option' is one that has options.
-    usual = ["--method", "shrink"] if option == "option" else ["--weights", str(bundle)]
+    # The method of the option 'option' is one that has options, and one is for all trajectories.
+    usual = ["--weights", str(bundle)]
+    if option in ("option", "trajectory"):
+        usual = ["--method", "shrink"]
+    if option == "lora":  # the one that takes it
+        usual = ["--method", "average"]
     changed = [text.format(other=other, folder=tmp_path) for text in (CHANGING | FREE)[option]]
     if option in ("weights", "method"):
         first, second = ["--weights", str(bundle)], changed
@@ -142,9 +150,9 @@ def test_an_option_reaches_all_or_nothing(
 def a_recipe() -> Recipe:
     return Recipe(
         version="1.0", method="known", options={"a": 1.0, "b": "word"}, bundle="digest", target="t",
-        steps=2, rate=1 / 3, norm=NormMode.RESET, frozen=FrozenMode.PREDICT,
+        steps=2, rate=1 / 3, trajectory=TrajectoryKind.FORGETTING, norm=NormMode.RESET, frozen=FrozenMode.PREDICT,
         overrides=(Override("head.*=x", Kind.COPY),), allow_nonfinite=True, checkpoints=3,
-        inputs=("a", "b", "c"), device="cuda", kernel="triton",
+        inputs=("a", "b", "c"), device="cuda", kernel="triton", coefficients=(0.5, 1 / 3, 1 / 6),
     )  # fmt: skip
 
 
@@ -156,9 +164,9 @@ def test_a_header_is_read_back() -> None:
 
 OTHER_VALUES: dict[str, Any] = {
     "version": "2.0", "method": "noise", "options": {"a": 2.0, "b": "word"}, "bundle": "other",
-    "target": "u", "steps": 3, "rate": 0.5, "norm": NormMode.COPY, "frozen": FrozenMode.COPY,
+    "target": "u", "steps": 3, "rate": 0.5, "trajectory": TrajectoryKind.RUN, "norm": NormMode.COPY, "frozen": FrozenMode.COPY,
     "overrides": (), "allow_nonfinite": False, "checkpoints": 4, "inputs": ("b", "a", "c"),
-    "device": "cpu", "kernel": "torch",
+    "device": "cpu", "kernel": "torch", "coefficients": (1 / 3, 1 / 6, 0.5),
 }  # fmt: skip
 
 
@@ -177,7 +185,8 @@ def test_every_field_reaches_header_and_identity(name: str) -> None:
     ("key", "value"),
     [("know.steps", "9"), ("know.steps", "x"), ("know.rate", "1.0"), ("know.norm", "?"),
      ("know.options", "[]"), ("know.options", "{"), ("know.kinds", "{}"), ("know.kinds", '["x"]'),
-     ("know.checkpoints", None)],
+     ("know.checkpoints", None), ("know.coefficients", "1"), ("know.coefficients", '["x"]'),
+      ("know.trajectory-kind", "stroll")],
 )  # fmt: skip
 def test_a_header_that_cannot_be_is_refused(key: str, value: str | None) -> None:
     metadata = a_recipe().to_metadata(2)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from know_cli.checkpoints import CheckpointPart, CheckpointWriter, open_checkpoint, temporary
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.temporary import Temporary, join_temporary
 from know_cli.engine.predictor import Predictor, Predictors
 from know_cli.engine.settings import FrozenMode, NormMode
@@ -55,7 +56,7 @@ SECONDS = 30.0
 
 RECIPE = Recipe(
     version="1", method="naive", options={}, bundle=None, target=None, steps=1, rate=0.5,
-    norm=NormMode.COPY, frozen=FrozenMode.COPY, overrides=(), allow_nonfinite=False, checkpoints=2,
+    trajectory=TrajectoryKind.FORGETTING, norm=NormMode.COPY, frozen=FrozenMode.COPY, overrides=(), allow_nonfinite=False, checkpoints=2,
     inputs=("a", "b"), device="cuda", kernel=None,
 )  # fmt: skip
 
@@ -63,8 +64,8 @@ RECIPE = Recipe(
 class Crew:
     """Processes that are the ranks of one run, without torchrun, so that they start quickly."""
 
-    def __init__(self, size: int) -> None:
-        self.servers = [ForkServer() for _ in range(size)]
+    def __init__(self, server: ForkServer) -> None:
+        self._server = server
 
     def start(
         self,
@@ -84,11 +85,11 @@ class Crew:
             port = free.getsockname()[1]
         env = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         return [
-            self.servers[rank].start(
+            self._server.start(
                 *((own or {}).get(rank) or arguments),
                 cwd=cwd,
-                out=str(talk / f"out{rank}"),
-                err=str(talk / f"err{rank}"),
+                out=talk / f"out{rank}",
+                err=talk / f"err{rank}",
                 env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 **(wishes or {}).get(rank, {}),
             )
@@ -107,17 +108,13 @@ class Crew:
 
         watchdog = threading.Timer(SECONDS, kill)
         watchdog.start()
-        codes = [server.wait() for server in self.servers[: len(pids)]]
+        codes = [self._server.wait(pid) for pid in pids]
         watchdog.cancel()
         return [] if late.is_set() else codes
 
     def run(self, *arguments: object, cwd: Path, size: int = 2, **more: Any) -> list[int]:
         """Exit codes of all ranks, which end within seconds of each other."""
         return self.wait(self.start(*arguments, cwd=cwd, size=size, **more))
-
-    def close(self) -> None:
-        for server in self.servers:
-            server.close()
 
 
 def said(folder: Path, size: int = 2) -> list[list[str]]:
@@ -131,11 +128,9 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    running = Crew(3)
-    yield running
-    running.close()
+@pytest.fixture
+def crew(server: ForkServer) -> Crew:
+    return Crew(server)
 
 
 @pytest.fixture

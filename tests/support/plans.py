@@ -18,10 +18,12 @@ def plan_of(tensors: Iterable[PlannedTensor], batch_rows: int, block_rows: int) 
             Stream.of(kind, tuple(t for t in predicted if t.kind is kind and not t.whole))
             for kind in PREDICTED_KINDS
         ),
-        wholes=tuple(tensor for tensor in predicted if tensor.whole),
+        wholes=tuple((tensor,) for tensor in predicted if tensor.whole),
         copies=tuple(Copy(t, 0, t.nbytes) for t in tensors if t.action is Action.COPY),
         resets=tuple(tensor for tensor in tensors if tensor.action is Action.RESET),
         rescales=tuple(tensor for tensor in tensors if tensor.action is Action.RESCALE),
+        averages=tuple(tensor for tensor in tensors if tensor.action is Action.AVERAGE),
+        doubles=frozenset(tensor.name for tensor in predicted if tensor.dtype == "F64"),
         block_rows=block_rows,
         batch_rows=batch_rows,
         memory=0,

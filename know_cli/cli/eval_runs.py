@@ -1,0 +1,142 @@
+"""``know eval --trajectory run``: what averages of an ordinary run's checkpoints are worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from know_cli.cli.output import Output
+    from know_cli.evaluation.runs.measures import RunMeasure
+
+RESULTS = "runs.json"
+# Options that only forgettings have, by parameter.
+_OF_FORGETTINGS = {
+    "method": "--method",
+    "bundle": "--bundle",
+    "steps": "--steps",
+    "norm": "--norm",
+    "sessions": "--sessions",
+    "keep": "--keep/--no-keep",
+}
+
+
+def check(context: typer.Context, trajectory: TrajectoryKind) -> None:
+    """Refuse what cannot be evaluated, and options that would have no effect.
+
+    Raises:
+        UsageError: the reason.
+    """
+    if trajectory is TrajectoryKind.BRANCHES:
+        raise UsageError("--trajectory branches: only forgetting and run can be evaluated")
+    for name, option in _OF_FORGETTINGS.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"{option} is for --trajectory forgetting, not for run")
+
+
+def evaluate_runs(
+    talk: Output,
+    *,
+    folder: Path,
+    tasks: list[str],
+    seeds: int | None,
+    suite: str,
+    measures: Sequence[RunMeasure],
+    length: float,
+    data_folder: Path | None,
+    processes: int,
+    table: Path | None,
+) -> None:
+    """Run the trials, write ``runs.json`` and the page, and show a table of each measure.
+
+    Args:
+        talk: to the user.
+        folder: for the results, and in ``work`` everything that is trained.
+        tasks: names or patterns; none for all but the large ones.
+        seeds: their number; None for the suite's.
+        suite: its name.
+        measures: what to measure.
+        length: of the runs, as a multiple of each task's own.
+        data_folder: where the data sets' files are.
+        processes: trials at the same time.
+        table: for the page; None for no page.
+
+    Raises:
+        KnowError: a task or data set is missing, or a file cannot be written.
+    """
+    from know_cli.cli.report_file import write_out
+    from know_cli.evaluation import suite as running
+    from know_cli.evaluation.runs import results as of_results
+    from know_cli.evaluation.runs.markdown import to_markdown
+    from know_cli.evaluation.runs.suite import evaluate
+    from know_cli.evaluation.starts import Wanted
+    from know_cli.evaluation.tasks import find_tasks
+    from know_cli.files import write_text
+
+    request = running.Request(
+        folder=folder,
+        tasks=find_tasks(tasks),
+        seeds=seeds or running.SUITES[suite],
+        wanted=Wanted(()),
+        data_folder=data_folder,
+        processes=processes,
+    )
+    not_run = running.not_here(request)
+    request = running.without(request, not_run)
+    for name, reason in not_run.items():
+        talk.notice(f"{name}: not run here, {reason}")
+    if not request.tasks:
+        raise UsageError("none of these tasks can run here; see the notices above")
+    outcomes = []
+    for outcome in evaluate(request, measures, length):
+        outcomes.append(outcome)
+        talk.notice(
+            f"{outcome.task}, seed {outcome.seed}: {len(outcomes)} of "
+            f"{len(request.tasks) * request.seeds}"
+        )
+    content = of_results.to_json(request, outcomes, not_run, length)
+    if not content["tasks"]:
+        raise UsageError(f"{folder}: has no run yet; measure pretraining first")
+    write_text(folder / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    if table is not None:
+        write_out(table, to_markdown(content))
+    for name, of_task in content["tasks"].items():
+        talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
+    talk.show("", f"wrote {folder / RESULTS}")
+    if table is not None:
+        talk.show(f"wrote {'the tables' if talk.aside else table}")
+
+
+def _task_table(task: Mapping[str, Any]) -> Table:
+    """Every arm of a task: its mean, the paired difference from ``last``, the recovered gain."""
+    from know_cli.cli.tables import new_table
+    from know_cli.evaluation.runs.plan import LAST
+    from know_cli.evaluation.runs.results import compare, pretraining_values
+
+    found, measure = compare(pretraining_values(task)), task["facts"]["measure"]
+    scale = measure["scale"]
+    digits = 2 if scale > 1 else 3
+    table = new_table(
+        "of the run", f"{measure['name']}, {measure['unit']}", "− last (95 %)", "recovered gain"
+    )
+    for name, mean in found.means.items():
+        difference, gain = "-", "-"
+        if name != LAST:
+            estimate = found.differences[name]
+            half = scale * estimate.half_width
+            difference = f"{scale * estimate.value:+.{digits}f} ± {half:.{digits}f}"
+        if name in found.gains:
+            estimate = found.gains[name]
+            gain = f"{estimate.value:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"
+        table.add_row(name, f"{scale * mean:.{digits}f}", difference, gain)
+    return table

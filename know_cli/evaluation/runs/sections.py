@@ -1,0 +1,175 @@
+"""What else the page of runs shows: how many checkpoints, where averages break, BatchNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from know_cli.evaluation.runs import plan
+from know_cli.evaluation.runs.averages import RE_ESTIMATED_ON
+from know_cli.evaluation.runs.results import (
+    RunComparison,
+    compare,
+    difference,
+    pretraining_values,
+    treatment_values,
+)
+from know_cli.evaluation.runs.trial import CLOSED, PLAIN, RE_ESTIMATED, STORED
+from know_cli.evaluation.runs.wording import difference_text, percent
+
+#: The averages that the page's first tables show.
+SHOWN = ("average-3", "average-5")
+_THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def sweeps(tasks: Mapping[str, Any], compared: Mapping[str, RunComparison]) -> Iterator[str]:
+    """What averages gain, by the number of checkpoints and their spacing."""
+    swept = {name: task for name, task in tasks.items() if task["sweep"]}
+    if not swept:
+        return
+    yield "### How many, how far apart"
+    yield ""
+    yield (
+        "The mean of the last checkpoints − `last`, in the measure's unit, by their number and by "
+        "the share of the run between two of them:"
+    )
+    yield ""
+    for name, task in swept.items():
+        scale = task["facts"]["measure"]["scale"]
+        last = next(iter(task["values"][plan.LAST].values()))
+        spacings = list(next(iter(task["sweep"].values())))
+        shares = " | ".join(percent(float(spacing)) for spacing in spacings)
+        yield f"| {name} | {shares} |"
+        yield "|---|" + "---:|" * len(spacings)
+        for count, found in task["sweep"].items():
+            row = (difference_text(difference(found[spacing], last), scale) for spacing in spacings)
+            yield f"| {count} checkpoints | " + " | ".join(row) + " |"
+        yield ""
+    yield from _swept_gains({name: task for name, task in swept.items() if compared[name].helps})
+
+
+def _swept_gains(swept: Mapping[str, Any]) -> Iterator[str]:
+    """The recovered gain by number and spacing, mean over tasks."""
+    if not swept:
+        return
+    yield (
+        f"Recovered gain of the mean by number and spacing, mean over the {len(swept)} of these "
+        "tasks where annealing helps, and the lowest:"
+    )
+    yield ""
+    sweep = next(iter(swept.values()))["sweep"]
+    spacings = list(next(iter(sweep.values())))
+    yield "| | " + " | ".join(percent(float(spacing)) for spacing in spacings) + " |"
+    yield "|---|" + "---:|" * len(spacings)
+    for count in sweep:
+        row = []
+        for spacing in spacings:
+            gains = []
+            for task in swept.values():
+                found = pretraining_values(task)
+                both = {name: found[name] for name in (plan.LAST, plan.ORACLE)}
+                swept_values = {count: task["sweep"][count][spacing]}
+                gains.append(compare(both | swept_values).gains.get(count))
+            known = [gain.value for gain in gains if gain is not None]
+            row.append(f"{np.mean(known):+.2f} ({min(known):+.2f})" if known else "")
+        yield f"| {count} checkpoints | " + " | ".join(row) + " |"
+    yield ""
+
+
+def shapes(tasks: Mapping[str, Any], compared: Mapping[str, RunComparison]) -> Iterator[str]:
+    """Where averaging breaks, by how parallel a run's steps are."""
+    known = {
+        name: task
+        for name, task in tasks.items()
+        if any(value is not None for value in task["shape"]["parallel"])
+    }
+    if not known:
+        return
+    start = SHOWN[-1]
+    yield "### Where averaging breaks"
+    yield ""
+    yield (
+        f"`parallel` is the mean cosine of the angle between successive steps from checkpoint to "
+        f"checkpoint, `kept` the norm of {start} as a share of the mean norm of the checkpoints, "
+        "over all weights together. The more a run still goes somewhere, the more parallel its "
+        "steps are, and the less its mean is worth:"
+    )
+    yield ""
+    yield f"| task | parallel | kept | {plan.longer(plan.MORE[-1])} − last | {start} − last |"
+    yield "|---|" + "---:|" * 4
+    ordered = sorted(known, key=lambda name: -_mean(tasks[name]["shape"]["parallel"]))
+    for name in ordered:
+        shape, found = tasks[name]["shape"], compared[name]
+        scale = tasks[name]["facts"]["measure"]["scale"]
+        more = found.differences[plan.longer(plan.MORE[-1])]
+        yield (
+            f"| {name} | {_mean(shape['parallel']):+.2f} | {_mean(shape['kept']):.3f} | "
+            f"{difference_text(more, scale)} | {difference_text(found.differences[start], scale)} |"
+        )
+    yield ""
+    pairs = [
+        (parallel, mean - last)
+        for name, task in known.items()
+        for parallel, mean, last in zip(
+            task["shape"]["parallel"],
+            pretraining_values(task)[start],
+            pretraining_values(task)[plan.LAST],
+            strict=True,
+        )
+        if parallel is not None and mean is not None and last is not None
+    ]
+    yield (
+        f"Of {len(pairs)} single runs, a warning above a threshold of `parallel` would have been "
+        f"given to so many, and so many of those warned, and of those not warned, lost by {start}:"
+    )
+    yield ""
+    yield "| threshold | warned | of these lost | not warned | of these lost |"
+    yield "|---:|" + "---:|" * 4
+    for threshold in _THRESHOLDS:
+        warned = [gain < 0 for parallel, gain in pairs if parallel > threshold]
+        others = [gain < 0 for parallel, gain in pairs if parallel <= threshold]
+        yield (
+            f"| {threshold:+.1f} | {len(warned)} | {_share(warned)} | {len(others)} | "
+            f"{_share(others)} |"
+        )
+    yield ""
+
+
+def _mean(values: list[float | None]) -> float:
+    return float(np.mean([value for value in values if value is not None]))
+
+
+def _share(cases: list[bool]) -> str:
+    return f"{sum(cases)} ({percent(sum(cases) / len(cases))})" if cases else ""
+
+
+def shared_statistics(tasks: Mapping[str, Any]) -> Iterator[str]:
+    """What re-estimating running statistics adds, and the closed form, where there are any."""
+    with_norm = {name: found for name, task in tasks.items() if (found := treatment_values(task))}
+    if not with_norm:
+        return
+    yield "### Running statistics"
+    yield ""
+    yield (
+        f"Tasks with BatchNorm. Measured again on at most {RE_ESTIMATED_ON} examples of the "
+        "pre-training, the statistics change the measure by as much, in its unit; the closed form "
+        "is compared with the mean of the variances alone."
+    )
+    yield ""
+    columns = [
+        (name, RE_ESTIMATED, STORED if name in (plan.LAST, plan.ORACLE) else CLOSED)
+        for name in (plan.LAST, plan.ORACLE, *SHOWN)
+    ]
+    columns += [(name, CLOSED, PLAIN) for name in SHOWN]
+    yield "| task | " + " | ".join(f"{n}: {one} − {two}" for n, one, two in columns) + " |"
+    yield "|---|" + "---:|" * len(columns)
+    for task, found in with_norm.items():
+        scale = tasks[task]["facts"]["measure"]["scale"]
+        row = [
+            difference_text(difference(found[name][one], found[name][two]), scale)
+            for name, one, two in columns
+        ]
+        yield f"| {task} | " + " | ".join(row) + " |"
+    yield ""

@@ -1,0 +1,74 @@
+"""Runs many trials, one measure after the other, and collects what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from know_cli.evaluation.runs.measures import RunMeasure
+from know_cli.evaluation.runs.trial import DOWNSTREAM, RunTrial
+from know_cli.evaluation.suite import Request
+from know_cli.evaluation.tasks import Task
+from know_cli.files import make_folder
+from know_cli.lab.processes import in_processes
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """The outcome of one task with one seed.
+
+    Attributes:
+        task: name of the task.
+        seed: of the trial.
+        found: as :meth:`~know_cli.evaluation.runs.trial.RunTrial.found` returns it.
+    """
+
+    task: str
+    seed: int
+    found: dict[str, Any]
+
+
+def evaluate(
+    request: Request, measures: Sequence[RunMeasure], length: float = 1.0
+) -> Iterator[RunOutcome]:
+    """Measure every task with every seed, yielding the outcomes as they are finished.
+
+    Results that are on disk are not computed again, and an outcome has all that are there,
+    whether they were asked for or not. Closing the iterator ends the processes.
+
+    Args:
+        request: tasks, seeds and folders.
+        measures: what to measure.
+        length: of the runs, as a multiple of each task's own.
+
+    Raises:
+        UsageError: a task lacks data.
+        OutputError: the folder cannot be written, or a process was killed.
+    """
+    make_folder(request.work)
+    jobs = [(task, seed) for seed in range(request.seeds) for task in request.tasks]
+    if request.processes == 1 or len(jobs) == 1:
+        for task, seed in jobs:
+            yield _run(request, measures, length, task, seed)
+        return
+    yield from in_processes(
+        _run,
+        [(request, measures, length, *job) for job in jobs],
+        request.processes,
+        request.folder,
+    )
+
+
+def _run(
+    request: Request, measures: Sequence[RunMeasure], length: float, task: Task, seed: int
+) -> RunOutcome:
+    trial = RunTrial(task, seed, request.work, request.data_folder, length)
+    if RunMeasure.PRETRAINING in measures or RunMeasure.DOWNSTREAM in measures:
+        trial.pretraining()
+    if RunMeasure.COSINE in measures:
+        trial.cosine()
+    if RunMeasure.DOWNSTREAM in measures:
+        for start in DOWNSTREAM:
+            trial.downstream(start)
+    return RunOutcome(task.name, seed, trial.found())

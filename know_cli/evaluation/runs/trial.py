@@ -1,0 +1,310 @@
+"""One task with one seed: a run, its continuations and averages, measured twice.
+
+Everything that is trained is kept under a hash of what determines it, as for forgettings.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from know_cli.checkpoints import save_checkpoint
+from know_cli.checkpoints.state import read_state
+from know_cli.evaluation import cache
+from know_cli.evaluation.runs import plan
+from know_cli.evaluation.runs.averages import AVERAGES, Average, coefficients, re_estimate
+from know_cli.evaluation.tasks import Cell, Problem, Task
+from know_cli.evaluation.tasks.task import permutation, train
+from know_cli.evaluation.trial import data_key, load, recorded
+from know_cli.forgetting.recorder import derived_seed
+from know_cli.lab.averaging import combine, has_running_statistics, shape_of
+from know_cli.lab.fitting import one_thread
+from know_cli.lab.stepping import Schedule, Training
+
+#: To be raised with every change of what this module and those it uses compute.
+PROTOCOL = 1
+#: How running statistics came about: left as the training had them, averaged without the spread
+#: of the means, averaged with it, or measured again on pre-training data.
+STORED, PLAIN, CLOSED, RE_ESTIMATED = "stored", "plain", "closed", "re-estimated"
+#: The starts whose downstream value is measured.
+DOWNSTREAM = (
+    plan.LAST,
+    plan.longer(plan.MORE[-1]),
+    Average(3).name,
+    Average(5).name,
+    plan.ORACLE,
+)
+# Random streams of one seed.
+_INITIAL, _RUN, _HEAD, _DRAW, _FINE_TUNE = range(70, 75)
+
+
+class RunTrial:
+    """One task with one seed, in a folder that keeps everything that is trained.
+
+    Args:
+        task: to run, as it is for forgettings.
+        seed: of all random numbers, not negative.
+        folder: of all trials, which contains this one's.
+        data_folder: where the data sets' files are.
+        length: of the run, as a multiple of the task's own.
+
+    Attributes:
+        task: with the data and the length of a run.
+        problem: the task with its data.
+
+    Raises:
+        UsageError: a data set is missing.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        folder: Path,
+        data_folder: Path | None,
+        length: float = 1.0,
+    ) -> None:
+        self.task = plan.for_run(task, length)
+        self.seed = seed
+        self.problem: Problem = self.task.prepare(seed, data_folder)
+        self.key = cache.key("run", PROTOCOL, self.task.definition(), seed, data_key(self.problem))
+        self.folder = folder / task.name / f"run-{seed:04d}-{self.key}"
+
+    @one_thread()
+    def pretraining(self) -> dict[str, Any]:
+        """The pre-training's measure of the run, its continuations and its averages.
+
+        Returns:
+            ``values``: by name, by treatment of running statistics; ``sweep``: by count, by
+            spacing; ``shape`` of the run, see :func:`~know_cli.lab.averaging.shape_of`;
+            ``facts`` for tables; processor ``seconds``.
+        """
+        with cache.held(self.folder):
+            path = self.folder / "pretraining.json"
+            return cache.read(path) or self._kept(path, self._pretrain)
+
+    @one_thread()
+    def cosine(self) -> dict[str, Any]:
+        """The pre-training's measure of a run as long whose rate follows a cosine to 0.
+
+        Returns:
+            ``value`` and processor ``seconds``.
+        """
+        with cache.held(self.folder):
+            path = self.folder / "cosine.json"
+            return cache.read(path) or self._kept(path, self._cosine)
+
+    @one_thread()
+    def downstream(self, start: str) -> dict[str, Any]:
+        """The downstream value of a start at the rate that validation chooses for it.
+
+        Args:
+            start: one of :data:`DOWNSTREAM`; :meth:`pretraining` has to come first.
+
+        Returns:
+            ``value``, the chosen ``factor``, ``validation`` by factor, processor ``seconds``.
+        """
+        with cache.held(self.folder):
+            path = self.folder / "downstream" / f"{start}.json"
+            return cache.read(path) or self._kept(path, lambda: self._fine_tuned(start))
+
+    def found(self) -> dict[str, Any]:
+        """What has been measured so far, without measuring anything."""
+        found = {
+            name: cache.read(self.folder / f"{name}.json") for name in ("pretraining", "cosine")
+        }
+        starts = {
+            name: cache.read(self.folder / "downstream" / f"{name}.json") for name in DOWNSTREAM
+        }
+        return found | {"downstream": {name: value for name, value in starts.items() if value}}
+
+    def _kept(self, path: Path, measure: Any) -> dict[str, Any]:
+        began = time.process_time()
+        found: dict[str, Any] = measure()
+        found["seconds"] = round(time.process_time() - began, 2)
+        cache.write(path, found)
+        return found
+
+    # --- the run ---------------------------------------------------------------------------
+
+    def _training(self) -> Training:
+        recipe, pool = self.task.recipe, self.problem.pool
+        return Training(
+            self.problem.build(derived_seed(self.seed, _INITIAL)),
+            pool.inputs,
+            pool.targets,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            seed=derived_seed(self.seed, _RUN),
+            weight_decay=recipe.weight_decay,
+        )
+
+    @property
+    def _pool_size(self) -> int:
+        return len(self.problem.pool)
+
+    def _pretrain(self) -> dict[str, Any]:
+        run = self._training()
+        total = self.task.recipe.epochs * run.epoch_steps
+        constant = _warmed_up(total)
+        wanted = self._snapshots(total)
+        states: dict[int, dict[str, Tensor]] = {}
+        for step in sorted({total, *wanted.values()}):
+            run.advance(step - run.done, constant)
+            states[step] = _copied(recorded(run.model))
+        last = states[total]
+        self._keep(plan.LAST, last)
+        values = {plan.LAST: self._measured(plan.LAST, last, STORED)}
+        for name, state in self._continued(run, total, constant).items():
+            values[name] = self._measured(name, state, STORED)
+            if name in DOWNSTREAM:
+                self._keep(name, state)
+        main = [states[wanted[plan.SPACING, back]] for back in range(plan.CHECKPOINTS)][::-1]
+        for average in AVERAGES:
+            window, numbers = main[-average.count :], coefficients(average)
+            averaged = combine(window, numbers)
+            values[average.name] = self._measured(average.name, averaged, CLOSED)
+            if average.name in DOWNSTREAM:
+                self._keep(average.name, averaged)
+                if has_running_statistics(last):
+                    plain = combine(window, numbers, spread=False)
+                    values[average.name][PLAIN] = self._value(plain)
+        return {
+            "values": values,
+            "sweep": self._sweep(states, wanted),
+            "shape": shape_of(main),
+            "facts": {
+                "parameters": sum(t.numel() for t in last.values() if t.is_floating_point()),
+                "samples": self._pool_size,
+                "steps": total,
+                "tested": len(self.problem.test),
+                "measure": self.problem.pretraining_measure.to_json(),
+                "downstream_measure": self.problem.measure.to_json(),
+            },
+        }
+
+    def _snapshots(self, total: int) -> dict[tuple[float, int], int]:
+        """The step of each checkpoint, by spacing and number counted back from the last."""
+        wanted = {plan.SPACING: plan.CHECKPOINTS}
+        wanted |= dict.fromkeys(plan.SPACINGS, max(plan.COUNTS))
+        return {
+            (spacing, back): total - back * max(round(spacing * total), 1)
+            for spacing, count in wanted.items()
+            for back in range(count)
+        }
+
+    def _continued(
+        self, run: Training, total: int, constant: Schedule
+    ) -> dict[str, dict[str, Tensor]]:
+        """The ends of the continuations of the run."""
+        ends = {}
+        for share in plan.MORE:
+            steps = max(round(share * total), 1)
+            branch = run.branch()
+            branch.advance(steps, _falling(total, steps))
+            ends[plan.annealed(share)] = _copied(recorded(branch.model))
+        branch = run.branch()
+        for share in plan.MORE:
+            branch.advance(total + max(round(share * total), 1) - branch.done, constant)
+            ends[plan.longer(share)] = _copied(recorded(branch.model))
+        return ends
+
+    def _sweep(
+        self, states: Mapping[int, Mapping[str, Tensor]], wanted: Mapping[tuple[float, int], int]
+    ) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for count in plan.COUNTS:
+            for spacing in plan.SPACINGS:
+                window = [states[wanted[spacing, back]] for back in range(count)][::-1]
+                averaged = combine(window, coefficients(Average(count)))
+                found.setdefault(str(count), {})[f"{spacing:g}"] = self._value(averaged)
+        return found
+
+    def _cosine(self) -> dict[str, Any]:
+        run = self._training()
+        total = self.task.recipe.epochs * run.epoch_steps
+        warm = _warmed_up(total)
+        begin = round(plan.WARM_UP * total)
+
+        def schedule(step: int) -> float:
+            share = (step - begin + 0.5) / (total - begin)
+            return warm(step) if step < begin else (1 + math.cos(math.pi * share)) / 2
+
+        run.advance(total, schedule)
+        return {"value": self._value(recorded(run.model))}
+
+    # --- measures --------------------------------------------------------------------------
+
+    def _measured(self, name: str, state: Mapping[str, Tensor], treatment: str) -> dict[str, float]:
+        """The measure as it is, and of some with running statistics measured again."""
+        found = {treatment: self._value(state)}
+        if has_running_statistics(state) and name in DOWNSTREAM:
+            found[RE_ESTIMATED] = self._value(state, again=True)
+        return found
+
+    def _value(self, state: Mapping[str, Tensor], again: bool = False) -> float:
+        model = self.problem.build(derived_seed(self.seed, _INITIAL))
+        load(model, state)
+        if again:
+            re_estimate(model, self.problem.pool)
+        return round(self.problem.pretraining_measure.function(model, self.problem.test), 6)
+
+    def _keep(self, name: str, state: Mapping[str, Tensor]) -> None:
+        save_checkpoint(self.folder / f"{name}.safetensors", state, {"format": "pt"})
+
+    # --- downstream ------------------------------------------------------------------------
+
+    @property
+    def cell(self) -> Cell:
+        """The downstream condition: the middle one of the task's."""
+        return self.problem.cells[(len(self.problem.cells) - 1) // 2]
+
+    def _fine_tuned(self, start: str) -> dict[str, Any]:
+        cell = self.cell
+        order = permutation(len(cell.pool), derived_seed(self.seed, _DRAW))
+        chosen = cell.pool.take(order[: cell.downstream.size])
+        rest = order[cell.downstream.size :][: plan.VALIDATION]
+        validation = cell.pool.take(rest)
+        state = read_state(self.folder / f"{start}.safetensors")
+        scores, best = {}, (-math.inf, 0.0, 0.0)
+        for factor in plan.RATES:
+            model = self.problem.build_downstream(derived_seed(self.seed, _HEAD))
+            load(model, state, self.problem.fresh)
+            recipe = cell.downstream.recipe
+            rate = factor * recipe.learning_rate
+            tuned = type(recipe)(recipe.epochs, rate, schedule=recipe.schedule)
+            train(model, chosen, tuned, derived_seed(self.seed, _FINE_TUNE))
+            score = round(self.problem.measure.function(model, validation), 6)
+            scores[f"{factor:g}"] = score
+            if score > best[0]:
+                value = round(self.problem.measure.function(model, cell.test), 6)
+                best = (score, factor, value)
+        return {
+            "value": best[2],
+            "factor": best[1],
+            "validation": scores,
+            "cell": cell.name,
+            "validated": len(validation),
+            "tested": len(cell.test),
+        }
+
+
+def _warmed_up(total: int) -> Schedule:
+    """Rising to 1 in a line, then constant."""
+    begin = max(round(plan.WARM_UP * total), 1)
+    return lambda step: min((step + 1) / begin, 1.0)
+
+
+def _falling(first: int, steps: int) -> Schedule:
+    """From 1 to 0 in a line."""
+    return lambda step: 1 - (step - first + 0.5) / steps
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.clone(tensor) for name, tensor in state.items()}

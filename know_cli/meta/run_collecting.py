@@ -1,0 +1,164 @@
+"""Collects many runs over processes and machines, resumably."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from know_cli.errors import KnowError, OutputError
+from know_cli.files import make_folder, write_text
+from know_cli.forgetting.recorder import derived_seed
+from know_cli.lab.data import DataSet, load
+from know_cli.lab.processes import in_processes
+from know_cli.meta.collecting import LEFT_OUT
+from know_cli.meta.run_recording import RUN_RECORD, record_run
+from know_cli.meta.run_setup import draw_run_setup
+from know_cli.meta.series import NotUsableError
+
+_PARTIAL = ".partial-"
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """Which runs are to be collected.
+
+    Attributes:
+        folder: gets one folder per run, ``00042``, or ``00042.left-out.json`` with the reason if
+            its training diverged.
+        runs: their number over all shards.
+        data_sets: names of the data sets to draw from.
+        data_folder: where the data sets' files are.
+        architectures: names of the architectures to draw from; None for all.
+        seed: of the whole collection. A run depends on this seed, its number and the choices
+            above, but not on shards and processes.
+        shard: (i, n): this call collects the runs i, i + n, i + 2n, …
+        processes: how many train at the same time, each with one thread.
+    """
+
+    folder: Path
+    runs: int
+    data_sets: Sequence[str]
+    data_folder: Path | None = None
+    architectures: Sequence[str] | None = None
+    seed: int = 0
+    shard: tuple[int, int] = (0, 1)
+    processes: int = 1
+
+    def numbers(self) -> list[int]:
+        """Numbers of the runs of this shard."""
+        return list(range(self.shard[0], self.runs, self.shard[1]))
+
+    def place(self, number: int) -> Path:
+        """The folder of a collected run."""
+        return self.folder / f"{number:05d}"
+
+    def left_out(self, number: int) -> Path:
+        """The file with the reason why a run was left out."""
+        return self.folder / f"{number:05d}{LEFT_OUT}"
+
+
+@dataclass(frozen=True)
+class CollectedRun:
+    """The outcome of one run.
+
+    Attributes:
+        number: of the run.
+        facts: see :func:`~know_cli.meta.run_recording.record_run`; empty if it was left out.
+        reason: why it was left out; empty if it was not.
+        seconds: how long it took; None if an earlier call collected it.
+    """
+
+    number: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+    seconds: float | None = None
+
+
+def existing_runs(request: RunRequest) -> list[CollectedRun]:
+    """The runs of this shard that earlier calls collected or left out.
+
+    Raises:
+        KnowError: a file is corrupt.
+    """
+    found = []
+    for number in request.numbers():
+        if request.left_out(number).exists():
+            facts = _read(request.left_out(number))
+            found.append(CollectedRun(number, reason=str(facts.get("reason", ""))))
+        elif request.place(number).exists():
+            found.append(CollectedRun(number, _read(request.place(number) / RUN_RECORD)))
+    return found
+
+
+def collect_runs(request: RunRequest) -> Iterator[CollectedRun]:
+    """Record the missing runs of a shard, yielding each as it is finished.
+
+    Closing the iterator ends the processes; a run that was being trained starts anew in the next
+    call.
+
+    Raises:
+        UsageError: a data set or an architecture cannot be used.
+        OutputError: the folder cannot be written, or a process was killed.
+    """
+    make_folder(request.folder)
+    missing = [
+        number
+        for number in request.numbers()
+        if not (request.place(number).exists() or request.left_out(number).exists())
+    ]
+    if not missing:
+        return
+    data = {name: load(name, request.data_folder) for name in request.data_sets}
+    # Choices from which nothing can be drawn fail here, before processes start.
+    draw_run_setup(0, data, request.architectures)
+    yield from in_processes(
+        _collect_one,
+        [(number,) for number in missing],
+        request.processes,
+        request.folder,
+        _prepare,
+        (request, data),
+    )
+
+
+_request: RunRequest
+_data: dict[str, DataSet]
+
+
+def _prepare(request: RunRequest, data: dict[str, DataSet]) -> None:
+    global _request, _data
+    _request, _data = request, data
+
+
+def _collect_one(number: int) -> CollectedRun:
+    began = time.perf_counter()
+    partial = _request.folder / f"{_PARTIAL}{number:05d}"
+    setup = draw_run_setup(derived_seed(_request.seed, number), _data, _request.architectures)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        facts = record_run(setup, _data[setup.data_set], partial)
+        # A run is there as a whole or not at all.
+        partial.rename(_request.place(number))
+    except NotUsableError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        text = json.dumps({"reason": str(error), "setup": setup.to_json()}, indent=1)
+        write_text(_request.left_out(number), text + "\n")
+        return CollectedRun(number, reason=str(error), seconds=time.perf_counter() - began)
+    except OSError as error:
+        raise OutputError(f"{partial}: cannot be written: {error.strerror or error}") from error
+    return CollectedRun(number, facts, seconds=time.perf_counter() - began)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("not an object")
+    except (OSError, ValueError, TypeError) as error:
+        raise KnowError(f"{path}: cannot be read ({error!r}); delete its run") from error
+    return found

@@ -1,0 +1,150 @@
+"""Averages along a run that stand for a decay of its learning rate: their coefficients.
+
+Training at a constant rate moves the weights from θ(t0) by some movement in each step. Had the
+rate been multiplied by d(t), which falls from 1 at the beginning of a decay to 0 at its end, each
+movement would have been so much shorter, as far as gradients would have stayed the same:
+
+    θ(t0) + Σ_t d(t)·(θ(t) − θ(t − 1)).
+
+That is an average of the weights along the run ("WSM: Decay-Free Learning Rate Schedule via
+Checkpoint Merging for LLM Pre-training", Tian et al., arXiv 2507.17634; "Training trajectories,
+mini-batch losses and the curious role of the learning rate", Sandler et al., arXiv 2301.02312).
+
+Of the run only some checkpoints θ_0 … θ_(N−1) are left, oldest first, saved after t_0 < … < t_(N−1)
+steps. Between two of them the movement is taken to be even, so that it is shortened by the mean
+d̄_j of d over (t_(j−1), t_j], and the sum by parts is
+
+    θ_0 + Σ_j d̄_j·(θ_j − θ_(j−1)) = Σ_j c_j·θ_j,   c_j = d̄_j − d̄_(j+1),   d̄_0 = 1,  d̄_N = 0.
+
+Since d falls, no coefficient is below 0, and they add up to 1. Before the beginning of the decay
+d is 1: of a movement that the beginning divides, the first part counts whole, which is the start
+interpolated between its neighbours. If the beginning is before t_0, θ_0 stands for the start.
+
+The moving average with a half-life fits in: weights 2^(−(T − t)/h) along the run, normalised over
+what was saved, are those of the decay d(t) = (1 − 2^(−(T − t)/h)) / (1 − 2^(−(T − t_0)/h)).
+
+Free of torch, so that options are checked before it is imported. Differences are written so that
+nothing cancels, however near to each other checkpoints are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from itertools import pairwise
+
+from know_cli.errors import UsageError
+
+#: The plain mean, the decays, and the moving average.
+SHAPES = ("uniform", "linear", "sqrt", "cosine", "ema")
+
+
+class LoraMode(str, Enum):
+    """How pairs of LoRA's factors are averaged: as their products, or each factor for itself."""
+
+    EXACT = "exact"
+    FACTORS = "factors"
+
+
+#: The mean of d over a stretch ``[a, b]`` of the decay, which goes from 0 to 1.
+Mean = Callable[[float, float], float]
+
+# From here on down a series is more precise than a difference.
+_SMALL = 1e-2
+
+
+def check_average(options: Mapping[str, float | str]) -> None:
+    """Refuse options of ``--method average`` that do not go together.
+
+    Raises:
+        UsageError: which ones, and what to do.
+    """
+    moving = options["shape"] == "ema"
+    if moving and "half-life" not in options:
+        raise UsageError(
+            "--option shape=ema: give the half-life, too, in training steps, such as "
+            "--option half-life=1000"
+        )
+    if "half-life" in options and not moving:
+        raise UsageError(
+            f"--option half-life={options['half-life']:g}: is for --option shape=ema, not for "
+            f"shape={options['shape']}"
+        )
+    if moving and "over" in options:
+        raise UsageError(
+            f"--option over={options['over']:g}: a moving average has no beginning; leave it out, "
+            "or take another shape than ema"
+        )
+
+
+def decay_coefficients(times: Sequence[float], begin: float, mean: Mean) -> list[float]:
+    """Coefficients of the checkpoints of a run whose rate would have decayed to its end.
+
+    Args:
+        times: ``[N]``, after how many steps each was saved; rising.
+        begin: of the decay, before the last of them.
+        mean: of the decay's shape.
+
+    Returns:
+        ``[N]``, none below 0, with the sum 1.
+
+    >>> decay_coefficients([1, 2, 3], 1, SHAPE_MEANS["linear"])
+    [0.25, 0.5, 0.25]
+    >>> decay_coefficients([0, 10, 20], 15, SHAPE_MEANS["linear"])
+    [0.0, 0.25, 0.75]
+    """
+    span = times[-1] - begin
+    multipliers = [1.0]
+    for before, after in pairwise(times):
+        # Where d is 1 in a part of the stretch, the rest counts for its share.
+        a, b = max((before - begin) / span, 0.0), (after - begin) / span
+        share = (after - max(before, begin)) / (after - before)
+        multipliers.append(1 - share * (1 - mean(a, b)) if b > 0 else 1.0)
+    multipliers.append(0.0)
+    return [max(one - other, 0.0) for one, other in pairwise(multipliers)]
+
+
+def _linear(a: float, b: float) -> float:
+    """Of d = 1 − x."""
+    return 1 - (a + b) / 2
+
+
+def _sqrt(a: float, b: float) -> float:
+    """Of d = 1 − √x, as Hägele et al. decay (arXiv 2405.18392)."""
+    low, high = math.sqrt(a), math.sqrt(b)
+    return 1 - 2 / 3 * (a + low * high + b) / (low + high)
+
+
+def _cosine(a: float, b: float) -> float:
+    """Of d = (1 + cos πx) / 2."""
+    half = math.pi * (b - a) / 2
+    return (1 + math.cos(math.pi * (a + b) / 2) * math.sin(half) / half) / 2
+
+
+#: The mean over a stretch of each shape of a decay.
+SHAPE_MEANS: Mapping[str, Mean] = {"linear": _linear, "sqrt": _sqrt, "cosine": _cosine}
+
+
+def moving_mean(half_lives: float) -> Mean:
+    """The mean over a stretch of the decay that a moving average stands for.
+
+    Args:
+        half_lives: in the whole of the decay.
+
+    >>> round(moving_mean(1)(0, 1), 6)  # of 2 − 2^x
+    0.557305
+    """
+    rate = half_lives * math.log(2)
+
+    def mean(a: float, b: float) -> float:
+        # d = (1 − e^(−rate·(1 − x))) / (1 − e^(−rate)); e^(−rate·(1 − x)) has the mean
+        # e^(−u)·(1 − e^(−w)) / w with u = rate·(1 − b) and w = rate·(b − a).
+        u, w = rate * (1 - b), rate * (b - a)
+        if w < _SMALL:
+            lost = w / 2 - w**2 / 6 + w**3 / 24 - w**4 / 120 + w**5 / 720
+        else:
+            lost = 1 + math.expm1(-w) / w
+        return (math.exp(-u) * lost - math.expm1(-u)) / -math.expm1(-rate)
+
+    return mean

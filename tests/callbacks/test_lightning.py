@@ -1,0 +1,166 @@
+"""Lightning's real Trainer on a tiny module: runs, forgettings and branches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as lightning
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from know_cli.callbacks.lightning import RunCallback, record_branches, record_forgetting
+from know_cli.errors import EXIT_DONE, UsageError
+from tests.support.command import Command
+from tests.support.pages import documented
+
+# Lightning advises to use more processes, and to log.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*is smaller than the logging interval"
+)
+
+
+class Points(Dataset[tuple[Tensor, Tensor]]):
+    """Twelve points; which were asked for is remembered."""
+
+    def __init__(self) -> None:
+        self.inputs = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+        self.seen: list[int] = []
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self.seen.append(index)
+        return self.inputs[index], self.inputs[index].sum()
+
+
+class Stream(IterableDataset[Tensor]):
+    def __iter__(self) -> Any:
+        return iter(torch.randn(3, 4))
+
+
+class Line(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, targets = batch
+        return nn.functional.mse_loss(self.layer(inputs)[:, 0], targets)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+TRAINER = lightning.Trainer
+
+
+def trainer(*callbacks: RunCallback, **more: Any) -> lightning.Trainer:
+    given = {"max_epochs": 1, **more}
+    return TRAINER(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=list(callbacks), **given,
+    )  # fmt: skip
+
+
+def loader(data: Any = None) -> DataLoader[Any]:
+    return DataLoader(data or Points(), batch_size=2)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
+
+
+def test_a_run_is_kept_and_averaged(tmp_path: Path, know: Command) -> None:
+    module = Line()
+    run = RunCallback(tmp_path / "run", every=2, last=2)
+    trainer(run, max_epochs=2, accumulate_grad_batches=2).fit(module, loader())
+    names = [path.name for path in run.run.kept]  # of six steps
+    assert names == ["checkpoint-4.safetensors", "checkpoint-6.safetensors"]
+    assert same(load_file(run.run.kept[-1]), weights(module))
+    done = know("predict", "run", "-o", "out", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "2 checkpoints of a run, training steps 6 to 4, average" in done.stdout
+    module.load_state_dict(load_file(tmp_path / "out"))
+    both = [load_file(path)["layer.weight"].double() for path in run.run.kept]
+    torch.testing.assert_close(weights(module)["layer.weight"], (sum(both) / 2).float())  # type: ignore[union-attr]
+
+
+def test_a_forgetting_is_recorded_after_training(tmp_path: Path) -> None:
+    module, data = Line(), Points()
+    trainer().fit(module, loader(data))
+    trained = weights(module)
+    data.seen.clear()
+    paths = record_forgetting(trainer, module, loader(data), tmp_path / "f", sessions=3, rate=0.5)
+    assert [path.stem for path in paths] == ["ckpt0", "ckpt1", "ckpt2"]
+    assert same(load_file(paths[0]), trained)
+    assert same(weights(module), trained)  # it is put back
+    assert len(set(data.seen[:6])) == 6
+    assert set(data.seen[6:]) < set(data.seen[:6])
+    last = paths[2].read_bytes()
+    paths[2].unlink()
+    data.seen.clear()
+    record_forgetting(trainer, module, loader(data), tmp_path / "f", sessions=3, rate=0.5)
+    assert len(data.seen) == 3
+    assert paths[2].read_bytes() == last
+
+
+def test_branches_are_recorded_after_training(tmp_path: Path) -> None:
+    module = Line()
+    trainer().fit(module, loader())
+    trained = weights(module)
+    paths = record_branches(trainer, module, loader(), tmp_path / "b", branches=2, rate=0.5)
+    assert [path.stem for path in paths] == ["ckpt0", "branch1", "branch2"]
+    assert same(weights(module), trained)
+    assert not same(load_file(paths[1]), load_file(paths[2]))
+    module.layer.weight.data += 1
+    with pytest.raises(UsageError, match="ckpt0.safetensors: is another model than the one"):
+        record_branches(trainer, module, loader(), tmp_path / "b", branches=2, rate=0.5)
+
+
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = documented("lightning")
+    assert len([line for line in code.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lightning, "Trainer", trainer_of_the_page)
+    exec(code.replace("every=500", "every=20"), {"module": Line(), "loader": loader()})
+    assert sorted(path.stem for path in Path("run").iterdir()) == [
+        f"checkpoint-{n}" for n in (20, 40, 60)
+    ]
+    assert len(list(Path("branches").glob("branch*.safetensors"))) == 4
+    assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 5
+
+
+def trainer_of_the_page(max_epochs: int, callbacks: Any = ()) -> lightning.Trainer:
+    return trainer(*callbacks, max_epochs=max_epochs)
+
+
+def test_what_cannot_be_recorded(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the loader's data set: is streamed"):
+        record_branches(trainer, Line(), loader(Stream()), tmp_path / "b")
+    callback = RunCallback(tmp_path / "run", every=5)
+    with pytest.warns(UserWarning, match="has 1 of the 2 checkpoints that an average needs"):
+        trainer(callback).fit(Line(), loader())
+    with pytest.raises(UsageError, match="run: holds checkpoints of a run, up to step 5"):
+        trainer(RunCallback(tmp_path / "run", every=5)).fit(Line(), loader())
+
+    two = SimpleNamespace(world_size=2)
+    with pytest.raises(UsageError, match="in one process, and the Trainer has 2"):
+        record_branches(lambda: two, Line(), loader(), tmp_path / "two")  # type: ignore[arg-type,return-value]
+
+    class FSDPStrategy:
+        pass
+
+    given = SimpleNamespace(strategy=FSDPStrategy(), is_global_zero=True, global_step=0)
+    with pytest.raises(UsageError, match="FSDPStrategy divides the weights"):
+        callback.on_train_start(given, None)
