@@ -14,7 +14,6 @@ from know_cli.choosing.measures import Measure, Result
 from know_cli.choosing.search import (
     BASE,
     RANDOM,
-    BaseFailedError,
     Outcome,
     Procedure,
     Purpose,
@@ -83,7 +82,6 @@ class Runner:
     make_random: Callable[[str], Path] | None = None
     listener: Listener = field(default_factory=Deaf)
     _random: Path | None = None
-    _results: dict[Trial, Result] = field(default_factory=dict)
 
     def run(self, procedure: Procedure) -> Outcome:
         """Run a search to its end.
@@ -99,8 +97,6 @@ class Runner:
         except StopIteration as end:
             outcome: Outcome = end.value
             return outcome
-        except BaseFailedError as error:
-            raise BaseMeasureError(self._results[error.trial]) from None
 
     def _take_all(self, trials: Sequence[Trial]) -> dict[Trial, float | None]:
         self.listener.planned(trials)
@@ -116,7 +112,7 @@ class Runner:
         with ThreadPoolExecutor(self.jobs) as pool:
             waiting: dict[Future[Result], Trial] = {}
             for trial in trials:
-                known = self.log.get(trial) if self.log else None
+                known = self.log.get(trial) if self.log is not None else None
                 if known is not None:
                     found[trial] = known
                     self.listener.measured(trial, known)
@@ -126,17 +122,18 @@ class Runner:
                 for done in as_completed(waiting):
                     trial, result = waiting[done], done.result()
                     found[trial] = result
-                    if self.log:
+                    if self.log is not None:
                         self.log.add(trial, result)
                     self.listener.measured(trial, result)
+                    if result.value is None and trial.arm.start == BASE:
+                        raise BaseMeasureError(result)
             except BaseException:
                 for future in waiting:
                     future.cancel()
                 self.measure.close()
-                if self.confirm:
+                if self.confirm is not None:
                     self.confirm.close()
                 raise
-        self._results.update(found)
         sign = -1.0 if self.minimise else 1.0
         return {
             trial: None if result.value is None else sign * result.value
