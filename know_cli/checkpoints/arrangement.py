@@ -34,7 +34,7 @@ def recorded_kind(
     Raises:
         CheckpointError: they contradict each other.
     """
-    kinds = [TrajectoryKind.from_metadata(metadata) for _, metadata in checkpoints]
+    kinds = [_kind(metadata) for _, metadata in checkpoints]
     others = [kind for kind in kinds if kind is not TrajectoryKind.BRANCHES]
     if len(others) <= 1 < len(kinds):
         return TrajectoryKind.BRANCHES
@@ -52,6 +52,14 @@ def recorded_kind(
     return None
 
 
+def _kind(metadata: Mapping[str, str]) -> TrajectoryKind | None:
+    """The kind that one checkpoint tells; what was made of branches is itself none."""
+    kind = TrajectoryKind.from_metadata(metadata)
+    if kind is TrajectoryKind.BRANCHES and Branch.from_metadata(metadata) is None:
+        return None
+    return kind
+
+
 def kind_notices(
     checkpoints: Sequence[Checkpoint],
     wanted: TrajectoryKind | None,
@@ -65,7 +73,7 @@ def kind_notices(
         recorded: what their metadata say; None if nothing.
     """
     if wanted is not None:
-        kinds = [TrajectoryKind.from_metadata(checkpoint.metadata) for checkpoint in checkpoints]
+        kinds = [_kind(checkpoint.metadata) for checkpoint in checkpoints]
         # The Θ0 of branches may come from anywhere.
         is_start = wanted is TrajectoryKind.BRANCHES and kinds.count(recorded) == 1
         if recorded in (None, wanted) or is_start:

@@ -277,7 +277,7 @@ def test_a_trainer_s_folder_is_a_run(tmp_path: Path, know: Command) -> None:
         a_trainer_s_folder(tmp_path / name)
     done = know("predict", "x", "y", "-o", "out", cwd=tmp_path)
     assert done.returncode == EXIT_USAGE
-    assert "x: is a folder with checkpoints of a training run; add --trajectory run" in one_line(
+    assert "is a folder with checkpoints of a training run; add --trajectory run" in one_line(
         done.stderr
     )
     assert not (tmp_path / "out").exists()

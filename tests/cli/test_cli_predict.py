@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from know_cli.checkpoints import paths
+from know_cli.checkpoints import arguments
 from know_cli.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_BUG,
@@ -423,10 +423,10 @@ def test_errors_are_one_line_with_the_documented_code(
 def test_a_bug_is_one_line_unless_asked_for_more(
     know: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr(paths, "expand_arguments", broken)
+    monkeypatch.setattr(arguments, "find_checkpoints", broken)
     for debug in ("", "1"):
         done = know("predict", "a", "-o", "b", KNOW_DEBUG=debug)
         assert done.returncode == EXIT_BUG
@@ -445,7 +445,9 @@ def test_an_interruption_that_became_another_error_is_one(
         def __set_name__(self, *_: object) -> None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(paths, "expand_arguments", lambda *_: type("Model", (), {"f": Field()}))
+    monkeypatch.setattr(
+        arguments, "find_checkpoints", lambda *_, **__: type("Model", (), {"f": Field()})
+    )
     done = know("predict", "a", "-o", "b")
     assert done.returncode == EXIT_INTERRUPTED
     assert one_line(done.stderr) == "know: error: interrupted; the output is left as it was"
@@ -514,17 +516,17 @@ def test_a_report_never_replaces_what_is_read_or_written(
     (run / "out").mkdir()
     before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
     every = ["--steps", "2", "--every-step"]
-    for arguments in (
+    for given in (
         ["predict", "c0..c4", "-o", "out", "--json", "c1/model.safetensors"],
         ["predict", "c0..c4", "-o", "out", "--json", "out/report.json"],
         ["predict", "ckpt0..ckpt4", "-o", "o.safetensors", "--json", "o.x2.safetensors", *every],
         ["inspect", "c0..c4", "--json", "c2/model.safetensors"],
         ["inspect", "c0..c4", "--json", "c2/report.json"],
     ):
-        if arguments[0] == "predict":
-            arguments += ["--weights", str(bundle_path)]
-        done = know(*arguments, cwd=run)
-        assert done.returncode == EXIT_OUTPUT, arguments
+        if given[0] == "predict":
+            given += ["--weights", str(bundle_path)]
+        done = know(*given, cwd=run)
+        assert done.returncode == EXIT_OUTPUT, given
         assert "is an input or an output of this run" in one_line(done.stderr)
     assert {path: path.read_bytes() for path in run.rglob("*.safetensors")} == before
 

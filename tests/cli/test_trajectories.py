@@ -20,7 +20,7 @@ from know_cli.checkpoints.training_step import training_step, training_steps
 from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_USAGE, CheckpointError
 from know_cli.known.bundle import load_bundle, save_bundle
 from tests.support.bundles import random_bundle
-from tests.support.command import Command, one_line, run_here
+from tests.support.command import Command, one_line
 
 STEPS = (100, 200, 300, 400, 500)
 OPTION = ("--trajectory", "run")
@@ -167,6 +167,7 @@ def test_any_order_of_a_run_gives_the_same_bytes(
     steps: tuple[list[int], list[int]],
     how: str,
     tmp_path_factory: pytest.TempPathFactory,
+    know: Command,
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     one, two = steps
@@ -183,10 +184,8 @@ def test_any_order_of_a_run_gives_the_same_bytes(
     for number, order in enumerate((one, two)):
         with open_trajectory([named[s] for s in order], kind=TrajectoryKind.RUN) as opened:
             assert opened.training_steps == sorted(one, reverse=True)
-        done = run_here(
-            ["predict", *(str(named[step]) for step in order), *OPTION, "-o", f"out{number}"],
-            folder,
-        )
+        paths = [named[step] for step in order]
+        done = know("predict", *paths, *OPTION, "-o", f"out{number}", cwd=folder)
         assert done.returncode == EXIT_DONE, done.stderr
         out = folder / f"out{number}"
         written.append((out / "model.safetensors" if out.is_dir() else out).read_bytes())

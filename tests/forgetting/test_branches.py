@@ -397,6 +397,11 @@ def test_the_order_of_branches(tmp_path: Path) -> None:
     assert order(foreign)[0] == ["run", "x1", "x2"]
     plain = named(tmp_path, q={}, p={}, o={})
     assert order(plain, TrajectoryKind.BRANCHES) == (["q", "p", "o"], [])
+    # What was made of branches is a start like any other.
+    fused = {"know.trajectory-kind": "branches", "know.method": "average"}
+    with open_trajectory(named(tmp_path, fused=fused, tuned={})) as opened:
+        assert opened.kind is TrajectoryKind.FORGETTING
+    assert order(named(tmp_path, t1=branch(1), again=fused))[0] == ["again", "t1"]
     several = named(tmp_path, s0=branch(0), s2=branch(1, "u"), s1=branch(1))
     names, notices = order(several)
     assert names == ["s0", "s1", "s2"]
