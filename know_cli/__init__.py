@@ -12,6 +12,7 @@ The packages, from the top of the data flow down; each imports only from those b
 ``evaluation``        downstream tasks, and what a predicted start is worth on them
 ``meta``              collecting trajectories, and KNOWN's meta-training
 ``lab``               the floor of the two: data sets, networks, fitting, processes
+``choosing``          candidates, a search among them by a user's measure, its confirmation
 ``callbacks``         recording from Hugging Face's Trainer and Lightning
 ``forgetting``        nested subsets, and the recorders for training loops
 ``prediction``        the main flow: from paths and options to a written checkpoint, and back

@@ -11,6 +11,8 @@ EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_CHECKPOINT = 3
 EXIT_OUTPUT = 4
+#: ``know choose --only-if-better`` found nothing better.
+EXIT_NOT_BETTER = 5
 EXIT_INTERRUPTED = 130
 #: What a shell reports for a program that SIGPIPE ended.
 EXIT_BROKEN_PIPE = 141

@@ -15,7 +15,7 @@ PACKAGE = TESTS.parent / "know_cli"
 HYPER_MODELS = sorted({method.hyper_model for method in METHODS if method.hyper_model})
 # From the top of the data flow down; a module imports only from its own layer and those below.
 LAYERS = [
-    "cli", "plots", "demo", "benchmark", "evaluation", "meta", "lab", "callbacks", "choosing", "forgetting", "prediction", "methods",
+    "cli", "plots", "demo", "benchmark", "evaluation", "meta", "lab", "choosing", "callbacks", "forgetting", "prediction", "methods",
     *HYPER_MODELS, "engine", "ranks", "behaviour", "kinds", "structure", "normalisation", "sources",
     "pairs", "roles", "names", "checkpoints", "files", "errors",
 ]  # fmt: skip

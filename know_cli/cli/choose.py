@@ -18,6 +18,7 @@ from know_cli.cli.options import (
 )
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
+from know_cli.errors import EXIT_NOT_BETTER
 
 if TYPE_CHECKING:
     from know_cli.choosing.measures import CommandMeasure, FunctionMeasure
@@ -340,11 +341,7 @@ def choose(
     if json is not None:
         write_report(json, {**content, "output": str(output) if written else None})
     if written is None:
-        raise typer.Exit(NOT_BETTER)
-
-
-#: Exit code where nothing is better and ``--only-if-better`` was given.
-NOT_BETTER = 5
+        raise typer.Exit(EXIT_NOT_BETTER)
 
 
 def parse_grid(texts: list[str] | tuple[str, ...]) -> list[tuple[tuple[str, str], ...]]:

@@ -10,8 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from know_cli.cli.choose import NOT_BETTER
-from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
+from know_cli.errors import EXIT_DONE, EXIT_NOT_BETTER, EXIT_OUTPUT, EXIT_USAGE
 from tests.support.command import Command, one_line
 
 # Without noise, the smaller the weights, the better.
@@ -73,7 +72,7 @@ def test_none_of_them_is_an_answer(run: Path, know: Command) -> None:
     out, first = load_file(run / "same.safetensors"), load_file(run / "c0.safetensors")
     assert all(torch.equal(out[name], first[name]) for name in first)
     done = know(*arguments, "-o", "none.safetensors", "--only-if-better", cwd=run)
-    assert done.returncode == NOT_BETTER
+    assert done.returncode == EXIT_NOT_BETTER
     assert not (run / "none.safetensors").exists()
 
 
