@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def imports(path: Path) -> list[str]:
     return [name for name in every_import(path) if name.startswith("know_cli")]
 
 
+@cache
 def every_import(path: Path) -> list[str]:
     """What a module imports, also inside functions; ``from a import b`` is ``a.b``."""
     found = []
@@ -49,14 +51,12 @@ def every_import(path: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_down(path: Path) -> None:
-    own = layer("know_cli." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts))
-    if own is None:
-        return
-    for name in imports(path):
-        below = layer(name)
-        assert below is None or below >= own, f"{path} imports {name}, which is above it"
+def test_imports_go_down() -> None:
+    for path in MODULES:
+        own = layer("know_cli." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts))
+        for name in imports(path) if own is not None else []:
+            below = layer(name)
+            assert below is None or below >= own, f"{path} imports {name}, which is above it"
 
 
 @pytest.mark.parametrize(("importer", "imported"), NEVER, ids=" not ".join)
@@ -92,9 +92,9 @@ def nearest(wanted: str, known: dict[str, Path]) -> str | None:
     return next((name for name in (wanted, wanted.rpartition(".")[0]) if name in known), None)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_file_can_be_read_in_one_go(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 420
+def test_a_file_can_be_read_in_one_go() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert not {path: count for path, count in lines.items() if count > 420}
 
 
 def test_every_package_has_its_layer() -> None:
@@ -103,15 +103,13 @@ def test_every_package_has_its_layer() -> None:
     assert packages | modules == set(LAYERS)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS))
-)
-def test_tests_share_helpers_and_nothing_else(path: Path) -> None:
+def test_tests_share_helpers_and_nothing_else() -> None:
     """Of the tests, a module may import what is in ``tests/support``; nobody imports a test."""
-    for name in every_import(path):
-        assert not name.startswith("."), f"{path} imports {name}; write where it is"
-        if name.startswith("tests."):
-            assert name.startswith("tests.support."), f"{path} imports {name}"
+    for path in sorted(TESTS.rglob("*.py")):
+        for name in every_import(path):
+            assert not name.startswith("."), f"{path} imports {name}; write where it is"
+            if name.startswith("tests."):
+                assert name.startswith("tests.support."), f"{path} imports {name}"
 
 
 def test_tests_mirror_the_package() -> None:

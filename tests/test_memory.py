@@ -66,7 +66,7 @@ def within_bounds(folder: Path, rows: Sequence[int], memory: int) -> None:
 
 
 def test_a_tensor_larger_than_the_memory_stays_within_it(tmp_path: Path) -> None:
-    within_bounds(tmp_path, [10 << 10], 128 * MIB)
+    within_bounds(tmp_path, [4 << 10], 16 * MIB)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,13 +112,25 @@ def recovered_gain(
         >>> recovered_gain([0.6, 0.7], [0.5, 0.6], [0.7, 0.8]).value
         0.5
     """
-    gain = np.asarray(method, np.float64) - np.asarray(base, np.float64)
-    whole = np.asarray(oracle, np.float64) - np.asarray(base, np.float64)
+    first = np.asarray(base, np.float64)
+    whole = np.asarray(oracle, np.float64) - first
+    return _share(
+        np.asarray(method, np.float64) - first, whole, whole[_resamples(len(whole))].mean(1)
+    )
+
+
+@cache
+def _resamples(seeds: int) -> NDArray[np.int64]:
+    """The seeds that each bootstrap resample has, ``[resamples, seeds]``."""
     generator = np.random.default_rng(_BOOTSTRAP_SEED)
-    drawn = generator.integers(len(gain), size=(_RESAMPLES, len(gain)))
+    return generator.integers(seeds, size=(_RESAMPLES, seeds))
+
+
+def _share(gain: Values, whole: Values, whole_drawn: Values) -> Estimate:
+    """The ratio of two means ``[seeds]``; of the second, its resamples' means are given."""
     # With few seeds, the oracle may have no gain at all in a resample.
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = gain[drawn].mean(1) / whole[drawn].mean(1)
+        ratios = gain[_resamples(len(gain))].mean(1) / whole_drawn
     tail = 100 * (1 - _LEVEL) / 2
     low, high = np.percentile(ratios, [tail, 100 - tail])
     return Estimate(round(float(gain.mean() / whole.mean()), 12), float(low), float(high))
@@ -141,10 +154,9 @@ def compare(values: Mapping[str, Sequence[float]]) -> Comparison:
     status = _status(arrays, oracle)
     gains = {}
     if status is Status.DATA_LIMITED:
-        gains = {
-            name: recovered_gain(list(array), list(arrays[base]), list(arrays[ORACLE]))
-            for name, array in arrays.items()
-        }
+        whole = arrays[ORACLE] - arrays[base]
+        drawn = whole[_resamples(len(whole))].mean(1)
+        gains = {name: _share(array - arrays[base], whole, drawn) for name, array in arrays.items()}
     differences = {
         name: mean_estimate(list(array - naive)) for name, array in arrays.items() if name != NAIVE
     }

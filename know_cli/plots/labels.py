@@ -50,17 +50,20 @@ class Box:
     def length_inside(self, start: Values, end: Values) -> float:
         """Length of the part of the segment from ``start`` to ``end``, each ``[2]``, inside."""
         entering, leaving = 0.0, 1.0
-        direction = end - start
-        sides = ((self.left, self.right), (self.bottom, self.top))
-        for axis, (low, high) in enumerate(sides):
-            if direction[axis] == 0:
-                if not low <= start[axis] <= high:
+        (x, y), (to_x, to_y) = map(float, start), map(float, end)
+        ways = ((x, to_x - x, self.left, self.right), (y, to_y - y, self.bottom, self.top))
+        for begin, way, low, high in ways:
+            if way == 0:
+                if not low <= begin <= high:
                     return 0.0
                 continue
-            one = (low - start[axis]) / direction[axis]
-            two = (high - start[axis]) / direction[axis]
+            # Python's own numbers: along a way of next to nothing these are infinite, which is
+            # right, and of which NumPy's numbers would warn.
+            one, two = (low - begin) / way, (high - begin) / way
             entering, leaving = max(entering, min(one, two)), min(leaving, max(one, two))
-        return max(leaving - entering, 0.0) * float(np.hypot(*direction))
+        if leaving <= entering:
+            return 0.0
+        return (leaving - entering) * float(np.hypot(to_x - x, to_y - y))
 
 
 def place_labels(

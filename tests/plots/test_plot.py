@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
@@ -405,7 +404,10 @@ def test_labels_keep_off_lines() -> None:
     assert moved.length_inside(*line) == 0
 
 
+@pytest.mark.filterwarnings("error")
 @given(*[st.floats(-2, 3)] * 4)
+@example(0.0, -1.0, 5e-324, 2.0)
+@example(0.5, 0.5, 0.5, 0.5 + 2**-53)
 def test_length_inside_is_that_of_the_samples(a: float, b: float, c: float, d: float) -> None:
     start, end = np.array([a, b]), np.array([c, d])
     steps = np.linspace(0, 1, 2001)[:, None]
@@ -420,7 +422,9 @@ def test_length_inside_is_that_of_the_samples(a: float, b: float, c: float, d: f
 
 def student(count: int) -> float:
     """The 97.5 % quantile of Student's t for the mean of so many values."""
-    return float(scipy.stats.t.ppf(0.975, count - 1))
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, count - 1))
 
 
 @pytest.fixture(scope="module")
