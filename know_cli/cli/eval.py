@@ -57,15 +57,15 @@ def evaluate(
             "--output",
             metavar="FOLDER",
             show_default=False,
-            help="For results.json (of runs, runs.json), and in 'work' everything that is "
+            help="For results.json (runs.json, branches.json), and in 'work' everything that is "
             "trained, for the next run.",
         ),
     ],
     trajectory: Annotated[
         TrajectoryKind,
         typer.Option(
-            help="What the checkpoints come from: a recorded forgetting, or one ordinary run, "
-            "whose averages are measured.",
+            help="What the checkpoints come from: a recorded forgetting; one ordinary run, whose "
+            "averages are measured; or branches of one, which are fused.",
         ),
     ] = TrajectoryKind.FORGETTING,
     measure: Annotated[
@@ -82,7 +82,8 @@ def evaluate(
             metavar="FACTOR",
             min=0.01,
             max=100,
-            help="Of runs: how long they are, as a multiple of each task's own.",
+            help="Of runs, and those that are branched: how long they are, as a multiple of "
+            "each task's own.",
         ),
     ] = 1.0,
     suite: Annotated[
@@ -170,6 +171,10 @@ def evaluate(
     of its last checkpoints are compared with the last one, and with the run annealed, trained
     longer, and on a cosine schedule: by the pre-training's own test, and fine-tuned at a rate
     that is tuned for each.
+
+    With --trajectory branches, several continuations of one run (the same data in other orders,
+    independent subsets, other tasks) are fused, and compared with Θ0, with each of them, and with
+    one continuation of as many steps.
     """
     from know_cli.cli.report_file import takes_stdout, write_out
 
@@ -180,26 +185,31 @@ def evaluate(
     if not output.parent.is_dir():
         raise missing_folder(output.parent)
     if trajectory is not TrajectoryKind.FORGETTING:
+        from know_cli.cli.eval_branches import evaluate_branches
         from know_cli.cli.eval_runs import check, evaluate_runs
 
         check(context, trajectory)
-        evaluate_runs(
-            talk,
-            folder=output,
-            tasks=task or [],
-            seeds=seeds,
-            suite=suite.value,
-            measures=measure or list(RunMeasure),
-            length=length,
-            data_folder=data_folder,
-            processes=processes or usable_cores(),
-            table=table,
-        )
+        common: dict[str, Any] = {
+            "folder": output,
+            "tasks": task or [],
+            "seeds": seeds,
+            "suite": suite.value,
+            "length": length,
+            "data_folder": data_folder,
+            "processes": processes or usable_cores(),
+            "table": table,
+        }
+        if trajectory is TrajectoryKind.RUN:
+            evaluate_runs(talk, measures=measure or list(RunMeasure), **common)
+            return
+        if measure:
+            raise UsageError("--measure is for --trajectory run")
+        evaluate_branches(talk, **common)
         return
     if measure:
         raise UsageError("--measure is for --trajectory run")
     if length != 1:
-        raise UsageError("--length is for --trajectory run")
+        raise UsageError("--length is for --trajectory run and branches")
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.markdown import to_markdown

@@ -31,17 +31,15 @@ _OF_FORGETTINGS = {
 
 
 def check(context: typer.Context, trajectory: TrajectoryKind) -> None:
-    """Refuse what cannot be evaluated, and options that would have no effect.
+    """Refuse options that would have no effect.
 
     Raises:
         UsageError: the reason.
     """
-    if trajectory is TrajectoryKind.BRANCHES:
-        raise UsageError("--trajectory branches: only forgetting and run can be evaluated")
     for name, option in _OF_FORGETTINGS.items():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"{option} is for --trajectory forgetting, not for run")
+            raise UsageError(f"{option} is for --trajectory forgetting, not for {trajectory.value}")
 
 
 def evaluate_runs(

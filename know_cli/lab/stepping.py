@@ -96,9 +96,19 @@ class Training:
                 self.done += 1
         self.model.eval()
 
-    def branch(self) -> Training:
-        """A copy with all the optimiser's state, to be continued in another way."""
+    def branch(self, seed: int | None = None, chosen: Tensor | None = None) -> Training:
+        """A copy with all the optimiser's state, to be continued in another way.
+
+        Args:
+            seed: of the order of the samples from here on; None for the same.
+            chosen: int64 indices of the samples that the copy goes on with; None for all.
+        """
         other = copy.copy(self)
+        if seed is not None:
+            other._seed, other._epoch = seed, -1
+        if chosen is not None:
+            other._data = (self._data[0][chosen], self._data[1][chosen])
+            other._epoch = -1
         other.model = copy.deepcopy(self.model)
         other._optimiser = self._new_optimiser(other.model)
         other._optimiser.load_state_dict(copy.deepcopy(self._optimiser.state_dict()))

@@ -181,9 +181,9 @@ def test_the_shape_of_a_run_is_the_one_computed_by_hand() -> None:
 
 
 def test_rates_rise_stay_and_fall() -> None:
-    warm = protocol._warmed_up(100)
+    warm = protocol.warmed_up(100)
     assert [warm(0), warm(4), warm(5), warm(150)] == [0.2, 1, 1, 1]
-    falling = protocol._falling(100, 10)
+    falling = protocol.falling(100, 10)
     assert [falling(100 + k) for k in range(10)] == pytest.approx(
         [0.95, 0.85, 0.75, 0.65, 0.55, 0.45, 0.35, 0.25, 0.15, 0.05]
     )
@@ -240,7 +240,7 @@ def test_averages_are_those_of_the_checkpoints_of_the_run(
     total = 3 * 128 // 16  # 24 steps, so that 5 % is 1 step
     states = []
     for step in range(total - 4, total + 1):
-        run.advance(step - run.done, protocol._warmed_up(total))
+        run.advance(step - run.done, protocol.warmed_up(total))
         states.append({n: t.clone() for n, t in run.model.state_dict().items()})
     for name, tensor in kept["last"].items():
         assert torch.equal(tensor, states[-1][name])
@@ -453,7 +453,6 @@ def test_options_of_forgettings_are_refused(tmp_path: Path, know: Command) -> No
     for arguments, words in (
         (["--trajectory", "run", "--method", "average"], "--method is for --trajectory forgetting"),
         (["--trajectory", "run", "--steps", "3"], "--steps is for --trajectory forgetting"),
-        (["--trajectory", "branches"], "only forgetting and run can be evaluated"),
         (["--measure", "cosine"], "--measure is for --trajectory run"),
         (["--length", "2"], "--length is for --trajectory run"),
     ):

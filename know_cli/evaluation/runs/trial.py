@@ -19,8 +19,8 @@ from know_cli.checkpoints.state import read_state
 from know_cli.evaluation import cache
 from know_cli.evaluation.runs import plan
 from know_cli.evaluation.runs.averages import AVERAGES, Average, coefficients, re_estimate
-from know_cli.evaluation.tasks import Cell, Problem, Task
-from know_cli.evaluation.tasks.task import permutation, train
+from know_cli.evaluation.runs.fine_tuning import tuned_value
+from know_cli.evaluation.tasks import Problem, Task
 from know_cli.evaluation.trial import data_key, load, recorded
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.averaging import combine, has_running_statistics, shape_of
@@ -41,7 +41,7 @@ DOWNSTREAM = (
     plan.ORACLE,
 )
 # Random streams of one seed.
-_INITIAL, _RUN, _HEAD, _DRAW, _FINE_TUNE = range(70, 75)
+_INITIAL, _RUN = range(70, 72)
 
 
 class RunTrial:
@@ -152,12 +152,12 @@ class RunTrial:
     def _pretrain(self) -> dict[str, Any]:
         run = self._training()
         total = self.task.recipe.epochs * run.epoch_steps
-        constant = _warmed_up(total)
+        constant = warmed_up(total)
         wanted = self._snapshots(total)
         states: dict[int, dict[str, Tensor]] = {}
         for step in sorted({total, *wanted.values()}):
             run.advance(step - run.done, constant)
-            states[step] = _copied(recorded(run.model))
+            states[step] = copied(recorded(run.model))
         last = states[total]
         self._keep(plan.LAST, last)
         values = {plan.LAST: self._measured(plan.LAST, last, STORED)}
@@ -207,12 +207,12 @@ class RunTrial:
         for share in plan.MORE:
             steps = max(round(share * total), 1)
             branch = run.branch()
-            branch.advance(steps, _falling(total, steps))
-            ends[plan.annealed(share)] = _copied(recorded(branch.model))
+            branch.advance(steps, falling(total, steps))
+            ends[plan.annealed(share)] = copied(recorded(branch.model))
         branch = run.branch()
         for share in plan.MORE:
             branch.advance(total + max(round(share * total), 1) - branch.done, constant)
-            ends[plan.longer(share)] = _copied(recorded(branch.model))
+            ends[plan.longer(share)] = copied(recorded(branch.model))
         return ends
 
     def _sweep(
@@ -229,7 +229,7 @@ class RunTrial:
     def _cosine(self) -> dict[str, Any]:
         run = self._training()
         total = self.task.recipe.epochs * run.epoch_steps
-        warm = _warmed_up(total)
+        warm = warmed_up(total)
         begin = round(plan.WARM_UP * total)
 
         def schedule(step: int) -> float:
@@ -260,51 +260,22 @@ class RunTrial:
 
     # --- downstream ------------------------------------------------------------------------
 
-    @property
-    def cell(self) -> Cell:
-        """The downstream condition: the middle one of the task's."""
-        return self.problem.cells[(len(self.problem.cells) - 1) // 2]
-
     def _fine_tuned(self, start: str) -> dict[str, Any]:
-        cell = self.cell
-        order = permutation(len(cell.pool), derived_seed(self.seed, _DRAW))
-        chosen = cell.pool.take(order[: cell.downstream.size])
-        rest = order[cell.downstream.size :][: plan.VALIDATION]
-        validation = cell.pool.take(rest)
         state = read_state(self.folder / f"{start}.safetensors")
-        scores, best = {}, (-math.inf, 0.0, 0.0)
-        for factor in plan.RATES:
-            model = self.problem.build_downstream(derived_seed(self.seed, _HEAD))
-            load(model, state, self.problem.fresh)
-            recipe = cell.downstream.recipe
-            rate = factor * recipe.learning_rate
-            tuned = type(recipe)(recipe.epochs, rate, schedule=recipe.schedule)
-            train(model, chosen, tuned, derived_seed(self.seed, _FINE_TUNE))
-            score = round(self.problem.measure.function(model, validation), 6)
-            scores[f"{factor:g}"] = score
-            if score > best[0]:
-                value = round(self.problem.measure.function(model, cell.test), 6)
-                best = (score, factor, value)
-        return {
-            "value": best[2],
-            "factor": best[1],
-            "validation": scores,
-            "cell": cell.name,
-            "validated": len(validation),
-            "tested": len(cell.test),
-        }
+        return tuned_value(self.problem, state, self.seed)
 
 
-def _warmed_up(total: int) -> Schedule:
-    """Rising to 1 in a line, then constant."""
+def warmed_up(total: int) -> Schedule:
+    """The rate of a run: rising to 1 in a line in the first steps, then constant."""
     begin = max(round(plan.WARM_UP * total), 1)
     return lambda step: min((step + 1) / begin, 1.0)
 
 
-def _falling(first: int, steps: int) -> Schedule:
-    """From 1 to 0 in a line."""
+def falling(first: int, steps: int) -> Schedule:
+    """The rate of an annealing from step ``first`` on: from 1 to 0 in a line."""
     return lambda step: 1 - (step - first + 0.5) / steps
 
 
-def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy that training does not change."""
     return {name: torch.clone(tensor) for name, tensor in state.items()}

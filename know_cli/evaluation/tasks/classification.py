@@ -117,6 +117,35 @@ class Classification(Task):
             measure=ACCURACY,
         )
 
+    def further_splits(self, seed: int, data_folder: Path | None, count: int) -> list[Examples]:
+        """Training examples of other classes of the source: as many in each split, none in two.
+
+        Args:
+            seed: as for :meth:`prepare`, whose classes are none of these.
+            data_folder: where the data sets' files are.
+            count: of splits.
+
+        Raises:
+            UsageError: the source has too few classes.
+        """
+        train, _, classes = self.load(self.source, data_folder)
+        order = permutation(classes, seed, _CLASSES)
+        size = self.source_classes
+        if (count + 1) * size > classes:
+            raise UsageError(
+                f"task {self.name}: {count} further splits of {size} classes need "
+                f"{(count + 1) * size} classes, data set {self.source!r} has {classes}"
+            )
+        return [
+            _as_seen(
+                some(of_classes(train, order[k * size : (k + 1) * size]), len(train), seed, _POOL),
+                self.source_domain,
+                seed,
+                0,
+            )
+            for k in range(1, count + 1)
+        ]
+
     def _cells(
         self, seed: int, data_folder: Path | None, others: torch.Tensor, shape: tuple[int, ...]
     ) -> tuple[Cell, ...]:

@@ -1,0 +1,1 @@
+"""What fusing several continuations of one network is worth, for ``know eval``."""

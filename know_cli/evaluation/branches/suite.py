@@ -1,0 +1,130 @@
+"""Runs the trials of branches and collects what they measured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from know_cli import __version__
+from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.evaluation.branches import plan
+from know_cli.evaluation.branches.plan import BranchTask
+from know_cli.evaluation.branches.trial import BranchTrial
+from know_cli.evaluation.suite import WORK
+from know_cli.files import make_folder
+from know_cli.lab.data import available
+from know_cli.lab.machine import machine
+from know_cli.lab.processes import in_processes
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class BranchRequest:
+    """What is to be evaluated.
+
+    Attributes:
+        folder: for the output; what trials find goes into its folder ``work``.
+        tasks: to run.
+        seeds: number of seeds, from 0.
+        length: of the runs, as a multiple of each task's own.
+        data_folder: where the data sets' files are.
+        processes: number of trials at the same time.
+    """
+
+    folder: Path
+    tasks: Sequence[BranchTask]
+    seeds: int
+    length: float = 1.0
+    data_folder: Path | None = None
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class BranchOutcome:
+    """What :meth:`~know_cli.evaluation.branches.trial.BranchTrial.run` found."""
+
+    task: str
+    seed: int
+    found: dict[str, Any]
+
+
+def not_here(tasks: Collection[BranchTask], data_folder: Path | None) -> dict[str, str]:
+    """Tasks that cannot run because data sets are missing, with the reasons.
+
+    Raises:
+        UsageError: the folder of data sets does not exist.
+    """
+    found = set(available(data_folder))
+    lacking = {
+        task.name: [name for name in task.base.data_sets if name not in found] for task in tasks
+    }
+    return {name: f"not found here: {', '.join(sets)}" for name, sets in lacking.items() if sets}
+
+
+def evaluate(request: BranchRequest) -> Iterator[BranchOutcome]:
+    """Measure every task with every seed, yielding the outcomes as they are finished.
+
+    Results that are on disk are not computed again. Closing the iterator ends the processes.
+
+    Raises:
+        UsageError: a task lacks data.
+        OutputError: the folder cannot be written, or a process was killed.
+    """
+    make_folder(request.folder / WORK)
+    jobs = [(request, task, seed) for seed in range(request.seeds) for task in request.tasks]
+    if request.processes == 1 or len(jobs) == 1:
+        yield from (_run(*job) for job in jobs)
+        return
+    yield from in_processes(_run, jobs, request.processes, request.folder)
+
+
+def _run(request: BranchRequest, task: BranchTask, seed: int) -> BranchOutcome:
+    trial = BranchTrial(task, seed, request.folder / WORK, request.data_folder, request.length)
+    return BranchOutcome(task.name, seed, trial.run())
+
+
+def to_json(
+    request: BranchRequest, outcomes: Sequence[BranchOutcome], not_run: Mapping[str, str]
+) -> dict[str, Any]:
+    """All measured values, one per seed, without anything derived from them.
+
+    Returns:
+        ``machine``; ``settings``; ``not_run``, reasons by task; and by task its ``title``,
+        ``sort``, ``facts``, ``seeds``, processor ``seconds``, and in the seeds' order ``values``
+        by arm and the single ``branches``.
+    """
+    tasks = {}
+    for task in request.tasks:
+        found = sorted((o for o in outcomes if o.task == task.name), key=lambda o: o.seed)
+        if found:
+            first = found[0].found
+            tasks[task.name] = {
+                "title": task.title,
+                "sort": task.sort.value,
+                "facts": first["facts"],
+                "seeds": [one.seed for one in found],
+                "seconds": [one.found["seconds"] for one in found],
+                "values": {
+                    arm: [one.found["values"][arm] for one in found] for arm in first["values"]
+                },
+                "branches": [one.found["branches"] for one in found],
+            }
+    return {
+        "format": FORMAT,
+        "trajectory": TrajectoryKind.BRANCHES.value,
+        "version": __version__,
+        "machine": machine(),
+        "settings": {
+            "seeds": request.seeds,
+            "length": request.length,
+            "branches": plan.BRANCHES,
+            "share": plan.SHARE,
+            "rate": plan.RATE,
+            "classes": plan.CLASSES,
+        },
+        "tasks": tasks,
+        "not_run": dict(not_run),
+    }
