@@ -236,13 +236,13 @@ def test_work_grows_in_step_with_the_number_of_tensors(
     # A fingerprint reads so many tensors at most, which would be all of these.
     monkeypatch.setattr(checkpoint_module, "_FINGERPRINT_TENSORS", 8)
     counts: dict[str, list[int]] = {name: [] for name in WORKS}
-    for layers in (2, 10, 20, 40):  # the first is warming up
+    for layers in (2, 6, 12, 24):  # the first is warming up
         folder = tmp_path / str(layers)
         paths = tiny(folder, layers)
         for name, work in WORKS.items():
             counts[name].append(instructions(lambda: work(folder, paths, layers)))  # noqa: B023
     for name, (_, few, more, most) in counts.items():
-        assert few > 10 * len(PARTS) * 10, name
+        assert few > 6 * len(PARTS) * 10, name
         assert 1.95 < (most - more) / (more - few) < 2.05, (name, counts[name])
 
 
@@ -274,8 +274,8 @@ def read_float32s(checkpoint: Checkpoint, entry: TensorEntry) -> np.ndarray:
     return np.frombuffer(data, np.float32)
 
 
-def test_ten_thousand_tensors(tmp_path: Path) -> None:
-    seconds_for(1_000, tmp_path / "many", ["predict"])
+def test_thousands_of_tensors(tmp_path: Path) -> None:
+    seconds_for(300, tmp_path / "many", ["predict"])
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def within_bounds(folder: Path, rows: Sequence[int], memory: int) -> None:
 
 
 def test_a_tensor_larger_than_the_memory_stays_within_it(tmp_path: Path) -> None:
-    within_bounds(tmp_path, [4 << 10], 16 * MIB)
+    within_bounds(tmp_path, [3 << 10], 8 * MIB)
 
 
 @pytest.mark.slow

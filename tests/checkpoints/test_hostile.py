@@ -247,7 +247,7 @@ def fuzz(count: int, seed: int, folder: Path) -> None:
 
 
 def test_fuzzed_files(tmp_path: Path) -> None:
-    fuzz(5_000, 0, tmp_path)
+    fuzz(2_000, 0, tmp_path)
 
 
 @pytest.mark.slow
@@ -280,7 +280,7 @@ HEADERS = st.dictionaries(
 
 
 @given(HEADERS, st.integers(0, 32), st.binary(max_size=4))
-@settings(max_examples=500)
+@settings(max_examples=200)
 def test_headers_out_of_anything(
     tmp_path_factory: pytest.TempPathFactory, header: object, size: int, tail: bytes
 ) -> None:

@@ -90,7 +90,7 @@ def test_trajectory(tmp_path: Path, know: Command) -> None:
 
     # The same bytes again, whatever the user's own settings are.
     (tmp_path / "matplotlibrc").write_text("font.size: 30\nlines.linewidth: 9\n")
-    done = know(*arguments, "--force", "-q", cwd=tmp_path, process=True)
+    done = know(*arguments, "--force", "-q", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (EXIT_DONE, "", "")
     assert (tmp_path / "t.svg").read_text(encoding="utf-8") == drawn
     assert not [name for name in files(tmp_path) if name.endswith(".tmp")]

@@ -300,7 +300,7 @@ def least_memory(paths: list[Path], bundle_path: Path) -> dict[int, int]:
 
 
 @given(st.integers(2, 6), st.integers(1, 3), st.one_of(st.just(0), st.integers(0, 36 * MIB)))
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_number_of_ranks_writes_the_same(
     paths: list[Path],
     bundle_path: Path,

@@ -87,10 +87,17 @@ CONTINUATION = Wanted(methods.find_variants(["continuation"]), steps=2)
 # --- tasks -------------------------------------------------------------------------------------
 
 
+#: One of each family, and with each treatment of normalisation.
+QUICK = (
+    "fashion-classes-cnn", "fashion-classes-vit", "glyphs-digits-cnn-batchnorm",
+    "text-language-model", "text-lora", "domains-resnet", "scenes-segmentation",
+    "scenes-captioning", "cifar10-classes-vit",
+)  # fmt: skip
+
+
 @pytest.mark.usefixtures("_little_data")
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * task.large) for name, task in TASKS.items()],
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in TASKS]
 )
 def test_every_task_runs_end_to_end(name: str, tmp_path: Path) -> None:
     trial = Trial(tiny(name), 3, tmp_path, None)
@@ -437,6 +444,7 @@ def test_a_torn_result_is_computed_again(tmp_path: Path) -> None:
         assert cache.read(path) is None
 
 
+@pytest.mark.slow
 def test_processes_compute_what_one_computes(tmp_path: Path) -> None:
     # Nothing is replaced in processes of their own, so that the network must be a little one.
     task = replace(tiny("text-language-model"), width=8, heads=1, depth=1)

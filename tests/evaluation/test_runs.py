@@ -261,7 +261,7 @@ def test_every_task_of_the_registry_has_a_length_of_its_own() -> None:
     large = TASKS["cifar100-cifar10-resnet18"]
     assert plan.for_run(large) == large
     text = TASKS[TEXT]
-    assert plan.for_run(text, 0.25).recipe.epochs == plan.for_run(text).recipe.epochs / 4
+    assert plan.for_run(text, 0.4).recipe.epochs == plan.for_run(text).recipe.epochs * 0.4
     assert plan.for_run(text, 0.001).recipe.epochs == 1
 
 

@@ -393,6 +393,7 @@ def test_ranks_killed_at_random_moments(crew: Crew, run: Path, know: Command) ->
     assert (run / "out").read_bytes() == wanted
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_under_torchrun(run: Path) -> None:
     (run.parent / "dying.py").write_text(
         "import os\n"
