@@ -19,6 +19,11 @@ from know_cli.kinds import PREDICTED_KINDS, Classification, Kind
 
 # Below this share of ‖Θ0‖ the whole trajectory is within what float32 training rounds away.
 _TINY_MOVEMENT = 1e-6
+#: A run whose steps are more parallel than this, by the mean cosine of the angle between
+#: successive ones, is warned of: averaging is likely to lose. Learned by
+#: :func:`know_cli.meta.parallel_steps.learn`; ``docs/averages.md`` says from what, and how often
+#: the warning is right.
+PARALLEL_STEPS = 0.2
 
 
 @dataclass
@@ -209,6 +214,16 @@ def _warnings(
             f"all steps together move the weights by {sum(lengths) / norm:.1e} of their norm: "
             f"nothing {what} that a prediction could bring back"
         )
+    cosines = [cosine for cosine in inspection.total.cosines if cosine is not None]
+    if trajectory.kind is TrajectoryKind.RUN and cosines:
+        mean = sum(cosines) / len(cosines)
+        if mean > PARALLEL_STEPS:
+            warnings.append(
+                f"successive steps point the same way (mean cosine {mean:+.2f}, more than "
+                f"{PARALLEL_STEPS:g}): the run is still on its way, and an average of its "
+                "checkpoints may be worse than the last one; take checkpoints closer together, "
+                "or measure both ('know choose')"
+            )
     if looks_reversed(lengths) and is_forgetting and not recorded:
         warnings.append(
             "the steps grow, as if the checkpoints were given in reverse; the order is full "

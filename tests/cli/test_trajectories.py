@@ -425,6 +425,29 @@ def test_a_forgetting_is_what_it_was(tmp_path: Path, know: Command) -> None:
     assert done.returncode == EXIT_DONE, done.stderr
 
 
+def test_a_run_that_is_still_on_its_way_is_warned_of(tmp_path: Path, know: Command) -> None:
+    """Steps of length 1 and 2 at an angle of 60°, and the same back and forth."""
+    for folder, points in (
+        ("on", [(0.0, 0.0), (1.0, 0.0), (2.0, 3**0.5)]),
+        ("noise", [(0.0, 0.0), (1.0, 0.0), (0.0, 3**0.5)]),
+    ):
+        (tmp_path / folder).mkdir()
+        for step, point in enumerate(points, 1):
+            save_file(
+                {"fc.weight": torch.tensor([point])},
+                tmp_path / folder / f"checkpoint-{step}.safetensors",
+            )
+    done = know("inspect", "on", *OPTION, "--json", "found", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    (warning,) = json.loads((tmp_path / "found").read_text())["warnings"]
+    assert warning.startswith("successive steps point the same way (mean cosine +0.50, more than ")
+    assert "know choose" in warning
+    known = know("inspect", "noise", *OPTION, cwd=tmp_path)
+    assert "successive steps" not in known.stdout
+    as_forgetting = know("inspect", "on", "--trajectory", "forgetting", cwd=tmp_path)
+    assert "successive steps" not in as_forgetting.stdout
+
+
 def test_inspecting_a_run(tmp_path: Path, know: Command) -> None:
     trainer_run(tmp_path / "run")
     done = know("inspect", "run", *OPTION, "--last", "3", "--json", "found", cwd=tmp_path)
