@@ -71,21 +71,25 @@ def expand_arguments(
     return paths
 
 
-def check_count(paths: Sequence[Path], kind: TrajectoryKind | None = None) -> None:
+def check_count(
+    paths: Sequence[Path], kind: TrajectoryKind | None = None, fewest: int = MIN_CHECKPOINTS
+) -> None:
     """Refuse too few or too many checkpoints, or one given twice.
 
     Args:
         paths: of the checkpoints.
         kind: how they came about, for the message; None is a forgetting.
+        fewest: 1 for what reads Θ0 only.
 
     Raises:
         UsageError: with what is wrong.
     """
-    if not MIN_CHECKPOINTS <= len(paths) <= MAX_CHECKPOINTS:
+    if not fewest <= len(paths) <= MAX_CHECKPOINTS:
         advice = _ADVICE[kind or TrajectoryKind.FORGETTING]
         raise UsageError(
             f"got {len(paths)} checkpoint{'s' * (len(paths) != 1)}: give "
-            f"{MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}, {advice}"
+            f"{fewest} to {MAX_CHECKPOINTS}, {advice}"
+            + ("; --method shrink takes one" if len(paths) == 1 else "")
         )
     for number, path in enumerate(paths):
         for other in paths[:number]:

@@ -26,7 +26,7 @@ from know_cli.checkpoints.branches import align_branches
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.dtypes import is_float
 from know_cli.checkpoints.metadata import Continuation, Session, TrajectoryKind, rate_problem
-from know_cli.checkpoints.paths import check_count
+from know_cli.checkpoints.paths import MIN_CHECKPOINTS, check_count
 from know_cli.checkpoints.training_step import training_steps
 from know_cli.errors import CheckpointError, UsageError, quoted
 
@@ -111,6 +111,7 @@ def open_trajectory(
     paths: Sequence[Path],
     only_copied: OnlyCopied = nothing,
     kind: TrajectoryKind | None = None,
+    fewest: int = MIN_CHECKPOINTS,
 ) -> Trajectory:
     """Open 2 to 16 checkpoints of one model; only their headers are read.
 
@@ -121,13 +122,14 @@ def open_trajectory(
         paths: of the checkpoints.
         only_copied: tells which tensors are no weights; what is only copied need not be in all.
         kind: how they came about; None takes what their metadata tell, else a forgetting.
+        fewest: 1 for what reads Θ0 only.
 
     Raises:
         UsageError: too few or too many paths, or one given twice.
         CheckpointError: one cannot be used, they differ in names or shapes, all weights are
             empty, or their recorded sessions, steps or branches contradict each other or cannot be.
     """
-    check_count(paths, kind)
+    check_count(paths, kind, fewest)
     with ExitStack() as stack:
         checkpoints = [stack.enter_context(open_checkpoint(path)) for path in paths]
         _refuse_same_file(checkpoints)

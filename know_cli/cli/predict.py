@@ -69,10 +69,11 @@ def predict(
         typer.Argument(
             metavar="CKPT...",
             show_default=False,
-            help="2 to 16 checkpoints of one model, full data first, most-forgotten last: "
-            ".safetensors files, or folders as Hugging Face's libraries write them; of a pipeline, "
-            "the folder of one component. An argument such as run/ckpt0..ckpt4 stands for a range, "
-            "and with --trajectory run a folder for all checkpoint-* in it.",
+            help="2 to 16 checkpoints of one model (shrink and naive take one), full data first, "
+            "most-forgotten last: .safetensors files, or folders as Hugging Face's libraries write "
+            "them; of a pipeline, the folder of one component. An argument such as "
+            "run/ckpt0..ckpt4 stands for a range, and with --trajectory run a folder for all "
+            "checkpoint-* in it.",
         ),
     ],
     output: Annotated[

@@ -51,7 +51,9 @@ def heading(prediction: Prediction) -> str:
     """One line on what is predicted from what."""
     steps, rate = prediction.request.settings.steps, prediction.recipe.known_rate
     count, trajectory = f"{steps} step{'s' * (steps > 1)}", prediction.trajectory
-    if rate is None:
+    if len(trajectory) == 1:
+        what = f"{count} from {trajectory.first.path} alone"
+    elif rate is None:
         what = f"{count} from {trajectory_text(trajectory)}"
     else:
         what = (

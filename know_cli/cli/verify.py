@@ -114,7 +114,7 @@ def verify(
     if more:
         raise UsageError(f"{output}: names {len(more) + 1} checkpoints; OUT is one, and goes first")
     if made_of is not TrajectoryKind.RUN:  # of a run, those that were used are found
-        check_count(paths, made_of)
+        check_count(paths, made_of, 1)
     if device is not None:
         check_device_name(device)
     if full and seed is not None:

@@ -64,7 +64,7 @@ class Casting:
         self._frozen = None
         # Tensors that are predicted together, as factors of one product, only fit each other whole.
         is_joint = len(batch.segments) > 1 and batch.segments[0].tensor.whole
-        if job.settings.frozen is FrozenMode.COPY and not is_joint:
+        if job.settings.frozen is FrozenMode.COPY and not is_joint and size > 1:
             self._frozen = self._unmoved(buffer.history[:size, rows])
         self.frozen = 0 if self._frozen is None else int(np.count_nonzero(self._frozen))
         if self._frozen is not None:

@@ -33,7 +33,7 @@ class Scan:
     """What the scan found.
 
     Attributes:
-        frozen: names of tensors that are bit-identical in all checkpoints.
+        frozen: names of tensors that are bit-identical in all checkpoints; none of a single one.
         step_lengths: ‖Θk − Θk+1‖ over the first chunk of every tensor, for k = 0 … S − 2.
         behaviours: of the tensors for which it was asked, those that may be no weights.
     """
@@ -134,7 +134,7 @@ def _scan(
             same = same and all(other == raw[0] for other in raw[1:])
             if not same and (start + count >= wanted or watch.is_ordinary):
                 break
-        if same:
+        if same and len(trajectory) > 1:
             frozen.append(name)
         if wanted and not watch.is_ordinary:
             behaviours[name] = watch.behaviour()

@@ -43,7 +43,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("continuation", {"weights": "continuation"}),
     Variant("retrodiction", {"weights": "retrodiction"}),
     Variant("average", {"method": "average"}, steps=False),
-    Variant("shrink-0.9", {"method": "shrink", "options": {"lambda": 0.9}}),
+    Variant("shrink-0.9", {"method": "shrink", "options": {"lambda": 0.9, "of": "all"}}),
     Variant("task-vector", {"method": "task-vector"}),
     Variant("task-vector-full", {"method": "task-vector", "options": {"range": "full"}}),
     Variant("linear", {"method": "linear"}),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.checkpoints.paths import MIN_CHECKPOINTS
 from know_cli.engine.settings import NormMode
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.methods.decay import SHAPES, LoraMode, check_average
@@ -125,6 +126,7 @@ class Method:
             ``load_bundle``.
         norm: what happens to normalisation layers unless the user says.
         check: refuses options that do not go together, with a :class:`UsageError`.
+        fewest: checkpoints that it needs; 1 if it reads nothing but Θ0.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Method:
     hyper_model: str | None = None
     norm: NormMode = NormMode.RESCALE
     check: Callable[[Mapping[str, Value]], None] | None = None
+    fewest: int = MIN_CHECKPOINTS
 
     @property
     def module(self) -> str:
@@ -157,7 +160,7 @@ _KNOWN = "known"
 
 METHODS = (
     Method("known", "the hyper-model KNOWN, n times", hyper_model=_KNOWN),
-    Method("naive", "Θ0"),
+    Method("naive", "Θ0", fewest=1),
     Method("last", "the most-forgotten checkpoint Θ(S−1)"),
     Method(
         "task-vector",
@@ -172,7 +175,12 @@ METHODS = (
     ),
     Method("tsv", "Θ0 + n·α·(merged task singular vectors); matrices whole", (_ALPHA,)),
     Method("lstsq", "the linear rule in a hyper-model's manifest, n times", hyper_model=_KNOWN),
-    Method("shrink", "λ^n·Θ0", (Option("lambda", 0.97),)),
+    Method(
+        "shrink",
+        "λ^n·Θ0, of weights of layers or of all",
+        (Option("lambda", 0.97), Option("of", "weights", ("weights", "all"))),
+        fewest=1,
+    ),
     Method("average", "mean of the checkpoints", _AVERAGE, None, NormMode.AVERAGE, check_average),
     Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
 )

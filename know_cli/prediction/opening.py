@@ -52,7 +52,10 @@ def open_prediction(
     ranks, notices = ranks or Ranks(), Notices(tell)
     devices = choose_devices(request.device, ranks.local_rank if ranks.size > 1 else None)
     trajectory = open_trajectory(
-        request.checkpoints, only_copied(request.settings.overrides), request.trajectory
+        request.checkpoints,
+        only_copied(request.settings.overrides),
+        request.trajectory,
+        request.chosen.fewest,
     )
     try:
         check_suited(request.chosen, trajectory.kind, request.weights)

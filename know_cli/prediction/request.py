@@ -76,9 +76,9 @@ class Request:
     trajectory: TrajectoryKind | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.checkpoints, self.trajectory)
-        check_device_name(self.device)
         method = find_method(self.method)
+        check_count(self.checkpoints, self.trajectory, method.fewest)
+        check_device_name(self.device)
         # Complete from here on, so that nobody has to ask for defaults again.
         object.__setattr__(self, "options", complete_options(method, self.options))
         check_weights(method, self.weights)

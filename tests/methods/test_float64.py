@@ -168,7 +168,7 @@ def test_combinations_are_computed_in_float64(
     noise = torch.randn(SIZE, 30, generator=generator, dtype=torch.float64)
     states = [{"b": base * (1 + size * row)} for row in noise]
     paths = write_trajectory(tmp_path, states)
-    options = {"lambda": 0.75} if method == "shrink" else {}
+    options = {"lambda": 0.75, "of": "all"} if method == "shrink" else {}
     out, _ = predict(
         paths, tmp_path / "out", method, bundle, steps=steps, options=options,
         frozen=FrozenMode.PREDICT,

@@ -18,6 +18,7 @@ from know_cli.evaluation.runs.results import (
 )
 from know_cli.evaluation.runs.trial import CLOSED, PLAIN, RE_ESTIMATED, STORED
 from know_cli.evaluation.runs.wording import difference_text, percent
+from know_cli.prediction.inspection import PARALLEL_STEPS
 
 #: The averages that the page's first tables show.
 SHOWN = ("average-3", "average-5")
@@ -127,14 +128,18 @@ def shapes(tasks: Mapping[str, Any], compared: Mapping[str, RunComparison]) -> I
     yield ""
     yield "| threshold | warned | of these lost | not warned | of these lost |"
     yield "|---:|" + "---:|" * 4
-    for threshold in _THRESHOLDS:
+    for threshold in sorted({*_THRESHOLDS, PARALLEL_STEPS}):
         warned = [gain < 0 for parallel, gain in pairs if parallel > threshold]
         others = [gain < 0 for parallel, gain in pairs if parallel <= threshold]
         yield (
-            f"| {threshold:+.1f} | {len(warned)} | {_share(warned)} | {len(others)} | "
+            f"| {_threshold_text(threshold)} | {len(warned)} | {_share(warned)} | {len(others)} | "
             f"{_share(others)} |"
         )
     yield ""
+
+
+def _threshold_text(threshold: float) -> str:
+    return f"{threshold:+.2f}" + (", that of `know inspect`" if threshold == PARALLEL_STEPS else "")
 
 
 def _mean(values: list[float | None]) -> float:
