@@ -103,3 +103,30 @@ def test_who_needs_more_says_so(tmp_path: Path, know: Command) -> None:
     assert torch.equal(
         load_file(tmp_path / "out")["a.weight"], load_file(tmp_path / "one.safetensors")["a.weight"]
     )
+
+
+def test_shrinking_before_a_normalisation_is_a_learning_rate(
+    trained: tuple[Network, Tensor],
+) -> None:
+    """Adam from λ·Θ0 at a rate is Adam from Θ0 at 1/λ times the rate, for any number of steps."""
+    network, images = trained
+    factor, rate = 0.4, 1e-3
+    ends = []
+    for scale, learning_rate in ((1.0, rate / factor), (factor, rate), (1.0, rate)):
+        copy = Network().double()
+        copy.load_state_dict(network.double().state_dict())
+        weights = [copy.conv1.weight, copy.conv2.weight]
+        for convolution in (copy.conv1, copy.conv2):
+            convolution.weight.data *= scale
+            convolution.bias = None  # the normalisation would take it away again
+        for layer in (copy.bn1, copy.bn2):
+            layer.eps = 1e-30
+        optimiser = torch.optim.Adam(weights, learning_rate, eps=1e-30)
+        for _ in range(7):
+            optimiser.zero_grad()
+            (copy(images.double()) - 1).pow(4).mean().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        ends.append(copy(images.double()).detach())
+    faster, shrunk, same_rate = ends
+    torch.testing.assert_close(shrunk, faster, rtol=0, atol=1e-9)
+    assert (same_rate - faster).abs().max() > 1e-3
