@@ -260,6 +260,7 @@ def choose(
     from know_cli.cli.choice_tables import Watch, evidence_of, outcome_json, outcome_tables
     from know_cli.cli.progress import progress_for
     from know_cli.files import make_folder
+    from know_cli.plots.choice import REPORT
 
     settings = searching.Settings(budget, first_seed=seed)
     with open_trajectory(paths, kind=trajectory) as opened:
@@ -336,10 +337,12 @@ def choose(
         write_chosen(starts[chosen], output, evidence_of(outcome, minimise=minimise), force=force)
         written = starts[chosen]
         talk.show(f"wrote {output}: {chosen if chosen != searching.BASE else 'Θ0, unchanged'}")
-    kept = {"none": [], "best": [written] if written else [], "all": list(starts.values())}[keep]
-    maker.clean(kept)
+    if keep != "all":
+        maker.clean([written] if written and keep == "best" else [])
+    content["output"] = str(output) if written else None
+    write_report(place / REPORT, content)
     if json is not None:
-        write_report(json, {**content, "output": str(output) if written else None})
+        write_report(json, content)
     if written is None:
         raise typer.Exit(EXIT_NOT_BETTER)
 
