@@ -2,101 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-import torch
 
 from know_cli.choosing.candidates import choose_candidates
-from know_cli.choosing.search import Settings, search
 from know_cli.evaluation import chosen, hindsight, results
-from know_cli.evaluation.markdown import to_markdown
+from know_cli.evaluation.chosen_table import choosing_section, searched
+from know_cli.evaluation.results import comparisons
 from know_cli.evaluation.starts import Start, Wanted
 from know_cli.evaluation.suite import Request
-from know_cli.evaluation.tasks import data as task_data
-from know_cli.evaluation.tasks.examples import Examples
 from know_cli.evaluation.trial import Trial
 from tests.evaluation.test_evaluation import tiny
 
-BUDGET = 26
-TASK = "glyphs-digits-cnn-batchnorm"
+BUDGET = 24
+TASK = "text-language-model"
+NAMES = [candidate.name for candidate in choose_candidates((), 5)]
 
 
-@pytest.fixture(autouse=True)
-def _little_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture
+def _little_hindsight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hindsight, "_ITERATIONS", 2)
-    task_data.load_images.cache_clear()
-    monkeypatch.setattr(task_data, "_GLYPHS", (420, 60))
-    yield
-    task_data.load_images.cache_clear()
 
 
-def test_what_is_chosen_is_scored_as_every_other_start_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a measure that likes small weights on what is held back, and none on the test."""
-    seen: list[Examples] = []
-    trial = Trial(tiny(TASK), 0, tmp_path, None)
-    (cell,) = trial.problem.cells
-
-    def held_back(trial: Trial, cell: object, starts: object, asked: object) -> float:
-        return -float(sum(t.abs().sum() for t in starts.state(name_of(asked)).values()))
-
-    def name_of(asked: object) -> str:
-        start = asked.arm.start
-        return "naive" if start == "theta0" else start
-
-    monkeypatch.setattr(chosen, "_measured", held_back)
-    outcome = trial.run(Wanted((), budget=BUDGET))
-    found = outcome.searches[cell.name]
-    assert found["start"] == found["winner"] == "shrink-lambda-0.6"
-    assert found["confirmed"]["low"] > 0
-    assert set(found["candidates"]) == {"naive", *(c.name for c in choose_candidates((), 5))}
-    assert outcome.values[Start("chosen")] == {cell.name: found["candidates"][found["start"]]}
-    assert found["candidates"]["naive"] == outcome.values[Start("naive")][cell.name]
-    assert 0 < found["fine_tunings"] <= BUDGET
-    assert not seen
-    assert not (trial.folder / "candidates").exists()
-
-
-def test_the_test_examples_are_not_seen_and_nothing_is_done_twice(
+@pytest.mark.usefixtures("_little_hindsight")
+def test_only_the_examples_of_the_fine_tuning_are_seen_and_nothing_is_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = Trial(tiny(TASK), 1, tmp_path, None)
     (cell,) = trial.problem.cells
-    drawn = trial.examples(cell, 0)
+    own = {row.numpy().tobytes() for row in trial.examples(cell, 0).inputs}
     fits: list[int] = []
     fine_tuned = trial.fine_tuned
 
-    def watched(*of: object, **wishes: object) -> object:
-        examples = of[2]
-        if len(examples) == 6:  # of 8; 2 are held back
-            fits.append(len(examples))
-            rows = {row.numpy().tobytes() for row in drawn.inputs}
-            assert all(row.numpy().tobytes() in rows for row in examples.inputs)
+    def watched(*of: Any, **wishes: Any) -> Any:
+        if len(of[2]) == 6:  # of 8, of which 2 are held back
+            fits.append(6)
+            assert all(row.numpy().tobytes() in own for row in of[2].inputs)
         return fine_tuned(*of, **wishes)
 
     monkeypatch.setattr(trial, "fine_tuned", watched)
     first = trial.run(Wanted((), budget=BUDGET))
-    assert len(fits) == first.searches[cell.name]["fine_tunings"]
+    found = first.searches[cell.name]
+    assert len(fits) == found["fine_tunings"] <= BUDGET
+    assert set(found["candidates"]) == {"naive", *NAMES}
+    assert first.values[Start("chosen")] == {cell.name: found["candidates"][found["start"]]}
+    assert found["candidates"]["naive"] == first.values[Start("naive")][cell.name]
+    assert not (trial.folder / "candidates").exists()
+
     again = Trial(tiny(TASK), 1, tmp_path, None).run(Wanted((), budget=BUDGET))
     assert again.computed == 0
-    assert again.searches == first.searches
-    assert again.values == first.values
-
+    assert (again.searches, again.values) == (first.searches, first.values)
     request = Request(tmp_path, [tiny(TASK)], 1, Wanted((), budget=BUDGET))
-    content = results.to_json(request, [again], {})
-    assert content["tasks"][TASK]["searches"][cell.name] == [first.searches[cell.name]]
-    names = [results.start_name(start) for start in content["tasks"][TASK]["starts"]]
-    assert names[-1] == "chosen"
+    content = results.to_json(request, [again], {})["tasks"][TASK]
+    assert content["searches"][cell.name] == [found]
+    assert results.start_name(content["starts"][-1]) == "chosen"
 
 
-def test_a_base_that_cannot_be_measured_stays_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("value", "start", "winner"),
+    [
+        (lambda name: float(name == "last"), "last", "last"),
+        (lambda name: -float(name != "naive"), "naive", None),
+        (lambda name: None, "naive", None),  # Θ0 cannot be measured
+    ],
+)
+def test_a_start_is_chosen_by_what_is_held_back(
+    value: Any, start: str, winner: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chosen, "_measured", lambda *of: None)
-    trial = Trial(tiny(TASK), 0, tmp_path, None)
-    outcome = trial.run(Wanted((), budget=BUDGET))
-    (found,) = outcome.searches.values()
-    assert (found["start"], found["winner"]) == ("naive", None)
+    def measured(trial: object, cell: object, starts: object, asked: Any) -> float | None:
+        name = asked.arm.start
+        found: float | None = value("naive" if name == "theta0" else name)
+        return found
+
+    monkeypatch.setattr(chosen, "_measured", measured)
+    starts: Any = SimpleNamespace(keys=dict.fromkeys(["naive", *NAMES], ""))
+    facts = chosen._searched(None, None, starts, 40)  # type: ignore[arg-type]
+    assert (facts["start"], facts["winner"]) == (start, winner)
+    assert 0 < facts["fine_tunings"] <= 40
+
+
+def task() -> dict[str, Any]:
+    """Two cells and three seeds, in which ``a`` is the best candidate."""
+    anchors = {"scratch": 0.1, "naive": 0.5, "longer": 0.5, "oracle": 0.9}
+    values = {name: [value, value + 0.01, value + 0.02] for name, value in anchors.items()}
+    picked = [0.7, 0.51, 0.62]
+    starts = [
+        {"method": name, "step": 0, "norm": "", "sessions": 0, "values": {"x": v, "y": v}}
+        for name, v in (values | {"chosen": picked}).items()
+    ]
+
+    def one(start: str, seed: int) -> dict[str, Any]:
+        naive = 0.5 + 0.01 * seed
+        candidates = {"naive": naive, "a": naive + 0.2, "b": naive - 0.1}
+        return {"start": start, "fine_tunings": 30 + seed, "candidates": candidates}
+
+    cells = {"x": ["a", "naive", "b"], "y": ["a", "naive", "a"]}
+    return {
+        "measure": {"name": "accuracy", "unit": "%", "scale": 100},
+        "seeds": [0, 1, 2],
+        "starts": starts,
+        "searches": {c: [one(s, k) for k, s in enumerate(found)] for c, found in cells.items()},
+    }
+
+
+def test_searches_are_summed_up_over_cells_and_seeds() -> None:
+    found = searched(task(), comparisons(task()))
+    assert (found.best, found.fine_tunings) == ("a", 31)
+    assert found.kept == pytest.approx(1 / 3)
+    assert found.worse == pytest.approx(1 / 6)
+    assert found.hindsight.value == pytest.approx(0.2)
+    assert found.chosen.value == pytest.approx(0.1)
+    assert found.gap == pytest.approx(0.4)
+
+
+def test_the_page_says_whether_the_targets_are_met() -> None:
+    content = {"settings": {"budget": 40}, "tasks": {"t": task()}}
+    page = "\n".join(choosing_section(content, {"t": comparisons(task())}))
+    assert "| t | 33% | 17% | 31 | +10.00" in page
+    assert "Significantly below Θ0: no task" in page
+    assert "+0.250 chosen, +0.500 the best candidate in hindsight" in page
+    assert page.endswith("80% of that is missed.\n")
+    without = {"settings": {}, "tasks": {"t": {"starts": []}}}
+    assert list(choosing_section(without, {})) == []
