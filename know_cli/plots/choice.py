@@ -152,6 +152,7 @@ def draw_choice(choice: Choice, suffix: str) -> bytes:
             lines.append((f"confirmed: {verdict}", choice.confirmed, _CONFIRMED, "D"))
     if choice.control is not None:
         lines.append((f"{RANDOM} of that length", choice.control, _CONTROL, "s"))
+    left, right = _range([found for _, found, *_ in lines if found is not None])
     with style():
         figure = Figure(figsize=(_WIDTH, _ROW * len(lines) + _AROUND), layout="constrained")
         axes = figure.add_subplot()
@@ -163,8 +164,16 @@ def draw_choice(choice: Choice, suffix: str) -> bytes:
                     va="center", fontsize=7, color="0.3",
                 )  # fmt: skip
                 continue
-            if math.isfinite(found.low):
-                axes.plot([found.low, found.high], [place, place], color=colour, linewidth=1.3)
+            for end, limit, marker_of_end in ((found.low, left, "<"), (found.high, right, ">")):
+                if not math.isfinite(end):
+                    continue
+                to = max(left, min(right, end))
+                axes.plot([found.mean, to], [place, place], color=colour, linewidth=1.3)
+                if to != end:  # it goes on beyond the picture
+                    axes.plot(
+                        [limit], [place], marker=marker_of_end, color=colour, markersize=3.5,
+                        linestyle="none", clip_on=False,
+                    )  # fmt: skip
             axes.plot(
                 [found.mean], [place], marker=marker, color=colour, markersize=4.2,
                 markeredgecolor="black", markeredgewidth=0.4, linestyle="none", zorder=3,
@@ -175,13 +184,14 @@ def draw_choice(choice: Choice, suffix: str) -> bytes:
             )  # fmt: skip
         axes.set_yticks(range(len(lines)), [text for text, *_ in lines])
         axes.set_ylim(len(lines) - 0.4, -0.6)
+        axes.set_xlim(left, right)
         axes.tick_params(width=0.5)
         for label, (_, _, colour, _) in zip(axes.get_yticklabels(), lines, strict=True):
             label.set_color("black" if colour == _CHOOSING else colour)
         better = "smaller" if choice.minimise else "larger"
         axes.set_xlabel(
             f"difference to {choice.base.replace(BASE, 'Θ0', 1)}, paired by seed ({better} is "
-            "better); right: seeds"
+            "better)\non the right: number of seeds"
         )
         kinds = [("in choosing", _CHOOSING, "o"), ("on fresh seeds", _CONFIRMED, "D")]
         handles = [
@@ -191,3 +201,15 @@ def draw_choice(choice: Choice, suffix: str) -> bytes:
         ]  # fmt: skip
         figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
         return render(figure, suffix)
+
+
+def _range(found: list[Difference]) -> tuple[float, float]:
+    """What of the axis is drawn: all means, and the intervals that more than two seeds give.
+
+    Those of two seeds are wider than all else by a factor of ten or more.
+    """
+    ends = [0.0, *(one.mean for one in found)]
+    ends += [end for one in found if one.pairs > 2 for end in (one.low, one.high)]
+    low, high = min(ends), max(ends)
+    margin = 0.06 * (high - low) or 1.0
+    return low - margin, high + margin
