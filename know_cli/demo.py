@@ -1,15 +1,16 @@
-"""The demonstration on real data: record forgetting, predict, fine-tune, compare.
+"""The demonstration on real data: record a run and a forgetting, and choose a start from each.
 
-A small network is pre-trained on digits (from the half of scikit-learn's digits that the bundled
-KNOWN has never seen) and forgets over four more sessions. It is then fine-tuned on a few other,
-noisy digits: from Θ0, from each prediction, from fresh weights, and from Θ0 actually trained
-further on twice the data.
+A small network is trained on digits (from the half of scikit-learn's digits that the bundled KNOWN
+has never seen): once in an ordinary run that keeps its last checkpoints, and once with the four
+sessions of a forgetting after it. The task that a start is chosen for is another one: a few other,
+noisy digits to fine-tune on, and the rest of these to be measured on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,42 +18,49 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints.state import read_state
-from know_cli.evaluation.statistics import interval_half_width
-from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed
+from know_cli.forgetting.recorder import Recorder, derived_seed
+from know_cli.forgetting.runs import RunRecorder
 from know_cli.forgetting.subsets import nested_subsets
 from know_cli.lab.digits import build_model, load_digits
-from know_cli.lab.fitting import accuracy, fit
+from know_cli.lab.fitting import accuracy, fit, one_thread
+from know_cli.lab.stepping import Training
 
 SESSIONS = 5
 RATE = 0.5
-STEPS = 3
 FINE_TUNING_IMAGES = 50
+#: What ``know choose`` is told to measure with, and what it is to tune for every start.
+MEASURE = f"{__name__}:fine_tuned_accuracy"
+TUNED = "rate=3e-4,1e-3,3e-3"
+#: Candidates of a run and of a forgetting: few, since each is measured at three rates.
+OF_RUN = ("average", "average,last=3", "shrink,lambda=0.8", "task-vector,alpha=0.5")
+OF_FORGETTING = ("known", "known,steps=2", "average", "shrink,lambda=0.8")
 # Standard deviation of the noise on the downstream images, relative to that of the pixels.
 NOISE = 0.7
-_SESSION_EPOCHS = 40
-_SESSION_LEARNING_RATE = 5e-3
-_SESSION_WEIGHT_DECAY = 1e-2
-_SESSION_BATCH_SIZE = 16
+_EPOCHS = 40
+_LEARNING_RATE = 5e-3
+_WEIGHT_DECAY = 1e-2
+_BATCH_SIZE = 16
+# The run is short, at a constant rate that is rather high, as runs are before their decay.
+_RUN_EPOCHS = 12
+_RUN_LEARNING_RATE = 1e-2
+_RUN_BATCH_SIZE = 8
 _FINE_TUNING_EPOCHS = 20
-_FINE_TUNING_LEARNING_RATE = 1e-3
 _SPLIT_SEED = 0
+# The random stream of a fine-tuning, so that it is none of the pre-training's.
+_DOWNSTREAM = 70
 
 
 @dataclass(frozen=True)
-class Row:
-    """What fine-tuning from one start came to.
+class RunRow:
+    """One checkpoint of the run.
 
     Attributes:
-        start: name of the start.
-        accuracy: mean over the seeds, 0 to 1.
-        difference: mean paired difference from Θ0; None for Θ0 itself.
-        interval: half-width of that mean's 95 % interval; None for Θ0 itself.
+        path: its file.
+        test_accuracy: on the images of the downstream task, none of which it trained on.
     """
 
-    start: str
-    accuracy: float
-    difference: float | None
-    interval: float | None
+    path: Path
+    test_accuracy: float
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class SessionRow:
     test_accuracy: float
 
 
+@cache
 def _images(*, downstream: bool) -> tuple[Tensor, Tensor]:
     """Images and labels for pre-training, or the noisy others for the downstream task."""
     images, labels = load_digits("demo")
@@ -84,11 +93,69 @@ def _images(*, downstream: bool) -> tuple[Tensor, Tensor]:
     return images[others] + NOISE * noise, labels[others]
 
 
-def record(folder: Path, seed: int, report: Callable[[str], None]) -> list[SessionRow]:
+def _forgetting(folder: Path, seed: int) -> Recorder:
+    labels = _images(downstream=False)[1]
+    return Recorder(
+        folder,
+        nested_subsets(len(labels), RATE, SESSIONS, seed, labels.numpy()),
+        rate=RATE,
+        seed=seed,
+        function="know demo",
+    )
+
+
+def record_run(
+    folder: Path, forgetting: Path, seed: int, report: Callable[[str], None]
+) -> list[RunRow]:
+    """Train at a constant rate, and keep the last checkpoints.
+
+    Args:
+        folder: for the checkpoints; those of an earlier call are taken.
+        forgetting: of the same demonstration, which has to have the same seed.
+        seed: of all random numbers.
+        report: called with a line of text before the training.
+
+    Returns:
+        A row per checkpoint, the first one first.
+
+    Raises:
+        UsageError: the folder has another seed's.
+    """
+    if forgetting.exists():
+        _forgetting(forgetting, seed)  # refuses another seed
+    images, labels = _images(downstream=False)
+    start = derived_seed(seed, 0, 0)
+    training = Training(
+        build_model(start),
+        images,
+        labels,
+        batch_size=_RUN_BATCH_SIZE,
+        learning_rate=_RUN_LEARNING_RATE,
+        seed=start,
+        weight_decay=_WEIGHT_DECAY,
+    )
+    run = RunRecorder(folder, every=training.epoch_steps, last=SESSIONS)
+    last = folder / f"checkpoint-{_RUN_EPOCHS * training.epoch_steps}.safetensors"
+    if run.kept[-1:] != [last]:
+        run.begin(0)
+        report(f"training on {len(labels)} images, {_RUN_EPOCHS} epochs at a constant rate")
+        with one_thread():
+            for _ in range(_RUN_EPOCHS):
+                training.advance(training.epoch_steps, lambda step: 1.0)
+                run.save(training.done, training.model)
+    model, test = build_model(0), _images(downstream=True)
+    rows = []
+    for path in run.kept:
+        model.load_state_dict(read_state(path))
+        rows.append(RunRow(path, accuracy(model, *test)))
+    return rows
+
+
+def record_forgetting(folder: Path, seed: int, report: Callable[[str], None]) -> list[SessionRow]:
     """Pre-train and forget, continuing where an earlier call was interrupted.
 
     Args:
-        folder: for the checkpoints of five sessions and ``continued1.safetensors``.
+        folder: for the checkpoints of five sessions.
         seed: of all random numbers.
         report: called with a line of text before each session.
 
@@ -100,14 +167,7 @@ def record(folder: Path, seed: int, report: Callable[[str], None]) -> list[Sessi
     """
     images, labels = _images(downstream=False)
     test_images, test_labels = _images(downstream=True)
-    recorder = Recorder(
-        folder,
-        nested_subsets(len(labels), RATE, SESSIONS + 1, seed, labels.numpy()),
-        rate=RATE,
-        seed=seed,
-        before=1,
-        function="know demo",
-    )
+    recorder = _forgetting(folder, seed)
     for session in recorder:
         report(f"training {session.name} on {len(session.indices)} images")
         model = build_model(session.seed)
@@ -118,10 +178,10 @@ def record(folder: Path, seed: int, report: Callable[[str], None]) -> list[Sessi
             model,
             images[chosen],
             labels[chosen],
-            epochs=_SESSION_EPOCHS,
-            learning_rate=_SESSION_LEARNING_RATE,
-            weight_decay=_SESSION_WEIGHT_DECAY,
-            batch_size=_SESSION_BATCH_SIZE,
+            epochs=_EPOCHS,
+            learning_rate=_LEARNING_RATE,
+            weight_decay=_WEIGHT_DECAY,
+            batch_size=_BATCH_SIZE,
             seed=session.seed,
         )
         measured = {
@@ -139,71 +199,33 @@ def record(folder: Path, seed: int, report: Callable[[str], None]) -> list[Sessi
     return rows
 
 
-def fine_tune(
-    starts: dict[str, Path | None], seed: int, repetitions: int, report: Callable[[str], None]
-) -> list[Row]:
-    """Fine-tune every start on the downstream task, all with the same images in the same order.
+def fine_tuned_accuracy(state: Mapping[str, Tensor], seed: int, rate: str = "1e-3") -> float:
+    """Fine-tune a start on a few noisy digits, and measure it on the others.
+
+    This is what a user writes for ``know choose --evaluate``.
 
     Args:
-        starts: name → checkpoint, None for fresh weights; the others are compared with the
-            first.
-        seed: of all random numbers.
-        repetitions: fine-tunings per start, each with its own images, order and head; at least 2.
-        report: called with a line of text before each start.
+        state: of the start.
+        seed: of which images are fine-tuned on, and of their order.
+        rate: the learning rate; tuned values come as text.
 
     Returns:
-        One row per start, in the given order.
+        The accuracy, 0 to 1.
     """
     images, labels = _images(downstream=True)
-    results: dict[str, list[float]] = {}
-    for name, path in starts.items():
-        report(f"fine-tuning from {name}, {repetitions} times")
-        state = None if path is None else read_state(path)
-        results[name] = [
-            _fine_tune_once(state, images, labels, derived_seed(seed, repetition))
-            for repetition in range(repetitions)
-        ]
-    base = next(iter(results.values()))
-    rows = []
-    for position, (name, values) in enumerate(results.items()):
-        if position == 0:
-            rows.append(Row(name, _mean(values), None, None))
-            continue
-        differences = [value - other for value, other in zip(values, base, strict=True)]
-        rows.append(Row(name, _mean(values), _mean(differences), interval_half_width(differences)))
-    return rows
-
-
-def _fine_tune_once(
-    state: dict[str, Tensor] | None, images: Tensor, labels: Tensor, seed: int
-) -> float:
+    seed = derived_seed(seed, _DOWNSTREAM)
     rate = FINE_TUNING_IMAGES / len(labels)
     everything, train = nested_subsets(len(labels), rate, 2, seed, labels.numpy())
     test = torch.ones(len(everything), dtype=torch.bool)
     test[torch.from_numpy(train)] = False
     model = build_model(seed)
-    if state is not None:
-        model.load_state_dict(state)
+    model.load_state_dict(dict(state))
     fit(
         model,
         images[train],
         labels[train],
         epochs=_FINE_TUNING_EPOCHS,
-        learning_rate=_FINE_TUNING_LEARNING_RATE,
+        learning_rate=float(rate),
         seed=seed,
     )
     return accuracy(model, images[test], labels[test])
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def starts(folder: Path, predictions: dict[str, Path]) -> dict[str, Path | None]:
-    """The starts that the demonstration compares, Θ0 first."""
-    return {
-        "first checkpoint": folder / checkpoint_name(0),
-        **{f"predicted {name}": path for name, path in predictions.items()},
-        "really continued on x2": folder / checkpoint_name(-1),
-        "fresh weights": None,
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from know_cli import demo
+from know_cli.cli import demo as command
 from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
-from know_cli.lab.digits import load_digits
+from know_cli.lab.digits import build_model, load_digits
 from tests.support.command import Command, one_line
+
+BUDGET = 24
 
 
 @pytest.fixture(scope="module")
@@ -20,41 +24,42 @@ def recorded(
 ) -> tuple[Path, CompletedProcess[str]]:
     """A folder in which the demo was run, in a process of its own, and what it said."""
     folder = tmp_path_factory.mktemp("demo")
-    return folder, know("demo", "run", "--fine-tunings", 3, cwd=folder, process=True)
-
-
-def own_numbers(stdout: str) -> list[str]:
-    """Lines with numbers, but for those of the prediction, which is a program of its own."""
-    lines = [line for line in stdout.splitlines() if "%" in line]
-    own = [line for line in lines if not line.startswith(("conv", "fc", "bias"))]
-    assert len(own) > 8
-    return own
+    return folder, know("demo", "run", "--budget", BUDGET, cwd=folder, process=True)
 
 
 def test_demo(recorded: tuple[Path, CompletedProcess[str]], know: Command) -> None:
     folder, done = recorded
     assert done.returncode == EXIT_DONE, done.stderr
-    lines = done.stdout.splitlines()
-    command = next(line for line in lines if line.startswith("$ "))
-    assert (
-        command
-        == "$ know-predict run/ckpt0..ckpt4 -o run/predicted.safetensors --steps 3 --every-step"
-    )
-    for words in ("x8 the data: 3 steps from 5 checkpoints at rate 0.5", "first checkpoint", "predicted x2",
-                  "predicted x4", "predicted x8", "really continued on x2", "fresh weights"):  # fmt: skip
+    commands = [line for line in done.stdout.splitlines() if line.startswith("$ know ")]
+    assert [line.split()[2] for line in commands] == ["choose", "plot", "choose", "plot"]
+    assert done.stdout.count("In choosing:") == 2
+    for words in ("checkpoint-672.safetensors", "session", "To do the same", "know plot choose"):
         assert words in done.stdout
-    names = {path.name for path in (folder / "run").iterdir()}
-    assert names == {
-        *(f"ckpt{k}.safetensors" for k in range(5)), "continued1.safetensors", "trajectory.json",
-        "predicted.safetensors", "predicted.x2.safetensors", "predicted.x4.safetensors",
+    made = {path.name for path in (folder / "run").iterdir()}
+    assert made == {
+        "run", "forgetting", "from-run.safetensors", "from-run.safetensors.search", "from-run.png",
+        "from-forgetting.safetensors", "from-forgetting.safetensors.search", "from-forgetting.png",
     }  # fmt: skip
-    again = know("demo", "run", "--fine-tunings", 3, cwd=folder)
-    assert again.returncode == EXIT_DONE, again.stderr
-    assert "training" not in again.stderr
-    assert own_numbers(again.stdout) == own_numbers(done.stdout)
+    for name in ("run", "forgetting"):
+        search = folder / "run" / f"from-{name}.safetensors.search"
+        report = json.loads((search / "report.json").read_text())
+        assert report["measures"] <= BUDGET
+        assert len({one["start"] for one in report["candidates"]}) == 5
     other = know("demo", "run", "--seed", 5, cwd=folder)
     assert other.returncode == EXIT_USAGE
     assert "another trajectory" in one_line(other.stderr)
+
+
+def test_what_is_recorded_is_not_recorded_again(
+    recorded: tuple[Path, CompletedProcess[str]],
+) -> None:
+    folder = recorded[0] / "run"
+    told: list[str] = []
+    rows = demo.record_run(folder / "run", folder / "forgetting", 0, told.append)
+    sessions = demo.record_forgetting(folder / "forgetting", 0, told.append)
+    assert told == []
+    assert [row.path.name for row in rows][-1] == "checkpoint-672.safetensors"
+    assert [row.images for row in sessions] == [450, 225, 112, 56, 28]
 
 
 def test_demo_needs_a_parent_folder(tmp_path: Path, know: Command) -> None:
@@ -63,14 +68,17 @@ def test_demo_needs_a_parent_folder(tmp_path: Path, know: Command) -> None:
     assert "mkdir -p no" in one_line(done.stderr)
 
 
-def test_a_failing_prediction_ends_the_demo_with_its_code(
-    recorded: tuple[Path, CompletedProcess[str]], know: Command, capfd: pytest.CaptureFixture[str]
+def test_a_command_that_fails_ends_the_demo_with_its_code(
+    recorded: tuple[Path, CompletedProcess[str]],
+    know: Command,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, _ = recorded
-    done = know("demo", "run", "--weights", "nothing", cwd=folder)
+    failed = CompletedProcess([], EXIT_USAGE)
+    monkeypatch.setattr(command.subprocess, "run", lambda *of, **wishes: failed)
+    done = know("demo", "run", "--budget", BUDGET, cwd=folder)
     assert done.returncode == EXIT_USAGE
-    # Said by the program that it starts.
-    assert "neither a folder with a hyper-model" in capfd.readouterr().err
+    assert "know choose failed" in done.stderr
 
 
 def test_the_tasks_share_no_image() -> None:
@@ -82,14 +90,9 @@ def test_the_tasks_share_no_image() -> None:
     assert not any(tuple(image.reshape(-1).tolist()) in flat for image in second)
 
 
-def test_same_start_same_accuracy(tmp_path: Path) -> None:
-    from know_cli.checkpoints import save_checkpoint
-    from know_cli.lab.digits import build_model
-
-    state = dict(build_model(3).state_dict())
-    for name in ("a", "b"):
-        save_checkpoint(tmp_path / name, state, {})
+def test_a_measure_depends_on_its_arguments_only() -> None:
+    state = build_model(3).state_dict()
     torch.manual_seed(99)
-    rows = demo.fine_tune({"a": tmp_path / "a", "b": tmp_path / "b"}, 0, 2, lambda text: None)
-    assert rows[0].accuracy == rows[1].accuracy
-    assert (rows[1].difference, rows[1].interval) == (0.0, 0.0)
+    first = demo.fine_tuned_accuracy(state, 1)
+    assert demo.fine_tuned_accuracy(state, 1, rate="1e-3") == first
+    assert demo.fine_tuned_accuracy(state, 1, rate="0") != first

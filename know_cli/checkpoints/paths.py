@@ -247,3 +247,17 @@ def step_path(output: Path, rate: float | None, step: int, is_folder: bool) -> P
     if is_folder or output.suffix.lower() not in _FILE_SUFFIXES:
         return output.with_name(f"{output.name}.{name}")
     return output.with_name(f"{output.stem}.{name}{output.suffix}")
+
+
+def method_path(output: str | Path, name: str) -> Path:
+    """Where one of several methods writes: ``out.shrink.safetensors``, ``out.shrink/``.
+
+    >>> method_path("start.safetensors", "average-last-3").name
+    'start.average-last-3.safetensors'
+    """
+    path = Path(output)
+    if not path.name:  # "." and the like
+        path = path.resolve()
+    if path.suffix.lower() not in _FILE_SUFFIXES:
+        return path.with_name(f"{path.name}.{name}")
+    return path.with_name(f"{path.stem}.{name}{path.suffix}")

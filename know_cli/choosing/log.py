@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from know_cli.choosing.measures import Result
 from know_cli.choosing.search import Arm, Purpose, Trial
 from know_cli.errors import OutputError, UsageError
-from know_cli.files import output_errors
+from know_cli.files import lock, output_errors
 
 _FORMAT = 1
 
@@ -20,7 +21,8 @@ _FORMAT = 1
 class Log:
     """Results of trials on disk.
 
-    A line that a killed run left unfinished is dropped; what failed is measured again.
+    A line that a killed run left unfinished is dropped; what failed is measured again. One search
+    at a time has it.
 
     Args:
         path: of the file, which is made if it is missing.
@@ -29,24 +31,47 @@ class Log:
 
     Raises:
         UsageError: the file is of another search.
-        OutputError: it cannot be read or written.
+        OutputError: it cannot be read or written, or another search has it.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._found: dict[Trial, Result] = {}
-        header = {"format": _FORMAT, "search": dict(identity)}
+        header = json.dumps({"format": _FORMAT, "search": dict(identity)}, sort_keys=True)
         with output_errors(path):
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            if lines:
-                self._check(lines[0], header)
-                whole = self._read(lines[1:])
-                text = "".join(line + "\n" for line in [lines[0], *whole])
-            else:
-                text = json.dumps(header, sort_keys=True) + "\n"
-            path.write_text(text, encoding="utf-8")
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("a+b")
+        try:
+            with output_errors(path):
+                self._hold()
+                self._begin(header.encode() + b"\n")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _hold(self) -> None:
+        try:
+            lock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{self.path}: another search is at work in this folder; wait until it is done, or "
+                "give another --folder"
+            ) from None
+
+    def _begin(self, header: bytes) -> None:
+        """Read what is there, and see to it that the next line is one of its own."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole and header.startswith(content):  # a run was killed that had just begun
+            self._file.truncate(0)
+            self._file.write(header)
+            self._file.flush()
+            return
+        first, *lines = whole.splitlines() or [content]
+        self._check(first, header)
+        self._read(lines)
+        self._file.truncate(len(whole))
 
     def get(self, trial: Trial) -> Result | None:
         """The result of a trial that was measured before; None if it was not."""
@@ -72,7 +97,7 @@ class Log:
         with self._lock:
             self._found[trial] = result
             try:
-                self._file.write(json.dumps(line) + "\n")
+                self._file.write(json.dumps(line).encode() + b"\n")
                 self._file.flush()
                 os.fsync(self._file.fileno())
             except OSError as error:
@@ -82,19 +107,14 @@ class Log:
         """Close the file."""
         self._file.close()
 
-    def _check(self, line: str, header: Mapping[str, Any]) -> None:
-        try:
-            found = json.loads(line)
-        except ValueError:
-            found = None
-        if found != json.loads(json.dumps(header)):
+    def _check(self, line: bytes, header: bytes) -> None:
+        if line != header.rstrip(b"\n"):
             raise UsageError(
                 f"{self.path}: is of a search with other checkpoints, candidates, command or seed; "
                 "give the same again to go on with it, or another --folder"
             )
 
-    def _read(self, lines: list[str]) -> list[str]:
-        whole = []
+    def _read(self, lines: Sequence[bytes]) -> None:
         for line in lines:
             try:
                 entry = json.loads(line)
@@ -105,5 +125,3 @@ class Log:
                 continue
             if value is not None:
                 self._found[trial] = Result(float(value))
-                whole.append(line)
-        return whole

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from know_cli.checkpoints import open_checkpoint
@@ -18,8 +18,9 @@ from know_cli.choosing.control import copy_tensor, write_random_direction
 from know_cli.choosing.search import BASE, RANDOM
 from know_cli.engine.progress import Progress
 from know_cli.engine.settings import Settings
-from know_cli.prediction.opening import open_prediction
+from know_cli.errors import UsageError
 from know_cli.prediction.request import Request
+from know_cli.prediction.together import Together, open_together
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Maker:
     settings: Settings
     kind: TrajectoryKind
     tell: Callable[[str], None]
+    _told: set[str] = field(default_factory=set, repr=False)
 
     def make(self, candidates: Sequence[Candidate], progress: Progress) -> dict[str, Path]:
-        """Predict the candidates that are not there yet.
+        """Predict the candidates that are not there yet, in one pass over the checkpoints.
 
         Returns:
             Name → path, Θ0's under :data:`~know_cli.choosing.search.BASE`.
@@ -51,28 +53,53 @@ class Maker:
             CheckpointError: an input cannot be used.
             OutputError: the folder cannot be written.
         """
-        starts: dict[str, Path] = {}
-        told: set[str] = set()
-        for candidate in candidates:
-            path = self._path(candidate.name)
-            request = Request(
-                self.checkpoints,
-                path,
-                settings=self._settings(candidate.steps),
-                force=True,
-                trajectory=self.kind,
-                **candidate.request(),
+        requests = self._requests(candidates)
+        try:
+            made = self._make_together(requests, progress)
+        except UsageError:
+            # Too many for the memory, or one that cannot be made, which is named then.
+            made = [path for one in requests for path in self._make_together([one], progress)]
+        return {BASE: made[0]} | {one.name: self._path(one.name) for one in candidates}
+
+    def _requests(self, candidates: Sequence[Candidate]) -> list[Request]:
+        """One request for all steps of a method with its options."""
+        families: dict[str, dict[int, Candidate]] = {}
+        for one in candidates:
+            key = json.dumps(one.request(), sort_keys=True)
+            families.setdefault(key, {})[one.steps or 1] = one
+        requests = []
+        for family in families.values():
+            last = max(family)
+            paths = {step: self._path(one.name) for step, one in family.items()}
+            requests.append(
+                Request(
+                    self.checkpoints,
+                    paths.pop(last),
+                    settings=replace(self.settings, steps=last),
+                    also=paths,
+                    force=True,
+                    trajectory=self.kind,
+                    **family[last].request(),
+                )
             )
-            with open_prediction(request) as prediction:
-                starts.setdefault(BASE, prediction.trajectory.first.path)
-                for notice in prediction.notices:
-                    if notice not in told:
-                        told.add(notice)
-                        self.tell(notice)
-                if not is_same(path, prediction.outputs[-1].metadata):
-                    prediction.execute(progress)
-            starts[candidate.name] = path
-        return starts
+        return requests
+
+    def _make_together(self, requests: Sequence[Request], progress: Progress) -> list[Path]:
+        """Predict in one pass what is not there, and give Θ0's path."""
+        with open_together(requests, tell=self._tell_once) as together:
+            missing = [
+                one
+                for one in together.predictions
+                if not all(is_same(output.path, output.metadata) for output in one.outputs)
+            ]
+            if missing:
+                Together(tuple(missing)).execute(progress)
+            return [together.predictions[0].trajectory.first.path]
+
+    def _tell_once(self, notice: str) -> None:
+        if notice not in self._told:
+            self._told.add(notice)
+            self.tell(notice)
 
     def random_direction(self, base: Path, winner: Path, seed: int) -> Path:
         """Write the random direction as far from Θ0 as the winner is, and give its path."""
@@ -91,9 +118,6 @@ class Maker:
     def _path(self, name: str) -> Path:
         first = Path(self.checkpoints[0])
         return self.folder / (name if first.is_dir() else name + SUFFIX)
-
-    def _settings(self, steps: int) -> Settings:
-        return replace(self.settings, steps=steps)
 
 
 def is_same(path: Path, metadata: Mapping[str, str]) -> bool:

@@ -52,7 +52,8 @@ def choose(
         typer.Argument(
             metavar="CKPT...",
             show_default=False,
-            help="2 to 16 checkpoints of one model, as for 'know predict'.",
+            help="2 to 16 checkpoints of one model, or with --trajectory run a run's folder, as "
+            "for 'know predict'.",
         ),
     ],
     output: Annotated[
@@ -222,7 +223,7 @@ def choose(
     took no part in choosing. Where it is not better than the first checkpoint, it says so and
     writes the first checkpoint.
     """
-    from know_cli.checkpoints.paths import expand_arguments
+    from know_cli.checkpoints.arguments import find_checkpoints
     from know_cli.choosing.candidates import choose_candidates
     from know_cli.choosing.intervals import check_intervals
     from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
@@ -230,7 +231,7 @@ def choose(
     from know_cli.errors import OutputError, UsageError
 
     talk = Output(quiet, aside=takes_stdout(json))
-    paths = expand_arguments(checkpoints, talk.notice)
+    paths, trajectory = find_checkpoints(checkpoints, trajectory, talk.notice)
     if keep not in ("none", "best", "all"):
         raise UsageError(f"--keep {keep}: is none of none, best, all")
     if (measure is None) == (evaluate is None):
@@ -260,13 +261,15 @@ def choose(
     from know_cli.cli.choice_tables import Watch, evidence_of, outcome_json, outcome_tables
     from know_cli.cli.progress import progress_for
     from know_cli.files import make_folder
+    from know_cli.plots.choice import REPORT
 
     settings = searching.Settings(budget, first_seed=seed)
     with open_trajectory(paths, kind=trajectory) as opened:
         check_output(output, opened.checkpoints, is_folder=opened.first.is_folder, force=force)
         inputs = [checkpoint.fingerprint() for checkpoint in opened.checkpoints]
-        candidates = choose_candidates(candidate or (), len(paths), opened.kind)
         kind = opened.kind
+        steps = opened.training_steps if kind is TrajectoryKind.RUN else None
+        candidates = choose_candidates(candidate or (), len(paths), kind, steps)
     # An impossible budget is refused before anything is made.
     procedure = searching.search([one.name for one in candidates], grid, settings)
     next(procedure)
@@ -336,10 +339,12 @@ def choose(
         write_chosen(starts[chosen], output, evidence_of(outcome, minimise=minimise), force=force)
         written = starts[chosen]
         talk.show(f"wrote {output}: {chosen if chosen != searching.BASE else 'Θ0, unchanged'}")
-    kept = {"none": [], "best": [written] if written else [], "all": list(starts.values())}[keep]
-    maker.clean(kept)
+    if keep != "all":
+        maker.clean([written] if written and keep == "best" else [])
+    content["output"] = str(output) if written else None
+    write_report(place / REPORT, content)
     if json is not None:
-        write_report(json, {**content, "output": str(output) if written else None})
+        write_report(json, content)
     if written is None:
         raise typer.Exit(EXIT_NOT_BETTER)
 

@@ -6,19 +6,28 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from know_cli.cli.options import usable_cores
 from know_cli.cli.output import Output
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from know_cli.demo import Row, SessionRow
+    from know_cli.demo import RunRow, SessionRow
 
-_PREDICTED = "predicted.safetensors"
+_OWN = """\
+To do the same with checkpoints of your own, the last ones of a run or those of a forgetting:
+
+  know inspect output_dir --trajectory run
+  know choose output_dir --trajectory run -o start.safetensors \\
+      --measure 'python fine_tune.py --init {start} --seed {seed} --lr {lr}' \\
+      --tune lr=3e-4,1e-3,3e-3
+  know plot choose start.safetensors.search -o candidates.png"""
 
 
 def demo(
@@ -26,27 +35,20 @@ def demo(
         Path,
         typer.Argument(
             metavar="[DIR]",
-            help="Folder for checkpoints and predictions; created if it is missing.",
+            help="Folder for checkpoints, starts and pictures; created if it is missing.",
         ),
     ] = Path("know-demo"),
     seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=2**31, help="Seed of all random numbers.")
+        int, typer.Option(metavar="N", min=0, max=2**31, help="Seed of the recordings.")
     ] = 0,
-    fine_tunings: Annotated[
-        int,
-        typer.Option(metavar="N", min=2, max=1000, help="Fine-tunings from each start."),
-    ] = 20,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH", show_default="the shipped default", help="As for 'know predict'."
-        ),
-    ] = None,
+    budget: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Measures that each of the two choices takes.")
+    ] = 90,
 ) -> None:
-    """Train, forget, predict and fine-tune a small network on real images, and compare.
+    """Record a run and a forgetting on real images, and choose a start from each, honestly.
 
-    Takes about a minute on two cores, needs scikit-learn, and prints what it measures, even if
-    the prediction loses. KNOWN has never seen the images.
+    Takes less than two minutes on two cores, needs scikit-learn, and says what it finds, even if
+    no candidate is better than the checkpoint that there was. KNOWN has never seen the images.
     """
     from know_cli.files import check_writable, make_folder, missing_folder
 
@@ -58,48 +60,70 @@ def demo(
     import torch
 
     from know_cli import demo as work
-    from know_cli.checkpoints.paths import factor_name, step_path
-    from know_cli.errors import KnowError
 
     # Networks this small are slower on several threads than on one.
     torch.set_num_threads(1)
     talk = Output()
-    sessions = work.record(folder, seed, talk.notice)
+    run, forgetting = folder / "run", folder / "forgetting"
+    rows = work.record_run(run, forgetting, seed, talk.notice)
+    talk.show("1. an ordinary run on digits, and its last checkpoints", "", _run_table(rows), "")
+    sessions = work.record_forgetting(forgetting, seed, talk.notice)
+    talk.show("2. a forgetting: trained on ever fewer digits", "", _sessions_table(sessions), "")
     talk.show(
-        "forgetting: a small network trained on ever fewer digits",
-        "",
-        _sessions_table(sessions),
+        f"3. The task: fine-tuning on {work.FINE_TUNING_IMAGES} other, noisy digits, accuracy on "
+        "the rest. One read of the checkpoints makes all candidates, and each gets its own rate:",
         "",
     )
+    for checkpoints, kind, name, candidates in (
+        (run, "run", "from-run", work.OF_RUN),
+        (
+            f"{forgetting}/ckpt0..ckpt{work.SESSIONS - 1}",
+            "forgetting",
+            "from-forgetting",
+            work.OF_FORGETTING,
+        ),
+    ):
+        output = folder / f"{name}.safetensors"
+        more = ["--force"] if output.exists() else []
+        _start(
+            talk, "choose", str(checkpoints), "--trajectory", kind, "-o", str(output),
+            *(word for text in candidates for word in ("--candidate", text)),
+            "--evaluate", work.MEASURE, "--tune", work.TUNED, "--budget", str(budget),
+            "--jobs", str(min(usable_cores(), 4)), *more,
+        )  # fmt: skip
+        if find_spec("matplotlib") is None:
+            talk.notice("no picture of the candidates: pip install 'know-predict[plot]' draws it")
+        else:
+            search, picture = f"{output}.search", folder / f"{name}.png"
+            _start(talk, "plot", "choose", search, "-o", str(picture), "--force")
+        talk.show("")
+    talk.show(
+        "One network and one task: a demonstration, not an evaluation.",
+        "",
+        _OWN,
+    )
 
-    output = folder / _PREDICTED
-    arguments = [f"{folder}/ckpt0..ckpt{work.SESSIONS - 1}", "-o", str(output)]
-    arguments += ["--steps", str(work.STEPS), "--every-step"]
-    arguments += [] if weights is None else ["--weights", weights]
-    arguments += ["--force"] if output.exists() else []
-    talk.show(f"$ know-predict {shlex.join(arguments)}")
+
+def _start(talk: Output, *arguments: str) -> None:
+    """Run a command as a user would, and show it."""
+    from know_cli.errors import KnowError
+
+    talk.show(f"$ know {shlex.join(arguments)}")
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, "-m", "know_cli", "predict", *arguments], check=False)
+    done = subprocess.run([sys.executable, "-m", "know_cli", *arguments], check=False)
     if done.returncode:
-        failure = KnowError("the prediction failed; see the message above")
+        failure = KnowError(f"know {arguments[0]} failed; see the message above")
         failure.exit_code = done.returncode
         raise failure
 
-    predictions = {
-        factor_name(work.RATE, step): step_path(output, work.RATE, step, is_folder=False)
-        for step in range(1, work.STEPS)
-    }
-    predictions[factor_name(work.RATE, work.STEPS)] = output
-    rows = work.fine_tune(work.starts(folder, predictions), seed, fine_tunings, talk.notice)
-    talk.show(
-        "",
-        f"fine-tuned {fine_tunings} times on {work.FINE_TUNING_IMAGES} other, noisy digits, "
-        "accuracy on the rest:",
-        "",
-        _results_table(rows),
-        "",
-        _reading(rows),
-    )
+
+def _run_table(rows: Sequence[RunRow]) -> Table:
+    from know_cli.cli.tables import new_table
+
+    table = new_table("checkpoint", "accuracy on noisy digits")
+    for row in rows:
+        table.add_row(row.path.name, f"{row.test_accuracy:.1%}")
+    return table
 
 
 def _sessions_table(sessions: Sequence[SessionRow]) -> Table:
@@ -114,30 +138,3 @@ def _sessions_table(sessions: Sequence[SessionRow]) -> Table:
             f"{row.test_accuracy:.1%}",
         )
     return table
-
-
-def _results_table(rows: Sequence[Row]) -> Table:
-    from know_cli.cli.tables import new_table
-
-    table = new_table("start", "accuracy", "difference in points (95 %)")
-    for row in rows:
-        difference = "-"
-        if row.difference is not None and row.interval is not None:
-            difference = f"{100 * row.difference:+.2f} ± {100 * row.interval:.2f}"
-        table.add_row(row.start, f"{row.accuracy:.2%}", difference)
-    return table
-
-
-def _reading(rows: Sequence[Row]) -> str:
-    """The result in words, for better or worse."""
-    verdicts: dict[str, list[str]] = {}
-    for row in rows:
-        if row.difference is None or row.interval is None:
-            continue
-        if abs(row.difference) <= row.interval:
-            verdict = "no significant difference"
-        else:
-            verdict = "better" if row.difference > 0 else "worse"
-        verdicts.setdefault(verdict, []).append(row.start)
-    lines = [f"{verdict}: {', '.join(starts)}" for verdict, starts in verdicts.items()]
-    return "\n".join([*lines, "one pre-training and one task: a demonstration, not an evaluation"])

@@ -132,6 +132,15 @@ def evaluate(
             help="Predict from the first S checkpoints; repeatable.",
         ),
     ] = None,
+    budget: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Fine-tunings of the search for the row 'chosen', for each downstream condition; "
+            "0 leaves it out.",
+        ),
+    ] = 40,
     table: Annotated[
         Path | None,
         typer.Option(metavar="FILE.md", show_default=False, help="Write all tables as Markdown."),
@@ -235,6 +244,7 @@ def evaluate(
             norms=tuple(norms),
             sessions=tuple(dict.fromkeys(sessions or [SESSIONS])),
             keep=keep,
+            budget=budget,
         ),
         data_folder=data_folder,
         processes=processes or usable_cores(),

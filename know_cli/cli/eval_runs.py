@@ -27,6 +27,7 @@ _OF_FORGETTINGS = {
     "norm": "--norm",
     "sessions": "--sessions",
     "keep": "--keep/--no-keep",
+    "budget": "--budget",
 }
 
 

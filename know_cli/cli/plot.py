@@ -21,6 +21,8 @@ from know_cli.cli.options import (
 )
 from know_cli.cli.output import Output
 from know_cli.cli.picture_file import check_picture
+from know_cli.cli.plot_choice import EPILOG as CHOICE_EPILOG
+from know_cli.cli.plot_choice import choice
 from know_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -299,6 +301,7 @@ COMMANDS = (
     ("trajectory", trajectory, "Checkpoints and predictions in a plane.", TRAJECTORY_EPILOG),
     ("landscape", landscape, "The same plane with contours of your measure.", LANDSCAPE_EPILOG),
     ("results", results, "The results of 'know eval' as curves.", RESULTS_EPILOG),
+    ("choose", choice, "The candidates of 'know choose' with their intervals.", CHOICE_EPILOG),
 )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.checkpoints.paths import method_path
 from know_cli.cli.options import (
     every_option,
     last_option,
@@ -32,8 +33,11 @@ from know_cli.methods.registry import (
     find_method,
     parse_options,
 )
+from know_cli.methods.spelling import Spelled, parse_spelled
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from know_cli.prediction.predict import Prediction
 
 EPILOG = "\n\n".join(
@@ -43,6 +47,7 @@ EPILOG = "\n\n".join(
         "know-predict ckpt0 ckpt1 ckpt2 ckpt3 ckpt4 -o predicted --steps 3 --every-step",
         "know-predict run/ckpt0..ckpt4 -o start.safetensors --dry-run",
         "know-predict run/ckpt0..ckpt4 -o baseline --method task-vector --option alpha=0.5",
+        "know-predict run/ckpt0..ckpt4 -o start --method known,steps=2 --method shrink,lambda=0.9",
         "know-predict output_dir --trajectory run --last 5 -o averaged",
         "know-predict start mnli sst2 qqp --trajectory branches -o fused",
         "torchrun --nproc-per-node 8 -m know_cli predict run/ckpt0..ckpt4 -o start.safetensors",
@@ -120,11 +125,13 @@ def predict(
         ),
     ] = None,
     method: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="NAME",
+            metavar="NAME[,OPTION=VALUE,…]",
             show_default=_DEFAULTS,
-            help="What predicts: KNOWN, or one of the baselines in the list below.",
+            help="What predicts: KNOWN, or one of the baselines in the list below; options may "
+            "follow the name, also weights=… and steps=…. Repeatable: all are computed in one "
+            "pass, and each output is OUT with its method before the suffix.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
@@ -265,59 +272,86 @@ def predict(
             checkpoints, trajectory, talk.notice, last=last, every=every
         )
         # Without a name, the bundle tells that it is a hyper-model that is wanted.
-        method = method or default_method(kind_of_all, weights)
+        texts = method or [default_method(kind_of_all, weights)]
+        spelled = [parse_spelled(text, "--method") for text in dict.fromkeys(texts)]
+        shared = [*(option or ()), *([f"lora={lora.value}"] if lora else [])]
+        if len(spelled) > 1:
+            _check_several(spelled, [*shared, *([weights] if weights else [])], ranks.size)
         try:
             overrides = tuple(parse_override(text) for text in kind or ())
         except ValueError as error:
             raise UsageError(str(error)) from error
-        request = Request(
-            checkpoints=paths,
-            output=Path(output),
-            # A path does not keep the slash at its end.
-            names_folder=output.endswith(("/", "/.")),
-            weights=weights,
-            settings=Settings(
-                steps=steps,
-                norm=norm,
-                frozen=frozen,
-                overrides=overrides,
-                allow_nonfinite=allow_nonfinite,
-                max_memory=max_memory,
-                threads=threads or max(1, usable_cores() // processes_here()),
-            ),
-            rate=rate,
-            every_step=every_step,
-            device=device,
-            force=force,
-            method=method,
-            options=parse_options(
-                find_method(method), [*(option or ()), *([f"lora={lora.value}"] if lora else [])]
-            ),
-            resume=resume,
-            checksum=checksum,
-            trajectory=kind_of_all,
-        )
+        # A path does not keep the slash at its end.
+        names_folder = output.endswith(("/", "/."))
+        requests = [
+            Request(
+                checkpoints=paths,
+                output=Path(output) if len(spelled) == 1 else method_path(output, one.name),
+                names_folder=names_folder,
+                weights=one.weights or weights,
+                settings=Settings(
+                    steps=steps if one.steps is None else one.steps,
+                    norm=norm,
+                    frozen=frozen,
+                    overrides=overrides,
+                    allow_nonfinite=allow_nonfinite,
+                    max_memory=max_memory,
+                    threads=threads or max(1, usable_cores() // processes_here()),
+                ),
+                rate=rate,
+                every_step=every_step,
+                device=device,
+                force=force,
+                method=one.method,
+                options=parse_options(find_method(one.method), [*one.options, *shared]),
+                resume=resume,
+                checksum=checksum,
+                trajectory=kind_of_all,
+            )
+            for one in spelled
+        ]
         report = one_json(report, older_report)
         if report is not None:
-            check_report_path(report, [*paths, Path(output)])
+            check_report_path(report, [*paths, *(request.output for request in requests)])
 
         from know_cli.cli.progress import progress_for
         from know_cli.cli.tables import plan_tables, report_tables
-        from know_cli.prediction.opening import open_prediction
+        from know_cli.prediction.together import open_together
 
-        with open_prediction(request, ranks, talk.notice) as prediction:
-            if report is not None:
-                check_report_path(report, prediction.files)
+        with open_together(requests, ranks, talk.notice) as together:
+            for prediction in together.predictions:
+                if report is not None:
+                    check_report_path(report, prediction.files)
+            contents = []
             if dry_run:
-                talk.show(*plan_tables(prediction))
-                content = _plan_json(prediction)
+                for prediction in together.predictions:
+                    talk.show(*plan_tables(prediction))
+                    contents.append(_plan_json(prediction))
             else:
                 with progress_for(talk, bar=not no_progress) as progress:
-                    result = prediction.execute(progress)
-                talk.show(*report_tables(prediction, result))
-                content = {**prediction.describe(), **result.to_json()}
+                    results = together.execute(progress)
+                for prediction, result in zip(together.predictions, results, strict=True):
+                    talk.show(*report_tables(prediction, result))
+                    contents.append({**prediction.describe(), **result.to_json()})
             if report is not None and ranks.rank == 0:
-                write_report(report, content)
+                one_of_all = {"predictions": contents} if len(contents) > 1 else contents[0]
+                write_report(report, one_of_all)
+
+
+def _check_several(spelled: Sequence[Spelled], shared: Sequence[str], processes: int) -> None:
+    """Refuse what is unclear with several methods, or not done with them."""
+    from know_cli.errors import UsageError
+
+    if shared:
+        raise UsageError(
+            f"{shared[0]}: it is not clear which --method is meant; write it after the method's "
+            "name, as in --method average,last=3"
+        )
+    if processes > 1:
+        raise UsageError(
+            f"--method {spelled[1].text}: several processes predict with one method; start it "
+            "once for each, or without torchrun"
+        )
 
 
 def _plan_json(prediction: Prediction) -> dict[str, Any]:

@@ -156,14 +156,23 @@ class Delivery:
         Raises:
             OutputError: an output cannot be written.
         """
+        sinks = [sink for _, sink in self.outputs]
         for copy in copies:
-            nonfinite = self._copy(copy)
-            if copy.nbytes == copy.tensor.nbytes:
-                self._note_copied(copy.tensor, nonfinite)
-            elif nonfinite:
-                self.copied_nonfinite[copy.tensor.name] = nonfinite
+            self.copy_to(copy, sinks)
 
-    def _copy(self, copy: Copy) -> int:
+    def copy_to(self, copy: Copy, sinks: Sequence[Sink]) -> None:
+        """Copy one tensor, or a part of it, also to the outputs of others.
+
+        Raises:
+            OutputError: an output cannot be written.
+        """
+        nonfinite = self._copy(copy, sinks)
+        if copy.nbytes == copy.tensor.nbytes:
+            self._note_copied(copy.tensor, nonfinite)
+        elif nonfinite:
+            self.copied_nonfinite[copy.tensor.name] = nonfinite
+
+    def _copy(self, copy: Copy, sinks: Sequence[Sink]) -> int:
         """Copy, and count the values that are not finite."""
         tensor, first, nonfinite = copy.tensor, self.job.trajectory.first, 0
         entry = first.tensors[tensor.name]
@@ -175,7 +184,7 @@ class Delivery:
             with self.report.timed("reading"):
                 first.read_into(entry, start, as_bytes(data))
             with self.report.timed("writing"):
-                for _, sink in self.outputs:
+                for sink in sinks:
                     sink.write(tensor.name, start, as_bytes(data))
             if drops_cached:
                 first.drop_cached(entry, start, count)

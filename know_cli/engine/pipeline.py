@@ -34,23 +34,34 @@ def predict(job: Job, delivery: Delivery) -> None:
         PeerError: another rank has failed.
     """
     with ExitStack() as stack:
-        # One thread a block: the pools are the parallelism, and a result must not depend on how
-        # many threads share a matrix product.
-        reader, workers = (
-            stack.enter_context(
-                ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(1,))
-            )
-            for threads, name in ((1, "read"), (job.settings.threads, "predict"))
-        )
-        pipeline = _Pipeline(job, delivery, reader, workers)
+        reader, workers = open_pools(stack, job.settings.threads)
+        pipeline = Pipeline(job, delivery, reader, workers)
         pipeline.predict_batches(pipeline.unfinished(job.plan.batches()))
-        if job.predictors.tensors is not None:
-            for batch in pipeline.unfinished(job.plan.whole_tensors()):
-                pipeline.predict_whole(batch, job.predictors.tensors)
+        pipeline.predict_wholes()
 
 
-class _Pipeline:
-    """The threads of one job, and the two batches that are in memory."""
+def open_pools(stack: ExitStack, threads: int) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
+    """One thread that reads ahead, and those that compute; the stack ends them."""
+    # One thread a block: the pools are the parallelism, and a result must not depend on how many
+    # threads share a matrix product.
+    reader, workers = (
+        stack.enter_context(
+            ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(1,))
+        )
+        for count, name in ((1, "read"), (threads, "predict"))
+    )
+    return reader, workers
+
+
+class Pipeline:
+    """The threads of one job, and the two batches that are in memory.
+
+    Args:
+        job: that is executed.
+        delivery: of the same job.
+        reader: reads ahead, in one thread.
+        workers: compute.
+    """
 
     def __init__(
         self,
@@ -69,14 +80,18 @@ class _Pipeline:
 
     def unfinished(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Write the batches that the journal has, and yield the others."""
-        job = self._job
         for batch in batches:
-            job.ranks.check()
-            finished = job.journal and job.journal.finished(self._journal_bytes(batch))
-            if finished:
-                self._delivery.write_finished(batch, finished)
-            else:
+            self._job.ranks.check()
+            if not self.write_finished(batch):
                 yield batch
+
+    def write_finished(self, batch: Batch) -> bool:
+        """Write a batch if the journal has it, and say whether it has."""
+        journal = self._job.journal
+        finished = journal and journal.finished(self._journal_bytes(batch))
+        if finished:
+            self._delivery.write_finished(batch, finished)
+        return bool(finished)
 
     def _journal_bytes(self, batch: Batch) -> int:
         rows = sum(s.count * torch_dtype(s.tensor.dtype).itemsize for s in batch.segments)
@@ -92,14 +107,25 @@ class _Pipeline:
             batch = pending.result()
             buffer, turn = free[turn], 1 - turn
             pending = self._start_reading(batches, free[turn])
-            with self._delivery.report.timed("computing"):
-                if isinstance(self._job.predictors.rows, DevicePredictor):
-                    self._compute_on_devices(batch, buffer, self._job.predictors.rows)
-                else:
-                    self._compute_in_threads(batch, buffer, self._job.predictors.rows)
-            self._delivery.write(batch, buffer)
+            self.predict_read(batch, buffer)
 
-    def predict_whole(self, batch: Batch, predictor: TensorPredictor) -> None:
+    def predict_read(self, batch: Batch, buffer: Buffer) -> None:
+        """Predict a batch that has been read, and write it."""
+        with self._delivery.report.timed("computing"):
+            if isinstance(self._job.predictors.rows, DevicePredictor):
+                self._compute_on_devices(batch, buffer, self._job.predictors.rows)
+            else:
+                self._compute_in_threads(batch, buffer, self._job.predictors.rows)
+        self._delivery.write(batch, buffer)
+
+    def predict_wholes(self) -> None:
+        """Predict the tensors that the method needs whole, group after group."""
+        predictor = self._job.predictors.tensors
+        if predictor is not None:
+            for batch in self.unfinished(self._job.plan.whole_tensors()):
+                self._predict_whole(batch, predictor)
+
+    def _predict_whole(self, batch: Batch, predictor: TensorPredictor) -> None:
         """One group of tensors, read whole; nothing else is in memory meanwhile.
 
         One worker computes it with one thread, as it does a block: the result of a matrix
@@ -108,7 +134,7 @@ class _Pipeline:
         size = self._checkpoints
         group = tuple(segment.tensor for segment in batch.segments)
         buffer = Buffer.new(size, self._steps, batch.rows)
-        self._read(batch, buffer)
+        self.read(batch, buffer)
         window, out = buffer.history[:size], buffer.history[size:]
         if len(group) > 1 and buffer.copied.any():
             # A value of Θ0's would not fit the others, which are predicted together.
@@ -125,9 +151,18 @@ class _Pipeline:
 
     def _start_reading(self, batches: Iterator[Batch], buffer: Buffer) -> Future[Batch] | None:
         batch = next(batches, None)
-        return None if batch is None else self._reader.submit(self._read, batch, buffer)
+        return None if batch is None else self._reader.submit(self.read, batch, buffer)
 
-    def _read(self, batch: Batch, buffer: Buffer) -> Batch:
+    def read(self, batch: Batch, buffer: Buffer) -> Batch:
+        """Read the windows of a batch, and mark the rows that are copied.
+
+        Args:
+            batch: what to read.
+            buffer: receives the window; its predictions stay as they are.
+
+        Raises:
+            CheckpointError: an input cannot be read, or has values that are not finite.
+        """
         trajectory, size = self._job.trajectory, self._checkpoints
         with self._delivery.report.timed("reading"):
             buffer.copied.zero_()

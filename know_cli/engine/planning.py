@@ -27,6 +27,7 @@ def make_plan(
     predictors: Predictors,
     outputs: int,
     movements: Mapping[str, Movements] | None = None,
+    beside: int = 0,
 ) -> Plan:
     """Decide what happens to every tensor, and how large batches are.
 
@@ -39,6 +40,8 @@ def make_plan(
         predictors: the method, for what it takes at a time and the memory that it needs.
         outputs: how many checkpoints are written.
         movements: of tensors that may be predicted, for methods that ask for them.
+        beside: how many other jobs are executed in the same pass; batches get an equal share of
+            ``max_memory``.
 
     Raises:
         UsageError: ``max_memory`` is too small for one block or for tensors that are needed whole.
@@ -98,7 +101,12 @@ def make_plan(
         rows = sum(tensor.elements for tensor in tensors if tensor.name in doubles)
         fixed += _double_bytes(len(trajectory), rows, predictors)
     batch_rows = _batch_rows(
-        settings.max_memory, fixed, row_bytes, predictors.rows.block_rows, _longest_stream(tensors)
+        settings.max_memory,
+        fixed,
+        row_bytes,
+        predictors.rows.block_rows,
+        _longest_stream(tensors),
+        beside,
     )
     whole_bytes = 0
     if predictors.tensors is not None:
@@ -251,13 +259,22 @@ def _longest_stream(tensors: Iterable[PlannedTensor]) -> int:
     return max(rows.values())
 
 
-def _batch_rows(max_memory: int, fixed: int, row_bytes: int, block_rows: int, longest: int) -> int:
-    if max_memory < fixed + row_bytes * block_rows:
+def _batch_rows(
+    max_memory: int, fixed: int, row_bytes: int, block_rows: int, longest: int, beside: int
+) -> int:
+    allowed = max_memory // (1 + beside)
+    if allowed < fixed + row_bytes * block_rows:
+        if beside:
+            raise UsageError(
+                f"--max-memory {max_memory} is too small for {1 + beside} methods in one pass: one "
+                f"block of this takes {fixed + row_bytes * block_rows} bytes of its share "
+                f"{allowed}; allow more, or fewer methods or --threads"
+            )
         raise UsageError(
             f"--max-memory {max_memory} is too small: one block needs "
             f"{fixed + row_bytes * block_rows} bytes, of which {fixed} for the threads; allow "
             "more, or fewer --threads"
         )
-    blocks = min((max_memory - fixed) // row_bytes, max(_MAX_BATCH_ROWS, block_rows)) // block_rows
+    blocks = min((allowed - fixed) // row_bytes, max(_MAX_BATCH_ROWS, block_rows)) // block_rows
     needed = -(-max(longest, 1) // block_rows)
     return min(blocks, needed) * block_rows

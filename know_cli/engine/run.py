@@ -40,7 +40,7 @@ def execute(job: Job) -> Report:
     began = time.perf_counter()
     ranks, progress = job.ranks, job.progress
     with ExitStack() as stack:
-        sinks = _open_sinks(job, stack)
+        sinks = open_sinks(job, stack)
         part = replace(job, plan=share(job.plan, ranks.rank, ranks.size))
         report = Report.of(part.plan.tensors)
         delivery = Delivery.of(part, sinks, report)
@@ -55,10 +55,7 @@ def execute(job: Job) -> Report:
             _hand_over(job, delivery)
         else:
             _take_over(job, delivery)
-            delivery.reset(part.plan.resets)
-            delivery.rescale(part.plan.rescales)
-            delivery.average(part.plan.averages)
-            delivery.tell_of_replaced()
+            finish(delivery)
             job.trajectory.check_unchanged()
             if job.open_sink is None:
                 progress.phase("flushing to disk")
@@ -75,13 +72,28 @@ def execute(job: Job) -> Report:
             job.journal.remove()
         report.outputs = [(output.path, output.step) for output in job.outputs]
         report.bytes_written = sum(sink.file_bytes for sink in sinks)
-        _tell_of_other_files(job.notices, sinks)
+        tell_of_other_files(job.notices, sinks)
     report.peak_memory = peak_resident()
     report.seconds["total"] = time.perf_counter() - began
     return report
 
 
-def _tell_of_other_files(notices: Notices, sinks: Sequence[Sink]) -> None:
+def finish(delivery: Delivery) -> None:
+    """Write what can only be written when all else is: what is reset, rescaled or averaged.
+
+    Raises:
+        CheckpointError: running statistics are not finite.
+        OutputError: an output cannot be written.
+    """
+    plan = delivery.job.plan
+    delivery.reset(plan.resets)
+    delivery.rescale(plan.rescales)
+    delivery.average(plan.averages)
+    delivery.tell_of_replaced()
+
+
+def tell_of_other_files(notices: Notices, sinks: Sequence[Sink]) -> None:
+    """Say what of Θ0's folder is not in an output, and what was in it before and stays."""
     for path in sinks[0].left_out:
         notices.add(f"{path}: left out, it is not part of the predicted weights")
     for sink in sinks:
@@ -89,7 +101,7 @@ def _tell_of_other_files(notices: Notices, sinks: Sequence[Sink]) -> None:
             notices.add(f"{path}: was there before and stays, beside the predicted weights")
 
 
-def _open_sinks(job: Job, stack: ExitStack) -> list[Sink]:
+def open_sinks(job: Job, stack: ExitStack) -> list[Sink]:
     """Rank 0 begins the files, and all ranks open them."""
     if job.open_sink is not None:
         return [stack.enter_context(job.open_sink(output)) for output in job.outputs]

@@ -18,3 +18,8 @@ MORE_DATA = "more-data"
 ORACLE = "oracle"
 #: All of them, in the order of the tables.
 ANCHORS = (SCRATCH, NAIVE, LAST, LONGER, HINDSIGHT, MORE_DATA, ORACLE)
+
+#: The start that ``know choose`` chooses.
+CHOSEN = "chosen"
+#: All starts that are no method's prediction.
+UNPREDICTED = (*ANCHORS, CHOSEN)

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from know_cli.evaluation.anchors import (
-    ANCHORS,
     HINDSIGHT,
     LONGER,
     MORE_DATA,
     NAIVE,
     ORACLE,
     SCRATCH,
+    UNPREDICTED,
 )
+from know_cli.evaluation.chosen_table import choosing_section
 from know_cli.evaluation.results import ALL, comparisons
 from know_cli.evaluation.starts import SESSIONS
 from know_cli.evaluation.statistics import (
@@ -40,6 +41,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         *_explanation(results),
         *_overview(results, compared),
         *_methods(compared),
+        *choosing_section(results, compared),
     ]
     for name, task in results["tasks"].items():
         lines += _task(name, task, compared[name])
@@ -130,7 +132,7 @@ def _reading(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
     for start in _starts(limited):
         if start.partition(" ")[0] == DEFAULT_WEIGHTS and "," not in start:
             yield f"- The default of `know-predict`, {_sentence(start, _gains(limited, start))}."
-    predicted = [name for name in _starts(limited) if name not in ANCHORS]
+    predicted = [name for name in _starts(limited) if name not in UNPREDICTED]
     if predicted:
         means = {
             name: np.mean([gain.value for gain in _gains(limited, name).values()])

@@ -14,11 +14,11 @@ from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.settings import NormMode
 from know_cli.errors import UsageError
 from know_cli.evaluation.anchors import (
-    ANCHORS,
     LONGER,
     NAIVE,
     ORACLE,
     SCRATCH,
+    UNPREDICTED,
 )
 from know_cli.evaluation.starts import SESSIONS, Outcome, Start
 from know_cli.evaluation.statistics import (
@@ -45,8 +45,8 @@ def to_json(
     Returns:
         ``machine``; ``settings``; ``not_run``, reasons by task; and by task its description, its
         ``seeds``, and in their order: processor ``seconds``, ``trained`` (by session and anchor
-        the measures ``train``, ``first`` and ``test``) and ``starts`` (each with ``values`` by
-        cell).
+        the measures ``train``, ``first`` and ``test``), ``starts`` (each with ``values`` by
+        cell) and, where a start was chosen, ``searches`` by cell.
     """
     tasks = {}
     for task in request.tasks:
@@ -83,6 +83,10 @@ def to_json(
                     for start, values in first.values.items()
                 ],
             }
+            if first.searches:
+                tasks[task.name]["searches"] = {
+                    cell: [outcome.searches[cell] for outcome in found] for cell in first.searches
+                }
     return {
         "format": FORMAT,
         "version": __version__,
@@ -93,6 +97,7 @@ def to_json(
             "steps": request.wanted.steps,
             "norms": [norm.value for norm in request.wanted.norms],
             "sessions": list(request.wanted.sessions),
+            "budget": request.wanted.budget,
         },
         "tasks": tasks,
         "not_run": dict(not_run),
@@ -146,7 +151,7 @@ def _check_task(name: str, task: Mapping[str, Any]) -> None:
 def start_name(start: Mapping[str, Any] | Start) -> str:
     """A start's name in tables: ``naive``, ``continuation ×2``, ``average ×2, S = 4``."""
     facts = vars(start) if isinstance(start, Start) else start
-    if facts["method"] in ANCHORS:
+    if facts["method"] in UNPREDICTED:
         return str(facts["method"])
     factor = factor_name(RATE, facts["step"]).replace("x", "×")
     return f"{facts['method']} {factor}{_setting(facts)}"

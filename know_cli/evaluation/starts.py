@@ -24,6 +24,7 @@ class Wanted:
         sessions: numbers of checkpoints to predict from, counted from the first of the
             trajectory, each combined with every method that can read that many.
         keep: whether checkpoints are kept.
+        budget: fine-tunings of the search for a start, for each cell; 0 searches for none.
     """
 
     variants: Sequence[Variant]
@@ -31,6 +32,7 @@ class Wanted:
     norms: Sequence[NormMode] = (NormMode.RESCALE,)
     sessions: Sequence[int] = (SESSIONS,)
     keep: bool = True
+    budget: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Outcome:
             ``measure``, each with ``name``, ``unit`` and ``scale``; ``tested``, the number of
             test examples by cell.
         values: downstream measurements by start and name of the cell.
+        searches: what was chosen and on what evidence, by cell; see
+            :class:`~know_cli.evaluation.chosen.Chosen`.
         seconds: processor time of this run and of the earlier ones whose results it used.
         computed: number of trainings, predictions and fine-tunings of this run.
     """
@@ -74,5 +78,6 @@ class Outcome:
     trained: dict[str, dict[str, Any]]
     facts: dict[str, Any]
     values: dict[Start, dict[str, float]] = field(default_factory=dict)
+    searches: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
     computed: int = 0

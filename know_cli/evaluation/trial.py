@@ -17,10 +17,10 @@ from torch import Tensor, from_numpy, nn
 
 from know_cli.checkpoints import save_checkpoint
 from know_cli.checkpoints.state import read_state
-from know_cli.engine.settings import NormMode
 from know_cli.evaluation import cache
 from know_cli.evaluation.anchors import (
     ANCHORS,
+    CHOSEN,
     HINDSIGHT,
     LAST,
     LONGER,
@@ -30,10 +30,11 @@ from know_cli.evaluation.anchors import (
     SCRATCH,
 )
 from know_cli.evaluation.hindsight import best_combination
+from know_cli.evaluation.predicted import Loads, Predicted
 from know_cli.evaluation.starts import SESSIONS, Outcome, Start, Wanted
 from know_cli.evaluation.tasks import Cell, Examples, Problem, Recipe, Task
 from know_cli.evaluation.tasks.task import RATE, permutation, train
-from know_cli.evaluation.variants import Variant, identity, is_available, predict
+from know_cli.evaluation.variants import is_available
 from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
 from know_cli.lab.fitting import one_thread
@@ -66,6 +67,7 @@ class Trial:
         problem: the task with its data.
         key: a hash of everything that determines what is trained.
         computed: number of trainings, predictions and fine-tunings done so far.
+        seconds: processor time of these, and of earlier ones whose results were used.
 
     Raises:
         UsageError: a data set is missing.
@@ -77,7 +79,7 @@ class Trial:
         self.problem: Problem = task.prepare(seed, data_folder)
         self.key = cache.key(PROTOCOL, task.definition(), seed, data_key(self.problem))
         self.folder = folder / task.name / f"seed-{seed:04d}-{self.key}"
-        self._seconds = 0.0
+        self.seconds = 0.0
         self.computed = 0
 
     @one_thread()
@@ -104,12 +106,19 @@ class Trial:
         outcome = Outcome(self.task.name, self.seed, trained["sessions"], facts)
         for start, weights_key, state in self._starts(wanted, trained):
             outcome.values[start] = {
-                cell.name: self._downstream(cell, weights_key, state) for cell in problem.cells
+                cell.name: self.downstream(cell, weights_key, state) for cell in problem.cells
             }
+        if wanted.budget:
+            from know_cli.evaluation.chosen import choose_starts
+
+            keys = {index: trained["sessions"][str(index)]["key"] for index in range(SESSIONS)}
+            for found in choose_starts(self, keys, wanted.budget):
+                outcome.values.setdefault(Start(CHOSEN), {})[found.cell] = found.value
+                outcome.searches[found.cell] = found.facts
         if not wanted.keep:
             for path in self.folder.glob("*.safetensors"):
                 path.unlink()
-        outcome.seconds, outcome.computed = round(self._seconds, 2), self.computed
+        outcome.seconds, outcome.computed = round(self.seconds, 2), self.computed
         return outcome
 
     # --- what is pre-trained ---------------------------------------------------------------
@@ -120,7 +129,7 @@ class Trial:
         if found is None:
             found = self._record()
             cache.write(path, found)
-        self._seconds += found["seconds"]
+        self.seconds += found["seconds"]
         return found
 
     def _record(self) -> dict[str, Any]:
@@ -261,7 +270,7 @@ class Trial:
                 if not is_available(variant, count):
                     continue
                 for norm in wanted.norms:
-                    predicted = _Predicted(self, variant, norm, count, wanted.steps, sessions)
+                    predicted = Predicted(self, variant, norm, count, wanted.steps, sessions)
                     for step, weights_key in predicted.keys().items():
                         start = Start(variant.label, step, norm.value, count)
                         yield start, weights_key, _State(self, None, predicted, step)
@@ -282,7 +291,8 @@ class Trial:
 
     # --- what is fine-tuned ----------------------------------------------------------------
 
-    def _downstream(self, cell: Cell, weights_key: str, state: _State) -> float:
+    def downstream(self, cell: Cell, weights_key: str, state: Loads) -> float:
+        """The mean over a cell's repetitions, fine-tuned from weights with this hash."""
         found_key = cache.key(self.key, cell.name, weights_key)
         path = self.folder / "downstream" / f"{found_key}.json"
         found = cache.read(path)
@@ -300,77 +310,50 @@ class Trial:
                 "seconds": round(time.process_time() - began, 3),
             }
             cache.write(path, found)
-        self._seconds += found["seconds"]
+        self.seconds += found["seconds"]
         return float(sum(found["values"]) / len(found["values"]))
 
     def _fine_tune(
         self, cell: Cell, weights: Mapping[str, Tensor] | None, repetition: int
     ) -> float:
-        # The same for all starts, so that differences are paired.
+        head, seed = (derived_seed(self.seed, s, repetition) for s in (_HEAD, _DOWNSTREAM))
+        model = self.fine_tuned(cell, weights, self.examples(cell, repetition), seed, head)
+        return self.problem.measure.function(model, cell.test)
+
+    def examples(self, cell: Cell, repetition: int) -> Examples:
+        """What a repetition fine-tunes on: the same for all starts, so differences are paired."""
         draw = derived_seed(self.seed, _DRAW, repetition)
-        chosen = cell.pool.take(permutation(len(cell.pool), draw)[: cell.downstream.size])
-        model = self.problem.build_downstream(derived_seed(self.seed, _HEAD, repetition))
+        return cell.pool.take(permutation(len(cell.pool), draw)[: cell.downstream.size])
+
+    def fine_tuned(
+        self,
+        cell: Cell,
+        weights: Mapping[str, Tensor] | None,
+        examples: Examples,
+        seed: int,
+        head: int | None = None,
+    ) -> nn.Module:
+        """A network fine-tuned from weights; ``head`` is the seed of what is fresh."""
+        model = self.problem.build_downstream(seed if head is None else head)
         if weights is not None:
             load(model, weights, self.problem.fresh)
-        seed = derived_seed(self.seed, _DOWNSTREAM, repetition)
-        self._fit(model, chosen, cell.downstream.recipe, seed)
-        return self.problem.measure.function(model, cell.test)
+        self._fit(model, examples, cell.downstream.recipe, seed)
+        return model
 
 
 @dataclass
 class _State:
-    """The weights of a start, read or predicted on demand."""
+    """Those of an anchor or of a step of a prediction."""
 
     trial: Trial
     anchor: str | None
-    predicted: _Predicted | None = None
+    predicted: Predicted | None = None
     step: int = 0
 
     def load(self) -> Mapping[str, Tensor] | None:
         if self.predicted is not None:
             return self.predicted.states()[self.step]
         return None if self.anchor is None else self.trial.anchor(self.anchor)
-
-
-class _Predicted:
-    """All steps of one prediction, on demand."""
-
-    def __init__(
-        self,
-        trial: Trial,
-        variant: Variant,
-        norm: NormMode,
-        count: int,
-        steps: int,
-        sessions: Mapping[str, Any],
-    ) -> None:
-        self._trial, self._variant, self._norm = trial, variant, norm
-        self._count, self._steps = count, steps
-        name = cache.key(
-            [sessions[str(index)]["key"] for index in range(count)],
-            identity(variant, count),
-            norm.value,
-            steps,
-            cache.code_key(),
-        )
-        self._path = trial.folder / "predicted" / f"{name}.json"
-        self._states: dict[int, dict[str, Tensor]] | None = None
-
-    def keys(self) -> dict[int, str]:
-        """The hashes of the predicted weights, by step."""
-        found = cache.read(self._path)
-        if found is None:
-            found = {str(step): cache.tensors_key(state) for step, state in self.states().items()}
-            cache.write(self._path, found)
-        return {int(step): str(key) for step, key in found.items()}
-
-    def states(self) -> dict[int, dict[str, Tensor]]:
-        """The predicted weights, by step."""
-        if self._states is None:
-            files = [self._trial.checkpoint(index) for index in range(self._count)]
-            self._trial.computed += 1
-            self._states = predict(self._variant, files, self._norm, self._steps)
-        return self._states
 
 
 def recorded(model: nn.Module) -> dict[str, Tensor]:

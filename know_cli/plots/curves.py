@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from know_cli.errors import UsageError
-from know_cli.evaluation.anchors import ANCHORS, LONGER, NAIVE, ORACLE
+from know_cli.evaluation.anchors import LONGER, NAIVE, ORACLE, UNPREDICTED
 from know_cli.evaluation.results import ALL, comparisons, series_name, start_name
 from know_cli.evaluation.statistics import Comparison, Estimate, Status, mean_estimate
 from know_cli.evaluation.variants import VARIANTS
@@ -83,7 +83,7 @@ def curves_of(
         UsageError: a pattern matches nothing, or scipy is not installed.
     """
     chosen = {name: results["tasks"][name] for name in _matching(tasks, results["tasks"], "task")}
-    starts = [s for t in chosen.values() for s in t["starts"] if s["method"] not in ANCHORS]
+    starts = [s for t in chosen.values() for s in t["starts"] if s["method"] not in UNPREDICTED]
     every = list(dict.fromkeys(map(series_name, starts)))
     if not starts:
         raise UsageError("the results have no predictions, only baselines")
@@ -126,7 +126,7 @@ def _compare(task: Mapping[str, Any], names: Sequence[str]) -> Comparison:
     starts = [
         start
         for start in task["starts"]
-        if start["method"] in ANCHORS or series_name(start) in names
+        if start["method"] in UNPREDICTED or series_name(start) in names
     ]
     return comparisons({**task, "starts": starts})[ALL]
 
@@ -136,7 +136,7 @@ def _steps(task: Mapping[str, Any], name: str) -> dict[int, str]:
     found = {
         start["step"]: start_name(start)
         for start in task["starts"]
-        if start["method"] not in ANCHORS and series_name(start) == name
+        if start["method"] not in UNPREDICTED and series_name(start) == name
     }
     return dict(sorted(found.items()))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+
+import torch
 
 from know_cli.checkpoints import Trajectory, open_trajectory
 from know_cli.checkpoints.layouts import SUFFIX
@@ -13,16 +15,16 @@ from know_cli.checkpoints.metadata import Session, TrajectoryKind
 from know_cli.checkpoints.output_checks import check_digest_output, check_output
 from know_cli.checkpoints.paths import step_path
 from know_cli.checkpoints.trajectory import data_notices
-from know_cli.engine.classification import classify_values
+from know_cli.engine.classification import Classified, classify_values
 from know_cli.engine.devices import choose_devices
 from know_cli.engine.job import OutputStep
-from know_cli.engine.movements import measure_movements
+from know_cli.engine.movements import Movements, measure_movements
 from know_cli.engine.notices import Notices
 from know_cli.engine.planning import make_plan
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.settings import NormMode
 from know_cli.errors import OutputError, UsageError
-from know_cli.kinds import Kind, only_copied
+from know_cli.kinds import Kind, Override, only_copied
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.registry import HyperModelBundle, check_suited, open_bundle
 from know_cli.prediction.predict import Prediction
@@ -58,61 +60,112 @@ def open_prediction(
         request.chosen.fewest,
     )
     try:
-        check_suited(request.chosen, trajectory.kind, request.weights)
-        bundle = open_bundle(request.chosen, request.weights, len(trajectory))
-        check_suited(request.chosen, trajectory.kind, request.weights, bundle)
-        notices.add(*trajectory.notices, *data_notices(trajectory))
-        rate = _rate(request, trajectory, notices)
-        inputs = Inputs(trajectory, request.settings.steps, rate, devices, request.options, bundle)
-        predictors: Predictors = import_module(request.chosen.module).predictors(inputs)
-        notices.add(*predictors.notices)
-        recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors)
-        outputs = _outputs(request, trajectory, recipe)
-        if request.rewrite:
-            for output in outputs:
-                _check_output(output.path, request, trajectory, bundle)
-        check_agreement(ranks, recipe, predictors, outputs)
-        found = classify_values(
-            trajectory,
-            request.settings.overrides,
-            ranks,
-            rescales=request.settings.norm is NormMode.RESCALE,
-        )
-        notices.add(*found.notices)
-        unordered = (
-            trajectory.kind is TrajectoryKind.FORGETTING
-            and Session.from_metadata(trajectory.first.metadata) is None
-        )
-        if found.scan.looks_reversed and unordered:
-            notices.add(
-                "warning: the steps between checkpoints grow, as if they were given in reverse; "
-                "the order is full data first, most-forgotten last"
+        reading = Reading(trajectory, request.settings.overrides, ranks, notices)
+        return plan_prediction(request, reading, devices)
+    except BaseException:
+        trajectory.close()
+        raise
+
+
+class Reading:
+    """Open inputs, and what was found in them, each looked for once.
+
+    Args:
+        trajectory: the inputs.
+        overrides: kinds that the user sets.
+        ranks: that share the work.
+        notices: is told what the user should know.
+    """
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        overrides: Sequence[Override],
+        ranks: Ranks,
+        notices: Notices,
+    ) -> None:
+        self.trajectory, self.ranks, self.notices = trajectory, ranks, notices
+        self._overrides = overrides
+        self._classified: dict[bool, Classified] = {}
+        self._movements: dict[tuple[str, ...], Mapping[str, Movements]] = {}
+
+    def classified(self, *, rescales: bool) -> Classified:
+        """What the tensors are; see :func:`~know_cli.engine.classification.classify_values`."""
+        if rescales not in self._classified:
+            self._classified[rescales] = classify_values(
+                self.trajectory, self._overrides, self.ranks, rescales=rescales
             )
-        movements = None
-        if predictors.reads_movements:
-            moving = [
+        return self._classified[rescales]
+
+    def movements(self, names: Sequence[str]) -> Mapping[str, Movements]:
+        """How far tensors move; see :func:`~know_cli.engine.movements.measure_movements`."""
+        key = tuple(names)
+        if key not in self._movements:
+            self._movements[key] = measure_movements(self.trajectory, names, self.ranks)
+        return self._movements[key]
+
+
+def plan_prediction(
+    request: Request, reading: Reading, devices: tuple[torch.device, ...], beside: int = 0
+) -> Prediction:
+    """Check a request against open inputs and plan it; see :func:`open_prediction`.
+
+    Args:
+        request: what is wanted.
+        reading: the inputs, which stay open.
+        devices: that the request names.
+        beside: how many other predictions are executed in the same pass.
+    """
+    trajectory, ranks, notices = reading.trajectory, reading.ranks, reading.notices
+    check_suited(request.chosen, trajectory.kind, request.weights)
+    bundle = open_bundle(request.chosen, request.weights, len(trajectory))
+    check_suited(request.chosen, trajectory.kind, request.weights, bundle)
+    notices.add(*trajectory.notices, *data_notices(trajectory))
+    rate = _rate(request, trajectory, notices)
+    inputs = Inputs(trajectory, request.settings.steps, rate, devices, request.options, bundle)
+    predictors: Predictors = import_module(request.chosen.module).predictors(inputs)
+    notices.add(*predictors.notices)
+    recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors)
+    outputs = _outputs(request, trajectory, recipe)
+    if request.rewrite:
+        for output in outputs:
+            _check_output(output.path, request, trajectory, bundle)
+    check_agreement(ranks, recipe, predictors, outputs)
+    found = reading.classified(rescales=request.settings.norm is NormMode.RESCALE)
+    notices.add(*found.notices)
+    unordered = (
+        trajectory.kind is TrajectoryKind.FORGETTING
+        and Session.from_metadata(trajectory.first.metadata) is None
+    )
+    if found.scan.looks_reversed and unordered:
+        notices.add(
+            "warning: the steps between checkpoints grow, as if they were given in reverse; "
+            "the order is full data first, most-forgotten last"
+        )
+    movements = None
+    if predictors.reads_movements:
+        movements = reading.movements(
+            [
                 name
                 for name, of in found.classes.items()
                 if of.kind is not Kind.COPY and name not in found.scan.frozen
             ]
-            movements = measure_movements(trajectory, moving, ranks)
-        plan = make_plan(
-            trajectory,
-            request.settings,
-            found.classes,
-            found.scan.frozen,
-            found.layers,
-            predictors=predictors,
-            outputs=len(outputs),
-            movements=movements,
         )
-        if not plan.predicts:
-            notices.add(
-                "warning: no tensor is predicted; the output has the first checkpoint's weights"
-            )
-    except BaseException:
-        trajectory.close()
-        raise
+    plan = make_plan(
+        trajectory,
+        request.settings,
+        found.classes,
+        found.scan.frozen,
+        found.layers,
+        predictors=predictors,
+        outputs=len(outputs),
+        movements=movements,
+        beside=beside,
+    )
+    if not plan.predicts:
+        notices.add(
+            "warning: no tensor is predicted; the output has the first checkpoint's weights"
+        )
     return Prediction(
         request, trajectory, bundle, recipe, plan, outputs, predictors, notices, ranks
     )
@@ -186,6 +239,7 @@ def _rate(request: Request, trajectory: Trajectory, notices: Notices) -> float:
 def _outputs(request: Request, trajectory: Trajectory, recipe: Recipe) -> list[OutputStep]:
     steps, first = request.settings.steps, trajectory.first
     paths = {steps: request.output}
+    paths |= request.also
     if request.every_step:
         for step in range(1, steps):
             paths[step] = step_path(request.output, recipe.known_rate, step, first.is_folder)

@@ -91,15 +91,24 @@ class Prediction:
 
     def execute(self, progress: Progress | None = None) -> Report:
         """Predict and write; see :func:`know_cli.engine.run.execute`."""
-        progress, ranks = progress or Silent(), self.ranks
+        progress = progress or Silent()
         with ExitStack() as stack:
-            journal = None
-            if self.request.resume:
-                journal = stack.enter_context(
-                    Journal(self.request.output, self._journal_key(), ranks.rank, ranks.size)
-                )
-            report = execute(self.job(progress, journal))
-        if ranks.rank == 0:
+            report = execute(self.job(progress, self.open_journal(stack)))
+        self.complete(report, progress)
+        return report
+
+    def open_journal(self, stack: ExitStack) -> Journal | None:
+        """The journal of a request that is to be resumed; the stack closes it."""
+        if not self.request.resume:
+            return None
+        ranks = self.ranks
+        return stack.enter_context(
+            Journal(self.request.output, self._journal_key(), ranks.rank, ranks.size)
+        )
+
+    def complete(self, report: Report, progress: Progress) -> None:
+        """Do what follows once the outputs are there: digests, and old journals go."""
+        if self.ranks.rank == 0:
             remove_journals(self.request.output)
             for output in self.outputs:
                 if self.request.checksum:
@@ -108,7 +117,6 @@ class Prediction:
                 else:
                     remove_digest(output.path)
         report.notices = list(self.notices)
-        return report
 
     def _journal_key(self) -> str:
         """Everything that the records of a journal depend on, as text."""

@@ -38,6 +38,7 @@ class Request:
             normalisation layers, what the method does by default is put in.
         rate: sampling rate of the forgetting; None takes the checkpoints' own, else 0.5.
         every_step: also write each intermediate step.
+        also: where to write some of the intermediate steps, by step.
         device: for methods with a hyper-model, one of those that
             :func:`~know_cli.engine.devices.choose_devices` knows; the others compute on the CPU.
         force: replace existing outputs.
@@ -65,6 +66,7 @@ class Request:
     settings: Settings = field(default_factory=Settings)
     rate: float | None = None
     every_step: bool = False
+    also: Mapping[int, Path] = field(default_factory=dict)
     device: str = "auto"
     force: bool = False
     method: str = DEFAULT_METHOD
@@ -92,6 +94,9 @@ class Request:
             )
         if self.trajectory is not None:
             check_suited(method, self.trajectory, self.weights)
+        for step in self.also:
+            if not 1 <= step < self.settings.steps:
+                raise UsageError(f"step {step}: is none before the last, {self.settings.steps}")
         if self.rate is not None and rate_problem(self.rate) is not None:
             raise UsageError(f"--rate {self.rate}: must be between 0 and 1, such as 0.5 or 1/3")
 
