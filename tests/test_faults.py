@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import save_file
 
 from know_cli.checkpoints import CheckpointWriter, open_checkpoint
-from know_cli.checkpoints import temporary as module
-from know_cli.checkpoints.temporary import Temporary
+from know_cli.files import temporary as module
+from know_cli.files.temporary import Temporary
 from know_cli.engine.settings import Settings
 from know_cli.errors import (
     EXIT_CHECKPOINT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from know_cli.choosing.measures import Result
 from know_cli.choosing.search import Arm, Purpose, Trial
 from know_cli.errors import OutputError, UsageError
-from know_cli.files import output_errors
+from know_cli.files import open_own, output_errors
 
 _FORMAT = 1
 
@@ -38,15 +37,15 @@ class Log:
         self._found: dict[Trial, Result] = {}
         header = {"format": _FORMAT, "search": dict(identity)}
         with output_errors(path):
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            self._own = open_own(path, "log", mode=0o666)
+            lines = self._own.read().decode("utf-8", "replace").split("\n")[:-1]
             if lines:
                 self._check(lines[0], header)
                 whole = self._read(lines[1:])
                 text = "".join(line + "\n" for line in [lines[0], *whole])
             else:
                 text = json.dumps(header, sort_keys=True) + "\n"
-            path.write_text(text, encoding="utf-8")
-            self._file = path.open("a", encoding="utf-8")
+            self._own.replace_content(text.encode())
 
     def get(self, trial: Trial) -> Result | None:
         """The result of a trial that was measured before; None if it was not."""
@@ -72,15 +71,13 @@ class Log:
         with self._lock:
             self._found[trial] = result
             try:
-                self._file.write(json.dumps(line) + "\n")
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self._own.append(f"{json.dumps(line)}\n".encode())
             except OSError as error:
                 raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._own.close()
 
     def _check(self, line: str, header: Mapping[str, Any]) -> None:
         try:

@@ -238,7 +238,7 @@ def choose(
     grid = parse_grid(tune or ())
     names = tuple(name for name, _ in grid[0])
     if json is not None:
-        check_report_path(json, [*paths, output])
+        check_report_path(json, [*paths, output], force=force)
     check_intervals()
     measuring = _measure(measure, evaluate, names, measure_json, measure_timeout, device_variable)
     confirming = None
@@ -339,7 +339,7 @@ def choose(
     kept = {"none": [], "best": [written] if written else [], "all": list(starts.values())}[keep]
     maker.clean(kept)
     if json is not None:
-        write_report(json, {**content, "output": str(output) if written else None})
+        write_report(json, {**content, "output": str(output) if written else None}, force=force)
     if written is None:
         raise typer.Exit(EXIT_NOT_BETTER)
 

@@ -298,7 +298,7 @@ def predict(
         )
         report = one_json(report, older_report)
         if report is not None:
-            check_report_path(report, [*paths, Path(output)])
+            check_report_path(report, [*paths, Path(output)], force=force)
 
         from know_cli.cli.progress import progress_for
         from know_cli.cli.tables import plan_tables, report_tables
@@ -306,7 +306,7 @@ def predict(
 
         with open_prediction(request, ranks, talk.notice) as prediction:
             if report is not None:
-                check_report_path(report, prediction.files)
+                check_report_path(report, prediction.files, force=force)
             if dry_run:
                 talk.show(*plan_tables(prediction))
                 content = _plan_json(prediction)
@@ -316,7 +316,7 @@ def predict(
                 talk.show(*report_tables(prediction, result))
                 content = {**prediction.describe(), **result.to_json()}
             if report is not None and ranks.rank == 0:
-                write_report(report, content)
+                write_report(report, content, force=force)
 
 
 def _plan_json(prediction: Prediction) -> dict[str, Any]:

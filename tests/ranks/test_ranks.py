@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from know_cli.checkpoints import CheckpointPart, CheckpointWriter, open_checkpoint, temporary
 from know_cli.checkpoints.metadata import TrajectoryKind
-from know_cli.checkpoints.temporary import Temporary, join_temporary
+from know_cli.files.temporary import Temporary, join_temporary
 from know_cli.engine.predictor import Predictor, Predictors
 from know_cli.engine.settings import FrozenMode, NormMode
 from know_cli.errors import (
