@@ -103,7 +103,7 @@ class Plan:
         else:
             folders = [self.source] if self.copies_others else []
             protected = Protected(inputs, folders)
-            protected.refuse(output, [output / part.name for part in self.parts])
+            protected.refuse(output, [output, *(output / part.name for part in self.parts)])
             check_folder_output(output, protected, force=force)
 
     def execute(self, *, force: bool) -> Conversion:

@@ -67,8 +67,9 @@ class Protected:
         Raises:
             OutputError: with the input that is meant.
         """
-        start = f"{option} {output}" if option else f"{output}"
         for path in touched:
+            named = output if os.path.realpath(path) == os.path.realpath(output) else path
+            start = f"{option} {named}" if option else f"{named}"
             own = [_identity(path), _identity(path, follow=False)]
             for identity in own:
                 if identity in self._files:

@@ -141,9 +141,9 @@ def check_bundle_output(output: Path, inputs: Sequence[Path], *, force: bool) ->
         raise missing_folder(output.parent)
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
-    if output.is_dir() and any(output.iterdir()) and not force:
-        raise OutputError(f"{output}: exists already; --force replaces it")
     folders = [path for path in inputs if path.is_dir()]
     Protected([path for path in inputs if path not in folders], folders).refuse(
         output, [destination(output), *(output / name for name in _FILES)]
     )
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise OutputError(f"{output}: exists already; --force replaces it")

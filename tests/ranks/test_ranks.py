@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 
 from know_cli.checkpoints import CheckpointPart, CheckpointWriter, open_checkpoint, temporary
 from know_cli.checkpoints.metadata import TrajectoryKind
-from know_cli.files.temporary import Temporary, join_temporary
 from know_cli.engine.predictor import Predictor, Predictors
 from know_cli.engine.settings import FrozenMode, NormMode
 from know_cli.errors import (
@@ -39,6 +38,7 @@ from know_cli.errors import (
     OutputError,
     UsageError,
 )
+from know_cli.files.temporary import Temporary, join_temporary
 from know_cli.prediction.opening import check_agreement
 from know_cli.prediction.recipe import Recipe
 from know_cli.ranks import torchrun
