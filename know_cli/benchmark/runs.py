@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from know_cli.errors import OutputError
 from know_cli.files import append, new_file, open_file, remove_file, write_bytes
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
+from know_cli.ranks.environment import own_command
 
 PIPELINE = "pipeline"
 COMMAND = "command"
@@ -118,7 +118,7 @@ def measure_runs(
                 prediction.execute()
 
         command = [
-            sys.executable, "-m", "know_cli", "predict", *map(str, paths), "-o", str(out),
+            *own_command("know_cli"), "predict", *map(str, paths), "-o", str(out),
             "--force", "--quiet", "--device", device, "--threads", str(threads),
             "--max-memory", str(max_memory), *(["--weights", weights] if weights else []),
         ]  # fmt: skip

@@ -321,7 +321,8 @@ def choose(
                 )
             except BaseMeasureError as error:
                 if error.result.output:
-                    talk.notice(error.result.output.rstrip())
+                    for line in error.result.output.splitlines():
+                        talk.notice(line)
                 raise
     finally:
         log.close()

@@ -60,6 +60,7 @@ def demo(
     from know_cli import demo as work
     from know_cli.checkpoints.paths import factor_name, step_path
     from know_cli.errors import KnowError
+    from know_cli.ranks.environment import own_command
 
     # Networks this small are slower on several threads than on one.
     torch.set_num_threads(1)
@@ -79,7 +80,7 @@ def demo(
     arguments += ["--force"] if output.exists() else []
     talk.show(f"$ know-predict {shlex.join(arguments)}")
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, "-m", "know_cli", "predict", *arguments], check=False)
+    done = subprocess.run([*own_command("know_cli"), "predict", *arguments], check=False)
     if done.returncode:
         failure = KnowError("the prediction failed; see the message above")
         failure.exit_code = done.returncode
@@ -98,7 +99,7 @@ def demo(
         "",
         _results_table(rows),
         "",
-        _reading(rows),
+        *_reading(rows),
     )
 
 
@@ -128,7 +129,7 @@ def _results_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _reading(rows: Sequence[Row]) -> str:
+def _reading(rows: Sequence[Row]) -> list[str]:
     """The result in words, for better or worse."""
     verdicts: dict[str, list[str]] = {}
     for row in rows:
@@ -140,4 +141,4 @@ def _reading(rows: Sequence[Row]) -> str:
             verdict = "better" if row.difference > 0 else "worse"
         verdicts.setdefault(verdict, []).append(row.start)
     lines = [f"{verdict}: {', '.join(starts)}" for verdict, starts in verdicts.items()]
-    return "\n".join([*lines, "one pre-training and one task: a demonstration, not an evaluation"])
+    return [*lines, "one pre-training and one task: a demonstration, not an evaluation"]

@@ -213,7 +213,7 @@ def evaluate(
     from know_cli.evaluation.starts import SESSIONS, Wanted
     from know_cli.evaluation.tasks import find_tasks
     from know_cli.evaluation.variants import VARIANTS, find_variants, of_bundle
-    from know_cli.files import json_text, write_text
+    from know_cli.files import json_text, printable_texts, write_text
 
     variants = find_variants(method or [variant.label for variant in VARIANTS])
     labels = [variant.label for variant in VARIANTS]
@@ -255,7 +255,7 @@ def evaluate(
     content = of_results.to_json(request, outcomes, not_run)
     write_text(output / RESULTS, json_text(content, indent=1), replace=replaces)
     if table is not None:
-        write_out(table, to_markdown(content), force=force)
+        write_out(table, to_markdown(printable_texts(content)), force=force)
     for name, of_task in content["tasks"].items():
         talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
     talk.show("", f"wrote {output / RESULTS}")

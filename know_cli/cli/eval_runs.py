@@ -82,7 +82,7 @@ def evaluate_runs(
     from know_cli.evaluation.runs.suite import evaluate
     from know_cli.evaluation.starts import Wanted
     from know_cli.evaluation.tasks import find_tasks
-    from know_cli.files import json_text, write_text
+    from know_cli.files import json_text, printable_texts, write_text
 
     replaces = is_own_result(folder / RESULTS)
     request = running.Request(
@@ -111,7 +111,7 @@ def evaluate_runs(
         raise UsageError(f"{folder}: has no run yet; measure pretraining first")
     write_text(folder / RESULTS, json_text(content, indent=1), replace=replaces)
     if table is not None:
-        write_out(table, to_markdown(content), force=force)
+        write_out(table, to_markdown(printable_texts(content)), force=force)
     for name, of_task in content["tasks"].items():
         talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
     talk.show("", f"wrote {folder / RESULTS}")

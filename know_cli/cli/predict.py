@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 EPILOG = "\n\n".join(
     (
         "Examples:",
-        "know-predict run/ckpt0..ckpt4 -o start.safetensors",
+        "know-predict run/ckpt0..4 -o start.safetensors",
         "know-predict ckpt0 ckpt1 ckpt2 ckpt3 ckpt4 -o predicted --steps 3 --every-step",
         "know-predict run/ckpt0..ckpt4 -o start.safetensors --dry-run",
         "know-predict run/ckpt0..ckpt4 -o baseline --method task-vector --option alpha=0.5",
         "know-predict output_dir --trajectory run --last 5 -o averaged",
         "know-predict start mnli sst2 qqp --trajectory branches -o fused",
-        "torchrun --nproc-per-node 8 -m know_cli predict run/ckpt0..ckpt4 -o start.safetensors",
+        "torchrun --nproc-per-node 8 --no-python know-predict run/ckpt0..4 -o start.safetensors",
         "Methods, with their options and defaults; n is the number of steps:",
         # What follows \b is not wrapped.
         f"\b\n{describe_methods()}",

@@ -40,7 +40,7 @@ from know_cli.files.folders import (
     scratch_folder,
     temporary_place,
 )
-from know_cli.files.jsons import json_text
+from know_cli.files.jsons import json_text, printable_texts
 from know_cli.files.locks import lock
 from know_cli.files.names import missing_folder, temporary_name
 from know_cli.files.naming import give_name, rename_new
@@ -82,6 +82,7 @@ __all__ = [
     "open_own",
     "open_to_read",
     "output_errors",
+    "printable_texts",
     "read_bytes",
     "read_text",
     "remove_file",

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from know_cli.errors import printable
+
 
 def json_text(content: Any, indent: int | None = None) -> str:
     r"""A JSON text of plain types, with a line feed at its end.
@@ -19,6 +21,17 @@ def json_text(content: Any, indent: int | None = None) -> str:
     '{"loss": null, "name": "\\u00e9"}\n'
     """
     return json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n"
+
+
+def printable_texts(content: Any) -> Any:
+    """Plain types with all texts in them as they may be shown; see :func:`errors.printable`."""
+    if isinstance(content, str):
+        return printable(content)
+    if isinstance(content, Mapping):
+        return {printable_texts(key): printable_texts(one) for key, one in content.items()}
+    if isinstance(content, Sequence):
+        return [printable_texts(one) for one in content]
+    return content
 
 
 def _finite(value: Any) -> Any:
