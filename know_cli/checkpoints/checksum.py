@@ -16,7 +16,7 @@ from know_cli.checkpoints.checkpoint import open_checkpoint
 from know_cli.checkpoints.header import unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.errors import CheckpointError, OutputError, quoted
-from know_cli.files import open_file, read_bytes, remove_file, sync_folder, write_text
+from know_cli.files import destination, open_file, read_bytes, remove_file, sync_folder, write_text
 
 _SUFFIX = ".sha256"
 _READ_BYTES = 1 << 20
@@ -42,15 +42,20 @@ def remove_digest(output: Path) -> None:
     Raises:
         OutputError: it cannot be removed.
     """
-    path = digest_path(output)
-    try:
-        if os.path.lexists(path):
-            remove_file(path)
-            sync_folder(path.absolute().parent)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: is not this output's digest, and cannot be removed: {error.strerror}"
-        ) from error
+    for path in digest_paths(output):
+        try:
+            if os.path.lexists(path):
+                remove_file(path)
+                sync_folder(path.absolute().parent)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: is not this output's digest, and cannot be removed: {error.strerror}"
+            ) from error
+
+
+def digest_paths(output: Path) -> set[Path]:
+    """Where digests of an output may be: beside its name, and beside what that is a link to."""
+    return {digest_path(output), digest_path(destination(output))}
 
 
 def is_digest(path: Path) -> bool:

@@ -152,8 +152,8 @@ def move_files(temporary: int, output: Path, *, replace: bool) -> None:
 
 def _move_files(temporary: int, target: int, output: Path, replace: bool) -> None:
     files = list(files_below(temporary))
-    for relative in files:
-        _refuse_what_is_in_place(output, relative)
+    for relative in files:  # as has been done before the work
+        refuse_what_is_in_place(output, relative)
     index = next((at for at in files if is_index(str(at))), None)
     weights = [at for at in files if at.suffix == SUFFIX]
     others = [at for at in files if at != index and at not in weights]
@@ -173,7 +173,7 @@ def _move_files(temporary: int, target: int, output: Path, replace: bool) -> Non
         sync_folder(output)
 
 
-def _refuse_what_is_in_place(output: Path, relative: Path) -> None:
+def refuse_what_is_in_place(output: Path, relative: Path) -> None:
     """Refuse to begin a replacement that would fail halfway, or go through a link."""
     target = output / relative
     if target.is_dir() and not target.is_symlink():

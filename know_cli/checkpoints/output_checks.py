@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from know_cli.checkpoints.checkpoint import Checkpoint
-from know_cli.checkpoints.checksum import digest_path, is_digest
-from know_cli.checkpoints.folders import other_files
+from know_cli.checkpoints.checksum import digest_paths, is_digest
+from know_cli.checkpoints.folders import other_files, refuse_what_is_in_place
 from know_cli.checkpoints.layouts import SUFFIX, weights_in
 from know_cli.errors import OutputError
 from know_cli.files import destination, missing_folder
@@ -93,8 +93,11 @@ def _refuse_inputs(output: Path, protected: Protected, inputs: Sequence[Checkpoi
     if place.is_dir():
         names = {Path(name) for name in weights_in(place)}
         for checkpoint in inputs[:1]:
-            names |= {Path(path.name) for path in checkpoint.headers}
-            names |= other_files(checkpoint)[0].keys()
+            written = {Path(path.name) for path in checkpoint.headers}
+            written |= other_files(checkpoint)[0].keys()
+            for name in sorted(written):
+                refuse_what_is_in_place(place, name)
+            names |= written
         touched += [place / name for name in sorted(names)]
     protected.refuse(output, touched)
 
@@ -141,9 +144,12 @@ def check_digest_output(output: Path, protected: Protected, *, force: bool) -> N
     Raises:
         OutputError: the reason, and what to do.
     """
-    path = digest_path(output)
-    if not os.path.lexists(path):
-        return
+    for path in sorted(digest_paths(output)):
+        if os.path.lexists(path):
+            _check_digest(path, protected, force)
+
+
+def _check_digest(path: Path, protected: Protected, force: bool) -> None:
     if not path.is_file():
         raise OutputError(f"{path}: is not a file, but where the output's digest goes")
     protected.refuse(path, [path])

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 EPILOG = "\n\n".join(
     (
         "Examples:",
-        "know-predict run/ckpt0..4 -o start.safetensors",
+        "know-predict run/ckpt0..ckpt4 -o start.safetensors",
         "know-predict ckpt0 ckpt1 ckpt2 ckpt3 ckpt4 -o predicted --steps 3 --every-step",
         "know-predict run/ckpt0..ckpt4 -o start.safetensors --dry-run",
         "know-predict run/ckpt0..ckpt4 -o baseline --method task-vector --option alpha=0.5",

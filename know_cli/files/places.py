@@ -48,6 +48,8 @@ def destination(path: Path) -> Path:
     if open_descriptor_of(path) is not None:
         raise OutputError(f"{path}: is an open descriptor, not a file; name a file")
     *links, place = _chain(path)
+    if place.name in ("", ".."):
+        place = place.resolve()
     for link in links:
         if link.lstat().st_uid not in (os.geteuid(), 0):
             raise OutputError(
