@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from know_cli.checkpoints.checkpoint import open_checkpoint
 from know_cli.checkpoints.dtypes import safetensors_dtype
-from know_cli.checkpoints.header import encode_header
-from know_cli.errors import OutputError, UsageError
+from know_cli.checkpoints.header import METADATA_KEY, encode_header
+from know_cli.checkpoints.json_text import MAX_BYTES, is_unicode
+from know_cli.errors import OutputError, UsageError, quoted
 from know_cli.files import output_errors, sync_folder
 from know_cli.files.temporary import Temporary
 
@@ -56,7 +57,18 @@ def save_checkpoint(
         layout = [(n, safetensors_dtype(t.dtype), tuple(t.shape)) for n, t in kept.items()]
     except KeyError as error:
         raise OutputError(f"{path}: safetensors has no dtype {error}") from error
+    for name in kept:
+        if name == METADATA_KEY or not is_unicode(name):
+            raise OutputError(
+                f"{path}: a tensor cannot be called {quoted(name)} in a safetensors file; rename "
+                "the parameter"
+            )
     start, infos = encode_header(layout, metadata)
+    if len(start) > MAX_BYTES:
+        raise OutputError(
+            f"{path}: the names and shapes of its tensors need a header of more than the "
+            f"{MAX_BYTES} bytes that are read"
+        )
     with output_errors(path):
         temporary = Temporary(path, is_folder=False)
         try:

@@ -16,6 +16,7 @@ from know_cli.engine.notices import Notices
 from know_cli.engine.parts import share
 from know_cli.engine.pipeline import predict
 from know_cli.engine.report import Report, peak_resident
+from know_cli.files.temporary import NameTakenError
 from know_cli.ranks.alone import PeerError
 
 
@@ -67,8 +68,7 @@ def execute(job: Job) -> Report:
                 # between.
                 for sink in sinks:
                     sink.flush()
-                for sink in sinks:
-                    sink.commit()
+                _commit(sinks)
             with suppress(PeerError):  # the output is complete, whatever becomes of the others
                 ranks.broadcast(None)
         if job.journal is not None:
@@ -79,6 +79,18 @@ def execute(job: Job) -> Report:
     report.peak_memory = peak_resident()
     report.seconds["total"] = time.perf_counter() - began
     return report
+
+
+def _commit(sinks: Sequence[Sink]) -> None:
+    """Give all outputs their names; what another program took one of is kept beside it."""
+    taken: list[NameTakenError] = []
+    for sink in sinks:
+        try:
+            sink.commit()
+        except NameTakenError as error:
+            taken.append(error)
+    if taken:
+        raise taken[0]
 
 
 def _tell_of_other_files(notices: Notices, sinks: Sequence[Sink]) -> None:

@@ -39,6 +39,10 @@ _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_KEPT = 1000
 
 
+class NameTakenError(OutputError):
+    """A name was taken during the run; the result is kept beside it, as the message says."""
+
+
 class Temporary:
     """A file or folder that this process alone writes.
 
@@ -228,8 +232,8 @@ class Temporary:
             replace: whether a file that exists is replaced; a folder never replaces anything.
 
         Raises:
-            OutputError: the name is taken; the result is kept beside it, and the message says
-                where. Or what was written was removed by others.
+            NameTakenError: the name is taken.
+            OutputError: what was written was removed by others.
             OSError: the system refuses.
         """
         self._open_to_others()
@@ -247,7 +251,7 @@ class Temporary:
         """Keep the result beside a name that somebody else has taken during the run.
 
         Raises:
-            OutputError: always, with where the result is.
+            NameTakenError: always, with where the result is.
         """
         self._open_to_others()
         suffix = "" if self._is_folder else self.place.suffix
@@ -262,7 +266,7 @@ class Temporary:
                 beside = wanted
                 break
         self._moved = True
-        raise OutputError(
+        raise NameTakenError(
             f"{self._output}: has come to be there during the run, and is not replaced; the result "
             f"is kept beside it: {beside}"
         )

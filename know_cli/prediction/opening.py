@@ -73,7 +73,7 @@ def open_prediction(
                 _check_output(output.path, request, trajectory, bundle)
             if trajectory.first.is_folder:
                 check_other_files(trajectory.first)
-        check_agreement(ranks, recipe, predictors, outputs)
+        check_agreement(ranks, recipe, predictors, outputs, resumes=request.resume)
         found = classify_values(
             trajectory,
             request.settings.overrides,
@@ -121,7 +121,12 @@ def open_prediction(
 
 
 def check_agreement(
-    ranks: Ranks, recipe: Recipe, predictors: Predictors, outputs: Sequence[OutputStep]
+    ranks: Ranks,
+    recipe: Recipe,
+    predictors: Predictors,
+    outputs: Sequence[OutputStep],
+    *,
+    resumes: bool = False,
 ) -> None:
     """Refuse to start if the ranks are not about to do parts of the same.
 
@@ -130,6 +135,7 @@ def check_agreement(
         recipe: this rank's.
         predictors: this rank's.
         outputs: this rank's; their metadata also tell what Θ0's header has.
+        resumes: whether this rank keeps a journal.
 
     Raises:
         UsageError: on rank 0; another rank's are different.
@@ -140,12 +146,15 @@ def check_agreement(
     metadata = [
         [output.step, str(output.path), output.force, dict(output.metadata)] for output in outputs
     ]
-    own = json.dumps([recipe.identity(Arithmetic.of(predictors)), metadata], sort_keys=True)
+    own = json.dumps(
+        [recipe.identity(Arithmetic.of(predictors)), metadata, resumes], sort_keys=True
+    )
     for rank, found in enumerate(ranks.gather(own)):
         if found != own:
             raise UsageError(
-                f"rank {rank} has other checkpoints, options, devices, processors or versions than "
-                "rank 0; start all ranks with the same command and installation, on machines alike"
+                f"rank {rank} has other checkpoints, outputs, options, devices, processors or "
+                "versions than rank 0; start all ranks with the same command and installation, on "
+                "machines alike"
             )
     ranks.broadcast(None)
 
