@@ -214,8 +214,8 @@ def fine_tuned_accuracy(state: Mapping[str, Tensor], seed: int, rate: str = "1e-
     """
     images, labels = _images(downstream=True)
     seed = derived_seed(seed, _DOWNSTREAM)
-    rate = FINE_TUNING_IMAGES / len(labels)
-    everything, train = nested_subsets(len(labels), rate, 2, seed, labels.numpy())
+    share = FINE_TUNING_IMAGES / len(labels)
+    everything, train = nested_subsets(len(labels), share, 2, seed, labels.numpy())
     test = torch.ones(len(everything), dtype=torch.bool)
     test[torch.from_numpy(train)] = False
     model = build_model(seed)

@@ -6,6 +6,8 @@ Anything that is not a :class:`KnowError` is a bug in this program and ends with
 
 from __future__ import annotations
 
+import re
+
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -49,6 +51,24 @@ class OutputError(KnowError):
 
 
 _MAX_QUOTED = 120
+# Names and metadata come from strangers' files. What a terminal acts on, what breaks lines, what
+# turns the direction of text around, what is not seen, and halves of characters could forge what
+# is shown: the categories Cc, Cf, Zl, Zp and Cs of Unicode.
+_STRANGE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e"
+    "\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000110bd"
+    "\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001"
+    "\U000e0020-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    r"""A line of text with every character escaped that could forge what is shown.
+
+    >>> print(printable("w\x1b[2J\n\u202e"))
+    w\x1b[2J\n\u202e
+    """
+    return _STRANGE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def quoted(value: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from know_cli.benchmark.timing import Times, take_turns
 from know_cli.checkpoints.header import encode_header
 from know_cli.engine.settings import Settings
 from know_cli.errors import OutputError
+from know_cli.files import append, new_file, open_file, remove_file, write_bytes
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
+from know_cli.ranks.environment import own_command
 
 PIPELINE = "pipeline"
 COMMAND = "command"
@@ -48,13 +49,12 @@ def write_trajectory(folder: Path, parameters: int, checkpoints: int) -> list[Pa
     paths = [folder / f"ckpt{k}.safetensors" for k in range(checkpoints)]
     try:
         for path in paths:
-            path.write_bytes(start)
+            write_bytes(path, start, replace=False)
         for number, info in enumerate(infos.values()):
             random = np.random.default_rng(number)
             values = random.standard_normal(info.elements, dtype=np.float32) * 0.05
             for k, path in enumerate(paths):
-                with path.open("ab") as file:
-                    file.write(values.data)
+                append(path, values.data)
                 noise = random.standard_normal(info.elements, dtype=np.float32)
                 values += np.float32(0.01 * 0.5**k) * noise
     except OSError as error:
@@ -118,7 +118,7 @@ def measure_runs(
                 prediction.execute()
 
         command = [
-            sys.executable, "-m", "know_cli", "predict", *map(str, paths), "-o", str(out),
+            *own_command("know_cli"), "predict", *map(str, paths), "-o", str(out),
             "--force", "--quiet", "--device", device, "--threads", str(threads),
             "--max-memory", str(max_memory), *(["--weights", weights] if weights else []),
         ]  # fmt: skip
@@ -132,15 +132,16 @@ def measure_runs(
         return elements, take_turns(cases, 1 if many else rounds, warm_up=not many)
     finally:
         for path in (*paths, out):
-            path.unlink(missing_ok=True)
+            remove_file(path)
 
 
 def _copy(paths: list[Path], out: Path) -> None:
     """Read all inputs, write one of them and flush it to disk: the least that a prediction does."""
     buffer = memoryview(bytearray(_COPY_BYTES))
-    with out.open("wb", buffering=0) as target:
+    remove_file(out)
+    with new_file(out) as target:
         for path in paths:
-            with path.open("rb", buffering=0) as source:
+            with open_file(path, buffering=0) as source:
                 while count := source.readinto(buffer):
                     if path == paths[0]:
                         target.write(buffer[:count])

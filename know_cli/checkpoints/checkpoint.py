@@ -17,6 +17,7 @@ from know_cli.checkpoints.header import Header, Stamp, TensorInfo, read_header, 
 from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
 from know_cli.checkpoints.layouts import SUFFIX, find_model
 from know_cli.errors import CheckpointError, quoted
+from know_cli.files import open_to_read, read_bytes
 
 # A fingerprint reads the ends of at most this many tensors.
 _FINGERPRINT_TENSORS = 256
@@ -174,7 +175,7 @@ class Checkpoint:
             if len(self._files) >= _MAX_OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
             try:
-                descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                descriptor = open_to_read(path)
             except OSError as error:
                 raise unreadable(path, error) from error
         self._files[path] = descriptor
@@ -293,7 +294,7 @@ def _read_index(folder: Path, index: Path) -> dict[str, list[str]]:
             raise CheckpointError(
                 f"{index}: is too long: {found.st_size} bytes, of {MAX_BYTES} that are read"
             )
-        content = parse_json(index.read_bytes())
+        content = parse_json(read_bytes(index, MAX_BYTES))
     except OSError as error:
         raise unreadable(index, error) from error
     except BadJsonError as error:

@@ -8,6 +8,7 @@ checks them.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from know_cli.checkpoints.checkpoint import open_checkpoint
 from know_cli.checkpoints.header import unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.errors import CheckpointError, OutputError, quoted
-from know_cli.files import write_text
+from know_cli.files import destination, open_file, read_bytes, remove_file, sync_folder, write_text
 
 _SUFFIX = ".sha256"
 _READ_BYTES = 1 << 20
@@ -41,17 +42,36 @@ def remove_digest(output: Path) -> None:
     Raises:
         OutputError: it cannot be removed.
     """
-    path = digest_path(output)
+    for path in digest_paths(output):
+        try:
+            if os.path.lexists(path):
+                remove_file(path)
+                sync_folder(path.absolute().parent)
+        except OSError as error:
+            raise OutputError(
+                f"{path}: is not this output's digest, and cannot be removed: {error.strerror}"
+            ) from error
+
+
+def digest_paths(output: Path) -> set[Path]:
+    """Where digests of an output may be: beside its name, and beside what that is a link to."""
+    return {digest_path(output), digest_path(destination(output))}
+
+
+def is_digest(path: Path) -> bool:
+    """Whether a file is one of digests, as :func:`write_digest` writes it."""
     try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path}: is not this output's digest, and cannot be removed: {error.strerror}"
-        ) from error
+        return bool(_read(path))
+    except CheckpointError:
+        return False
 
 
-def write_digest(output: Path) -> Path:
-    """Read a finished output and write its digest, replacing one that exists.
+def write_digest(output: Path, *, replace: bool) -> Path:
+    """Read a finished output and write its digest.
+
+    Args:
+        output: that was written.
+        replace: whether a digest that exists is replaced.
 
     Returns:
         The path of the digest.
@@ -66,7 +86,7 @@ def write_digest(output: Path) -> Path:
         escaped = "".join(_ESCAPES.get(sign, sign) for sign in name)
         mark = "\\" if escaped != name else ""
         lines.append(f"{mark}{_sha256(file)}  {escaped}\n")
-    write_text(path, "".join(lines))
+    write_text(path, "".join(lines), replace=replace)
     return path
 
 
@@ -107,7 +127,7 @@ def _files(output: Path) -> dict[str, Path]:
 def _sha256(file: Path) -> str:
     hasher = hashlib.sha256()
     try:
-        with file.open("rb") as opened:
+        with open_file(file) as opened:
             while data := opened.read(_READ_BYTES):
                 hasher.update(data)
     except OSError as error:
@@ -120,9 +140,7 @@ def _read(path: Path) -> dict[str, str]:
     names = {value: key for key, value in _ESCAPES.items()}
     found: dict[str, str] = {}
     try:
-        if not path.is_file() or path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path}: is not a file of digests")
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        text = read_bytes(path, MAX_BYTES).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise unreadable(path, error) from error
     for line in text.removesuffix("\n").split("\n"):

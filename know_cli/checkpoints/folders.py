@@ -2,118 +2,193 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from know_cli.checkpoints.checkpoint import Checkpoint, is_inside_closely
+from know_cli.checkpoints.header import unreadable
 from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, is_index, weights_in
 from know_cli.errors import OutputError
-from know_cli.files import sync_folder
+from know_cli.files import open_to_read, remove_file, sync_folder
+from know_cli.files.folders import copy_file, folder_below, open_folder
+from know_cli.files.moving import files_below, have_same_content, move
 
 # Weights in other formats and training state would contradict the predicted weights beside them.
 LEFT_OUT = {SUFFIX, *OTHER_FORMATS}
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files and links below a folder, sorted; links to folders are not followed.
+
+    Raises:
+        CheckpointError: a folder cannot be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise unreadable(Path(error.filename or folder), error) from error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders.sort()
+        yield from (Path(place, name) for name in sorted(names))
+
+
 def _holds_weights(folder: Path) -> bool:
-    return any(path.suffix in LEFT_OUT for path in folder.rglob("*"))
+    return any(path.suffix in LEFT_OUT for path in _walk(folder))
 
 
-def copy_other_files(source: Checkpoint, target: Path) -> list[Path]:
-    """Copy what lies beside a folder's weights (config, tokenizer, shard index) into ``target``.
+def other_files(source: Checkpoint) -> tuple[dict[Path, Path], list[Path]]:
+    """What lies beside a folder's weights (config, tokenizer, shard index) and goes with them.
 
-    Links are followed within the folder. Hidden files and weights in other formats are left out,
+    Links are judged by what they lead to. Hidden files and weights in other formats are left out,
     and so are whole sub-folders that hold weights, such as those that a trainer saves with its
-    state, and links that lead out of the folder: what is published with a model must not be any
-    file of this disk that a stranger's link names.
+    state, and what lies out of the folder: what is published with a model must not be any file of
+    this disk that a stranger's link names.
 
     Returns:
-        The files left out because they hold other weights or training state, or lead elsewhere.
+        Path within the folder → file, and the files left out because they hold other weights or
+        training state, or lead elsewhere.
+
+    Raises:
+        CheckpointError: a folder cannot be listed.
     """
-    states = [path for path in source.path.iterdir() if path.is_dir() and _holds_weights(path)]
-    left_out = sorted(path for path in states if not path.name.startswith("."))
-    for path in sorted(source.path.rglob("*")):
+    states = [
+        path
+        for path in sorted(source.path.iterdir())
+        if path.is_dir() and not path.name.startswith(".") and _holds_weights(path)
+    ]
+    copied: dict[Path, Path] = {}
+    left_out = list(states)
+    for path in _walk(source.path):
         relative = path.relative_to(source.path)
-        if source.path / relative.parts[0] in states:
+        if _is_hidden(relative) or source.path / relative.parts[0] in states:
             continue
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file():
+        if not path.is_file() or path in source.headers:
             continue
-        of_other_weights = is_index(path.name) and path != source.index_path
-        if path.suffix in LEFT_OUT or of_other_weights:
-            if path not in source.headers:
-                left_out.append(path)
-            continue
-        if not is_inside_closely(path, source.path):
+        is_other = path.suffix in LEFT_OUT or (is_index(path.name) and path != source.index_path)
+        if is_other or (path.is_symlink() and not _may_be_copied(path, source)):
             left_out.append(path)
-            continue
-        copy = target / relative
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-        with copy.open("rb+") as file:
-            os.fsync(file.fileno())
+        else:
+            copied[relative] = path
+    return copied, sorted(left_out)
+
+
+def _is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def _may_be_copied(link: Path, source: Checkpoint) -> bool:
+    """Whether what a link leads to would be copied under its own name, too."""
+    if not is_inside_closely(link, source.path):
+        return False
+    real, root = link.resolve(), source.path.resolve()
+    if not real.is_relative_to(root):  # in a cache, whose files are called by their digests
+        return True
+    relative = real.relative_to(root)
+    return not (_is_hidden(relative) or real.suffix in LEFT_OUT)
+
+
+def check_other_files(source: Checkpoint) -> None:
+    """Open what :func:`copy_other_files` is going to copy, so that it fails before the work.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    for path in other_files(source)[0].values():
+        try:
+            os.close(open_to_read(path))
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+
+def copy_other_files(source: Checkpoint, target: int) -> list[Path]:
+    """Copy what :func:`other_files` finds into an open folder.
+
+    Returns:
+        The files left out.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+        OSError: a copy cannot be written.
+    """
+    copied, left_out = other_files(source)
+    for relative, path in copied.items():
+        try:
+            descriptor = open_to_read(path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        try:
+            with folder_below(target, relative.parent.parts, make=True) as folder:
+                copy_file(descriptor, relative.name, folder)
+        finally:
+            os.close(descriptor)
     return left_out
 
 
-def move_folder(temporary: Path, output: Path) -> bool:
-    """Give a folder its name, or move its files into the folder that has the name.
+def move_files(temporary: int, output: Path, *, replace: bool) -> None:
+    """Move the files of an open folder into the folder that has the output's name.
 
     Whoever opens the output meanwhile, or after a run that was killed in here, finds the old model,
     the new one, or none; never weights of both, nor the weights of one with the configuration of
     the other. The next run can always tell what is left of the old model: the old index, which
     names the old shards, is removed after them.
 
-    Returns:
-        Whether the folder itself was renamed.
+    Args:
+        temporary: descriptor of the folder with the new files.
+        output: the folder that exists; no link.
+        replace: whether files in it are replaced and the old model's removed.
+
+    Raises:
+        OutputError: something in the way cannot be replaced.
+        OSError: the system refuses.
     """
-    sync_folder(temporary)
-    if not output.exists():
-        temporary.rename(output)
-        return True
-    files = {
-        path.relative_to(temporary): path for path in sorted(temporary.rglob("*")) if path.is_file()
-    }
-    for relative in files:
-        _refuse_folder_in_place(output, relative)
-    index = next((files.pop(at) for at in list(files) if is_index(str(at))), None)
-    weights = {at: files.pop(at) for at in list(files) if at.suffix == SUFFIX}
-    old = weights_in(output)
-    if not _is_one_step(weights, files, output):
+    os.fsync(temporary)
+    descriptor = open_folder(output)
+    try:
+        _move_files(temporary, descriptor, output, replace)
+    finally:
+        os.close(descriptor)
+
+
+def _move_files(temporary: int, target: int, output: Path, replace: bool) -> None:
+    files = list(files_below(temporary))
+    for relative in files:  # as has been done before the work
+        refuse_what_is_in_place(output, relative)
+    index = next((at for at in files if is_index(str(at))), None)
+    weights = [at for at in files if at.suffix == SUFFIX]
+    others = [at for at in files if at != index and at not in weights]
+    old = weights_in(output) if replace else []
+    is_one_step = len(weights) == 1 and all(
+        have_same_content(temporary, target, at) for at in others
+    )
+    # Otherwise renaming one file does not replace the whole model.
+    if not is_one_step:
         _remove(output, old)
-    for relative, path in {**files, **weights}.items():
-        target = output / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+    for relative in (*others, *weights):
+        move(temporary, target, relative, replace=replace)
     # What is left of the model before, its index above all, would be taken for this one's.
     _remove(output, [name for name in old if Path(name) not in weights])
     if index is not None:
-        index.replace(output / index.name)
+        move(temporary, target, index, replace=replace)
         sync_folder(output)
-    return False
 
 
-def _refuse_folder_in_place(output: Path, relative: Path) -> None:
-    """Refuse to begin a replacement that would fail halfway."""
+def refuse_what_is_in_place(output: Path, relative: Path) -> None:
+    """Refuse to begin a replacement that would fail halfway, or go through a link."""
     target = output / relative
     if target.is_dir() and not target.is_symlink():
         raise OutputError(f"{target}: is a folder where a file must go; name another output")
-    for parent in relative.parents:
-        if (output / parent).exists() and not (output / parent).is_dir():
-            raise OutputError(f"{output / parent}: is no folder, but one must go there")
-
-
-def _is_one_step(weights: Mapping[Path, Path], others: Mapping[Path, Path], output: Path) -> bool:
-    """Whether only a single file changes, so that renaming it replaces the whole model."""
-    filecmp.clear_cache()  # the cache compares only times and sizes
-    return len(weights) == 1 and all(
-        (output / at).is_file() and filecmp.cmp(path, output / at, shallow=False)
-        for at, path in others.items()
-    )
+    if os.path.lexists(target) and not (target.is_file() or target.is_symlink()):
+        raise OutputError(f"{target}: is no file, and is not replaced; name another output")
+    for parent in [output / above for above in relative.parents if above.name]:
+        if parent.is_symlink():
+            raise OutputError(f"{parent}: is a link, but a folder must go there; remove it")
+        if parent.exists() and not parent.is_dir():
+            raise OutputError(f"{parent}: is no folder, but one must go there")
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:
     """Remove files, and flush the folder to disk before anything else happens."""
     for name in names:
-        (folder / name).unlink(missing_ok=True)
+        remove_file(folder / name)
     sync_folder(folder)

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from know_cli.checkpoints.dtypes import BITS, RANK
 from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
 from know_cli.errors import CheckpointError, quoted
+from know_cli.files import open_file
 
 METADATA_KEY = "__metadata__"
 _LENGTH = struct.Struct("<Q")
@@ -87,7 +88,7 @@ def read_header(path: Path) -> Header:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             _fail(path, "is not a file; a checkpoint is read at many places, so no pipe will do")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             stamp = Stamp.of(os.fstat(file.fileno()))
             start = file.read(_LENGTH.size)
             if len(start) < _LENGTH.size:

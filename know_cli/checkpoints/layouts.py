@@ -17,6 +17,7 @@ from pathlib import Path
 
 from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.errors import CheckpointError, quoted
+from know_cli.files import read_text
 
 SUFFIX = ".safetensors"
 
@@ -191,9 +192,7 @@ def weights_in(folder: Path) -> list[str]:
 def _indexed(index: Path) -> set[str]:
     """The files that an index names, as far as it can be read."""
     try:
-        if not index.is_file() or index.stat().st_size > MAX_BYTES:
-            return set()
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(read_text(index, MAX_BYTES))
         return {name for name in content["weight_map"].values() if Path(name).name == name}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()

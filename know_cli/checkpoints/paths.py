@@ -19,6 +19,9 @@ _PATTERN = re.compile(r"[*?[]")
 _BETWEEN = ".."
 # What may stand at the end of an output's name as its suffix; the 5 of model.v1.5 is none.
 _FILE_SUFFIXES = {SUFFIX, ".sft", ".st", *OTHER_FORMATS}
+# Of an argument that no system takes for a path, and one with more numbers than any has.
+_LONGEST = 4096
+_MOST_READINGS = 16
 MIN_CHECKPOINTS = 2
 MAX_CHECKPOINTS = 16
 _ADVICE = {
@@ -156,11 +159,13 @@ def _ranges(argument: str) -> Iterator[_Range]:
     What stands before the number at the first end may stand at the last one, too, whole or from
     its last folders on; what stands after it, at either end or at both.
     """
-    for between in re.finditer(r"(?=\.\.)", argument):
+    if len(argument) > _LONGEST:
+        return
+    for between in itertools.islice(re.finditer(r"(?=\.\.)", argument), _MOST_READINGS):
         left, right = argument[: between.start()], argument[between.start() + len(_BETWEEN) :]
-        for first in reversed(list(_NUMBER.finditer(left))):
+        for first in list(_NUMBER.finditer(left))[: -_MOST_READINGS - 1 : -1]:
             before, after = left[: first.start()], left[first.end() :]
-            for last in _NUMBER.finditer(right):
+            for last in itertools.islice(_NUMBER.finditer(right), _MOST_READINGS):
                 again, rest = right[: last.start()], right[last.end() :]
                 is_same = again in ("", before) or before.endswith(f"/{again}")
                 if is_same and (after == rest or not (after and rest)):

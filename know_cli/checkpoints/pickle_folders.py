@@ -13,6 +13,7 @@ from know_cli.checkpoints.header import unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
 from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.errors import CheckpointError, quoted
+from know_cli.files import read_bytes
 
 _SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.[\w.-]+)")
@@ -125,7 +126,7 @@ def read_index(index: Path) -> PickleModel:
             raise CheckpointError(f"{index}: is not a file")
         if index.stat().st_size > MAX_BYTES:
             raise CheckpointError(f"{index}: is too long for a shard index")
-        content = parse_json(index.read_bytes())
+        content = parse_json(read_bytes(index, MAX_BYTES))
     except OSError as error:
         raise unreadable(index, error) from error
     except BadJsonError as error:

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +20,11 @@ from know_cli.checkpoints.dtypes import safetensors_dtype
 from know_cli.checkpoints.header import Header, Stamp, TensorInfo, encode_header, unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.layouts import SUFFIX, is_index
-from know_cli.checkpoints.output_checks import check_file_output, check_output
+from know_cli.checkpoints.output_checks import (
+    check_file_output,
+    check_folder_output,
+    check_output,
+)
 from know_cli.checkpoints.pickle_data import copy_data, nbytes_of, problem_of, shared_memory
 from know_cli.checkpoints.pickle_folders import (
     PickleModel,
@@ -36,6 +38,14 @@ from know_cli.checkpoints.state_search import Found, find_state, is_average
 from know_cli.checkpoints.torch_files import open_torch_file
 from know_cli.checkpoints.writer import CheckpointWriter
 from know_cli.errors import CheckpointError, OutputError, UsageError, quoted
+from know_cli.files.folders import (
+    create_file,
+    free_bytes,
+    new_folder,
+    remove_empty,
+    remove_within,
+)
+from know_cli.files.protected import Protected
 
 _METADATA = {"format": "pt"}
 
@@ -91,8 +101,10 @@ class Plan:
         if self.model is None:
             check_file_output(output, inputs, force=force)
         else:
-            check_output(output, [], is_folder=True, force=force)
-            _refuse_inputs([output, *(output / part.name for part in self.parts)], inputs)
+            folders = [self.source] if self.copies_others else []
+            protected = Protected(inputs, folders)
+            protected.refuse(output, [output, *(output / part.name for part in self.parts)])
+            check_folder_output(output, protected, force=force)
 
     def execute(self, *, force: bool) -> Conversion:
         """Copy the data; the output is there whole or not at all.
@@ -185,15 +197,14 @@ def execute(plans: Sequence[Plan], output: Path, *, force: bool) -> Iterator[Con
     made = any(plan.result.output.parent == output for plan in plans) and not output.exists()
     try:
         if made:
-            output.mkdir()
+            new_folder(output)
         for plan in plans:
             yield plan.execute(force=force)
     except OSError as error:
         raise OutputError(f"{output}: cannot be made: {error.strerror or error}") from error
     finally:
         if made:
-            with suppress(OSError):  # it is not empty, as it should be
-                output.rmdir()
+            remove_empty(output)  # it is not, as it should be
 
 
 def is_model(source: Path) -> bool:
@@ -334,14 +345,13 @@ class _Writer(CheckpointWriter):
         like = Checkpoint(plan.source, plan.model is not None, headers, {})
         super().__init__(plan.result.output, like, _METADATA, force=force)
 
-    def _write_beside(self, folder: Path) -> list[Path]:
+    def _write_beside(self, folder: int) -> list[Path]:
         model = self._plan.model
         assert model is not None, "a single file has nothing beside it"
         left_out = super()._write_beside(folder) if self._plan.copies_others else []
         # Of the pickles, where its name is a variant's, and of other weights, which were left out.
-        for path in folder.iterdir():
-            if is_index(path.name):
-                path.unlink()
+        for name in filter(is_index, os.listdir(folder)):
+            remove_within(name, folder)
         if model.index_name:
             weight_map = {name: part.name for part in self._plan.parts for name in part.tensors}
             index = {
@@ -349,10 +359,11 @@ class _Writer(CheckpointWriter):
                 "weight_map": weight_map,
             }
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-            with (folder / model.index_name).open("w", encoding="utf-8") as file:
+            descriptor = create_file(model.index_name, folder)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
         return left_out
 
 
@@ -363,20 +374,10 @@ def _layout(part: _Part) -> tuple[bytes, dict[str, TensorInfo]]:
     )
 
 
-def _refuse_inputs(targets: Iterable[Path], sources: Iterable[Path]) -> None:
-    every = list(sources)
-    for target in targets:
-        for source in every:
-            if target.exists() and target.samefile(source):
-                raise OutputError(
-                    f"{target}: is the input; an input is never overwritten, name another output"
-                )
-
-
 def _check_space(output: Path, nbytes: int) -> None:
     """Names that share memory can need far more room than the input has."""
     try:
-        free = shutil.disk_usage(output.absolute().parent).free
+        free = free_bytes(output.absolute().parent)
     except OSError as error:
         raise OutputError(f"{output}: cannot be written: {error.strerror or error}") from error
     if nbytes > free:

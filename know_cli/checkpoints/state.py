@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from know_cli.checkpoints.checkpoint import open_checkpoint
 from know_cli.checkpoints.dtypes import safetensors_dtype
-from know_cli.checkpoints.header import encode_header
-from know_cli.checkpoints.temporary import Temporary
-from know_cli.errors import OutputError, UsageError
+from know_cli.checkpoints.header import METADATA_KEY, encode_header
+from know_cli.checkpoints.json_text import MAX_BYTES, is_unicode
+from know_cli.errors import OutputError, UsageError, quoted
 from know_cli.files import output_errors, sync_folder
+from know_cli.files.temporary import Temporary
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,11 @@ _WRITE_BYTES = 8 << 20
 
 
 def save_checkpoint(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    *,
+    replace: bool = True,
 ) -> None:
     """Write a state dict as one safetensors file, whole or not at all, the same bytes each time.
 
@@ -30,9 +35,10 @@ def save_checkpoint(
     every name.
 
     Args:
-        path: the file; replaced if it exists.
+        path: the file.
         tensors: by name, on any device and with any memory layout.
         metadata: entries of the header, strings to strings.
+        replace: whether a file that exists is replaced.
 
     Raises:
         OutputError: the file cannot be written, or the format has no such dtype.
@@ -51,11 +57,22 @@ def save_checkpoint(
         layout = [(n, safetensors_dtype(t.dtype), tuple(t.shape)) for n, t in kept.items()]
     except KeyError as error:
         raise OutputError(f"{path}: safetensors has no dtype {error}") from error
+    for name in kept:
+        if name == METADATA_KEY or not is_unicode(name):
+            raise OutputError(
+                f"{path}: a tensor cannot be called {quoted(name)} in a safetensors file; rename "
+                "the parameter"
+            )
     start, infos = encode_header(layout, metadata)
+    if len(start) > MAX_BYTES:
+        raise OutputError(
+            f"{path}: the names and shapes of its tensors need a header of more than the "
+            f"{MAX_BYTES} bytes that are read"
+        )
     with output_errors(path):
         temporary = Temporary(path, is_folder=False)
         try:
-            with temporary.path.open("r+b") as file:
+            with os.fdopen(temporary.start_file(path.name), "wb") as file:
                 file.write(start)
                 buffer = torch.empty(_WRITE_BYTES, dtype=torch.uint8)
                 for name in infos:
@@ -70,11 +87,10 @@ def save_checkpoint(
                         file.write(bytes_of.numpy().data)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.path.replace(path)
-            temporary.moved()
+            temporary.give_name(replace=replace)
+            sync_folder(temporary.place.absolute().parent)
         finally:
             temporary.discard()
-        sync_folder(path.parent)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from know_cli.checkpoints.header import START_BYTES, Stamp, known_as, unreadable
 from know_cli.checkpoints.pickle_names import ForbiddenError, PickleError, Storage
 from know_cli.checkpoints.unpickling import MAX_PICKLE_BYTES, unpickle
 from know_cli.errors import CheckpointError, quoted
+from know_cli.files import open_file
 
 _ZIP = b"PK\x03\x04"
 _PICKLES = tuple(b"\x80%c" % protocol for protocol in range(2, 6))
@@ -66,7 +67,7 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "no such file"
             raise CheckpointError(f"{path}: {what}; give a file that torch.save wrote")
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(START_BYTES)
             file.seek(0)
             with _readable(path):

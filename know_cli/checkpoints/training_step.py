@@ -15,6 +15,7 @@ from pathlib import Path
 from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.layouts import LAYOUTS
 from know_cli.checkpoints.metadata import TRAINING_STEP
+from know_cli.files import read_text
 
 #: What transformers' Trainer leaves in each of its checkpoint folders.
 TRAINER_STATE = "trainer_state.json"
@@ -108,9 +109,7 @@ def _from_trainer(path: Path) -> int | None:
         return None
     state = (path if path.is_dir() else path.parent) / TRAINER_STATE
     try:
-        if not state.is_file() or state.stat().st_size > MAX_BYTES:
-            return None
-        content = json.loads(state.read_text(encoding="utf-8"))
+        content = json.loads(read_text(state, MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     return _number(content.get("global_step")) if isinstance(content, dict) else None

@@ -14,21 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from know_cli.checkpoints.checkpoint import Checkpoint
-from know_cli.checkpoints.folders import LEFT_OUT, copy_other_files, move_folder
+from know_cli.checkpoints.checksum import remove_digest
+from know_cli.checkpoints.folders import LEFT_OUT, copy_other_files, move_files
 from know_cli.checkpoints.header import TensorInfo, encode_header
 from know_cli.checkpoints.output_checks import is_taken
-from know_cli.checkpoints.temporary import Temporary, join_temporary
 from know_cli.errors import OutputError
 from know_cli.files import output_errors, sync_folder, write_at
+from know_cli.files.folders import open_to_write
+from know_cli.files.small import reserve
+from know_cli.files.temporary import Temporary, join_temporary, reopen_to_write
 
 if TYPE_CHECKING:
     pass
 
 _STAMPS = 1 << 31  # seconds; fits every file system
-# Several machines may write to one page of a file. On NFS, a machine that has read the page may
-# write all of it back (nfs_can_extend_write in Linux); one that cannot read writes only its own
-# bytes.
-_ONLY_WRITES = os.O_WRONLY | os.O_CLOEXEC
 
 
 class Sink(Protocol):
@@ -77,9 +76,6 @@ class _Places:
         for path, header in self._like.headers.items():
             tensors = [(info.name, info.dtype, info.shape) for info in header.tensors.values()]
             yield path, *encode_header(tensors, self._metadata)
-
-    def _file(self, temporary: Path, path: Path) -> Path:
-        return temporary / path.name if self._like.is_folder else temporary
 
     def _take(self, descriptor: int, infos: Mapping[str, TensorInfo]) -> None:
         for name, info in infos.items():
@@ -157,22 +153,15 @@ class CheckpointWriter(_Places):
         return self
 
     @property
-    def _place_of_files(self) -> Path:
+    def _open_temporary(self) -> Temporary:
         assert self._temporary is not None, "use it in a with block"
-        return self._temporary.path
+        return self._temporary
 
     def _start_file(self, path: Path, start: bytes, infos: Mapping[str, TensorInfo]) -> None:
-        flags = os.O_CREAT | os.O_EXCL if self._like.is_folder else 0
-        target = self._file(self._place_of_files, path)
-        descriptor = os.open(target, _ONLY_WRITES | flags, 0o666)
+        descriptor = self._open_temporary.start_file(path.name)
         self._descriptors.append(descriptor)
         size = max((info.end for info in infos.values()), default=len(start))
-        # Reserving all the space now makes a full disk fail before hours of work, not after. The
-        # file must be empty: where a file system cannot do it, the C library reads what is there.
-        if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(descriptor, 0, size)
-        else:
-            os.truncate(descriptor, size)
+        reserve(descriptor, size)
         write_at(descriptor, memoryview(start), 0)
         self._take(descriptor, infos)
 
@@ -182,7 +171,6 @@ class CheckpointWriter(_Places):
         Raises:
             OutputError: another run has just taken the temporary.
         """
-        assert self._temporary is not None, "use it in a with block"
         with output_errors(self.output):
             stamp = secrets.randbelow(_STAMPS)
             for descriptor in self._descriptors:
@@ -193,7 +181,8 @@ class CheckpointWriter(_Places):
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.utime(descriptor, (stamp, stamp))
             self._is_stamped = True
-            return SharedPlace(self._temporary.path.absolute(), self._temporary.share(), stamp)
+            temporary = self._open_temporary
+            return SharedPlace(temporary.path.absolute(), temporary.share(), stamp)
 
     def flush(self) -> None:
         """Flush everything to disk, still under the temporary name; only renaming is left to do.
@@ -207,11 +196,11 @@ class CheckpointWriter(_Places):
                     os.utime(descriptor)
             self._sync()
             if self._like.is_folder:
-                self.left_out = self._write_beside(self._place_of_files)
+                self.left_out = self._write_beside(self._open_temporary.descriptor)
         self._flushed = True
 
-    def _write_beside(self, folder: Path) -> list[Path]:
-        """Put what belongs beside a folder's weights into it; what is left out."""
+    def _write_beside(self, folder: int) -> list[Path]:
+        """Put what belongs beside a folder's weights into it, an open folder; what is left out."""
         return copy_other_files(self._like, folder)
 
     def commit(self) -> None:
@@ -225,15 +214,20 @@ class CheckpointWriter(_Places):
         if not self._flushed:
             self.flush()
         with output_errors(self.output):
-            assert self._temporary is not None, "use it in a with block"
-            if not self._like.is_folder:
-                self._temporary.path.replace(self.output)
-                self._temporary.moved()
-            elif move_folder(self._temporary.path, self.output):
-                self._temporary.moved()
+            temporary = self._open_temporary
+            if self._force:
+                # Whoever finds it must not take it for the digest of what replaces its output.
+                remove_digest(self.output)
+            if not self._like.is_folder or not os.path.lexists(temporary.place):
+                if self._like.is_folder:
+                    os.fsync(temporary.descriptor)
+                temporary.give_name(replace=self._force)
             else:
+                if not self._force and is_taken(self.output):
+                    temporary.keep()
+                move_files(temporary.descriptor, temporary.place, replace=self._force)
                 self.remaining = self._other_weights()
-            sync_folder(self.output.absolute().parent)
+            sync_folder(temporary.place.absolute().parent)
 
     def _other_weights(self) -> list[Path]:
         own = {path.name for path in self._like.headers}
@@ -306,8 +300,12 @@ class CheckpointPart(_Places):
             )
             try:
                 for path, start, infos in self._layouts():
-                    target = self._file(self._shared.path, path)
-                    descriptor = os.open(target, _ONLY_WRITES | os.O_NOFOLLOW)
+                    if self._like.is_folder:
+                        target = self._shared.path / path.name
+                        descriptor = open_to_write(path.name, self._lock)
+                    else:
+                        target = self._shared.path
+                        descriptor = reopen_to_write(self._lock, target)
                     self._descriptors.append(descriptor)
                     size = max((info.end for info in infos.values()), default=len(start))
                     found = os.fstat(descriptor)

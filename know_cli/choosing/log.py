@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from know_cli.choosing.measures import Result
 from know_cli.choosing.search import Arm, Purpose, Trial
 from know_cli.errors import OutputError, UsageError
-from know_cli.files import lock, output_errors
+from know_cli.files import lock, open_own, output_errors
 
 _FORMAT = 1
 
@@ -40,18 +39,18 @@ class Log:
         self._found: dict[Trial, Result] = {}
         header = json.dumps({"format": _FORMAT, "search": dict(identity)}, sort_keys=True)
         with output_errors(path):
-            self._file = path.open("a+b")
+            self._own = open_own(path, "log", mode=0o666)
         try:
             with output_errors(path):
                 self._hold()
                 self._begin(header.encode() + b"\n")
         except BaseException:
-            self._file.close()
+            self._own.close()
             raise
 
     def _hold(self) -> None:
         try:
-            lock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._own.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OutputError(
                 f"{self.path}: another search is at work in this folder; wait until it is done, or "
@@ -60,18 +59,15 @@ class Log:
 
     def _begin(self, header: bytes) -> None:
         """Read what is there, and see to it that the next line is one of its own."""
-        self._file.seek(0)
-        content = self._file.read()
+        content = self._own.read()
         whole = content[: content.rfind(b"\n") + 1]
         if not whole and header.startswith(content):  # a run was killed that had just begun
-            self._file.truncate(0)
-            self._file.write(header)
-            self._file.flush()
+            self._own.replace_content(header)
             return
         first, *lines = whole.splitlines() or [content]
         self._check(first, header)
         self._read(lines)
-        self._file.truncate(len(whole))
+        self._own.truncate(len(whole))
 
     def get(self, trial: Trial) -> Result | None:
         """The result of a trial that was measured before; None if it was not."""
@@ -97,15 +93,13 @@ class Log:
         with self._lock:
             self._found[trial] = result
             try:
-                self._file.write(json.dumps(line).encode() + b"\n")
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self._own.append(json.dumps(line).encode() + b"\n")
             except OSError as error:
                 raise OutputError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._own.close()
 
     def _check(self, line: bytes, header: bytes) -> None:
         if line != header.rstrip(b"\n"):

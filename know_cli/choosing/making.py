@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from know_cli.choosing.search import BASE, RANDOM
 from know_cli.engine.progress import Progress
 from know_cli.engine.settings import Settings
 from know_cli.errors import UsageError
+from know_cli.files import remove_file, remove_tree
 from know_cli.prediction.request import Request
 from know_cli.prediction.together import Together, open_together
 
@@ -113,7 +113,7 @@ class Maker:
             if path in kept or not (path.is_dir() or path.suffix == SUFFIX):
                 continue
             with suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove_tree(path) if path.is_dir() else remove_file(path)
 
     def _path(self, name: str) -> Path:
         first = Path(self.checkpoints[0])

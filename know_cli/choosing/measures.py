@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from know_cli.errors import UsageError, quoted
+from know_cli.ranks.environment import own_command
 
 #: How much of a failed measure's output is reported.
 _END_CHARACTERS = 2000
@@ -210,7 +210,7 @@ class FunctionMeasure:
                 if self._variable:
                     environment[self._variable] = str(slot)
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "know_cli.choosing.worker", self._function],
+                    [*own_command("know_cli.choosing.worker"), self._function],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,

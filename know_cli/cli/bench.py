@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from know_cli.cli.options import max_memory_option, quiet_option, threads_option, usable_cores
+from know_cli.cli.options import (
+    force_option,
+    max_memory_option,
+    quiet_option,
+    threads_option,
+    usable_cores,
+)
 from know_cli.cli.output import Output
 from know_cli.engine.devices import DEVICE_NAMES, check_device_name
 from know_cli.errors import OutputError, UsageError
-from know_cli.files import missing_folder
+from know_cli.files import free_bytes, missing_folder, scratch_folder, temporary_place
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -98,6 +102,7 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Write the tables as Markdown."),
     ] = None,
+    force: Annotated[bool, force_option()] = False,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Measure how fast the engine is on this machine.
@@ -113,8 +118,9 @@ def bench(
     wanted = _parse_sizes(sizes)
     for path, option in ((json, "--json"), (table, "--table")):
         if path is not None:
-            check_report_path(path, [], option)
-    place = Path(tempfile.gettempdir()) if folder is None else folder
+            others = [other for other in (json, table) if other is not None and other != path]
+            check_report_path(path, others, option, force=force)
+    place = temporary_place() if folder is None else folder
     _check_space(place, max(wanted, default=0))
 
     from know_cli.benchmark.devices import measure_device
@@ -142,10 +148,10 @@ def bench(
     runs = []
     for size in wanted:
         talk.notice(f"predictions of {size:,} parameters")
-        with tempfile.TemporaryDirectory(prefix="know-bench-", dir=place) as temporary:
+        with scratch_folder(place, "know-bench-") as temporary:
             runs.append(
                 measure_runs(
-                    Path(temporary), size, weights, _CHECKPOINTS, workers, max_memory,
+                    temporary, size, weights, _CHECKPOINTS, workers, max_memory,
                     min(rounds, _MOST_RUN_ROUNDS), device,
                 )
             )  # fmt: skip
@@ -154,9 +160,9 @@ def bench(
     for section in sections(results):
         talk.show(*_shown(section))
     if json is not None:
-        write_report(json, results)
+        write_report(json, results, force=force)
     if table is not None:
-        write_out(table, to_markdown(results))
+        write_out(table, to_markdown(results), force=force)
 
 
 def _parse_sizes(text: str) -> list[int]:
@@ -184,7 +190,7 @@ def _parse_sizes(text: str) -> list[int]:
 def _check_space(folder: Path, parameters: int) -> None:
     if not folder.is_dir():
         raise missing_folder(folder)
-    needed, free = parameters * 4 * _FILES, shutil.disk_usage(folder).free
+    needed, free = parameters * 4 * _FILES, free_bytes(folder)
     if needed > free:
         raise OutputError(
             f"{folder}: {parameters:,} parameters need {needed} bytes of disk, {free} are free; "

@@ -239,7 +239,7 @@ def choose(
     grid = parse_grid(tune or ())
     names = tuple(name for name, _ in grid[0])
     if json is not None:
-        check_report_path(json, [*paths, output])
+        check_report_path(json, [*paths, output], force=force)
     check_intervals()
     measuring = _measure(measure, evaluate, names, measure_json, measure_timeout, device_variable)
     confirming = None
@@ -324,7 +324,8 @@ def choose(
                 )
             except BaseMeasureError as error:
                 if error.result.output:
-                    talk.notice(error.result.output.rstrip())
+                    for line in error.result.output.splitlines():
+                        talk.notice(line)
                 raise
     finally:
         log.close()
@@ -344,7 +345,7 @@ def choose(
     content["output"] = str(output) if written else None
     write_report(place / REPORT, content)
     if json is not None:
-        write_report(json, content)
+        write_report(json, content, force=force)
     if written is None:
         raise typer.Exit(EXIT_NOT_BETTER)
 

@@ -87,15 +87,14 @@ def convert(
 
 def _convert_bundle(source: Path, output: Path, talk: Output, *, force: bool) -> None:
     """Convert KNOWN as Keras saved it, after which h5py is not needed."""
-    from know_cli.errors import OutputError
     from know_cli.known.shipped import check_bundle_output
 
-    if output.exists() and output.samefile(source):
-        raise OutputError(f"{output}: is the input; name another folder")
-    check_bundle_output(output, force=force)
+    check_bundle_output(output, [source], force=force)
 
     from know_cli.known.bundle import load_bundle, save_bundle
 
     bundle = load_bundle(source)
-    save_bundle(bundle, output, {"data": "converted from Keras files; see their own source"})
+    save_bundle(
+        bundle, output, {"data": "converted from Keras files; see their own source"}, replace=force
+    )
     talk.show(f"wrote {output}: KNOWN for {bundle.checkpoints} checkpoints, digest {bundle.digest}")

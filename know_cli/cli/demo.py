@@ -107,10 +107,11 @@ def demo(
 def _start(talk: Output, *arguments: str) -> None:
     """Run a command as a user would, and show it."""
     from know_cli.errors import KnowError
+    from know_cli.ranks.environment import own_command
 
     talk.show(f"$ know {shlex.join(arguments)}")
     sys.stdout.flush()
-    done = subprocess.run([sys.executable, "-m", "know_cli", *arguments], check=False)
+    done = subprocess.run([*own_command("know_cli"), *arguments], check=False)
     if done.returncode:
         failure = KnowError(f"know {arguments[0]} failed; see the message above")
         failure.exit_code = done.returncode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
-from know_cli.cli.options import parse_named, quiet_option, usable_cores
+from know_cli.cli.options import force_option, parse_named, quiet_option, usable_cores
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
 from know_cli.errors import UsageError
@@ -166,6 +165,7 @@ def evaluate(
             help="Keep checkpoints, so that methods can be added later without training again.",
         ),
     ] = True,
+    force: Annotated[bool, force_option()] = False,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Measure what predicted weights are worth downstream, against every control.
@@ -185,12 +185,17 @@ def evaluate(
     independent subsets, other tasks) are fused, and compared with Θ0, with each of them, and with
     one continuation of as many steps.
     """
-    from know_cli.cli.report_file import takes_stdout, write_out
+    from know_cli.cli.report_file import (
+        check_report_path,
+        is_own_result,
+        takes_stdout,
+        write_out,
+    )
 
     talk = Output(quiet, aside=takes_stdout(table))
     bundles = parse_named(bundle or [], "--bundle", "PATH")
-    if table is not None and not table.parent.is_dir():
-        raise missing_folder(table.parent)
+    if table is not None:
+        check_report_path(table, [], "--table", force=force)
     if not output.parent.is_dir():
         raise missing_folder(output.parent)
     if trajectory is not TrajectoryKind.FORGETTING:
@@ -207,6 +212,7 @@ def evaluate(
             "data_folder": data_folder,
             "processes": processes or usable_cores(),
             "table": table,
+            "force": force,
         }
         if trajectory is TrajectoryKind.RUN:
             evaluate_runs(talk, measures=measure or list(RunMeasure), **common)
@@ -215,6 +221,7 @@ def evaluate(
             raise UsageError("--measure is for --trajectory run")
         evaluate_branches(talk, **common)
         return
+    replaces = is_own_result(output / RESULTS)
     if measure:
         raise UsageError("--measure is for --trajectory run")
     if length != 1:
@@ -225,7 +232,7 @@ def evaluate(
     from know_cli.evaluation.starts import SESSIONS, Wanted
     from know_cli.evaluation.tasks import find_tasks
     from know_cli.evaluation.variants import VARIANTS, find_variants, of_bundle
-    from know_cli.files import write_text
+    from know_cli.files import json_text, printable_texts, write_text
 
     variants = find_variants(method or [variant.label for variant in VARIANTS])
     labels = [variant.label for variant in VARIANTS]
@@ -266,9 +273,9 @@ def evaluate(
             outcomes.append(outcome)
             report(outcome)
     content = of_results.to_json(request, outcomes, not_run)
-    write_text(output / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(output / RESULTS, json_text(content, indent=1), replace=replaces)
     if table is not None:
-        write_out(table, to_markdown(content))
+        write_out(table, to_markdown(printable_texts(content)), force=force)
     for name, of_task in content["tasks"].items():
         talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
     talk.show("", f"wrote {output / RESULTS}")

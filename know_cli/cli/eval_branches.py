@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ def evaluate_branches(
     data_folder: Path | None,
     processes: int,
     table: Path | None,
+    force: bool,
 ) -> None:
     """Run the trials, write ``branches.json`` and the page, and show a table of each task.
 
@@ -41,17 +41,19 @@ def evaluate_branches(
         data_folder: where the data sets' files are.
         processes: trials at the same time.
         table: for the page; None for no page.
+        force: whether a page that exists is replaced.
 
     Raises:
         KnowError: a task or data set is missing, or a file cannot be written.
     """
-    from know_cli.cli.report_file import write_out
+    from know_cli.cli.report_file import is_own_result, write_out
     from know_cli.evaluation.branches import suite as running
     from know_cli.evaluation.branches.markdown import to_markdown
     from know_cli.evaluation.branches.plan import find_branch_tasks
     from know_cli.evaluation.suite import SUITES
-    from know_cli.files import write_text
+    from know_cli.files import json_text, printable_texts, write_text
 
+    replaces = is_own_result(folder / RESULTS)
     asked = find_branch_tasks(tasks)
     not_run = running.not_here(asked, data_folder)
     for name, reason in not_run.items():
@@ -74,9 +76,9 @@ def evaluate_branches(
             f"{len(request.tasks) * request.seeds}"
         )
     content = running.to_json(request, outcomes, not_run)
-    write_text(folder / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / RESULTS, json_text(content, indent=1), replace=replaces)
     if table is not None:
-        write_out(table, to_markdown(content))
+        write_out(table, to_markdown(printable_texts(content)), force=force)
     for name, of_task in content["tasks"].items():
         talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
     talk.show("", f"wrote {folder / RESULTS}")

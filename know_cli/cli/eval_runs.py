@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +54,7 @@ def evaluate_runs(
     data_folder: Path | None,
     processes: int,
     table: Path | None,
+    force: bool,
 ) -> None:
     """Run the trials, write ``runs.json`` and the page, and show a table of each measure.
 
@@ -69,19 +69,21 @@ def evaluate_runs(
         data_folder: where the data sets' files are.
         processes: trials at the same time.
         table: for the page; None for no page.
+        force: whether a page that exists is replaced.
 
     Raises:
         KnowError: a task or data set is missing, or a file cannot be written.
     """
-    from know_cli.cli.report_file import write_out
+    from know_cli.cli.report_file import is_own_result, write_out
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.runs import results as of_results
     from know_cli.evaluation.runs.markdown import to_markdown
     from know_cli.evaluation.runs.suite import evaluate
     from know_cli.evaluation.starts import Wanted
     from know_cli.evaluation.tasks import find_tasks
-    from know_cli.files import write_text
+    from know_cli.files import json_text, printable_texts, write_text
 
+    replaces = is_own_result(folder / RESULTS)
     request = running.Request(
         folder=folder,
         tasks=find_tasks(tasks),
@@ -106,9 +108,9 @@ def evaluate_runs(
     content = of_results.to_json(request, outcomes, not_run, length)
     if not content["tasks"]:
         raise UsageError(f"{folder}: has no run yet; measure pretraining first")
-    write_text(folder / RESULTS, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / RESULTS, json_text(content, indent=1), replace=replaces)
     if table is not None:
-        write_out(table, to_markdown(content))
+        write_out(table, to_markdown(printable_texts(content)), force=force)
     for name, of_task in content["tasks"].items():
         talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
     talk.show("", f"wrote {folder / RESULTS}")

@@ -12,6 +12,7 @@ import typer
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.options import (
     every_option,
+    force_option,
     last_option,
     no_progress_option,
     quiet_option,
@@ -56,6 +57,7 @@ def inspect(
             help="Write what is found as JSON; - is standard output.",
         ),
     ] = None,
+    force: Annotated[bool, force_option()] = False,
     quiet: Annotated[bool, quiet_option()] = False,
     no_progress: Annotated[bool, no_progress_option()] = False,
 ) -> None:
@@ -73,7 +75,7 @@ def inspect(
     talk = Output(quiet, aside=takes_stdout(json))
     paths, found = find_checkpoints(checkpoints, trajectory, talk.notice, last=last, every=every)
     if json is not None:
-        check_report_path(json, paths, "--json")
+        check_report_path(json, paths, "--json", force=force)
     try:
         overrides = tuple(parse_override(text) for text in kind or ())
     except ValueError as error:
@@ -81,7 +83,7 @@ def inspect(
     with open_trajectory(paths, only_copied(overrides), found) as opened:
         if json is not None:
             files = [file for checkpoint in opened.checkpoints for file in checkpoint.headers]
-            check_report_path(json, files, "--json")
+            check_report_path(json, files, "--json", force=force)
         classified = classify_values(opened, overrides)
         for notice in (*opened.notices, *data_notices(opened), *classified.notices):
             talk.notice(notice)
@@ -89,7 +91,8 @@ def inspect(
             inspection = inspect_trajectory(opened, classified.classes, progress)
         talk.show(*_tables(opened, inspection))
         if json is not None:
-            write_report(json, {**_described(opened), **inspection.to_json()})
+            content = {**_described(opened), **inspection.to_json()}
+            write_report(json, content, force=force)
 
 
 def _described(trajectory: Trajectory) -> dict[str, Any]:

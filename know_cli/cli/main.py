@@ -31,7 +31,6 @@ from know_cli.cli.eval import evaluate
 from know_cli.cli.forget import EPILOG as FORGET_EPILOG
 from know_cli.cli.forget import forget
 from know_cli.cli.inspect import inspect
-from know_cli.cli.output import printable
 from know_cli.cli.plot import COMMANDS as PLOT_COMMANDS
 from know_cli.cli.predict import EPILOG, predict
 from know_cli.cli.train import EPILOG as TRAIN_EPILOG
@@ -45,11 +44,14 @@ from know_cli.errors import (
     EXIT_INTERRUPTED,
     EXIT_OUTPUT,
     KnowError,
+    printable,
     was_interrupted,
 )
 
 _DEBUG = "KNOW_DEBUG"
 _MAX_MESSAGE = 4000
+# How torch says it.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
 _INTERRUPTED = "interrupted; the output is left as it was"
 
 # A new command is a new file in this folder and one line here: name, function, what it does in
@@ -211,6 +213,7 @@ def run(app: Callable[..., Any], name: str, arguments: list[str]) -> int:
             return error.exit_code
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else name
+        problem = " ".join(problem.split())  # choices are listed line by line
         return _fail(name, f"{problem}; see '{command} --help'", error.exit_code)
     except KnowError as error:
         if os.environ.get(_DEBUG):
@@ -234,6 +237,8 @@ def run(app: Callable[..., Any], name: str, arguments: list[str]) -> int:
     except Exception as error:
         if was_interrupted(error):
             return _fail(name, _INTERRUPTED, EXIT_INTERRUPTED)
+        if (limit := _of_the_system(error)) is not None:
+            return _fail(name, limit, EXIT_OUTPUT)
         if os.environ.get(_DEBUG):
             traceback.print_exc()
         text = f"{type(error).__name__}: {error}"
@@ -241,6 +246,22 @@ def run(app: Callable[..., Any], name: str, arguments: list[str]) -> int:
     if code == EXIT_INTERRUPTED:  # Typer turns most interruptions into this number itself
         return _fail(name, _INTERRUPTED, EXIT_INTERRUPTED)
     return code if isinstance(code, int) else EXIT_DONE
+
+
+def _of_the_system(error: Exception) -> str | None:
+    """What an error says that comes of the system's limits; None for all others."""
+    text = str(error)
+    if isinstance(error, RuntimeError) and "start new thread" in text:
+        return "the system gives no more threads; use fewer: --threads 1, or raise 'ulimit -u'"
+    lacks = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+    )
+    if lacks:
+        return (
+            "the system gives no more memory; use less: --max-memory, --threads 1, or raise "
+            "'ulimit -v'; the output is left as it was"
+        )
+    return None
 
 
 def _without_reader() -> int:
@@ -255,7 +276,7 @@ def _silence_stdout() -> None:
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    line = printable(" ".join(message.splitlines()))
+    line = printable(message)
     if len(line) > _MAX_MESSAGE:  # a name can be as long as its author likes
         line = f"{line[: _MAX_MESSAGE // 2]} … {line[-_MAX_MESSAGE // 2 :]}"
     with suppress(OSError):

@@ -50,6 +50,11 @@ def one_json(json: Path | None, report: Path | None) -> Path | None:
     return json if report is None else report
 
 
+def force_option() -> Any:
+    """``--force`` of commands that only write reports."""
+    return typer.Option("--force", help="Replace a report that exists.")
+
+
 def trajectory_option(panel: str | None = None) -> Any:
     """``--trajectory``; see :func:`quiet_option`."""
     return typer.Option(

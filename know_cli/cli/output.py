@@ -11,30 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from know_cli.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 #: Columns for files and pipes: so many that no table is cut.
 _NO_TERMINAL = 10_000
-# Names and metadata come from strangers' files: controls (C0 but tab and line feed, delete, C1)
-# and the signs that turn the direction of text around could forge what a terminal shows.
-_CONTROLS = (
-    *range(9),
-    *range(11, 32),
-    *range(127, 160),
-    *range(0x202A, 0x202F),
-    *range(0x2066, 0x206A),
-)
-_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _CONTROLS}
-
-
-def printable(text: str) -> str:
-    r"""A text with every character escaped that a terminal would act on.
-
-    >>> print(printable("w\x1b[2J"))
-    w\x1b[2J
-    """
-    return text.translate(_ESCAPES)
 
 
 @dataclass(frozen=True)
@@ -61,7 +44,7 @@ class Output:
         self.notice(f"warning: {text}")
 
     def show(self, *renderables: RenderableType) -> None:
-        """Print results (text, rich tables) on stdout, or aside."""
+        """Print results on stdout, or aside: lines of text, and tables of :mod:`cli.tables`."""
         if not self.quiet:
             console = self.console(stderr=self.aside)
             for renderable in renderables:

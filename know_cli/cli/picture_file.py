@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from know_cli.cli.report_file import check_report_path
-from know_cli.errors import OutputError, UsageError
+from know_cli.errors import UsageError
 from know_cli.plots.picture import FORMATS
 
 
@@ -28,7 +28,5 @@ def check_picture(path: Path, others: Sequence[Path], *, force: bool) -> str:
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(f"-o {path}: pictures are written as {' or '.join(FORMATS)}")
-    check_report_path(path, others, "-o")
-    if path.exists() and not force:
-        raise OutputError(f"{path}: exists already; --force replaces it")
+    check_report_path(path, others, "-o", force=force)
     return suffix

@@ -130,7 +130,7 @@ class _Request:
 
         check_picture(self.picture, inputs, force=self.force)
         if self.json is not None:
-            check_report_path(self.json, [*inputs, self.picture], "--json")
+            check_report_path(self.json, [*inputs, self.picture], "--json", force=self.force)
 
 
 def trajectory(
@@ -164,8 +164,8 @@ def trajectory(
     with _measured(request, talk, bar=not no_progress) as (points, names, plane):
         content = draw_trajectory(points.points, *plane.first_two, request.suffix)
         if json is not None:
-            write_report(json, describe(points, names, plane))
-        write_bytes(output, content)
+            write_report(json, describe(points, names, plane), force=force)
+        write_bytes(output, content, replace=force)
         talk.show(_table(points, plane), f"wrote {output}")
 
 
@@ -244,8 +244,9 @@ def landscape(
         )
         if json is not None:
             described = describe(points, names, plane)
-            write_report(json, described | work.describe(places, values, evaluate, text))
-        write_bytes(output, content)
+            described |= work.describe(places, values, evaluate, text)
+            write_report(json, described, force=force)
+        write_bytes(output, content, replace=force)
         talk.show(f"{text}: {values.min():.4g} to {values.max():.4g}", f"wrote {output}")
 
 
@@ -293,7 +294,7 @@ def results(
     from know_cli.plots.results import draw_results
 
     curves = curves_of(read_results(file), task or ["*"], method)
-    write_bytes(output, draw_results(curves, suffix))
+    write_bytes(output, draw_results(curves, suffix), replace=force)
     talk.show(f"wrote {output}")
 
 

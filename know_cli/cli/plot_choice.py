@@ -52,5 +52,5 @@ def choice(
     from know_cli.files import write_bytes
     from know_cli.plots.choice import draw_choice, read_choice
 
-    write_bytes(output, draw_choice(read_choice(search), suffix))
+    write_bytes(output, draw_choice(read_choice(search), suffix), replace=force)
     talk.show(f"wrote {output}")

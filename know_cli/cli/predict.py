@@ -50,7 +50,7 @@ EPILOG = "\n\n".join(
         "know-predict run/ckpt0..ckpt4 -o start --method known,steps=2 --method shrink,lambda=0.9",
         "know-predict output_dir --trajectory run --last 5 -o averaged",
         "know-predict start mnli sst2 qqp --trajectory branches -o fused",
-        "torchrun --nproc-per-node 8 -m know_cli predict run/ckpt0..ckpt4 -o start.safetensors",
+        "torchrun --nproc-per-node 8 --no-python know-predict run/ckpt0..4 -o start.safetensors",
         "Methods, with their options and defaults; n is the number of steps:",
         # What follows \b is not wrapped.
         f"\b\n{describe_methods()}",
@@ -312,7 +312,8 @@ def predict(
         ]
         report = one_json(report, older_report)
         if report is not None:
-            check_report_path(report, [*paths, *(request.output for request in requests)])
+            outputs = [request.output for request in requests]
+            check_report_path(report, [*paths, *outputs], force=force)
 
         from know_cli.cli.progress import progress_for
         from know_cli.cli.tables import plan_tables, report_tables
@@ -321,7 +322,7 @@ def predict(
         with open_together(requests, ranks, talk.notice) as together:
             for prediction in together.predictions:
                 if report is not None:
-                    check_report_path(report, prediction.files)
+                    check_report_path(report, prediction.files, force=force)
             contents = []
             if dry_run:
                 for prediction in together.predictions:
@@ -335,7 +336,7 @@ def predict(
                     contents.append({**prediction.describe(), **result.to_json()})
             if report is not None and ranks.rank == 0:
                 one_of_all = {"predictions": contents} if len(contents) > 1 else contents[0]
-                write_report(report, one_of_all)
+                write_report(report, one_of_all, force=force)
 
 
 def _check_several(spelled: Sequence[Spelled], shared: Sequence[str], processes: int) -> None:

@@ -21,6 +21,7 @@ from know_cli.cli.output import Output
 from know_cli.cli.tables import count_text
 from know_cli.engine.progress import Progress as EngineProgress
 from know_cli.engine.progress import Silent
+from know_cli.errors import printable
 
 
 @contextmanager
@@ -66,7 +67,7 @@ class _Bar:
         if self._task is not None:
             self._display.remove_task(self._task)
         self._display.console.print(_phase_line(text, parameters, self._unit))
-        self._task = self._display.add_task(text, total=parameters or None)
+        self._task = self._display.add_task(printable(text), total=parameters or None)
 
     def advance(self, parameters: int) -> None:
         if self._task is not None:
@@ -88,4 +89,5 @@ class _Lines:
 
 
 def _phase_line(text: str, count: int, unit: str) -> str:
+    text = printable(text)
     return f"{text} {count_text(count)} {unit}" if count else text

@@ -1,18 +1,27 @@
-"""JSON reports, on disk or on standard output."""
+"""Reports, on disk or on standard output."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from know_cli.errors import OutputError, UsageError
-from know_cli.files import missing_folder, write_text
+from know_cli.files import (
+    destination,
+    json_text,
+    missing_folder,
+    open_descriptor_of,
+    read_text,
+    write_text,
+)
+from know_cli.files.protected import Protected, is_special, is_within
 
 _STDOUT = Path("-")
+_MOST_BYTES = 1 << 28
 
 
 def takes_stdout(*paths: Path | None) -> bool:
@@ -27,55 +36,88 @@ def takes_stdout(*paths: Path | None) -> bool:
     return count == 1
 
 
-def check_report_path(path: Path, others: Sequence[Path], option: str = "--json") -> None:
+def check_report_path(
+    path: Path, others: Sequence[Path], option: str = "--json", *, force: bool = False
+) -> None:
     """Refuse a report that cannot be written, or would overwrite an input or an output.
 
     Args:
-        path: of the report.
+        path: of the report; a pipe, a device or an open descriptor is written into.
         others: files and folders of this run; nothing in these folders may be written either.
         option: that the report was given with, for the message.
+        force: whether a file that exists may be replaced.
 
     Raises:
         OutputError: the reason, and what to do.
     """
-    if takes_stdout(path):
+    if takes_stdout(path) or open_descriptor_of(path) is not None:
         return
     try:
+        place = destination(path)
         path.exists()
     except OSError as error:  # a name too long, for one
         raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
-    if not path.parent.is_dir():
-        raise missing_folder(path.parent)
-    if path.is_dir():
+    if is_special(place):
+        return
+    if not place.parent.is_dir():
+        raise missing_folder(place.parent)
+    if place.is_dir():
         raise OutputError(f"{path}: is a folder; name a file")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: no permission to write in {path.parent}")
-    resolved = path.resolve()
-    for other in others:
-        within = resolved.is_relative_to(other.resolve())
-        if within or (path.exists() and other.exists() and path.samefile(other)):
-            raise OutputError(
-                f"{option} {path}: is an input or an output of this run; name another file"
-            )
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in {place.parent}")
+    if any(is_within(place, other) for other in others):
+        raise OutputError(
+            f"{option} {path}: is an input or an output of this run; name another file"
+        )
+    folders = [other for other in others if other.is_dir()]
+    Protected([other for other in others if other not in folders], folders).refuse(
+        path, [path, place], option=option
+    )
+    if os.path.lexists(path) and not force:
+        raise OutputError(f"{option} {path}: exists already; --force replaces it")
 
 
-def write_report(path: Path, content: dict[str, Any]) -> None:
-    """Write a report as JSON, replacing one that exists, or to standard output.
+def write_report(path: Path, content: Mapping[str, Any], *, force: bool = False) -> None:
+    """Write a report as JSON to a file, or to standard output for ``-``.
+
+    Args:
+        path: of the file.
+        content: plain types; numbers that JSON does not have become null.
+        force: whether a file that exists is replaced.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it exists, or cannot be written.
     """
-    # Escaped, since a path may have bytes that are no UTF-8.
-    write_out(path, json.dumps(content, indent=2) + "\n")
+    write_out(path, json_text(content, indent=2), force=force)
 
 
-def write_out(path: Path, text: str) -> None:
-    """Write a text to a file, replacing one that exists, or to standard output for ``-``.
+def write_out(path: Path, text: str, *, force: bool = False) -> None:
+    """Write a text to a file, or to standard output for ``-``; see :func:`write_report`.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it exists, or cannot be written.
     """
     if takes_stdout(path):
         sys.stdout.write(text)
     else:
-        write_text(path, text)
+        write_text(path, text, replace=force)
+
+
+def is_own_result(path: Path) -> bool:
+    """Whether a file of results that this program keeps in a folder is there already.
+
+    Raises:
+        OutputError: there is something else by that name.
+    """
+    if not os.path.lexists(path):
+        return False
+    try:
+        content = json.loads(read_text(path, _MOST_BYTES))
+        found = isinstance(content, dict) and "format" in content and not path.is_symlink()
+    except (OSError, ValueError, RecursionError):
+        found = False
+    if not found:
+        raise OutputError(
+            f"{path}: is where the results go, but is none of this program; name another folder"
+        )
+    return True

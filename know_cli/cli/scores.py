@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from know_cli.cli.tables import new_table
+from know_cli.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,7 +37,8 @@ def score_tables(tables: Mapping[str, Table], *, short: bool = False) -> Iterato
         drawn = new_table(*_COLUMNS, *names, *_BASELINES)
         for cells in _rows(table, names, short=short):
             drawn.add_row(*cells)
-        yield f"\n{title}"
+        yield ""
+        yield title
         yield drawn
 
 
@@ -45,10 +47,12 @@ def scores_markdown(tables: Mapping[str, Table]) -> str:
 
     Each cell has the scores after one, two, three … steps.
     """
+    tables = {printable(title): table for title, table in tables.items()}
     lines = [f"{_HEADING}. After one, two, three steps.", ""]
     for title, table in tables.items():
         names = _others(table)
-        columns = [name for name in _COLUMNS if name != "step"] + [*names, *_BASELINES]
+        shown = [printable(name) for name in names]
+        columns = [name for name in _COLUMNS if name != "step"] + [*shown, *_BASELINES]
         lines += [f"### {title}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [f"| {' | '.join(cells)} |" for cells in _joined_rows(table, names)]
         lines.append("")

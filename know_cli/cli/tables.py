@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
+
+from know_cli.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -33,13 +35,23 @@ def bytes_text(count: float) -> str:
     return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
 
 
+class PrintableTable(Table):
+    """A table whose cells show what they hold, whatever characters a stranger chose."""
+
+    def add_row(self, *cells: Any, **named: Any) -> None:
+        """Add a row; cells that are no texts are printed as they are."""
+        super().add_row(
+            *(printable(cell) if isinstance(cell, str) else cell for cell in cells), **named
+        )
+
+
 def new_table(*columns: str) -> Table:
     """A table whose first column is words and the others numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = PrintableTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for position, column in enumerate(columns):
         # Where the terminal is too narrow, words are folded and no digit is lost.
         table.add_column(
-            column,
+            printable(column),
             justify="left" if position == 0 else "right",
             no_wrap=position > 0,
             overflow="fold",

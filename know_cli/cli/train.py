@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from know_cli.checkpoints.metadata import Regime
 from know_cli.cli.options import one_json, parse_named, quiet_option, report_option
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
+from know_cli.files import remove_tree
 from know_cli.known.preparation import Preparation
 from know_cli.meta.settings import Loss, Residuals, Settings, Target
 
@@ -170,13 +170,15 @@ def train(
             "give either -o BUNDLE to train a bundle, or --evaluate BUNDLE to measure one"
         )
     if output is None:
-        _evaluate(talk, trajectories, evaluate or [], compare or [], json, table, threads)
+        _evaluate(
+            talk, trajectories, evaluate or [], compare or [], json, table, threads, force=force
+        )
         return
     if compare or json or table:
         raise UsageError("--compare, --json and --table need --evaluate")
     from know_cli.known.shipped import check_bundle_output
 
-    check_bundle_output(output, force=force)
+    check_bundle_output(output, trajectories, force=force)
     paper = target is Target.RETRODICTION
     settings = Settings(
         target=target,
@@ -197,11 +199,17 @@ def train(
         held_out_regimes=() if hold_out_regime is None else (hold_out_regime.value,),
         rows_per_tensor=rows_per_tensor,
     )
-    _train(talk, trajectories, output, settings, threads)
+    _train(talk, trajectories, output, settings, threads, force=force)
 
 
 def _train(
-    talk: Output, trajectories: list[Path], output: Path, settings: Settings, threads: int | None
+    talk: Output,
+    trajectories: list[Path],
+    output: Path,
+    settings: Settings,
+    threads: int | None,
+    *,
+    force: bool,
 ) -> None:
     import torch
 
@@ -237,8 +245,8 @@ def _train(
 
     partial = output.with_name(output.name + ".partial")
     bundle, found = train_bundle(collection, settings, report, partial=partial)
-    save_bundle(bundle, output)
-    shutil.rmtree(partial, ignore_errors=True)
+    save_bundle(bundle, output, replace=force)
+    remove_tree(partial, quietly=True)
     talk.show(
         *score_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
     )
@@ -252,6 +260,8 @@ def _evaluate(
     json: Path | None,
     table: Path | None,
     threads: int | None,
+    *,
+    force: bool,
 ) -> None:
     """Measure bundles on the trajectories that their manifests name as held out."""
     import torch
@@ -264,7 +274,8 @@ def _evaluate(
 
     for option, path in (("--json", json), ("--table", table)):
         if path is not None:
-            check_report_path(path, [], option)
+            reports = [one for one in (json, table) if one is not None and one != path]
+            check_report_path(path, [*trajectories, *reports], option, force=force)
     if threads:
         torch.set_num_threads(threads)
     bundles = [bundle for name in names for bundle in _bundles(name)]
@@ -289,9 +300,9 @@ def _evaluate(
         tables[title] = evaluate(bundle, collection, split_of(bundle, collection), beside)
     talk.show(*score_tables(tables))
     if json is not None:
-        write_report(json, {title: to_json(one) for title, one in tables.items()})
+        write_report(json, {title: to_json(one) for title, one in tables.items()}, force=force)
     if table is not None:
-        write_out(table, scores_markdown(tables))
+        write_out(table, scores_markdown(tables), force=force)
 
 
 def _bundles(name: str) -> list[Bundle]:

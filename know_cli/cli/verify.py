@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from know_cli.cli.options import (
+    force_option,
     max_memory_option,
     no_progress_option,
     quiet_option,
@@ -90,6 +91,7 @@ def verify(
             help="Write what is found as JSON; - is standard output.",
         ),
     ] = None,
+    force: Annotated[bool, force_option()] = False,
     quiet: Annotated[bool, quiet_option()] = False,
     no_progress: Annotated[bool, no_progress_option()] = False,
 ) -> None:
@@ -120,7 +122,7 @@ def verify(
     if full and seed is not None:
         raise UsageError("--seed: all is computed with --full; leave one of the two out")
     if json is not None:
-        check_report_path(json, [*paths, found], "--json")
+        check_report_path(json, [*paths, found], "--json", force=force)
 
     from know_cli.cli.progress import progress_for
     from know_cli.prediction.verify import verify as verify_output
@@ -140,7 +142,7 @@ def verify(
     for notice in result.notices:
         talk.notice(notice)
     if json is not None:
-        write_report(json, result.to_json())
+        write_report(json, result.to_json(), force=force)
     result.check(found)
     talk.show(*_lines(found, result))
 

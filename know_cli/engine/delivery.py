@@ -21,6 +21,7 @@ from know_cli.engine.journal import Finished
 from know_cli.engine.plan import Batch, Copy, PlannedTensor
 from know_cli.engine.report import Report
 from know_cli.engine.running_statistics import RunningStatistics, averaged
+from know_cli.engine.settings import MAX_STEPS
 from know_cli.errors import CheckpointError, quoted
 
 _COPY_BYTES = 1 << 20
@@ -315,6 +316,31 @@ class Delivery:
             "predictions that are not finite have the first checkpoint's value: "
             f"{', '.join(named[:_NAMED])}{others}"
         )
+
+
+def can_be_of(batch: Batch, facts: Any) -> bool:
+    """Whether what a journal has noted of a batch (see :meth:`Delivery.write`) can be of this one.
+
+    A journal can be damaged, or another program's.
+    """
+    names = {segment.tensor.name for segment in batch.segments}
+    return (
+        isinstance(facts, dict)
+        and facts.keys() == {"frozen", "replaced", "copied", "truncation"}
+        and _is_count(facts["frozen"], batch.rows)
+        and isinstance(facts["replaced"], dict)
+        and all(
+            name in names and _is_count(count, batch.rows * MAX_STEPS)
+            for name, count in facts["replaced"].items()
+        )
+        and isinstance(facts["copied"], list)
+        and all(_is_count(row, batch.rows - 1) for row in facts["copied"])
+        and (facts["truncation"] is None or isinstance(facts["truncation"], float))
+    )
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _counts(stretch: Stretch, where: Mask) -> dict[str, int]:

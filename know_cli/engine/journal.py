@@ -15,14 +15,14 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from know_cli.errors import CheckpointError, OutputError
-from know_cli.files import lock
+from know_cli.files import OwnFile, lock, open_file, open_own
 
 _MAGIC = b"know journal 3\n"
 # Of a record's end: its length, then its CRC-32 continued from that of the data before it.
@@ -30,6 +30,7 @@ _END = struct.Struct("<II")
 _LARGEST_END = 1 << 30
 _CHUNK = 1 << 20
 _SUFFIX = ".journal"
+_WHAT = "journal"
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ def remove_journals(output: Path) -> None:
     whole without.
     """
     for path in _journals(output):
-        with suppress(OSError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with suppress(OSError, OutputError):
+            file = open_own(path, _WHAT, create=False)
             try:
-                lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
+                lock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.remove()
             finally:
-                os.close(descriptor)
+                file.close()
 
 
 def file_identity(path: Path) -> list[int | str]:
@@ -101,7 +102,7 @@ def file_identity(path: Path) -> list[int | str]:
         CheckpointError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             found = os.fstat(file.fileno())
             start = file.read(8)
             header = file.read(int.from_bytes(start, "little"))
@@ -135,7 +136,7 @@ class Journal:
         self._output, self._size = output, size
         digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
         self._start = _MAGIC + digest.encode() + b"\n"
-        self._descriptor = -1
+        self._file: OwnFile | None = None
         self._position = 0
         self._crc = 0
         self._reading = True
@@ -143,11 +144,12 @@ class Journal:
 
     def __enter__(self) -> Journal:
         with self._errors():
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._descriptor = os.open(self.path, flags, 0o600)
+            self._file = open_own(self.path, _WHAT)
         try:
             with self._errors():
                 self._lock()
+                if not self._file.has_name():  # another run has just completed it
+                    raise OutputError(f"{self._output}: another run has just written it")
                 found = os.pread(self._descriptor, len(self._start), 0)
                 if found != self._start:
                     if found:
@@ -164,9 +166,18 @@ class Journal:
                         "not taken"
                     )
         except BaseException:
-            os.close(self._descriptor)
+            self._file.close()
             raise
         return self
+
+    @property
+    def _open(self) -> OwnFile:
+        assert self._file is not None, "use it in a with block"
+        return self._file
+
+    @property
+    def _descriptor(self) -> int:
+        return self._open.descriptor
 
     def _lock(self) -> None:
         try:
@@ -177,10 +188,16 @@ class Journal:
                 "output"
             ) from None
 
-    def finished(self, nbytes: int) -> Finished | None:
+    def finished(
+        self, nbytes: int, is_valid: Callable[[Any], bool] = lambda facts: True
+    ) -> Finished | None:
         """The next batch, whose data has so many bytes, if it is there whole.
 
         After the first that is not, the journal takes new ones only.
+
+        Args:
+            nbytes: of its data.
+            is_valid: whether what else was noted can be of this batch.
 
         Raises:
             OutputError: the journal cannot be read.
@@ -188,13 +205,13 @@ class Journal:
         if not self._reading:
             return None
         with self._errors():
-            found = self._next(nbytes)
+            found = self._next(nbytes, is_valid)
             if found is None:
                 self._reading = False
                 self._truncate(self._position)
         return found
 
-    def _next(self, nbytes: int) -> Finished | None:
+    def _next(self, nbytes: int, is_valid: Callable[[Any], bool]) -> Finished | None:
         data, crc = self._position, 0
         position = data
         while position < data + nbytes:
@@ -212,9 +229,15 @@ class Journal:
         text = os.pread(self._descriptor, length, position)
         if len(text) < length or zlib.crc32(text, crc) != expected:
             return None
+        try:
+            facts = json.loads(text)
+        except (ValueError, RecursionError):
+            return None
+        if not is_valid(facts):
+            return None
         self._position = position + length
         self._has_records = True
-        return Finished(data, nbytes, json.loads(text))
+        return Finished(data, nbytes, facts)
 
     def read(self, position: int, buffer: memoryview) -> None:
         """Fill a buffer from the data of a finished batch.
@@ -254,15 +277,15 @@ class Journal:
     def remove(self) -> None:
         """Take it away: the output is complete."""
         with self._errors():
-            self.path.unlink(missing_ok=True)
+            self._open.remove()
 
     def _truncate(self, position: int) -> None:
-        os.ftruncate(self._descriptor, position)
+        self._open.truncate(position)
         self._position = position
 
     def _write(self, data: memoryview) -> None:
         while len(data):
-            count = os.pwrite(self._descriptor, data, self._position)
+            count = self._open.write(data, self._position)
             self._position, data = self._position + count, data[count:]
 
     @contextmanager
@@ -277,5 +300,5 @@ class Journal:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and not self._has_records:
             with suppress(OSError):
-                self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+                self._open.remove()
+        self._open.close()

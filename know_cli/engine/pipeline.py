@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from know_cli.checkpoints.dtypes import torch_dtype
 from know_cli.checkpoints.reading import chunks, read_float32
 from know_cli.engine.batches import Buffer
-from know_cli.engine.delivery import Delivery
+from know_cli.engine.delivery import Delivery, can_be_of
 from know_cli.engine.job import Job
 from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.plan import Batch
@@ -88,7 +89,9 @@ class Pipeline:
     def write_finished(self, batch: Batch) -> bool:
         """Write a batch if the journal has it, and say whether it has."""
         journal = self._job.journal
-        finished = journal and journal.finished(self._journal_bytes(batch))
+        finished = journal and journal.finished(
+            self._journal_bytes(batch), partial(can_be_of, batch)
+        )
         if finished:
             self._delivery.write_finished(batch, finished)
         return bool(finished)

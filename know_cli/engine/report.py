@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from know_cli.engine.plan import Action, PlannedTensor
+from know_cli.files import read_text
 from know_cli.kinds import Kind
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def peak_resident() -> int | None:
     """
     try:
         # What getrusage tells on Linux begins with the peak of the process that started this one.
-        for line in _STATUS.read_text().splitlines():
+        for line in read_text(_STATUS).splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) << 10
     except (OSError, ValueError):

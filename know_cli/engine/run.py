@@ -16,6 +16,7 @@ from know_cli.engine.notices import Notices
 from know_cli.engine.parts import share
 from know_cli.engine.pipeline import predict
 from know_cli.engine.report import Report, peak_resident
+from know_cli.files.temporary import NameTakenError
 from know_cli.ranks.alone import PeerError
 
 
@@ -64,8 +65,7 @@ def execute(job: Job) -> Report:
                 # between.
                 for sink in sinks:
                     sink.flush()
-                for sink in sinks:
-                    sink.commit()
+                commit(sinks)
             with suppress(PeerError):  # the output is complete, whatever becomes of the others
                 ranks.broadcast(None)
         if job.journal is not None:
@@ -90,6 +90,18 @@ def finish(delivery: Delivery) -> None:
     delivery.rescale(plan.rescales)
     delivery.average(plan.averages)
     delivery.tell_of_replaced()
+
+
+def commit(sinks: Sequence[Sink]) -> None:
+    """Give all outputs their names; what another program took one of is kept beside it."""
+    taken: list[NameTakenError] = []
+    for sink in sinks:
+        try:
+            sink.commit()
+        except NameTakenError as error:
+            taken.append(error)
+    if taken:
+        raise taken[0]
 
 
 def tell_of_other_files(notices: Notices, sinks: Sequence[Sink]) -> None:

@@ -22,7 +22,7 @@ from know_cli.engine.job import Job
 from know_cli.engine.pipeline import Pipeline, open_pools
 from know_cli.engine.plan import Batch, Copy, PlannedTensor, Stream
 from know_cli.engine.report import Report, peak_resident
-from know_cli.engine.run import execute, finish, open_sinks, tell_of_other_files
+from know_cli.engine.run import commit, execute, finish, open_sinks, tell_of_other_files
 from know_cli.kinds import PREDICTED_KINDS
 
 
@@ -66,8 +66,7 @@ def execute_together(jobs: Sequence[Job]) -> list[Report]:
             # All are on disk before the first is seen.
             for sink in (sink for of_job in sinks for sink in of_job):
                 sink.flush()
-            for sink in (sink for of_job in sinks for sink in of_job):
-                sink.commit()
+            commit([sink for of_job in sinks for sink in of_job])
         for delivery, of_job in zip(deliveries, sinks, strict=True):
             _close(delivery, of_job)
     reports = [delivery.report for delivery in deliveries]

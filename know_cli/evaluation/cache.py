@@ -15,7 +15,7 @@ from torch import Tensor
 
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.errors import OutputError
-from know_cli.files import lock, make_folder, write_text
+from know_cli.files import lock, make_folder, open_own, read_bytes, read_text, write_text
 from know_cli.methods.registry import METHODS
 
 _HYPER_MODELS = sorted({method.hyper_model for method in METHODS if method.hyper_model})
@@ -53,7 +53,7 @@ def code_key() -> str:
         place = package / entry
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(file.relative_to(package).as_posix().encode())
-            digest.update(file.read_bytes())
+            digest.update(read_bytes(file))
     return digest.hexdigest()[:_DIGITS]
 
 
@@ -70,8 +70,9 @@ def held(folder: Path) -> Iterator[None]:
     path = folder / _LOCK
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(path.open("w"))
-            lock(file.fileno(), fcntl.LOCK_EX)
+            file = open_own(path, "lock", mode=0o666)
+            stack.callback(file.close)
+            lock(file.descriptor, fcntl.LOCK_EX)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from error
         yield
@@ -84,7 +85,7 @@ def read(path: Path) -> dict[str, Any] | None:
         OutputError: it cannot be read.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except (FileNotFoundError, ValueError):
         return None
     except OSError as error:
@@ -99,4 +100,4 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
         OutputError: it cannot be written.
     """
     make_folder(path.parent)
-    write_text(path, json.dumps(content) + "\n")
+    write_text(path, json.dumps(content) + "\n", replace=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from know_cli import __version__
+from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.settings import NormMode
 from know_cli.errors import UsageError
@@ -27,6 +28,7 @@ from know_cli.evaluation.statistics import (
 )
 from know_cli.evaluation.suite import Request
 from know_cli.evaluation.tasks.task import RATE
+from know_cli.files import read_text
 from know_cli.lab.machine import machine
 
 FORMAT = 1
@@ -111,7 +113,7 @@ def read_results(path: Path) -> dict[str, Any]:
         UsageError: the file is missing or does not hold such results.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(read_text(path, MAX_BYTES))
         if results["format"] != FORMAT:
             raise ValueError(f"format {results['format']!r}")
         if not results["tasks"]:

@@ -35,6 +35,7 @@ from know_cli.evaluation.starts import SESSIONS, Outcome, Start, Wanted
 from know_cli.evaluation.tasks import Cell, Examples, Problem, Recipe, Task
 from know_cli.evaluation.tasks.task import RATE, permutation, train
 from know_cli.evaluation.variants import is_available
+from know_cli.files import remove_file
 from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
 from know_cli.lab.fitting import one_thread
@@ -117,7 +118,7 @@ class Trial:
                 outcome.searches[found.cell] = found.facts
         if not wanted.keep:
             for path in self.folder.glob("*.safetensors"):
-                path.unlink()
+                remove_file(path)
         outcome.seconds, outcome.computed = round(self.seconds, 2), self.computed
         return outcome
 

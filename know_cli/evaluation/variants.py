@@ -14,7 +14,7 @@ from know_cli.checkpoints.state import read_state
 from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.evaluation.tasks.task import RATE
-from know_cli.files import temporary_name
+from know_cli.files import remove_file, temporary_name
 from know_cli.known.bundle import load_bundle
 from know_cli.known.shipped import find_bundle
 from know_cli.prediction.opening import open_prediction
@@ -135,4 +135,4 @@ def predict(
             return {written.step: read_state(written.path) for written in prediction.outputs}
         finally:
             for written in prediction.outputs:
-                written.path.unlink(missing_ok=True)
+                remove_file(written.path)

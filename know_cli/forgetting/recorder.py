@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
+from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Regime, Session
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import OutputError, UsageError, a_type
-from know_cli.files import write_text
+from know_cli.errors import UsageError, a_type
+from know_cli.files import json_text, make_folder, read_text, write_text
 from know_cli.forgetting.measurements import plain_measurements
 from know_cli.forgetting.subsets import Indices
 
@@ -170,6 +171,7 @@ class Recorder:
         self.rate, self.seed, self.options = rate, seed, dict(options or {})
         self._common_start = None if start is None else dict(start)
         self._open: TrainingSession | None = None
+        self._has_record = False
 
     def path(self, index: int) -> Path:
         """Where the checkpoint of a session goes."""
@@ -212,6 +214,7 @@ class Recorder:
             if found["trajectory"] != self.trajectory:
                 raise self._other(record, found["trajectory"])
             self._record["recorded"] = found["recorded"]
+            self._has_record = True
         for index in self.done:
             path = self.path(index)
             with open_checkpoint(path) as checkpoint:
@@ -288,15 +291,12 @@ class Recorder:
         }
         # The checkpoint goes last, since it marks a session as done: after a crash between the
         # two writes the session is trained again and its entry replaced.
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{self.folder}: cannot be made: {error.strerror or error}"
-            ) from error
-        write_text(self.folder / self._record_name, json.dumps(self._record, indent=1) + "\n")
+        make_folder(self.folder)
+        record = self.folder / self._record_name
+        write_text(record, json_text(self._record, indent=1), replace=self._has_record)
+        self._has_record = True
         metadata = {"format": "pt", **self._metadata(session)}
-        save_checkpoint(self.path(session.index), state, metadata)
+        save_checkpoint(self.path(session.index), state, metadata, replace=False)
         self._open = None
         if odd:
             raise UsageError(
@@ -387,7 +387,7 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
     """
     path = folder / name
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path, MAX_BYTES))
         if record["format"] != FORMAT or not isinstance(record["recorded"], dict):
             raise ValueError(f"format {record['format']!r}")
         for key in ("rate", "sessions", "continuations"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,15 @@ from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.metadata import TRAINING_STEP, TRAJECTORY_KIND, TrajectoryKind
 from know_cli.checkpoints.paths import MAX_CHECKPOINTS, MIN_CHECKPOINTS
 from know_cli.errors import CheckpointError, OutputError, UsageError
-from know_cli.files import make_folder, output_errors, sync_folder
+from know_cli.files import (
+    make_folder,
+    new_folder,
+    output_errors,
+    remove_file,
+    remove_tree,
+    rename_new,
+    sync_folder,
+)
 from know_cli.forgetting.recorder import state_of
 
 if TYPE_CHECKING:
@@ -111,7 +118,7 @@ class RunRecorder:
         make_folder(self.folder)
         if write_beside is None:
             path = self.folder / f"checkpoint-{step}.safetensors"
-            save_checkpoint(path, state, metadata)
+            save_checkpoint(path, state, metadata, replace=False)
         else:
             path = self.folder / f"checkpoint-{step}"
             self._write_folder(path, state, metadata, write_beside)
@@ -134,20 +141,20 @@ class RunRecorder:
             )
         unfinished = self.folder / _TEMPORARY
         with output_errors(path):
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
+            remove_tree(unfinished, quietly=True)
+            new_folder(unfinished)
             write_beside(unfinished)
             save_checkpoint(unfinished / _MODEL, state, metadata)
-            unfinished.rename(path)
+            rename_new(unfinished, path)
             sync_folder(self.folder)
 
     def _remove(self, step: int) -> None:
         path = self._kept.pop(step)
         with output_errors(path):
             if path.is_dir():
-                shutil.rmtree(path)
+                remove_tree(path)
             else:
-                path.unlink(missing_ok=True)
+                remove_file(path)
 
     def _found(self) -> dict[int, Path]:
         """The checkpoints of a run that are in the folder already, if they were saved by this."""

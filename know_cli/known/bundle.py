@@ -7,7 +7,6 @@ On disk a bundle is a folder with ``conv.safetensors``, ``fc.safetensors``,
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, parse_json
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.paths import MAX_CHECKPOINTS, MIN_CHECKPOINTS
 from know_cli.errors import CheckpointError
-from know_cli.files import make_folder, write_text
+from know_cli.files import json_text, make_folder, read_bytes, write_text
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.keras import read_keras_folder
 from know_cli.known.module import Known
@@ -118,9 +117,7 @@ def load_bundle(path: Path) -> Bundle:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path}: is too long for a bundle's manifest")
-        manifest = parse_json(path.read_bytes())
+        manifest = parse_json(read_bytes(path, MAX_BYTES))
         fine = (
             manifest["format"] == FORMAT
             and isinstance(manifest["checkpoints"], int)
@@ -167,20 +164,32 @@ def _read_state(path: Path, checkpoints: int) -> dict[str, Tensor]:
     return state
 
 
-def save_bundle(bundle: Bundle, path: Path, details: Mapping[str, Any] | None = None) -> None:
+def save_bundle(
+    bundle: Bundle,
+    path: Path,
+    details: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = True,
+) -> None:
     """Write a bundle into a folder, which is created if missing; the manifest is written last.
 
     Args:
         bundle: what to write; the entries of its manifest are kept.
         path: the folder.
         details: further manifest entries (data, seeds, losses, versions).
+        replace: whether files of a bundle that is there are replaced.
 
     Raises:
         OutputError: it cannot be written.
     """
     make_folder(path)
     for kind in PREDICTED_KINDS:
-        save_checkpoint(path / f"{kind.value}.safetensors", bundle.states[kind], {"format": "pt"})
+        save_checkpoint(
+            path / f"{kind.value}.safetensors",
+            bundle.states[kind],
+            {"format": "pt"},
+            replace=replace,
+        )
     manifest = {
         "format": FORMAT,
         "checkpoints": bundle.checkpoints,
@@ -192,4 +201,4 @@ def save_bundle(bundle: Bundle, path: Path, details: Mapping[str, Any] | None = 
     }
     rest = {**bundle.manifest, **(details or {})}
     manifest.update({key: value for key, value in rest.items() if key not in manifest})
-    write_text(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    write_text(path / MANIFEST, json_text(manifest, indent=2), replace=replace)

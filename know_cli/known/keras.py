@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from know_cli.errors import CheckpointError, UsageError
+from know_cli.files import check_regular
 from know_cli.kinds import Kind
 from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED
 
@@ -66,6 +67,7 @@ def read_keras_file(path: Path) -> dict[str, Tensor]:
             f"{path}: reading Keras files needs h5py: pip install 'know-predict[keras]'"
         ) from error
     try:
+        check_regular(path)
         with h5py.File(path, "r") as file:
             root = file.get("model_weights", file)
             return _read_layers(path, root)

@@ -7,15 +7,18 @@ that a wrong name is known before torch is imported.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from know_cli.errors import CheckpointError, OutputError, UsageError
-from know_cli.files import missing_folder
+from know_cli.files import destination, missing_folder
+from know_cli.files.protected import Protected
 
 MANIFEST = "manifest.json"
 #: The family that is taken where none is named.
 DEFAULT_WEIGHTS = "continuation"
 _FOLDER = "checkpoints-"
+_FILES = ("conv.safetensors", "fc.safetensors", "bias.safetensors", MANIFEST)
 _KERAS = "KNOWN_*.h5"
 
 
@@ -123,8 +126,13 @@ def find_bundle(weights: str | None, checkpoints: int) -> Path:
     return sizes[checkpoints]
 
 
-def check_bundle_output(output: Path, *, force: bool) -> None:
+def check_bundle_output(output: Path, inputs: Sequence[Path], *, force: bool) -> None:
     """Refuse to write a bundle where something else is, before any work is done.
+
+    Args:
+        output: the folder.
+        inputs: files and folders that are read, and must not be changed.
+        force: whether a bundle that exists may be replaced.
 
     Raises:
         OutputError: the reason, and what to do.
@@ -133,5 +141,9 @@ def check_bundle_output(output: Path, *, force: bool) -> None:
         raise missing_folder(output.parent)
     if output.exists() and not output.is_dir():
         raise OutputError(f"{output}: is a file; a bundle is a folder, name another")
+    folders = [path for path in inputs if path.is_dir()]
+    Protected([path for path in inputs if path not in folders], folders).refuse(
+        output, [destination(output), *(output / name for name in _FILES)]
+    )
     if output.is_dir() and any(output.iterdir()) and not force:
         raise OutputError(f"{output}: exists already; --force replaces it")

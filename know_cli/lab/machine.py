@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from know_cli.files import read_text
+
 
 def machine() -> dict[str, Any]:
     """Processor, cores, system and versions of this machine, in plain types."""
     processor = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
     if information.is_file():
-        for line in information.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(information, errors="replace").splitlines():
             if line.startswith("model name"):
                 processor = line.partition(":")[2].strip()
                 break

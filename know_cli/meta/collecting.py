@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 
 from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import KnowError, OutputError
-from know_cli.files import make_folder, write_text
+from know_cli.files import make_folder, read_text, remove_tree, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.lab.data import DataSet, load
@@ -160,13 +159,13 @@ def _collect_one(number: int) -> Collected:
         save_series(series, _request.file(number))
     except NotUsableError as error:
         text = json.dumps({"reason": str(error), "setup": setup.to_json()}, indent=1)
-        write_text(_request.left_out(number), text + "\n")
+        write_text(_request.left_out(number), text + "\n", replace=False)
         return Collected(number, reason=str(error), seconds=time.perf_counter() - began)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
     finally:
         if _request.file(number).exists() or _request.left_out(number).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder, quietly=True)
     return Collected(
         number,
         series.facts,
@@ -177,6 +176,6 @@ def _collect_one(number: int) -> Collected:
 
 def _reason(path: Path) -> str:
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
+        return str(json.loads(read_text(path))["reason"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KnowError(f"{path}: cannot be read ({error!r}); delete it") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from know_cli.errors import KnowError, OutputError
-from know_cli.files import make_folder, write_text
+from know_cli.files import make_folder, read_text, remove_tree, rename_new, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.processes import in_processes
@@ -140,14 +139,14 @@ def _collect_one(number: int) -> CollectedRun:
     partial = _request.folder / f"{_PARTIAL}{number:05d}"
     setup = draw_run_setup(derived_seed(_request.seed, number), _data, _request.architectures)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial, quietly=True)
         facts = record_run(setup, _data[setup.data_set], partial)
         # A run is there as a whole or not at all.
-        partial.rename(_request.place(number))
+        rename_new(partial, _request.place(number))
     except NotUsableError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_tree(partial, quietly=True)
         text = json.dumps({"reason": str(error), "setup": setup.to_json()}, indent=1)
-        write_text(_request.left_out(number), text + "\n")
+        write_text(_request.left_out(number), text + "\n", replace=False)
         return CollectedRun(number, reason=str(error), seconds=time.perf_counter() - began)
     except OSError as error:
         raise OutputError(f"{partial}: cannot be written: {error.strerror or error}") from error
@@ -156,7 +155,7 @@ def _collect_one(number: int) -> CollectedRun:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(read_text(path))
         if not isinstance(found, dict):
             raise TypeError("not an object")
     except (OSError, ValueError, TypeError) as error:

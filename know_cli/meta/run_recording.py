@@ -10,7 +10,6 @@ accuracies of all of them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from know_cli.checkpoints import save_checkpoint
 from know_cli.checkpoints.metadata import TRAINING_STEP, TRAJECTORY_KIND, TrajectoryKind
-from know_cli.files import make_folder, write_text
+from know_cli.files import json_text, make_folder, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.averaging import combine, shape_of
 from know_cli.lab.data import AUGMENTATIONS, DataSet
@@ -132,7 +131,7 @@ def record_run(setup: RunSetup, data: DataSet, folder: Path) -> dict[str, Any]:
         "measured": measured,
         "shape": shape_of(window) if len(window) > 2 else {},
     }
-    write_text(folder / RUN_RECORD, json.dumps(facts, indent=1) + "\n")
+    write_text(folder / RUN_RECORD, json_text(facts, indent=1), replace=True)
     return facts
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.state import read_state
 from know_cli.errors import KnowError, UsageError
+from know_cli.files import make_folder
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.bundle import Bundle
@@ -228,7 +229,7 @@ def _identity(collection: Collection, settings: Settings) -> str:
 
 
 def _save_fit(found: Fit, file: Path, identity: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     kept = {"identity": identity, "losses": found.losses}
     save_checkpoint(file, found.known.state_dict(), {_FIT: json.dumps(kept)})
 

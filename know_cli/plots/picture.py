@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +18,7 @@ FORMATS = (".png", ".svg")
 _DOTS_PER_INCH = 200
 _STYLE: dict[str, Any] = {
     "font.size": 8,
+    "text.parse_math": False,  # names may have a dollar in them
     "axes.titlesize": 8,
     "axes.labelsize": 8,
     "xtick.labelsize": 7,
@@ -95,6 +96,13 @@ def render(figure: Figure, suffix: str) -> bytes:
         figure: made inside :func:`style`.
         suffix: one of :data:`FORMATS`.
     """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        # Names are strangers', and a file of XML may not have all characters.
+        shown = "\n".join(map(printable, text.get_text().split("\n")))
+        if shown != text.get_text():
+            text.set_text(shown)
     buffer = io.BytesIO()
     metadata = {"Date": None} if suffix == ".svg" else None
     figure.savefig(buffer, format=suffix.removeprefix("."), metadata=metadata)

@@ -23,7 +23,7 @@ from know_cli.checkpoints import metadata as keys
 from know_cli.checkpoints.metadata import Session, TrajectoryKind
 from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.classification import classify_values
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, printable
 from know_cli.kinds import PREDICTED_KINDS, Override, only_copied
 from know_cli.plots.plane import Plane
 
@@ -62,6 +62,10 @@ class Point:
     series: str
     role: Role
     checkpoint: Checkpoint
+
+    def __post_init__(self) -> None:
+        for name in ("name", "label", "series"):  # strangers may have chosen them
+            object.__setattr__(self, name, printable(getattr(self, name)))
 
 
 @dataclass(frozen=True)

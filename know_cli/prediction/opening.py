@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from know_cli.checkpoints import Trajectory, open_trajectory
+from know_cli.checkpoints.folders import check_other_files
 from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.checkpoints.metadata import Session, TrajectoryKind
-from know_cli.checkpoints.output_checks import check_digest_output, check_output
+from know_cli.checkpoints.output_checks import check_output
 from know_cli.checkpoints.paths import step_path
 from know_cli.checkpoints.trajectory import data_notices
 from know_cli.engine.classification import Classified, classify_values
@@ -24,6 +25,8 @@ from know_cli.engine.planning import make_plan
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.settings import NormMode
 from know_cli.errors import OutputError, UsageError
+from know_cli.files import destination
+from know_cli.files.protected import Protected, is_within
 from know_cli.kinds import Kind, Override, only_copied
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.registry import HyperModelBundle, check_suited, open_bundle
@@ -130,7 +133,9 @@ def plan_prediction(
     if request.rewrite:
         for output in outputs:
             _check_output(output.path, request, trajectory, bundle)
-    check_agreement(ranks, recipe, predictors, outputs)
+        if trajectory.first.is_folder:
+            check_other_files(trajectory.first)
+    check_agreement(ranks, recipe, predictors, outputs, resumes=request.resume)
     found = reading.classified(rescales=request.settings.norm is NormMode.RESCALE)
     notices.add(*found.notices)
     unordered = (
@@ -172,7 +177,12 @@ def plan_prediction(
 
 
 def check_agreement(
-    ranks: Ranks, recipe: Recipe, predictors: Predictors, outputs: Sequence[OutputStep]
+    ranks: Ranks,
+    recipe: Recipe,
+    predictors: Predictors,
+    outputs: Sequence[OutputStep],
+    *,
+    resumes: bool = False,
 ) -> None:
     """Refuse to start if the ranks are not about to do parts of the same.
 
@@ -181,6 +191,7 @@ def check_agreement(
         recipe: this rank's.
         predictors: this rank's.
         outputs: this rank's; their metadata also tell what Θ0's header has.
+        resumes: whether this rank keeps a journal.
 
     Raises:
         UsageError: on rank 0; another rank's are different.
@@ -188,13 +199,18 @@ def check_agreement(
     """
     if ranks.size == 1:
         return
-    metadata = [[output.step, dict(output.metadata)] for output in outputs]
-    own = json.dumps([recipe.identity(Arithmetic.of(predictors)), metadata], sort_keys=True)
+    metadata = [
+        [output.step, str(output.path), output.force, dict(output.metadata)] for output in outputs
+    ]
+    own = json.dumps(
+        [recipe.identity(Arithmetic.of(predictors)), metadata, resumes], sort_keys=True
+    )
     for rank, found in enumerate(ranks.gather(own)):
         if found != own:
             raise UsageError(
-                f"rank {rank} has other checkpoints, options, devices, processors or versions than "
-                "rank 0; start all ranks with the same command and installation, on machines alike"
+                f"rank {rank} has other checkpoints, outputs, options, devices, processors or "
+                "versions than rank 0; start all ranks with the same command and installation, on "
+                "machines alike"
             )
     ranks.broadcast(None)
 
@@ -207,15 +223,16 @@ def _check_output(
             f"{output}/: is the name of a folder, but the output is a file as the first checkpoint "
             f"is; name the file, such as {output}{SUFFIX}"
         )
-    if bundle and bundle.source and output.resolve().is_relative_to(bundle.source.resolve()):
+    if bundle and bundle.source and is_within(output, bundle.source):
         raise OutputError(f"{output}: is in the bundle in use; name another output")
+    if bundle and bundle.source:
+        Protected([], [bundle.source]).refuse(output, [output, destination(output)])
     check_output(
         output,
         trajectory.checkpoints,
         is_folder=trajectory.first.is_folder,
         force=request.force,
     )
-    check_digest_output(output, trajectory.checkpoints, force=request.force)
 
 
 def _rate(request: Request, trajectory: Trajectory, notices: Notices) -> float:

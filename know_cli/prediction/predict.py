@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from know_cli.checkpoints import Trajectory
-from know_cli.checkpoints.checksum import digest_path, remove_digest, write_digest
+from know_cli.checkpoints.checksum import digest_path, write_digest
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.engine.job import Job, OutputStep
 from know_cli.engine.journal import Journal, file_identity, remove_journals
@@ -113,9 +113,8 @@ class Prediction:
             for output in self.outputs:
                 if self.request.checksum:
                     progress.phase(f"computing the digest of {output.path}")
-                    report.digests.append(write_digest(output.path))
-                else:
-                    remove_digest(output.path)
+                    digest = write_digest(output.path, replace=output.force)
+                    report.digests.append(digest)
         report.notices = list(self.notices)
 
     def _journal_key(self) -> str:

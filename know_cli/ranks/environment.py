@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from know_cli.errors import UsageError
 
@@ -32,6 +33,20 @@ def processes_here() -> int:
     if not is_one_of_several() or "LOCAL_WORLD_SIZE" not in os.environ:
         return 1
     return max(1, environment_number("LOCAL_WORLD_SIZE"))
+
+
+def own_command(module: str) -> list[str]:
+    """The words that start a module of this program as a process of its own.
+
+    Modules in the working folder, such as a stranger's ``torch.py``, are not looked at.
+    """
+    if sys.version_info >= (3, 11):
+        return [sys.executable, "-P", "-m", module]
+    code = (
+        "import runpy, sys; del sys.path[0]; "
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    )
+    return [sys.executable, "-c", code, module]
 
 
 def environment_number(name: str) -> int:

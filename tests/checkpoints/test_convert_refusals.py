@@ -124,7 +124,7 @@ def test_inputs_are_never_overwritten(tmp_path: Path, know: Command) -> None:
     torch.save({"w": torch.ones(1)}, tmp_path / "in" / "pytorch_model.bin")
     done = know("convert", "in", "-o", "in", "--force", cwd=tmp_path)
     assert done.returncode == EXIT_OUTPUT
-    assert "is the input; an input is never overwritten" in one_line(done.stderr)
+    assert "in: is the input in; an input is never overwritten" in one_line(done.stderr)
     # The output's file is another name of the input.
     (tmp_path / "out").mkdir()
     os.link(tmp_path / "in" / "pytorch_model.bin", tmp_path / "out" / "model.safetensors")

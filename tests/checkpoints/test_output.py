@@ -20,11 +20,11 @@ from know_cli.checkpoints import (
     CheckpointWriter,
     open_checkpoint,
     save_checkpoint,
-    temporary,
 )
 from know_cli.checkpoints import writer as module
 from know_cli.checkpoints.output_checks import check_output
 from know_cli.errors import OutputError
+from know_cli.files import temporary
 from tests.support.folders import (
     INDEX,
     files,
@@ -245,14 +245,12 @@ def test_permission_error_while_writing(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(module.os, "open", refuse)
-    with pytest.raises(OutputError, match="Permission denied"):
-        copy_only_writer(source, tmp_path / "out.safetensors")
-
-
-def copy_only_writer(source: Path, target: Path) -> None:
     like = open_checkpoint(source)
-    with CheckpointWriter(target, like, {}):
+    monkeypatch.setattr(module.os, "open", refuse)
+    with (
+        pytest.raises(OutputError, match="Permission denied"),
+        CheckpointWriter(tmp_path / "out.safetensors", like, {}),
+    ):
         pass
 
 
@@ -281,13 +279,13 @@ def test_an_index_is_there_only_with_all_its_shards(
 ) -> None:
     source, out = shards(tmp_path / "in"), shards(tmp_path / "out")
     seen: list[tuple[str, bool]] = []
-    replace = Path.replace
+    replace = os.replace
 
-    def watched(path: Path, target: Path) -> Path:
-        seen.append((path.name, (out / "model.safetensors.index.json").exists()))
-        return replace(path, target)
+    def watched(name: str, target: str, **folders: int) -> None:
+        seen.append((name, (out / "model.safetensors.index.json").exists()))
+        replace(name, target, **folders)
 
-    monkeypatch.setattr(Path, "replace", watched)
+    monkeypatch.setattr(os, "replace", watched)
     copy(source, out)
     assert seen[-1][0] == "model.safetensors.index.json"
     assert len(seen) == 3
@@ -297,11 +295,15 @@ def test_an_index_is_there_only_with_all_its_shards(
 def moments_of(source: Path, out: Path, place: Path) -> list[Path]:
     """Replace a folder; copies of it as it was before each step, and so after a kill there."""
     moments: list[Path] = []
+    watching: list[bool] = []
 
     def watch(function: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*arguments: Any, **named: Any) -> Any:
-            moments.append(place / str(len(moments)) / out.name)
-            shutil.copytree(out, moments[-1])
+            if not watching:
+                moments.append(place / str(len(moments)) / out.name)
+                watching.append(True)
+                shutil.copytree(out, moments[-1])
+                watching.clear()
             return function(*arguments, **named)
 
         return watched
@@ -314,9 +316,9 @@ def moments_of(source: Path, out: Path, place: Path) -> list[Path]:
         writer.flush()
         with pytest.MonkeyPatch.context() as patch:
             for owner, name in (
-                (Path, "replace"),
-                (Path, "unlink"),
-                (Path, "mkdir"),
+                (os, "replace"),
+                (os, "unlink"),
+                (os, "mkdir"),
                 (os, "fsync"),
             ):
                 patch.setattr(owner, name, watch(getattr(owner, name)))
@@ -425,14 +427,14 @@ def test_an_existing_folder_may_be_another_file_system(
     source, out = shards(tmp_path / "in"), tmp_path / "out"
     out.mkdir()
 
-    def refuse(path: Path, target: Path) -> Path:
-        assert path.is_relative_to(out), "would cross into another file system"
-        assert target.is_relative_to(out)
-        return replace(path, target)
+    def refuse(name: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        for folder in (src_dir_fd, dst_dir_fd):
+            place = Path(f"/proc/self/fd/{folder}").readlink()
+            assert place.is_relative_to(out), "would cross into another file system"
+        replace(name, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
-    replace = Path.replace
-    monkeypatch.setattr(Path, "replace", refuse)
-    monkeypatch.setattr(Path, "rename", refuse)
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", refuse)
     copy(source, out)
     assert sorted(path.name for path in out.iterdir()) == sorted(p.name for p in source.iterdir())
 
@@ -506,17 +508,17 @@ def test_everything_is_on_disk_before_it_has_a_name(
     source = tmp_path / "in.safetensors"
     save_file({"w": torch.ones(2)}, source)
     calls: list[str] = []
-    fsync, replace = os.fsync, Path.replace
+    fsync, replace = os.fsync, os.replace
 
     def watched_sync(descriptor: int) -> None:
         calls.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
         fsync(descriptor)
 
-    def watched_replace(path: Path, target: Path) -> Path:
+    def watched_replace(path: Path, target: Path) -> None:
         calls.append("rename")
-        return replace(path, target)
+        replace(path, target)
 
     monkeypatch.setattr(module.os, "fsync", watched_sync)
-    monkeypatch.setattr(Path, "replace", watched_replace)
+    monkeypatch.setattr(module.os, "replace", watched_replace)
     copy(source, tmp_path / "out.safetensors")
     assert calls == ["file", "rename", "folder"]

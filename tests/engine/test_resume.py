@@ -336,11 +336,11 @@ def test_two_runs_do_not_resume_the_same_output(
 
 def test_a_journal_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     journal_path(tmp_path / "out").mkdir()
-    with pytest.raises(OutputError, match="the journal of --resume cannot be used"):
+    with pytest.raises(OutputError, match="is not a journal of this program and user"):
         Journal(tmp_path / "out", "x").__enter__()
     (tmp_path / "target").write_bytes(b"not ours")
     journal_path(tmp_path / "link").symlink_to(tmp_path / "target")
-    with pytest.raises(OutputError, match="the journal of --resume cannot be used"):
+    with pytest.raises(OutputError, match="is not a journal of this program and user"):
         Journal(tmp_path / "link", "x").__enter__()
     assert (tmp_path / "target").read_bytes() == b"not ours"
 

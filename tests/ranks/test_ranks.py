@@ -25,9 +25,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from know_cli.checkpoints import CheckpointPart, CheckpointWriter, open_checkpoint, temporary
+from know_cli.checkpoints import CheckpointPart, CheckpointWriter, open_checkpoint
 from know_cli.checkpoints.metadata import TrajectoryKind
-from know_cli.checkpoints.temporary import Temporary, join_temporary
 from know_cli.engine.predictor import Predictor, Predictors
 from know_cli.engine.settings import FrozenMode, NormMode
 from know_cli.errors import (
@@ -39,6 +38,8 @@ from know_cli.errors import (
     OutputError,
     UsageError,
 )
+from know_cli.files import temporary
+from know_cli.files.temporary import Temporary, join_temporary
 from know_cli.prediction.opening import check_agreement
 from know_cli.prediction.recipe import Recipe
 from know_cli.ranks import torchrun
@@ -257,13 +258,13 @@ def test_ranks_with_other_inputs_or_wishes_do_not_start(crew: Crew, run: Path) -
         tuple("other" if word == "ckpt2" else word for word in PREDICT),
         (*PREDICT, "--kind", "w=bias"),
         (*PREDICT, "--norm", "copy"),
+        tuple("other-out" if word == "out" else word for word in PREDICT),
+        (*PREDICT, "--every-step"),
+        (*PREDICT, "--resume"),
     ):
         assert crew.run(*PREDICT, cwd=run, own={1: other}) == [EXIT_USAGE] * 2
         ((line,), nothing) = said(run)
-        assert (
-            "rank 1 has other checkpoints, options, devices, processors or versions than rank 0"
-            in line
-        )
+        assert "rank 1 has other checkpoints, outputs, options, devices, processors or" in line
         assert nothing == []
         assert names(run) == before
 
@@ -423,8 +424,7 @@ def test_as_long_as_one_rank_lives_the_temporary_is_taken(tmp_path: Path) -> Non
     assert first.share()
     part = join_temporary(first.path, output, is_folder=False, is_locked=True, check=lambda: None)
     first.path.write_bytes(b"half")
-    assert first._lock is not None
-    os.close(first._lock)  # as when rank 0 is killed
+    os.close(first.descriptor)  # as when rank 0 is killed
     with pytest.raises(OutputError, match="out: another run is writing it"):
         Temporary(output, is_folder=False)
     assert first.path.read_bytes() == b"half"

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from know_cli import __version__
+from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.errors import UsageError
 from know_cli.evaluation.runs import plan
 from know_cli.evaluation.runs.suite import RunOutcome
 from know_cli.evaluation.statistics import Estimate, mean_estimate, recovered_gain
 from know_cli.evaluation.suite import Request
+from know_cli.files import read_text
 from know_cli.lab.machine import machine
 
 FORMAT = 1
@@ -126,7 +128,7 @@ def read_results(path: Path) -> dict[str, Any]:
         UsageError: the file is missing or does not hold such results.
     """
     try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        results: dict[str, Any] = json.loads(read_text(path, MAX_BYTES))
         if (results["format"], results["trajectory"]) != (FORMAT, TrajectoryKind.RUN.value):
             raise ValueError(f"format {results['format']!r} of {results['trajectory']!r}")
         for task in results["tasks"].values():

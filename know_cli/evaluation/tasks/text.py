@@ -30,6 +30,7 @@ from know_cli.evaluation.tasks.task import (
     permutation,
     train,
 )
+from know_cli.files import read_text
 from know_cli.forgetting.recorder import derived_seed
 
 _LENGTH = 48
@@ -54,7 +55,7 @@ def _source(corpus: str) -> str:
     folder = Path(os.__file__).parent
     files = [folder / f"{module}.py" for module in _CODE[corpus]]
     # Some are packages in some versions of Python.
-    return "\n".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    return "\n".join(read_text(file) for file in files if file.is_file())
 
 
 @cache

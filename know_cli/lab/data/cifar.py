@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from know_cli.errors import UsageError
+from know_cli.files import open_file, read_bytes
 from know_cli.lab.data import sheets
 from know_cli.lab.data.samples import DataSet, Samples
 from know_cli.lab.data.source import Folders, Source, missing
@@ -85,9 +86,9 @@ def _contents(layout: _Layout, place: Path) -> dict[str, bytes]:
     """The bytes of each file, from a folder or an archive; nothing is unpacked to disk."""
     try:
         if place.is_dir():
-            return {file: (place / file).read_bytes() for file in layout.files}
+            return {file: read_bytes(place / file, _LARGEST_FILE) for file in layout.files}
         found = {}
-        with tarfile.open(place, "r:gz") as archive:
+        with open_file(place) as opened, tarfile.open(fileobj=opened, mode="r:gz") as archive:
             for member in archive:
                 file = PurePosixPath(member.name).name
                 if file in layout.files and member.isfile() and member.size <= _LARGEST_FILE:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from know_cli.errors import UsageError
+from know_cli.files import open_file
 from know_cli.lab.data.samples import DataSet, Samples
 from know_cli.lab.data.source import Folders, Source, missing
 
@@ -89,8 +92,14 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _open(path: Path) -> BinaryIO | gzip.GzipFile:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _open(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
+    with open_file(path) as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=file) as inner:
+                yield inner
+        else:
+            yield file
 
 
 def _file(folder: Path, name: str) -> Path | None:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from know_cli.errors import UsageError
+from know_cli.files import open_file, read_bytes
 from know_cli.lab.data.samples import DataSet, Samples
 from know_cli.lab.data.source import Folders
 
@@ -75,7 +76,7 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
         ) from error
     try:
         # Only PNG: no other of Pillow's many decoders has to be trusted with a file.
-        with Image.open(path, formats=("PNG",)) as picture:
+        with open_file(path) as file, Image.open(file, formats=("PNG",)) as picture:
             mode, width = picture.mode, picture.width
             if mode != "RGB" or width != _SIDE * _SIDE:
                 raise UsageError(
@@ -90,7 +91,7 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
 
 def _labels(path: Path) -> NDArray[np.int64]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path}: cannot be read ({type(error).__name__}); get the package again"

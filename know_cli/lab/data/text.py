@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from know_cli.errors import UsageError
+from know_cli.files import read_text
 from know_cli.lab.data.augmentations import UNKNOWN_TOKEN
 from know_cli.lab.data.samples import DataSet, Samples
 from know_cli.lab.data.source import Folders, Source
@@ -72,7 +73,7 @@ def _documents(folders: Folders) -> tuple[Path, _Documents]:
 def _passages(files: Sequence[Path]) -> list[str]:
     """The text cut into passages, in order, with runs of white space collapsed."""
     try:
-        whole = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
+        whole = "\n".join(read_text(path, errors="replace") for path in files)
     except OSError as error:
         raise UsageError(f"{error.filename}: cannot be read ({error.strerror})") from error
     dense = re.sub(r"[^\S\n]+", " ", re.sub(r"\s*\n\s*", "\n", whole)).strip()
