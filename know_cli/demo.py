@@ -30,7 +30,7 @@ RATE = 0.5
 FINE_TUNING_IMAGES = 50
 #: What ``know choose`` is told to measure with, and what it is to tune for every start.
 MEASURE = f"{__name__}:fine_tuned_accuracy"
-TUNED = "rate=3e-4,1e-3,3e-3"
+TUNED = "lr=3e-4,1e-3,3e-3"
 #: Candidates of a run and of a forgetting: few, since each is measured at three rates.
 OF_RUN = ("average", "average,last=3", "shrink,lambda=0.8", "task-vector,alpha=0.5")
 OF_FORGETTING = ("known", "known,steps=2", "average", "shrink,lambda=0.8")
@@ -199,7 +199,7 @@ def record_forgetting(folder: Path, seed: int, report: Callable[[str], None]) ->
     return rows
 
 
-def fine_tuned_accuracy(state: Mapping[str, Tensor], seed: int, rate: str = "1e-3") -> float:
+def fine_tuned_accuracy(state: Mapping[str, Tensor], seed: int, lr: str = "1e-3") -> float:
     """Fine-tune a start on a few noisy digits, and measure it on the others.
 
     This is what a user writes for ``know choose --evaluate``.
@@ -207,7 +207,7 @@ def fine_tuned_accuracy(state: Mapping[str, Tensor], seed: int, rate: str = "1e-
     Args:
         state: of the start.
         seed: of which images are fine-tuned on, and of their order.
-        rate: the learning rate; tuned values come as text.
+        lr: the learning rate; tuned values come as text.
 
     Returns:
         The accuracy, 0 to 1.
@@ -225,7 +225,7 @@ def fine_tuned_accuracy(state: Mapping[str, Tensor], seed: int, rate: str = "1e-
         images[train],
         labels[train],
         epochs=_FINE_TUNING_EPOCHS,
-        learning_rate=float(rate),
+        learning_rate=float(lr),
         seed=seed,
     )
     return accuracy(model, images[test], labels[test])

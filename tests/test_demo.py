@@ -94,5 +94,5 @@ def test_a_measure_depends_on_its_arguments_only() -> None:
     state = build_model(3).state_dict()
     torch.manual_seed(99)
     first = demo.fine_tuned_accuracy(state, 1)
-    assert demo.fine_tuned_accuracy(state, 1, rate="1e-3") == first
-    assert demo.fine_tuned_accuracy(state, 1, rate="0") != first
+    assert demo.fine_tuned_accuracy(state, 1, lr="1e-3") == first
+    assert demo.fine_tuned_accuracy(state, 1, lr="0") != first

@@ -177,6 +177,24 @@ def choose(
         minimise: whether smaller is better.
         jobs: how many measures at once.
 
+    Example:
+        >>> from pathlib import Path
+        >>> from know_cli.choosing import choose
+        >>> from know_cli.choosing.measures import Result
+        >>> from know_cli.choosing.search import BASE, Settings
+        >>> starts = {BASE: Path("first"), "a": Path("a"), "b": Path("b")}
+        >>> for size, path in enumerate(starts.values()):
+        ...     written = path.write_bytes(bytes(size))
+        >>> class Size:  # of a file; yours fine-tunes from it and measures
+        ...     def take(self, start, seed, values, slot):
+        ...         return Result(start.stat().st_size + seed)
+        ...
+        ...     def close(self):
+        ...         pass
+        >>> outcome = choose(starts, Size(), Settings(budget=16))
+        >>> outcome.winner.start, outcome.is_better, outcome.confirmed.mean
+        ('b', True, 2.0)
+
     Raises:
         UsageError: the budget is too small, there is no Θ0, or it cannot be measured.
     """

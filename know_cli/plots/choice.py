@@ -180,7 +180,7 @@ def draw_choice(choice: Choice, suffix: str) -> bytes:
             )  # fmt: skip
             axes.annotate(
                 f"{found.pairs}", (1, place), xycoords=("axes fraction", "data"),
-                xytext=(4, 0), textcoords="offset points", va="center", fontsize=6.5, color="0.35",
+                xytext=(8, 0), textcoords="offset points", va="center", fontsize=6.5, color="0.35",
             )  # fmt: skip
         axes.set_yticks(range(len(lines)), [text for text, *_ in lines])
         axes.set_ylim(len(lines) - 0.4, -0.6)
