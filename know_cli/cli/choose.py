@@ -343,7 +343,7 @@ def choose(
     if keep != "all":
         maker.clean([written] if written and keep == "best" else [])
     content["output"] = str(output) if written else None
-    write_report(place / REPORT, content)
+    write_report(place / REPORT, content, force=True)
     if json is not None:
         write_report(json, content, force=force)
     if written is None:

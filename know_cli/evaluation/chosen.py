@@ -9,7 +9,6 @@ score. The control of a random direction, which decides nothing, is left out.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,9 +36,10 @@ from know_cli.engine.settings import Settings as EngineSettings
 from know_cli.evaluation import cache
 from know_cli.evaluation import trial as trials
 from know_cli.evaluation.anchors import NAIVE
-from know_cli.evaluation.starts import SESSIONS
+from know_cli.evaluation.starts import SESSIONS, Chosen
 from know_cli.evaluation.tasks import Cell
 from know_cli.evaluation.tasks.task import permutation
+from know_cli.files import remove_tree
 from know_cli.forgetting.recorder import derived_seed
 
 #: Share of the fine-tuning's examples that a measure holds back.
@@ -47,24 +47,6 @@ HELD_BACK = 0.25
 # To be raised with every change of what this module computes.
 _PROTOCOL = 1
 _VALIDATION = 25  # the random stream of a seed, beside those of trials
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What was chosen for one cell.
-
-    Attributes:
-        cell: its name.
-        value: of the chosen start, on the test examples.
-        facts: in plain types: ``start`` and ``winner`` (of choosing; None if none was above Θ0),
-            ``confirmed`` (``mean``, ``low`` and ``high`` of the winner's difference to Θ0 on held
-            back examples; None where there is none), ``fine_tunings`` that it took, and
-            ``candidates``, the value of each on the test examples.
-    """
-
-    cell: str
-    value: float
-    facts: dict[str, Any]
 
 
 def choose_starts(trial: trials.Trial, keys: Mapping[int, str], budget: int) -> Iterator[Chosen]:
@@ -85,7 +67,7 @@ def choose_starts(trial: trials.Trial, keys: Mapping[int, str], budget: int) -> 
             facts = _searched(trial, cell, starts, budget)
             yield Chosen(cell.name, values[facts["start"]], {**facts, "candidates": values})
     finally:
-        shutil.rmtree(starts.folder, ignore_errors=True)
+        remove_tree(starts.folder, quietly=True)
 
 
 @dataclass

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from know_cli.engine.settings import NormMode
 from know_cli.evaluation import cache
 from know_cli.evaluation.variants import Variant, identity, predict
-
-if TYPE_CHECKING:
-    from know_cli.evaluation.trial import Trial
 
 
 class Loads(Protocol):
@@ -22,12 +20,27 @@ class Loads(Protocol):
         """The weights; None for fresh ones."""
 
 
+class Recorded(Protocol):
+    """A trial with its checkpoints.
+
+    Attributes:
+        folder: of all that is kept.
+        computed: number of trainings, predictions and fine-tunings done so far.
+    """
+
+    folder: Path
+    computed: int
+
+    def checkpoint(self, index: int) -> Path:
+        """The file of a session's checkpoint."""
+
+
 class Predicted:
     """All steps of one prediction, on demand."""
 
     def __init__(
         self,
-        trial: Trial,
+        trial: Recorded,
         variant: Variant,
         norm: NormMode,
         count: int,

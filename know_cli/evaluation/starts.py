@@ -68,7 +68,7 @@ class Outcome:
             test examples by cell.
         values: downstream measurements by start and name of the cell.
         searches: what was chosen and on what evidence, by cell; see
-            :class:`~know_cli.evaluation.chosen.Chosen`.
+            :class:`Chosen`.
         seconds: processor time of this run and of the earlier ones whose results it used.
         computed: number of trainings, predictions and fine-tunings of this run.
     """
@@ -81,3 +81,21 @@ class Outcome:
     searches: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: float = 0.0
     computed: int = 0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen for one cell.
+
+    Attributes:
+        cell: its name.
+        value: of the chosen start, on the test examples.
+        facts: in plain types: ``start`` and ``winner`` (of choosing; None if none was above Θ0),
+            ``confirmed`` (``mean``, ``low`` and ``high`` of the winner's difference to Θ0 on held
+            back examples; None where there is none), ``fine_tunings`` that it took, and
+            ``candidates``, the value of each on the test examples.
+    """
+
+    cell: str
+    value: float
+    facts: dict[str, Any]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from know_cli.errors import UsageError
+from know_cli.evaluation.chosen import choose_starts
 from know_cli.evaluation.starts import Outcome, Wanted
 from know_cli.evaluation.tasks import TASKS, Task
 from know_cli.evaluation.trial import Trial
@@ -123,4 +124,4 @@ def evaluate(request: Request) -> Iterator[Outcome]:
 
 
 def _run(request: Request, task: Task, seed: int) -> Outcome:
-    return Trial(task, seed, request.work, request.data_folder).run(request.wanted)
+    return Trial(task, seed, request.work, request.data_folder).run(request.wanted, choose_starts)

@@ -31,7 +31,7 @@ from know_cli.evaluation.anchors import (
 )
 from know_cli.evaluation.hindsight import best_combination
 from know_cli.evaluation.predicted import Loads, Predicted
-from know_cli.evaluation.starts import SESSIONS, Outcome, Start, Wanted
+from know_cli.evaluation.starts import SESSIONS, Chosen, Outcome, Start, Wanted
 from know_cli.evaluation.tasks import Cell, Examples, Problem, Recipe, Task
 from know_cli.evaluation.tasks.task import RATE, permutation, train
 from know_cli.evaluation.variants import is_available
@@ -53,6 +53,10 @@ _FILES = {
 }
 # Random streams of one seed.
 _LONGER, _HINDSIGHT, _DOWNSTREAM, _HEAD, _DRAW = range(20, 25)
+
+#: Given a trial, the hash of each session's weights and a number of fine-tunings, chooses a start
+#: for each cell.
+Chooser = Callable[["Trial", Mapping[int, str], int], Iterator[Chosen]]
 
 
 class Trial:
@@ -84,18 +88,22 @@ class Trial:
         self.computed = 0
 
     @one_thread()
-    def run(self, wanted: Wanted) -> Outcome:
+    def run(self, wanted: Wanted, choose: Chooser | None = None) -> Outcome:
         """Compute what is missing and collect everything that is wanted.
 
         Of two runs in the same folder, the second waits and reuses what the first computed.
+
+        Args:
+            wanted: methods and settings.
+            choose: how a start is chosen for each cell, where a budget for that is wanted.
 
         Raises:
             KnowError: a bundle or the folder cannot be used.
         """
         with cache.held(self.folder):
-            return self._run(wanted)
+            return self._run(wanted, choose)
 
-    def _run(self, wanted: Wanted) -> Outcome:
+    def _run(self, wanted: Wanted, choose: Chooser | None) -> Outcome:
         trained = self._trained()
         problem = self.problem
         facts = {
@@ -109,11 +117,9 @@ class Trial:
             outcome.values[start] = {
                 cell.name: self.downstream(cell, weights_key, state) for cell in problem.cells
             }
-        if wanted.budget:
-            from know_cli.evaluation.chosen import choose_starts
-
+        if wanted.budget and choose is not None:
             keys = {index: trained["sessions"][str(index)]["key"] for index in range(SESSIONS)}
-            for found in choose_starts(self, keys, wanted.budget):
+            for found in choose(self, keys, wanted.budget):
                 outcome.values.setdefault(Start(CHOSEN), {})[found.cell] = found.value
                 outcome.searches[found.cell] = found.facts
         if not wanted.keep:

@@ -101,7 +101,10 @@ def open_together(
         raise ValueError("requests for one pass differ in their checkpoints or settings")
     devices = choose_devices(first.device, ranks.local_rank if ranks.size > 1 else None)
     trajectory = open_trajectory(
-        first.checkpoints, only_copied(first.settings.overrides), first.trajectory
+        first.checkpoints,
+        only_copied(first.settings.overrides),
+        first.trajectory,
+        max(request.chosen.fewest for request in requests),
     )
     try:
         reading = Reading(trajectory, first.settings.overrides, ranks, Notices(tell))

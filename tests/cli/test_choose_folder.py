@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from know_cli.choosing import log
 from know_cli.choosing.log import Log
 from know_cli.choosing.measures import FunctionMeasure, Result
 from know_cli.choosing.worker import answer, check_function
@@ -144,14 +145,11 @@ def test_a_candidate_whose_measure_fails_is_told_and_does_not_end_the_search(
 def test_a_read_only_folder_is_refused_before_anything_is_made(
     run: Path, know: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_path = Path.open
-
     def refuse(path: Path, *of: Any, **wishes: Any) -> Any:
-        if path.name == "measures.jsonl":
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        return open_path(path, *of, **wishes)
+        assert path.name == "measures.jsonl"
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(log, "open_own", refuse)
     done = know(*arguments("smaller"), cwd=run)
     assert done.returncode == EXIT_OUTPUT
     assert "measures.jsonl: cannot be written: Read-only file system" in done.stderr

@@ -15,7 +15,7 @@ from know_cli.evaluation.results import comparisons
 from know_cli.evaluation.starts import Start, Wanted
 from know_cli.evaluation.suite import Request
 from know_cli.evaluation.trial import Trial
-from tests.evaluation.test_evaluation import tiny
+from tests.support.evaluation import tiny
 
 BUDGET = 24
 TASK = "text-language-model"
@@ -44,7 +44,7 @@ def test_only_the_examples_of_the_fine_tuning_are_seen_and_nothing_is_done_twice
         return fine_tuned(*of, **wishes)
 
     monkeypatch.setattr(trial, "fine_tuned", watched)
-    first = trial.run(Wanted((), budget=BUDGET))
+    first = trial.run(Wanted((), budget=BUDGET), chosen.choose_starts)
     found = first.searches[cell.name]
     assert len(fits) == found["fine_tunings"] <= BUDGET
     assert set(found["candidates"]) == {"naive", *NAMES}
@@ -52,7 +52,9 @@ def test_only_the_examples_of_the_fine_tuning_are_seen_and_nothing_is_done_twice
     assert found["candidates"]["naive"] == first.values[Start("naive")][cell.name]
     assert not (trial.folder / "candidates").exists()
 
-    again = Trial(tiny(TASK), 1, tmp_path, None).run(Wanted((), budget=BUDGET))
+    again = Trial(tiny(TASK), 1, tmp_path, None).run(
+        Wanted((), budget=BUDGET), chosen.choose_starts
+    )
     assert again.computed == 0
     assert (again.searches, again.values) == (first.searches, first.values)
     request = Request(tmp_path, [tiny(TASK)], 1, Wanted((), budget=BUDGET))

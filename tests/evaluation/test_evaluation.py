@@ -28,7 +28,7 @@ from know_cli.evaluation.hindsight import best_combination
 from know_cli.evaluation.markdown import to_markdown
 from know_cli.evaluation.starts import Outcome, Wanted
 from know_cli.evaluation.statistics import Status
-from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Recipe, Task, find_tasks
+from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Task, find_tasks
 from know_cli.evaluation.tasks import data as task_data
 from know_cli.evaluation.tasks.appearance import DOMAINS, in_domain
 from know_cli.evaluation.tasks.measures import ACCURACY, LOG_LIKELIHOOD, MEAN_IOU
@@ -40,6 +40,7 @@ from know_cli.lab.data import DataSet, Samples, glyphs, load
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.data.text import _MODULES
 from tests.support.command import Command, one_line
+from tests.support.evaluation import tiny
 
 Values = dict[str, list[float]]
 
@@ -65,20 +66,6 @@ def _little_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(task_data, "_GLYPHS", (420, 60))
     yield
     task_data.load_images.cache_clear()
-
-
-def tiny(name: str) -> Task:
-    """A task as it is, but with next to no data and training."""
-    task = TASKS[name]
-    changes = {"base_samples": 32, "base_recipe": Recipe(1, 1e-3)} if hasattr(task, "base") else {}
-    return replace(
-        task,
-        samples=34,
-        recipe=replace(task.recipe, epochs=1, batch_size=16),
-        downstream=(Downstream(8, 1, repetitions=1),),
-        tested=40,
-        **changes,
-    )
 
 
 CONTINUATION = Wanted(methods.find_variants(["continuation"]), steps=2)
