@@ -51,7 +51,12 @@ from know_cli.errors import (
 _DEBUG = "KNOW_DEBUG"
 _MAX_MESSAGE = 4000
 # How torch says it.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "Cannot allocate memory")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "failed to map",
+)
 _INTERRUPTED = "interrupted; the output is left as it was"
 
 # A new command is a new file in this folder and one line here: name, function, what it does in
@@ -254,7 +259,8 @@ def _of_the_system(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and "start new thread" in text:
         return "the system gives no more threads; use fewer: --threads 1, or raise 'ulimit -u'"
     lacks = isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY)
+        isinstance(error, RuntimeError | ImportError | OSError)
+        and any(words in text for words in _NO_MEMORY)
     )
     if lacks:
         return (

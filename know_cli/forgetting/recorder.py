@@ -20,6 +20,7 @@ from know_cli.checkpoints.state import read_state
 from know_cli.errors import UsageError, a_type
 from know_cli.files import json_text, make_folder, read_text, write_text
 from know_cli.forgetting.measurements import plain_measurements
+from know_cli.forgetting.record_checks import check_record
 from know_cli.forgetting.subsets import Indices
 
 if TYPE_CHECKING:
@@ -388,12 +389,10 @@ def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
     path = folder / name
     try:
         record = json.loads(read_text(path, MAX_BYTES))
-        if record["format"] != FORMAT or not isinstance(record["recorded"], dict):
+        if record["format"] != FORMAT:
             raise ValueError(f"format {record['format']!r}")
-        for key in ("rate", "sessions", "continuations"):
-            record[key]
-        int(record["trajectory"], 16)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_record(record)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UsageError(f"{path}: is not the record of a trajectory ({error!r})") from error
     return dict(record)
 

@@ -23,6 +23,7 @@ from know_cli.checkpoints import Checkpoint, Trajectory, open_checkpoint, save_c
 from know_cli.checkpoints.reading import as_bytes, read_float32
 from know_cli.engine.classification import classify_values
 from know_cli.errors import CheckpointError
+from know_cli.forgetting.record_checks import check_record
 from know_cli.forgetting.recorder import checkpoint_name, read_record
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.normalisation import find_norm_layers
@@ -35,6 +36,18 @@ _TENSOR = ".tensor"
 
 class NotUsableError(Exception):
     """A trajectory cannot be used; the message says why."""
+
+
+# What reading facts can fail with that somebody else wrote.
+_WRONG = (
+    KeyError,
+    ValueError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -197,8 +210,9 @@ def read_facts(path: Path) -> tuple[dict[str, Any], dict[Kind, int]]:
     with open_checkpoint(path) as checkpoint:
         try:
             facts = json.loads(checkpoint.metadata[SERIES])
+            check_record(facts)
             rows = {kind: checkpoint.tensors[kind.value].shape[0] for kind in PREDICTED_KINDS}
-        except (KeyError, ValueError, IndexError) as error:
+        except _WRONG as error:
             raise _no_series(path, error) from error
     return facts, rows
 
@@ -216,9 +230,14 @@ def load_series(path: Path) -> Series:
     with open_checkpoint(path) as checkpoint:
         try:
             facts = json.loads(checkpoint.metadata[SERIES])
+            check_record(facts)
             if facts.pop("format") != FORMAT:
                 raise ValueError("another format")
             indices, names = tuple(facts.pop("indices")), tuple(facts.pop("names"))
+            if not all(type(index) is int for index in indices):
+                raise ValueError("an index is no number")
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError("a name is no text")
             values = {kind: _read(checkpoint, kind.value, "F32") for kind in PREDICTED_KINDS}
             tensors = {
                 kind: _read(checkpoint, kind.value + _TENSOR, "I32") for kind in PREDICTED_KINDS
@@ -230,7 +249,10 @@ def load_series(path: Path) -> Series:
             )
             if not fits:
                 raise ValueError("its tables do not match")
-        except (KeyError, ValueError) as error:
+            for table in tensors.values():
+                if table.size and not 0 <= table.min() <= table.max() < len(names):
+                    raise ValueError("a row is of a tensor that has no name")
+        except _WRONG as error:
             raise _no_series(path, error) from error
     return Series(indices, values, tensors, names, facts)
 

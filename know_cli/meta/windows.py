@@ -147,7 +147,7 @@ def is_data_limited(facts: dict[str, Any]) -> bool | None:
         session = facts["recorded"]["0"]["measurements"]
         more_data = facts["recorded"]["-1"]["measurements"]["test_accuracy"]
         return bool(more_data > max(session["longer_test_accuracy"], session["test_accuracy"]))
-    except KeyError:
+    except (KeyError, TypeError):
         return None
 
 

@@ -365,6 +365,23 @@ def test_a_rank_that_is_killed_ends_all(rank: int, crew: Crew, run: Path, know: 
         (run / "out").write_bytes(b"precious")
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_rank_that_comes_back_after_the_others_have_gone_ends(
+    rank: int, crew: Crew, run: Path
+) -> None:
+    wishes = {rank: {"stop": {"pwrite": 2}}, 1 - rank: {"die": {"pwrite": 2}}}
+    pids = crew.start(*PREDICT, "--quiet", cwd=run, wishes=wishes)
+    for pid, states in ((pids[1 - rank], "Z"), (pids[rank], "TZ")):
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in states:
+            time.sleep(0.02)
+    time.sleep(0.3)
+    os.kill(pids[rank], signal.SIGCONT)
+    codes = crew.wait(pids)
+    assert codes == [-signal.SIGKILL if k == 1 - rank else EXIT_OUTPUT for k in range(2)]
+    assert f"rank {1 - rank} ended without a word" in said(run)[rank][0]
+    assert (run / "out").read_bytes() == b"precious"
+
+
 @pytest.mark.slow
 def test_ranks_killed_at_random_moments(crew: Crew, run: Path, know: Command) -> None:
     inputs(run, 3_000_000)

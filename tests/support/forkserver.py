@@ -6,8 +6,8 @@ with the child's process id; to such an id on a line it answers with that child'
 (minus the signal that ended it) and its peak of resident memory. Several children may run at once.
 
 A wish has ``arguments``, ``cwd``, ``out`` and ``err`` (see :class:`ForkServer`), and may have
-faults: ``die`` and ``fail`` map a function of :mod:`os` to its call, counted from 1, at which the
-child is killed or gets an error (``[call, errno]``); ``file_bytes`` limits the size of files,
+faults: ``die``, ``stop`` and ``fail`` map a function of :mod:`os` to its call, counted from 1, at
+which the child is killed, stopped, or gets an error (``[call, errno]``); ``file_bytes`` limits the size of files,
 ``env`` has variables, ``encoding`` is the terminal's.
 """
 
@@ -137,6 +137,11 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def stop() -> None:
+    """Stop this process until it is told to go on."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _child(wish: dict[str, Any], descriptors: list[int], command: Callable[..., Any]) -> int:
     from know_cli.cli.main import run
 
@@ -168,6 +173,8 @@ def _child(wish: dict[str, Any], descriptors: list[int], command: Callable[..., 
         resource.setrlimit(resource.RLIMIT_FSIZE, (wish["file_bytes"], wish["file_bytes"]))
     for name, at in wish.get("die", {}).items():
         inject(name, at, kill)
+    for name, at in wish.get("stop", {}).items():
+        inject(name, at, stop)
     for name, (at, number) in wish.get("fail", {}).items():
 
         def fail(number: int = number) -> None:
