@@ -29,7 +29,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 # Options of other programs that the pages name.
 FOREIGN = {
-    "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint",  # torchrun
+    "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--no-python",  # torchrun
     "--init",  # the reader's own script
 }  # fmt: skip
 

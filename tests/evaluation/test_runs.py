@@ -477,7 +477,7 @@ def test_the_command_in_a_process_of_its_own(tmp_path: Path) -> None:
         "know()\n"
     )
     command = [sys.executable, str(script), "eval", "--trajectory", "run", "--task", TEXT,
-               "--seeds", "2", "--processes", "1", "--table", "r.md", "-o", "out"]  # fmt: skip
+               "--seeds", "2", "--processes", "1", "--table", "r.md", "-o", "out", "--force"]  # fmt: skip
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -338,6 +338,10 @@ def test_a_digest_goes_with_its_output(
     assert done.returncode == EXIT_OUTPUT
     assert "out.sha256: exists already; --force replaces it" in one_line(done.stderr)
     assert not out.exists()
+    done = know(*command, "naive", "--force", cwd=tmp_path)
+    assert "out.sha256: is where the output's digest goes, but is none" in one_line(done.stderr)
+    assert path.read_text() == "mine"
+    path.write_text(f"{'0' * 64}  out\n")
     done = know(*command, "naive", "--force", "--checksum", "--json", "r.json", cwd=tmp_path)
     assert done.returncode == EXIT_DONE, done.stderr
     assert "wrote out.sha256" in done.stdout
@@ -351,7 +355,7 @@ def test_a_digest_goes_with_its_output(
     path.rmdir()
     path.hardlink_to(trajectory_paths[1])
     done = know(*command, "last", "--force", cwd=tmp_path)
-    assert "out.sha256: is an input" in one_line(done.stderr)
+    assert "out.sha256: is the input" in one_line(done.stderr)
     done = know(*command, "last", "--force", "--json", "out.sha256", cwd=tmp_path)
     assert done.returncode == EXIT_OUTPUT
 
@@ -377,7 +381,7 @@ def test_the_command(trajectory_paths: list[Path], tmp_path: Path, know: Command
     content = bytearray((tmp_path / "out.safetensors").read_bytes())
     content[-1] ^= 255
     (tmp_path / "out.safetensors").write_bytes(content)
-    done = know("verify", "out", "ckpt0..ckpt4", "--json", "v.json", cwd=tmp_path)
+    done = know("verify", "out", "ckpt0..ckpt4", "--json", "v.json", "--force", cwd=tmp_path)
     assert done.returncode == EXIT_CHECKPOINT
     assert "is not what its provenance gives" in one_line(done.stderr)
     assert done.stdout == ""
