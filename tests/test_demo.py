@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from know_cli import demo
+from know_cli.checkpoints.state import read_state
+from know_cli.choosing.measures import FunctionMeasure, Result
 from know_cli.cli import demo as command
 from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
 from know_cli.lab.digits import build_model, load_digits
@@ -21,10 +24,34 @@ BUDGET = 24
 @pytest.fixture(scope="module")
 def recorded(
     tmp_path_factory: pytest.TempPathFactory, know: Command
-) -> tuple[Path, CompletedProcess[str]]:
-    """A folder in which the demo was run, in a process of its own, and what it said."""
+) -> Iterator[tuple[Path, CompletedProcess[str]]]:
+    """A folder in which the demo was run, with little training and in one process, and its words."""
+
+    def start(arguments: list[str], check: bool) -> CompletedProcess[str]:
+        done = know(*arguments[3:])
+        print(done.stdout)
+        return done
+
+    def take(
+        measure: FunctionMeasure, start: Path, seed: int, values: Mapping[str, str], slot: int
+    ) -> Result:
+        return Result(demo.fine_tuned_accuracy(read_state(start), seed, **values))
+
     folder = tmp_path_factory.mktemp("demo")
-    return folder, know("demo", "run", "--budget", BUDGET, cwd=folder, process=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_EPOCHS", "_RUN_EPOCHS", "_FINE_TUNING_EPOCHS"):
+            patch.setattr(demo, name, 5)
+        patch.setattr(command.subprocess, "run", start)
+        patch.setattr(FunctionMeasure, "take", take)
+        yield folder, know("demo", "run", "--budget", BUDGET, cwd=folder)
+
+
+@pytest.mark.slow
+def test_the_demo_as_it_is(tmp_path: Path, know: Command) -> None:
+    done = know("demo", cwd=tmp_path, process=True)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert done.stdout.count("In choosing:") == 2
+    assert (tmp_path / "know-demo" / "from-run.png").exists()
 
 
 def test_demo(recorded: tuple[Path, CompletedProcess[str]], know: Command) -> None:
@@ -33,7 +60,7 @@ def test_demo(recorded: tuple[Path, CompletedProcess[str]], know: Command) -> No
     commands = [line for line in done.stdout.splitlines() if line.startswith("$ know ")]
     assert [line.split()[2] for line in commands] == ["choose", "plot", "choose", "plot"]
     assert done.stdout.count("In choosing:") == 2
-    for words in ("checkpoint-672.safetensors", "session", "To do the same", "know plot choose"):
+    for words in ("checkpoint-280.safetensors", "session", "To do the same", "know plot choose"):
         assert words in done.stdout
     made = {path.name for path in (folder / "run").iterdir()}
     assert made == {
@@ -58,7 +85,7 @@ def test_what_is_recorded_is_not_recorded_again(
     rows = demo.record_run(folder / "run", folder / "forgetting", 0, told.append)
     sessions = demo.record_forgetting(folder / "forgetting", 0, told.append)
     assert told == []
-    assert [row.path.name for row in rows][-1] == "checkpoint-672.safetensors"
+    assert [row.path.name for row in rows][-1] == "checkpoint-280.safetensors"
     assert [row.images for row in sessions] == [450, 225, 112, 56, 28]
 
 
