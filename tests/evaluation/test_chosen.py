@@ -125,5 +125,5 @@ def test_the_page_says_whether_the_targets_are_met() -> None:
     assert "Significantly below Θ0: no task" in page
     assert "+0.250 chosen, +0.500 the best candidate in hindsight" in page
     assert page.endswith("80% of that is missed.\n")
-    without = {"settings": {}, "tasks": {"t": {"starts": []}}}
+    without: dict[str, Any] = {"settings": {}, "tasks": {"t": {"starts": []}}}
     assert list(choosing_section(without, {})) == []
