@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -13,7 +14,6 @@ import torch
 from know_cli import demo
 from know_cli.checkpoints.state import read_state
 from know_cli.choosing.measures import FunctionMeasure, Result
-from know_cli.cli import demo as command
 from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
 from know_cli.lab.digits import build_model, load_digits
 from tests.support.command import Command, one_line
@@ -41,7 +41,7 @@ def recorded(
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_EPOCHS", "_RUN_EPOCHS", "_FINE_TUNING_EPOCHS"):
             patch.setattr(demo, name, 5)
-        patch.setattr(command.subprocess, "run", start)
+        patch.setattr(subprocess, "run", start)
         patch.setattr(FunctionMeasure, "take", take)
         yield folder, know("demo", "run", "--budget", BUDGET, cwd=folder)
 
@@ -101,8 +101,8 @@ def test_a_command_that_fails_ends_the_demo_with_its_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, _ = recorded
-    failed = CompletedProcess([], EXIT_USAGE)
-    monkeypatch.setattr(command.subprocess, "run", lambda *of, **wishes: failed)
+    failed = CompletedProcess[str]([], EXIT_USAGE)
+    monkeypatch.setattr(subprocess, "run", lambda *of, **wishes: failed)
     done = know("demo", "run", "--budget", BUDGET, cwd=folder)
     assert done.returncode == EXIT_USAGE
     assert "know choose failed" in done.stderr

@@ -115,7 +115,7 @@ class Outcome:
 
     Attributes:
         base: Θ0 with its own best tuned values.
-        winner: the best candidate in choosing; None if none was above Θ0 or all failed.
+        winner: the best candidate in choosing; None if it was below Θ0 for sure, or all failed.
         standings: every arm, the longest measured and best first.
         choosing: the winner's paired difference to Θ0 on the seeds that chose it: too high.
         confirmed: the same on fresh seeds; None without a winner.
@@ -183,7 +183,9 @@ def search(
     seed, left = settings.first_seed, budget.choosing
     alive_base, alive = list(base), list(others)
     rounds_left = max(1, math.ceil(math.log2(max(len(others), 2))))
-    while alive and left >= len(alive_base) + len(alive):
+    # Where the budget no longer holds all that are left, it goes to the best of them.
+    while alive and left > len(alive_base):
+        alive = alive[: left - len(alive_base)]
         arms = [*alive_base, *alive]
         count = max(1, left // (rounds_left * len(arms)))
         trials = [
@@ -209,10 +211,13 @@ def search(
     winner = max(finalists, key=lambda standing: standing.mean, default=None)
     taken = budget.choosing - left
     standings = tuple(sorted(every, key=lambda s: (-s.rounds, -s.mean)))
-    if winner is None or winner.mean <= best_base.mean:
+    choosing = None
+    if winner is not None:
+        shared = sorted(winner.results.keys() & best_base.results.keys())
+        choosing = difference([winner.results[k] - best_base.results[k] for k in shared])
+    # What choosing cannot tell from Θ0 is worth the rest of the budget; what is worse is not.
+    if winner is None or choosing is None or choosing.high < 0:
         return Outcome(best_base.arm, None, standings, None, None, None, taken)
-    shared = sorted(winner.results.keys() & best_base.results.keys())
-    choosing = difference([winner.results[k] - best_base.results[k] for k in shared])
     confirmed, control = yield from _confirm(best_base.arm, winner.arm, seed, budget)
     return Outcome(
         best_base.arm,

@@ -57,7 +57,10 @@ def outcome_tables(outcome: Outcome, *, minimise: bool) -> list[RenderableType]:
 def verdict(outcome: Outcome, sign: int = 1) -> list[str]:
     """What was found, in a few lines."""
     if outcome.winner is None:
-        return ["No candidate was above Θ0 in choosing. None of them: Θ0 is the start."]
+        others = [s for s in outcome.standings if s.arm.start != BASE]
+        if all(standing.failed for standing in others):
+            return ["No candidate could be measured. None of them: Θ0 is the start."]
+        return ["The best candidate was below Θ0 in choosing. None of them: Θ0 is the start."]
     lines = []
     found = outcome.confirmed
     if found is None:
@@ -70,7 +73,8 @@ def verdict(outcome: Outcome, sign: int = 1) -> list[str]:
     else:
         lines.append(
             f"Not better than Θ0: {outcome.winner.name}, the best in choosing, has "
-            f"{_text(found, sign)} on {found.pairs} fresh seeds, which cannot be told from none."
+            f"{_text(found, sign)} on {found.pairs} fresh seeds, "
+            f"{'which is worse' if found.high < 0 else 'which cannot be told from none'}."
         )
         more = outcome.more_measures
         if found.mean > 0 and more:

@@ -102,7 +102,10 @@ def choosing_section(
     yield ""
     below = [name for name, one in found.items() if one.chosen.high < 0]
     listed = ", ".join(f"`{name}`" for name in below) or "no task"
-    yield f"Significantly below Θ0: {listed}; the target is none."
+    if any(np.isfinite(one.chosen.half_width) for one in found.values()):
+        yield f"Significantly below Θ0: {listed}; the target is none."
+    else:
+        yield "One seed has no interval, so whether any task is significantly below Θ0 is not told."
     limited = [one for one in found.values() if one.gap > 0]
     if limited:
         own = float(np.mean([one.chosen.value / one.gap for one in limited]))
@@ -117,4 +120,6 @@ def choosing_section(
 
 
 def _text(estimate: Estimate, scale: float) -> str:
+    if not np.isfinite(estimate.half_width):  # of a single seed
+        return f"{scale * estimate.value:+.2f}"
     return f"{scale * estimate.value:+.2f} ± {scale * estimate.half_width:.2f}"

@@ -78,6 +78,21 @@ def test_without_noise_the_best_is_found_and_its_difference_is_exact() -> None:
     assert outcome.random.mean == pytest.approx(0.0)
 
 
+def test_the_whole_budget_is_spent_and_a_tie_is_confirmed() -> None:
+    """Measures of a small test set tie: only fresh seeds tell the winner from Θ0."""
+    outcome, taken = follow(
+        search([f"c{k}" for k in range(13)], [()], Settings(40)),
+        lambda t: float(t.purpose is Purpose.CONFIRMING and t.arm.start != BASE),
+    )
+    assert Counter(trial.purpose for trial in taken) == {
+        Purpose.CHOOSING: 20,
+        Purpose.CONFIRMING: 20,
+    }
+    assert outcome.choosing is not None
+    assert outcome.choosing.mean == 0
+    assert outcome.is_better
+
+
 def test_where_all_are_worse_the_answer_is_none_of_them() -> None:
     world = World({BASE: 1.0, "a": 0.5, "b": 0.25}, noise=0.0)
     outcome = run(search(["a", "b"], [()], Settings(24)), world, np.random.default_rng(0))

@@ -11,6 +11,7 @@ import pytest
 from know_cli.choosing.candidates import choose_candidates
 from know_cli.evaluation import chosen, hindsight, results
 from know_cli.evaluation.chosen_table import choosing_section, searched
+from know_cli.evaluation.markdown import to_markdown
 from know_cli.evaluation.results import comparisons
 from know_cli.evaluation.starts import Start, Wanted
 from know_cli.evaluation.suite import Request
@@ -18,6 +19,7 @@ from know_cli.evaluation.trial import Trial
 from tests.support.evaluation import tiny
 
 BUDGET = 24
+PUBLISHED = Path(results.__file__).parents[2] / "docs" / "results" / "chosen.md"
 TASK = "text-language-model"
 NAMES = [candidate.name for candidate in choose_candidates((), 5)]
 
@@ -127,5 +129,10 @@ def test_the_page_says_whether_the_targets_are_met() -> None:
     assert "Significantly below Θ0: no task" in page
     assert "+0.250 chosen, +0.500 the best candidate in hindsight" in page
     assert page.endswith("80% of that is missed.\n")
-    without = {"settings": {}, "tasks": {"t": {"starts": []}}}
+    without: dict[str, Any] = {"settings": {}, "tasks": {"t": {"starts": []}}}
     assert list(choosing_section(without, {})) == []
+
+
+def test_the_published_page_is_that_of_its_json() -> None:
+    content = results.read_results(PUBLISHED.with_suffix(".json"))
+    assert PUBLISHED.read_text(encoding="utf-8") == to_markdown(content)

@@ -567,7 +567,7 @@ def test_tasks_without_their_data_are_named(
 
 def test_the_command_and_its_second_run(tmp_path: Path, know: Command) -> None:
     arguments = ("eval", "--task", "text-language-model", "--method", "average", "--seeds", "1",
-                 "--table", "r.md", "-o", "out", "--force")  # fmt: skip
+                 "--budget", "0", "--table", "r.md", "-o", "out", "--force")  # fmt: skip
     script = tmp_path / "sitecustomize.py"
     # The real command in a process of its own, on next to no data.
     script.write_text(
