@@ -66,7 +66,7 @@ def is_digest(path: Path) -> bool:
         return False
 
 
-def write_digest(output: Path, *, replace: bool) -> Path:
+def write_digest(output: Path, *, replace: bool = True) -> Path:
     """Read a finished output and write its digest.
 
     Args:

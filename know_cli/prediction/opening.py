@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -135,7 +136,8 @@ def plan_prediction(
             _check_output(output.path, request, trajectory, bundle)
         if trajectory.first.is_folder:
             check_other_files(trajectory.first)
-    check_agreement(ranks, recipe, predictors, outputs, resumes=request.resume)
+    check_agreement(ranks, recipe, predictors, outputs)
+    _check_places(ranks, request, outputs)
     found = reading.classified(rescales=request.settings.norm is NormMode.RESCALE)
     notices.add(*found.notices)
     unordered = (
@@ -177,12 +179,7 @@ def plan_prediction(
 
 
 def check_agreement(
-    ranks: Ranks,
-    recipe: Recipe,
-    predictors: Predictors,
-    outputs: Sequence[OutputStep],
-    *,
-    resumes: bool = False,
+    ranks: Ranks, recipe: Recipe, predictors: Predictors, outputs: Sequence[OutputStep]
 ) -> None:
     """Refuse to start if the ranks are not about to do parts of the same.
 
@@ -191,20 +188,25 @@ def check_agreement(
         recipe: this rank's.
         predictors: this rank's.
         outputs: this rank's; their metadata also tell what Θ0's header has.
-        resumes: whether this rank keeps a journal.
 
     Raises:
         UsageError: on rank 0; another rank's are different.
         PeerError: on the others, then.
     """
+    metadata = [[output.step, dict(output.metadata)] for output in outputs]
+    _agree(ranks, [recipe.identity(Arithmetic.of(predictors)), metadata])
+
+
+def _check_places(ranks: Ranks, request: Request, outputs: Sequence[OutputStep]) -> None:
+    """Refuse to start if the ranks are not about to write the same outputs in the same way."""
+    places = [[output.step, str(output.path), output.force] for output in outputs]
+    _agree(ranks, [places, request.resume, request.checksum])
+
+
+def _agree(ranks: Ranks, facts: list[Any]) -> None:
     if ranks.size == 1:
         return
-    metadata = [
-        [output.step, str(output.path), output.force, dict(output.metadata)] for output in outputs
-    ]
-    own = json.dumps(
-        [recipe.identity(Arithmetic.of(predictors)), metadata, resumes], sort_keys=True
-    )
+    own = json.dumps(facts, sort_keys=True)
     for rank, found in enumerate(ranks.gather(own)):
         if found != own:
             raise UsageError(
