@@ -38,6 +38,8 @@ class RunRequest:
             above, but not on shards and processes.
         shard: (i, n): this call collects the runs i, i + n, i + 2n, …
         processes: how many train at the same time, each with one thread.
+        checkpoints: of each run's window; None draws their number.
+        brief: whether all that is recorded of what came after the window is one annealing.
     """
 
     folder: Path
@@ -48,6 +50,8 @@ class RunRequest:
     seed: int = 0
     shard: tuple[int, int] = (0, 1)
     processes: int = 1
+    checkpoints: int | None = None
+    brief: bool = False
 
     def numbers(self) -> list[int]:
         """Numbers of the runs of this shard."""
@@ -138,7 +142,13 @@ def _prepare(request: RunRequest, data: dict[str, DataSet]) -> None:
 def _collect_one(number: int) -> CollectedRun:
     began = time.perf_counter()
     partial = _request.folder / f"{_PARTIAL}{number:05d}"
-    setup = draw_run_setup(derived_seed(_request.seed, number), _data, _request.architectures)
+    setup = draw_run_setup(
+        derived_seed(_request.seed, number),
+        _data,
+        _request.architectures,
+        checkpoints=_request.checkpoints,
+        brief=_request.brief,
+    )
     try:
         shutil.rmtree(partial, ignore_errors=True)
         facts = record_run(setup, _data[setup.data_set], partial)
