@@ -14,6 +14,7 @@ from know_cli.errors import KnowError, OutputError
 from know_cli.files import make_folder, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.data import DataSet, load
+from know_cli.lab.data.samples import reduced
 from know_cli.lab.processes import in_processes
 from know_cli.meta.collecting import LEFT_OUT
 from know_cli.meta.run_recording import RUN_RECORD, record_run
@@ -40,6 +41,7 @@ class RunRequest:
         processes: how many train at the same time, each with one thread.
         checkpoints: of each run's window; None draws their number.
         brief: whether all that is recorded of what came after the window is one annealing.
+        side: images are reduced to this, in pixels; None leaves them.
     """
 
     folder: Path
@@ -52,6 +54,7 @@ class RunRequest:
     processes: int = 1
     checkpoints: int | None = None
     brief: bool = False
+    side: int | None = None
 
     def numbers(self) -> list[int]:
         """Numbers of the runs of this shard."""
@@ -117,7 +120,9 @@ def collect_runs(request: RunRequest) -> Iterator[CollectedRun]:
     ]
     if not missing:
         return
-    data = {name: load(name, request.data_folder) for name in request.data_sets}
+    data = {
+        name: reduced(load(name, request.data_folder), request.side) for name in request.data_sets
+    }
     # Choices from which nothing can be drawn fail here, before processes start.
     draw_run_setup(0, data, request.architectures)
     yield from in_processes(

@@ -4,8 +4,8 @@ A run is a folder of safetensors files: the window as ``checkpoint-NNNNNN``, whi
 ``know-predict`` reads as it is; ``annealed-5`` … ``annealed-40``, the newest checkpoint trained on
 by as many per cent of its steps while the rate falls to 0; ``future-mean``, the mean of as many
 checkpoints after the window, as far apart; ``longer``, the last of these. A brief record has
-``annealed-20`` only. ``run.json`` has the setup, from which :func:`rebuild` makes the network and its data again, and the losses and
-accuracies of all of them.
+``annealed-20`` only. ``run.json`` has the setup, from which :func:`rebuild` makes the network and
+its data again, and the losses and accuracies of all of them.
 """
 
 from __future__ import annotations

@@ -174,6 +174,12 @@ METHODS = (
     Method("lstsq", "the linear rule in a hyper-model's manifest, n times", hyper_model=_KNOWN),
     Method("shrink", "λ^n·Θ0", (Option("lambda", 0.97),)),
     Method("average", "mean of the checkpoints", _AVERAGE, None, NormMode.AVERAGE, check_average),
+    Method(
+        "settle",
+        "an average that reads how a run went",
+        hyper_model="settle",
+        norm=NormMode.AVERAGE,
+    ),
     Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
 )
 
@@ -188,6 +194,7 @@ ONLY_FOR: Mapping[str, tuple[TrajectoryKind, ...]] = {
     "linear": _FORGETTING_OR_RUN,
     "logfit": (TrajectoryKind.FORGETTING,),
     "tsv": (TrajectoryKind.FORGETTING,),
+    "settle": (TrajectoryKind.RUN,),
 }
 
 
@@ -232,7 +239,8 @@ def check_suited(
     if not method.reads_bundle:
         return
     if bundle is None:
-        if weights is None and kind is not TrajectoryKind.FORGETTING:
+        is_known = method.hyper_model == _KNOWN
+        if weights is None and is_known and kind is not TrajectoryKind.FORGETTING:
             raise UsageError(
                 f"--method {method.name}: no KNOWN that was taught on {kind.plural} is shipped; "
                 f"{remedy}, or name one with --weights"
