@@ -101,9 +101,7 @@ def collect(
     ] = None,
     checkpoints: Annotated[
         int | None,
-        typer.Option(
-            min=2, help="Checkpoints of each run's window.", show_default="drawn, 2 to 5"
-        ),
+        typer.Option(min=2, help="Checkpoints of each run's window.", show_default="drawn, 2 to 5"),
     ] = None,
     brief: Annotated[
         bool,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +12,10 @@ import typer
 from know_cli.checkpoints.metadata import Regime
 from know_cli.cli.options import one_json, parse_named, quiet_option, report_option
 from know_cli.cli.output import Output
+from know_cli.cli.train_network import NetworkRequest, train_network
 from know_cli.errors import UsageError
 from know_cli.known.preparation import Preparation
+from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.settings import Loss, Residuals, Settings, Target
 
 if TYPE_CHECKING:
@@ -25,11 +28,21 @@ EPILOG = "\n\n".join(
         "know collect runs --trajectories 200",
         "know train runs -o my-known --target continuation",
         "know train runs --evaluate ./my-known --evaluate continuation",
+        "know train runs -o my-settle --objective network",
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights ./my-known",
     )
 )
 #: Scores are measured after one to this many steps.
 _STEPS = 3
+# A heading of the help text.
+_NETWORK = "With --objective network"
+
+
+class Objective(str, Enum):
+    """Values of ``--objective``."""
+
+    WEIGHTS = "weights"
+    NETWORK = "network"
 
 
 def train(
@@ -40,6 +53,13 @@ def train(
             help="Folders that 'know forget' or 'know collect' wrote, or folders of such folders.",
         ),
     ],
+    objective: Annotated[
+        Objective,
+        typer.Option(
+            help="weights: KNOWN, by its distance to a target; network: the hyper-model for "
+            "ordinary runs, by what the networks of collected runs say with its weights."
+        ),
+    ] = Objective.WEIGHTS,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the bundle."),
@@ -62,7 +82,10 @@ def train(
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="With --evaluate: also write the scores as JSON."),
+        typer.Option(
+            metavar="FILE.json",
+            help="With --evaluate or --objective network: also write the scores as JSON.",
+        ),
     ] = None,
     report: Annotated[Path | None, report_option()] = None,
     table: Annotated[
@@ -115,8 +138,13 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the windows.")] = 20,
     batch_rows: Annotated[int, typer.Option(min=1, help="Windows per step.")] = 4096,
     learning_rate: Annotated[
-        float, typer.Option(min=0.0, help="Adam's initial learning rate.")
-    ] = 1e-3,
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Adam's initial learning rate.",
+            show_default="0.001, through networks 0.003",
+        ),
+    ] = None,
     averaging: Annotated[
         float,
         typer.Option(
@@ -151,8 +179,53 @@ def train(
         int, typer.Option(min=1, help="The most windows taken from one tensor and position.")
     ] = 1000,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own")
+        int | None,
+        typer.Option(
+            min=1, help="Threads of torch.", show_default="torch's own, through networks 1"
+        ),
     ] = None,
+    data_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the runs' data sets are.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    meta_steps: Annotated[
+        int,
+        typer.Option(min=1, help="Steps of the training.", rich_help_panel=_NETWORK),
+    ] = 400,
+    runs_per_step: Annotated[
+        int, typer.Option(min=1, help="Runs that a step learns from.", rich_help_panel=_NETWORK)
+    ] = 8,
+    hidden: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Width of the part that reads how a run went.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 16,
+    width: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1024,
+            help="Width of the part that corrects single elements; 0 for none.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 0,
+    distance: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Weight of the squared distance to the annealed weights, as a share of that of "
+            "the average.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 0.0,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Train KNOWN, the small model that predicts parameters, on recorded trajectories.
@@ -169,6 +242,33 @@ def train(
         raise UsageError(
             "give either -o BUNDLE to train a bundle, or --evaluate BUNDLE to measure one"
         )
+    if objective is Objective.NETWORK:
+        if output is None or compare or table:
+            raise UsageError("--objective network: needs -o, and measures as it trains")
+        _through_networks(
+            talk,
+            NetworkRequest(
+                runs=trajectories,
+                output=output,
+                settings=NetworkSettings(
+                    checkpoints=checkpoints,
+                    hidden=hidden,
+                    width=width,
+                    steps=meta_steps,
+                    runs=runs_per_step,
+                    learning_rate=3e-3 if learning_rate is None else learning_rate,
+                    distance=distance,
+                    seed=seed,
+                ),
+                holdout=holdout,
+                architectures=tuple(sorted(set(hold_out_architecture or []))),
+                data_folder=data_folder,
+                json=json,
+                threads=threads,
+            ),
+            force=force,
+        )
+        return
     if output is None:
         _evaluate(talk, trajectories, evaluate or [], compare or [], json, table, threads)
         return
@@ -188,7 +288,7 @@ def train(
         penalised=paper if penalty is None else penalty,
         epochs=epochs,
         batch_rows=batch_rows,
-        learning_rate=learning_rate,
+        learning_rate=1e-3 if learning_rate is None else learning_rate,
         averaging=averaging,
         seed=seed,
         holdout=holdout,
@@ -198,6 +298,16 @@ def train(
         rows_per_tensor=rows_per_tensor,
     )
     _train(talk, trajectories, output, settings, threads)
+
+
+def _through_networks(talk: Output, request: NetworkRequest, *, force: bool) -> None:
+    from know_cli.cli.report_file import check_report_path
+    from know_cli.known.shipped import check_bundle_output
+
+    check_bundle_output(request.output, force=force)
+    if request.json is not None:
+        check_report_path(request.json, [], "--json")
+    train_network(talk, request)
 
 
 def _train(

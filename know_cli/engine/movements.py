@@ -154,5 +154,5 @@ def _measure(trajectory: Trajectory, name: str, ranks: Ranks) -> list[Any]:
         count += size
     spread = (squares / max(count, 1)).sqrt()
     products /= max(count, 1)
-    size = math.sqrt(newest / max(count, 1))
-    return [count, mean.tolist(), spread.tolist(), products.tolist(), size]
+    norm = math.sqrt(newest / max(count, 1))
+    return [count, mean.tolist(), spread.tolist(), products.tolist(), norm]

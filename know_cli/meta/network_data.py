@@ -38,7 +38,7 @@ class NetworkRun:
     """A collected run.
 
     Attributes:
-        name: of its folder.
+        name: of its folder, with the last digits of its seed.
         setup: of the run.
         states: its checkpoints, the oldest first.
         annealed: the newest one annealed by 20 % more steps.
@@ -179,7 +179,8 @@ def load_runs(
         states = [read_state(folder / checkpoint_file(step)) for step in setup.window]
         model = build(setup.design, 0).eval().requires_grad_(False)
         annealed = read_state(folder / annealed_file(ANNEALED))
-        runs.append(NetworkRun(folder.name, setup, states, annealed, model, inputs, labels))
+        name = f"{folder.name}-{setup.seed % 16**8:08x}"
+        runs.append(NetworkRun(name, setup, states, annealed, model, inputs, labels))
     return runs, left_out
 
 

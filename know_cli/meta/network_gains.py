@@ -184,3 +184,9 @@ def gains(found: Sequence[Mapping[str, Any]]) -> Gains:
         {name: over(TAUGHT, name, True) for name in others},
         {name: over(TAUGHT, name, False) for name in others},
     )
+
+
+def best_average(table: Gains) -> str:
+    """The name of the average with the highest accuracy."""
+    names = [name for name in table.ahead if name not in (LAST, ANNEALED)]
+    return max(names, key=lambda name: table.accuracy[name].mean)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from know_cli.engine.movements import Course
 from know_cli.errors import KnowError, UsageError
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.meta.network_data import MEAN, VARIANCE, NetworkRun, State, Window, outputs
+from know_cli.meta.network_settings import NetworkSettings
 from know_cli.settle.course import features
 from know_cli.settle.module import Settle, shares
 
@@ -33,39 +32,6 @@ _LARGEST_GRADIENT = 1.0
 _KEPT = "know.network"
 # What the zoo's layers add to a variance: torch's default.
 _EPSILON = 1e-5
-
-
-@dataclass(frozen=True)
-class NetworkSettings:
-    """How the hyper-model for runs is taught.
-
-    Attributes:
-        checkpoints: S.
-        hidden, width: see :class:`~know_cli.settle.module.Settle`.
-        steps: of its own training.
-        runs: per step.
-        batch: samples per run and step.
-        learning_rate: Adam's, which falls to 0 along half a cosine.
-        distance: weight of the squared distance to the annealed weights, where the window's
-            newest checkpoint was annealed, as a share of that of the average.
-        batch_statistics: normalise by each batch instead of by running statistics.
-        seed: of all random numbers.
-    """
-
-    checkpoints: int = 5
-    hidden: int = 16
-    width: int = 0
-    steps: int = 400
-    runs: int = 8
-    batch: int = 128
-    learning_rate: float = 3e-3
-    distance: float = 0.0
-    batch_statistics: bool = False
-    seed: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain types."""
-        return asdict(self)
 
 
 def predicted(model: Settle, window: Window) -> tuple[State, Tensor]:

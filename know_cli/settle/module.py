@@ -78,7 +78,8 @@ class Settle(nn.Module):
         newest = window[-1] / size.clamp(min=_TINY)
         inputs = torch.cat([far, newest[None]]).clamp(-_FARTHEST, _FARTHEST).T
         hidden = torch.relu(self.first(inputs) + condition)
-        return self.last(torch.relu(self.second(hidden)))[:, 0] * length
+        found: Tensor = self.last(torch.relu(self.second(hidden)))[:, 0] * length
+        return found
 
 
 def shares(coefficients: Tensor) -> Tensor:
