@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from know_cli.checkpoints.metadata import Regime
-from know_cli.cli.options import one_json, parse_named, quiet_option, report_option
+from know_cli.cli.measure_bundles import SCORED_STEPS, measure_bundles
+from know_cli.cli.options import one_json, quiet_option, report_option
 from know_cli.cli.output import Output
 from know_cli.cli.train_network import NetworkRequest, train_network
 from know_cli.errors import UsageError
@@ -20,7 +21,6 @@ from know_cli.meta.settings import Loss, Residuals, Settings, Target
 
 if TYPE_CHECKING:
     from know_cli.kinds import Kind
-    from know_cli.known.bundle import Bundle
 
 EPILOG = "\n\n".join(
     (
@@ -32,8 +32,6 @@ EPILOG = "\n\n".join(
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights ./my-known",
     )
 )
-#: Scores are measured after one to this many steps.
-_STEPS = 3
 # A heading of the help text.
 _NETWORK = "With --objective network"
 
@@ -90,7 +88,7 @@ def train(
     report: Annotated[Path | None, report_option()] = None,
     table: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.md", help="With --evaluate: also write the tables as Markdown."),
+        typer.Option(metavar="FILE.md", help="Likewise, the tables as Markdown."),
     ] = None,
     target: Annotated[
         Target,
@@ -142,7 +140,7 @@ def train(
         typer.Option(
             min=0.0,
             help="Adam's initial learning rate.",
-            show_default="0.001, through networks 0.003",
+            show_default="0.001, through networks 0.01",
         ),
     ] = None,
     averaging: Annotated[
@@ -194,8 +192,12 @@ def train(
     ] = None,
     meta_steps: Annotated[
         int,
-        typer.Option(min=1, help="Steps of the training.", rich_help_panel=_NETWORK),
-    ] = 400,
+        typer.Option(
+            min=1,
+            help="Steps of the training; each takes --runs-per-step.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 200,
     runs_per_step: Annotated[
         int, typer.Option(min=1, help="Runs that a step learns from.", rich_help_panel=_NETWORK)
     ] = 8,
@@ -226,6 +228,14 @@ def train(
             rich_help_panel=_NETWORK,
         ),
     ] = 0.0,
+    every: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Measure what is gained, and keep what was learned, after so many steps.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 50,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Train KNOWN, the small model that predicts parameters, on recorded trajectories.
@@ -233,6 +243,12 @@ def train(
     Writes conv.safetensors, fc.safetensors, bias.safetensors and manifest.json, and prints how
     well it does on held-out trajectories, compared with simple rules. An interrupted run continues
     with the kind that it was training.
+
+    With --objective network it trains the hyper-model of --method settle on ordinary runs that
+    'know collect --regime run' wrote, by the cross entropy of their networks with the predicted
+    weights, on samples that the runs were not trained on. Of the options above, --checkpoints,
+    --learning-rate, --seed, --holdout, --hold-out-architecture, --threads, --json and --force
+    apply; the last ones apply to it alone.
     """
     from know_cli.cli.report_file import takes_stdout
 
@@ -243,7 +259,7 @@ def train(
             "give either -o BUNDLE to train a bundle, or --evaluate BUNDLE to measure one"
         )
     if objective is Objective.NETWORK:
-        if output is None or compare or table:
+        if output is None or compare:
             raise UsageError("--objective network: needs -o, and measures as it trains")
         _through_networks(
             talk,
@@ -256,7 +272,7 @@ def train(
                     width=width,
                     steps=meta_steps,
                     runs=runs_per_step,
-                    learning_rate=3e-3 if learning_rate is None else learning_rate,
+                    learning_rate=1e-2 if learning_rate is None else learning_rate,
                     distance=distance,
                     seed=seed,
                 ),
@@ -264,13 +280,15 @@ def train(
                 architectures=tuple(sorted(set(hold_out_architecture or []))),
                 data_folder=data_folder,
                 json=json,
+                table=table,
+                every=every,
                 threads=threads,
             ),
             force=force,
         )
         return
     if output is None:
-        _evaluate(talk, trajectories, evaluate or [], compare or [], json, table, threads)
+        measure_bundles(talk, trajectories, evaluate or [], compare or [], json, table, threads)
         return
     if compare or json or table:
         raise UsageError("--compare, --json and --table need --evaluate")
@@ -305,8 +323,9 @@ def _through_networks(talk: Output, request: NetworkRequest, *, force: bool) -> 
     from know_cli.known.shipped import check_bundle_output
 
     check_bundle_output(request.output, force=force)
-    if request.json is not None:
-        check_report_path(request.json, [], "--json")
+    for option, path in (("--json", request.json), ("--table", request.table)):
+        if path is not None:
+            check_report_path(path, [], option)
     train_network(talk, request)
 
 
@@ -326,7 +345,7 @@ def _train(
         find_trajectories(trajectories),
         target=settings.target,
         checkpoints=settings.checkpoints,
-        steps=max(settings.steps, _STEPS),
+        steps=max(settings.steps, SCORED_STEPS),
         rows_per_tensor=settings.rows_per_tensor,
         seed=settings.seed,
     )
@@ -352,71 +371,3 @@ def _train(
     talk.show(
         *score_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
     )
-
-
-def _evaluate(
-    talk: Output,
-    trajectories: list[Path],
-    names: list[str],
-    compare: list[str],
-    json: Path | None,
-    table: Path | None,
-    threads: int | None,
-) -> None:
-    """Measure bundles on the trajectories that their manifests name as held out."""
-    import torch
-
-    from know_cli.cli.report_file import check_report_path, write_out, write_report
-    from know_cli.cli.scores import score_tables, scores_markdown
-    from know_cli.meta.held_out import evaluate, to_json
-    from know_cli.meta.manifest import settings_of, split_of
-    from know_cli.meta.windows import collect_windows, find_trajectories
-
-    for option, path in (("--json", json), ("--table", table)):
-        if path is not None:
-            check_report_path(path, [], option)
-    if threads:
-        torch.set_num_threads(threads)
-    bundles = [bundle for name in names for bundle in _bundles(name)]
-    others = _named_bundles(compare)
-    found = find_trajectories(trajectories)
-    tables = {}
-    for bundle in bundles:
-        settings = settings_of(bundle)
-        talk.notice(f"measuring {bundle.source}")
-        collection = collect_windows(
-            found,
-            target=settings.target,
-            checkpoints=settings.checkpoints,
-            steps=_STEPS,
-            rows_per_tensor=settings.rows_per_tensor,
-            seed=settings.seed,
-        )
-        beside = {
-            name: one for name, one in others.items() if one.checkpoints == bundle.checkpoints
-        }
-        title = f"{bundle.target}, {bundle.checkpoints} checkpoints, {bundle.digest}"
-        tables[title] = evaluate(bundle, collection, split_of(bundle, collection), beside)
-    talk.show(*score_tables(tables))
-    if json is not None:
-        write_report(json, {title: to_json(one) for title, one in tables.items()})
-    if table is not None:
-        write_out(table, scores_markdown(tables))
-
-
-def _bundles(name: str) -> list[Bundle]:
-    """One bundle, or all of a family, by a folder or a shipped family's name."""
-    from know_cli.known.bundle import load_bundle
-    from know_cli.known.shipped import MANIFEST, family, is_path
-
-    path = Path(name)
-    is_one = is_path(name) and (path / MANIFEST).exists()
-    folders = [path] if is_one else list(family(name, "--evaluate").values())
-    return [load_bundle(folder) for folder in folders]
-
-
-def _named_bundles(pairs: list[str]) -> dict[str, Bundle]:
-    from know_cli.known.bundle import load_bundle
-
-    named = parse_named(pairs, "--compare", "BUNDLE")
-    return {name: load_bundle(Path(path)) for name, path in named.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,18 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from know_cli.meta.network_bundle import Progress
-    from know_cli.meta.network_gains import Gains, Interval
     from know_cli.meta.network_settings import NetworkSettings
+
+
+_HEADING = (
+    "Accuracy and cross entropy over the last checkpoint, on samples that the runs have not seen; "
+    "mean over runs held out ± 95 % interval; ahead: taught one − this, run by run"
+)
+_COLUMNS = ("start", "points", "nats", "settle ahead by points", "by nats")
+_GROUPS = {
+    "runs": "runs held out",
+    "architectures": "runs of architectures that were never taught on",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class NetworkRequest:
         holdout: share of the runs that is held out.
         architectures: none of which is taught on.
         data_folder: where the data sets' files are.
-        json: also gets the gains and the curve; None for nowhere.
+        json, table: also get the gains and the curve, as JSON and Markdown; None for nowhere.
         every: steps between measurements.
         threads: of torch.
     """
@@ -41,6 +51,7 @@ class NetworkRequest:
     architectures: tuple[str, ...] = field(default=())
     data_folder: Path | None = None
     json: Path | None = None
+    table: Path | None = None
     every: int = 50
     threads: int | None = None
 
@@ -54,7 +65,7 @@ def train_network(talk: Output, request: NetworkRequest) -> None:
     """
     import torch
 
-    from know_cli.cli.report_file import write_report
+    from know_cli.cli.report_file import write_out, write_report
     from know_cli.meta.network_bundle import split_runs, teach_bundle
     from know_cli.meta.network_data import find_runs, load_runs
     from know_cli.settle.bundle import save_bundle
@@ -71,59 +82,112 @@ def train_network(talk: Output, request: NetworkRequest) -> None:
     split = split_runs(runs, request.holdout, settings.seed, request.architectures)
     counts = ", ".join(f"{len(found)} {name}" for name, found in split.held_out.items())
     talk.notice(f"{len(split.training)} runs to learn from; held out: {counts}")
-    facts: dict[str, Any] = {
+    extra: dict[str, Any] = {
         "holdout": request.holdout,
         "held_out_architectures": list(request.architectures),
     }
     partial = request.output.with_name(request.output.name + ".partial")
     began = time.process_time()
-    bundle, found = teach_bundle(
+    bundle = teach_bundle(
         split,
         settings,
-        facts,
+        extra,
         lambda progress: talk.notice(_line(progress, settings.steps)),
         every=request.every,
         partial=partial,
     )
     save_bundle(bundle, request.output)
     partial.unlink(missing_ok=True)
+    facts = {
+        **bundle.to_json(),
+        "processor_seconds": round(time.process_time() - began),
+    }
     if request.json is not None:
-        seconds = round(time.process_time() - began)
-        write_report(request.json, {**bundle.manifest, "processor_seconds": seconds})
-    talk.show(*_tables(found), f"wrote {request.output}: {bundle.digest}")
+        write_report(request.json, facts)
+    if request.table is not None:
+        write_out(request.table, network_markdown(facts))
+    talk.show(*_tables(facts["gains"]), f"wrote {request.output}: {bundle.digest}")
 
 
 def _line(progress: Progress, steps: int) -> str:
-    from know_cli.meta.network_gains import TAUGHT, best_average
+    from know_cli.meta.network_gains import TAUGHT
 
     parts = [f"step {progress.step} of {steps}", f"{progress.seconds:.0f} s"]
     for group, table in progress.gains.items():
-        best = best_average(table)
+        found = table.to_json()
+        best = best_average_of(found)
         parts.append(
-            f"{group}: {_text(table.accuracy[TAUGHT])} points over last, "
-            f"{_text(table.ahead[best])} over {best}"
+            f"{group}: {_text(found['accuracy'][TAUGHT])} points over last, "
+            f"{_text(found['ahead'][best])} over {best}"
         )
     return "; ".join(parts)
 
 
-def _text(interval: Interval, digits: int = 2) -> str:
-    return f"{interval.mean:+.{digits}f} ± {interval.half:.{digits}f}"
-
-
-def _tables(found: Mapping[str, Gains]) -> list[RenderableType]:
+def _tables(gains: Mapping[str, Mapping[str, Any]]) -> list[RenderableType]:
     """One table per group of held-out runs."""
     from know_cli.cli.tables import new_table
 
-    lines: list[RenderableType] = [
-        "Over the last checkpoint, on samples that the runs have not seen; mean over runs held out "
-        "± 95 % interval"
-    ]
-    for group, gains in found.items():
-        table = new_table("start", "points", "nats", "settle ahead by points", "by nats")
-        for name, accuracy in gains.accuracy.items():
-            ahead = ["", ""]
-            if name in gains.ahead:
-                ahead = [_text(gains.ahead[name]), _text(gains.ahead_loss[name], 4)]
-            table.add_row(name, _text(accuracy), _text(gains.loss[name], 4), *ahead)
-        lines += ["", f"{gains.runs} {group} held out", table]
+    lines: list[RenderableType] = [_HEADING]
+    for group, found in gains.items():
+        table = new_table(*_COLUMNS)
+        for cells in _rows(found):
+            table.add_row(*cells)
+        lines += ["", f"{found['runs']} {group} held out", table]
     return lines
+
+
+def network_markdown(facts: Mapping[str, Any]) -> str:
+    """What a training through networks gained, and how that grew, as Markdown.
+
+    Args:
+        facts: what ``--json`` writes.
+    """
+    settings, gains = facts["settings"], facts["gains"]
+    lines = [
+        f"{settings['checkpoints']} checkpoints, {facts['parameters']} parameters "
+        f"({facts['digest']}), taught on {len(facts['taught_on'])} runs in {settings['steps']} "
+        f"steps of {settings['runs']} runs, {facts['processor_seconds']} s of one processor with "
+        f"all measurements. {_HEADING}.",
+    ]
+    for group, found in gains.items():
+        lines += ["", f"### {found['runs']} {_GROUPS[group]}", "", _line_of(_COLUMNS)]
+        lines += ["|---|---:|---:|---:|---:|", *map(_line_of, _rows(found))]
+    lines += ["", "### Gain against effort", ""]
+    names = [
+        f"{group}: {what}" for group in gains for what in ("points over last", "over the best mean")
+    ]
+    lines += [_line_of(["step", "training loss", *names]), "|---:|" + "---:|" * (len(names) + 1)]
+    for point in facts["curve"]:
+        cells = [str(point["step"]), f"{point['loss']:+.4f}"]
+        for group in gains:
+            best = best_average_of(gains[group])
+            cells += [_text(point[group]["accuracy"]), _text(point[group]["ahead"][best])]
+        lines.append(_line_of(cells))
+    return "\n".join(lines) + "\n"
+
+
+def best_average_of(found: Mapping[str, Any]) -> str:
+    """The name of the average with the highest accuracy in stored gains."""
+    names = [name for name in found["ahead"] if name.startswith("average")]
+    best: str = max(names, key=lambda name: float(found["accuracy"][name][0]))
+    return best
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The cells of one group's table, from stored gains."""
+    for name, accuracy in found["accuracy"].items():
+        ahead = ["", ""]
+        if name in found["ahead"]:
+            ahead = [_text(found["ahead"][name]), _text(found["ahead_loss"][name], 4)]
+        yield [name, _text(accuracy), _text(found["loss"][name], 4), *ahead]
+
+
+def _line_of(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _text(stored: Sequence[float | None], digits: int = 2) -> str:
+    """A mean with the half width of its interval, which a single run has not."""
+    mean, half = stored
+    width = "" if half is None else f" ± {half:.{digits}f}"
+    return f"{mean:+.{digits}f}{width}"

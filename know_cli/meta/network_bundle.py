@@ -117,7 +117,7 @@ def teach_bundle(
     *,
     every: int = 50,
     partial: Path | None = None,
-) -> tuple[SettleBundle, dict[str, Gains]]:
+) -> SettleBundle:
     """Teach a bundle, measuring as it goes.
 
     Args:
@@ -129,8 +129,8 @@ def teach_bundle(
         partial: see :func:`~know_cli.meta.network_training.teach`.
 
     Returns:
-        The bundle, whose manifest records runs, settings, versions and gains, and these gains by
-        group. Nothing is chosen by them.
+        The bundle, whose manifest records runs, settings, versions, and gains on the runs held
+        out. Nothing is chosen by them.
 
     Raises:
         KnowError: the training diverges.
@@ -158,4 +158,4 @@ def teach_bundle(
         "curve": curve,
         "versions": versions(),
     }
-    return SettleBundle.of(model, manifest), final
+    return SettleBundle.of(model, manifest)

@@ -26,10 +26,10 @@ class NetworkSettings:
     checkpoints: int = 5
     hidden: int = 16
     width: int = 0
-    steps: int = 400
+    steps: int = 200
     runs: int = 8
     batch: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     distance: float = 0.0
     batch_statistics: bool = False
     seed: int = 0

@@ -69,6 +69,21 @@ class SettleBundle:
         state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         return SettleBundle(state, model.checkpoints, model.hidden, model.width, dict(manifest))
 
+    def to_json(self) -> dict[str, Any]:
+        """Its manifest as it is written."""
+        own: dict[str, Any] = {
+            "format": FORMAT,
+            "model": MODEL,
+            "checkpoints": self.checkpoints,
+            "hidden": self.hidden,
+            "width": self.width,
+            "target": self.target,
+            "trajectory": self.trajectory.value,
+            "digest": self.digest,
+            "parameters": sum(tensor.numel() for tensor in self.state.values()),
+        }
+        return {**own, **{key: value for key, value in self.manifest.items() if key not in own}}
+
     def module(self) -> Settle:
         """The module with its weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
@@ -156,16 +171,5 @@ def save_bundle(bundle: SettleBundle, path: Path) -> None:
     """
     make_folder(path)
     save_checkpoint(path / _WEIGHTS, bundle.state, {"format": "pt"})
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "model": MODEL,
-        "checkpoints": bundle.checkpoints,
-        "hidden": bundle.hidden,
-        "width": bundle.width,
-        "target": bundle.target,
-        "trajectory": bundle.trajectory.value,
-        "digest": bundle.digest,
-        "parameters": sum(tensor.numel() for tensor in bundle.state.values()),
-    }
-    manifest.update({key: value for key, value in bundle.manifest.items() if key not in manifest})
-    write_text(path / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(bundle.to_json(), indent=2, ensure_ascii=False)
+    write_text(path / MANIFEST, text + "\n")

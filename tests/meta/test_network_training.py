@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from know_cli.cli.train_network import best_average_of, network_markdown
 from know_cli.errors import KnowError, UsageError
 from know_cli.lab.averaging import combine
 from know_cli.lab.data import load
@@ -19,7 +20,7 @@ from know_cli.lab.data.samples import reduced
 from know_cli.lab.fitting import one_thread
 from know_cli.meta.network_bundle import split_runs
 from know_cli.meta.network_data import NetworkRun, find_runs, load_runs, outputs
-from know_cli.meta.network_gains import Interval, Measured, averages, best_average, gains
+from know_cli.meta.network_gains import Interval, Measured, averages, gains
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.network_training import _differentiable, predicted, teach
 from know_cli.meta.recording import Task, unseen_samples
@@ -214,7 +215,7 @@ def test_gains_are_paired_by_run() -> None:
     assert found.ahead["average-3"].half == pytest.approx(0)
     assert found.accuracy["settle"].half == pytest.approx(12.71)
     assert found.ahead_loss["average-3"].mean == pytest.approx(0.02)
-    assert best_average(found) == "average-3"
+    assert best_average_of(found.to_json()) == "average-3"
     assert found.to_json()["ahead"]["last"] == [4.0, 12.71]
     assert Interval.of([3.0]) == Interval(3.0, math.inf)
 
@@ -240,7 +241,7 @@ def test_the_command_trains_a_bundle(know: Command, folder: Path, tmp_path: Path
     arguments = [
         "train", folder, "-o", tmp_path / "bundle", "--objective", "network", "--checkpoints", 3,
         "--meta-steps", 3, "--runs-per-step", 2, "--hold-out-architecture", "cnn", "--holdout", 0.4,
-        "--seed", 3, "--json", tmp_path / "gains.json",
+        "--seed", 3, "--json", tmp_path / "gains.json", "--table", tmp_path / "gains.md",
     ]  # fmt: skip
     done = know(*arguments)
     assert done.returncode == 0, done.stderr
@@ -253,6 +254,8 @@ def test_the_command_trains_a_bundle(know: Command, folder: Path, tmp_path: Path
     assert not {*names["architectures"], *names.get("runs", [])} & {*bundle.manifest["taught_on"]}
     kept = json.loads((tmp_path / "gains.json").read_text())
     assert kept["gains"] == bundle.manifest["gains"]
+    assert (tmp_path / "gains.md").read_text() == network_markdown(kept)
+    assert "| average-3-ema |" in (tmp_path / "gains.md").read_text()
     assert [point["step"] for point in kept["curve"]] == [3]
     assert not (tmp_path / "bundle.partial").exists()
     again = know(*arguments, "--force")

@@ -74,17 +74,13 @@ def write(folder: Path) -> list[Path]:
     return paths
 
 
-def predict(paths: list[Path], output: Path, bundle: Path | None, **settings: int) -> Path:
+def predict(
+    paths: list[Path], output: Path, bundle: Path | None, threads: int = 1, memory: int = 1 << 30
+) -> Path:
     method = "average" if bundle is None else "settle"
     weights = None if bundle is None else str(bundle.absolute())
-    request = Request(
-        paths,
-        output,
-        weights,
-        method=method,
-        settings=Settings(**settings),
-        force=True,  # type: ignore[arg-type]
-    )
+    settings = Settings(threads=threads, max_memory=memory)
+    request = Request(paths, output, weights, method=method, settings=settings, force=True)
     with open_prediction(request) as prediction:
         prediction.execute()
     return output
@@ -160,7 +156,7 @@ def test_bytes_depend_on_no_threads_memory_or_ranks(tmp_path: Path) -> None:
             tmp_path / f"{threads}-{memory}.safetensors",
             tmp_path / "bundle",
             threads=threads,
-            max_memory=memory,
+            memory=memory,
         )
         for threads, memory in ((1, 1 << 30), (2, 1 << 30), (1, 20 << 20))
     ]
