@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from know_cli.errors import CheckpointError, UsageError
-from know_cli.known.shipped import is_path, weights_folder
 
 MANIFEST = "manifest.json"
 #: The entry ``model`` of the manifest.
@@ -21,10 +20,22 @@ FEWEST = 3
 FOLDER = "window-"
 
 
+def _weights_folder() -> Path:
+    """The folder of the shipped families: inside the package (wheel) or beside it (checkout)."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "weights"
+    return inside if inside.is_dir() else package.parent / "weights"
+
+
+def _is_path(weights: str) -> bool:
+    """Whether it is a path, which has to look like one, and not the name of a shipped family."""
+    return "/" in weights or weights in (".", "..")
+
+
 def shipped() -> dict[str, dict[int, Path]]:
     """Shipped bundles: family name → number of checkpoints → folder."""
     families: dict[str, dict[int, Path]] = {}
-    for manifest in sorted(weights_folder().glob(f"*/{FOLDER}*/{MANIFEST}")):
+    for manifest in sorted(_weights_folder().glob(f"*/{FOLDER}*/{MANIFEST}")):
         families.setdefault(manifest.parent.parent.name, {}).update(_sized(manifest))
     return families
 
@@ -36,7 +47,7 @@ def _sized(manifest: Path) -> dict[int, Path]:
 
 def _family(weights: str) -> dict[int, Path]:
     sizes: dict[int, Path] = {}
-    if is_path(weights):
+    if _is_path(weights):
         for manifest in Path(weights).glob(f"{FOLDER}*/{MANIFEST}"):
             sizes.update(_sized(manifest))
     else:
@@ -56,7 +67,7 @@ def check_weights_name(weights: str) -> None:
     Raises:
         UsageError: it is neither.
     """
-    if not (is_path(weights) and Path(weights).is_dir()):
+    if not (_is_path(weights) and Path(weights).is_dir()):
         _family(weights)
 
 
@@ -74,7 +85,7 @@ def find_bundle(weights: str | None, checkpoints: int) -> Path:
     """
     weights = DEFAULT_WEIGHTS if weights is None else weights
     path = Path(weights)
-    if is_path(weights) and (path / MANIFEST).exists():
+    if _is_path(weights) and (path / MANIFEST).exists():
         return path
     sizes = _family(weights)
     if checkpoints not in sizes:
