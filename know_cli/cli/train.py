@@ -13,7 +13,7 @@ from know_cli.checkpoints.metadata import Regime
 from know_cli.cli.measure_bundles import SCORED_STEPS, measure_bundles
 from know_cli.cli.options import one_json, quiet_option, report_option
 from know_cli.cli.output import Output
-from know_cli.cli.train_network import NetworkRequest, train_network
+from know_cli.cli.train_network import NetworkRequest, measure_networks, train_network
 from know_cli.errors import UsageError
 from know_cli.known.preparation import Preparation
 from know_cli.meta.network_settings import NetworkSettings
@@ -259,8 +259,8 @@ def train(
             "give either -o BUNDLE to train a bundle, or --evaluate BUNDLE to measure one"
         )
     if objective is Objective.NETWORK:
-        if output is None or compare:
-            raise UsageError("--objective network: needs -o, and measures as it trains")
+        if compare or len(evaluate or []) > 1:
+            raise UsageError("--objective network: measures one bundle, and compares with averages")
         _through_networks(
             talk,
             NetworkRequest(
@@ -284,6 +284,7 @@ def train(
                 every=every,
                 threads=threads,
             ),
+            [Path(one) for one in evaluate or []],
             force=force,
         )
         return
@@ -318,15 +319,21 @@ def train(
     _train(talk, trajectories, output, settings, threads)
 
 
-def _through_networks(talk: Output, request: NetworkRequest, *, force: bool) -> None:
+def _through_networks(
+    talk: Output, request: NetworkRequest, evaluate: list[Path], *, force: bool
+) -> None:
     from know_cli.cli.report_file import check_report_path
     from know_cli.known.shipped import check_bundle_output
 
-    check_bundle_output(request.output, force=force)
+    if request.output is not None:
+        check_bundle_output(request.output, force=force)
     for option, path in (("--json", request.json), ("--table", request.table)):
         if path is not None:
             check_report_path(path, [], option)
-    train_network(talk, request)
+    if request.output is None:
+        measure_networks(talk, request, evaluate[0])
+    else:
+        train_network(talk, request)
 
 
 def _train(

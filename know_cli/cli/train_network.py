@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from know_cli.meta.network_bundle import Progress
+    from know_cli.meta.network_data import NetworkRun
     from know_cli.meta.network_settings import NetworkSettings
 
 
@@ -34,7 +35,7 @@ class NetworkRequest:
 
     Attributes:
         runs: folders of runs.
-        output: for the bundle.
+        output: for the bundle; None where one is only measured.
         settings: how to teach.
         holdout: share of the runs that is held out.
         architectures: none of which is taught on.
@@ -45,7 +46,7 @@ class NetworkRequest:
     """
 
     runs: Sequence[Path]
-    output: Path
+    output: Path | None
     settings: NetworkSettings
     holdout: float
     architectures: tuple[str, ...] = field(default=())
@@ -67,18 +68,12 @@ def train_network(talk: Output, request: NetworkRequest) -> None:
 
     from know_cli.cli.report_file import write_out, write_report
     from know_cli.meta.network_bundle import split_runs, teach_bundle
-    from know_cli.meta.network_data import find_runs, load_runs
     from know_cli.settle.bundle import save_bundle
 
     torch.set_num_threads(request.threads or 1)
-    settings = request.settings
-    runs, left_out = load_runs(find_runs(request.runs), settings.checkpoints, request.data_folder)
-    reasons: dict[str, list[Path]] = {}
-    for path, reason in left_out.items():
-        reasons.setdefault(reason, []).append(path)
-    for reason, (first, *others) in reasons.items():
-        also = f" and {len(others)} more" if others else ""
-        talk.warning(f"left out {first}{also}: {reason}")
+    settings, output = request.settings, request.output
+    assert output is not None
+    runs = _load(talk, request, settings.checkpoints)
     split = split_runs(runs, request.holdout, settings.seed, request.architectures)
     counts = ", ".join(f"{len(found)} {name}" for name, found in split.held_out.items())
     talk.notice(f"{len(split.training)} runs to learn from; held out: {counts}")
@@ -86,7 +81,7 @@ def train_network(talk: Output, request: NetworkRequest) -> None:
         "holdout": request.holdout,
         "held_out_architectures": list(request.architectures),
     }
-    partial = request.output.with_name(request.output.name + ".partial")
+    partial = output.with_name(output.name + ".partial")
     began = time.process_time()
     bundle = teach_bundle(
         split,
@@ -96,7 +91,7 @@ def train_network(talk: Output, request: NetworkRequest) -> None:
         every=request.every,
         partial=partial,
     )
-    save_bundle(bundle, request.output)
+    save_bundle(bundle, output)
     partial.unlink(missing_ok=True)
     facts = {
         **bundle.to_json(),
@@ -106,7 +101,46 @@ def train_network(talk: Output, request: NetworkRequest) -> None:
         write_report(request.json, facts)
     if request.table is not None:
         write_out(request.table, network_markdown(facts))
-    talk.show(*_tables(facts["gains"]), f"wrote {request.output}: {bundle.digest}")
+    talk.show(*_tables(facts["gains"]), f"wrote {output}: {bundle.digest}")
+
+
+def measure_networks(talk: Output, request: NetworkRequest, bundle: Path) -> None:
+    """Show what a bundle gains on those of the runs that it was not taught on.
+
+    Raises:
+        KnowError: it was taught on all, or a file cannot be read or written.
+    """
+    import torch
+
+    from know_cli.cli.report_file import write_out, write_report
+    from know_cli.meta.network_bundle import measure_bundle
+    from know_cli.settle.bundle import load_bundle
+
+    torch.set_num_threads(request.threads or 1)
+    loaded = load_bundle(bundle)
+    runs = _load(talk, request, loaded.checkpoints)
+    began = time.process_time()
+    facts = measure_bundle(loaded, runs)
+    facts["processor_seconds"] = round(time.process_time() - began)
+    if request.json is not None:
+        write_report(request.json, facts)
+    if request.table is not None:
+        write_out(request.table, network_markdown(facts))
+    talk.show(*_tables(facts["gains"]))
+
+
+def _load(talk: Output, request: NetworkRequest, checkpoints: int) -> list[NetworkRun]:
+    """The runs that can be used; what is left out is told."""
+    from know_cli.meta.network_data import find_runs, load_runs
+
+    runs, left_out = load_runs(find_runs(request.runs), checkpoints, request.data_folder)
+    reasons: dict[str, list[Path]] = {}
+    for path, reason in left_out.items():
+        reasons.setdefault(reason, []).append(path)
+    for reason, (first, *others) in reasons.items():
+        also = f" and {len(others)} more" if others else ""
+        talk.warning(f"left out {first}{also}: {reason}")
+    return runs
 
 
 def _line(progress: Progress, steps: int) -> str:
@@ -152,6 +186,8 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
     for group, found in gains.items():
         lines += ["", f"### {found['runs']} {_GROUPS[group]}", "", _line_of(_COLUMNS)]
         lines += ["|---|---:|---:|---:|---:|", *map(_line_of, _rows(found))]
+    if not facts["curve"]:
+        return "\n".join(lines) + "\n"
     lines += ["", "### Gain against effort", ""]
     names = [
         f"{group}: {what}" for group in gains for what in ("points over last", "over the best mean")

@@ -73,6 +73,42 @@ def split_runs(
     return RunSplit(training, held_out)
 
 
+def not_taught_on(bundle: SettleBundle, runs: Sequence[NetworkRun]) -> dict[str, list[NetworkRun]]:
+    """The runs that a bundle was not taught on, by group, those collected later among them.
+
+    Raises:
+        UsageError: it was taught on all of them.
+    """
+    taught = set(bundle.manifest.get("taught_on", []))
+    never = bundle.manifest.get("held_out_architectures", [])
+    groups: dict[str, list[NetworkRun]] = {RUNS: [], ARCHITECTURES: []}
+    for run in runs:
+        if run.name not in taught:
+            is_new = run.setup.design.architecture in never
+            groups[ARCHITECTURES if is_new else RUNS].append(run)
+    found = {name: group for name, group in groups.items() if group}
+    if not found:
+        raise UsageError(
+            f"{bundle.source}: was taught on all {len(runs)} of these runs; record more with "
+            "'know collect --regime run'"
+        )
+    return found
+
+
+def measure_bundle(bundle: SettleBundle, runs: Sequence[NetworkRun]) -> dict[str, Any]:
+    """What a bundle gains on the runs that it was not taught on: its manifest with these gains.
+
+    Raises:
+        UsageError: it was taught on all of them.
+    """
+    model, found = bundle.module(), {}
+    groups = not_taught_on(bundle, runs)
+    for name, group in groups.items():
+        found[name] = gains(HeldOut(group, bundle.checkpoints).measured(model)).to_json()
+    held_out = {name: sorted(run.name for run in group) for name, group in groups.items()}
+    return {**bundle.to_json(), "held_out": held_out, "gains": found, "curve": []}
+
+
 def _place(seed: int, name: str) -> float:
     """A number from 0 to 1 that depends on the seed and the name."""
     drawn = hashlib.sha256(f"{seed} {name}".encode()).digest()

@@ -258,6 +258,22 @@ def test_the_command_trains_a_bundle(know: Command, folder: Path, tmp_path: Path
     assert "| average-3-ema |" in (tmp_path / "gains.md").read_text()
     assert [point["step"] for point in kept["curve"]] == [3]
     assert not (tmp_path / "bundle.partial").exists()
+    # Measured alone, on what it was not taught on, it gains what it did in the end.
+    facts = tmp_path / "again.json"
+    done = know(
+        "train",
+        folder,
+        "--objective",
+        "network",
+        "--evaluate",
+        tmp_path / "bundle",
+        "--json",
+        facts,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(facts.read_text())
+    assert measured["gains"] == kept["gains"]
+    assert measured["held_out"] == kept["held_out"]
     again = know(*arguments, "--force")
     assert again.returncode == 0, again.stderr
     assert load_bundle(tmp_path / "bundle").digest == bundle.digest
@@ -266,9 +282,12 @@ def test_the_command_trains_a_bundle(know: Command, folder: Path, tmp_path: Path
 def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path: Path) -> None:
     found = know("train", tmp_path, "-o", tmp_path / "b", "--objective", "network")
     assert "holds no runs; record some with 'know collect --regime run'" in one_line(found.stderr)
-    found = know("train", folder, "--objective", "network", "--evaluate", "continuation")
+    network = ("--objective", "network", "--evaluate")
+    found = know("train", folder, *network, "a", "--evaluate", "b")
     assert found.returncode == 2
-    assert "--objective network: needs -o" in one_line(found.stderr)
+    assert "--objective network: measures one bundle" in one_line(found.stderr)
+    found = know("train", folder, *network, tmp_path)
+    assert "manifest.json: is not the manifest of a hyper-model for runs" in one_line(found.stderr)
     runs, left_out = load_runs(find_runs([folder]), 6, None)
     assert not runs
     assert set(left_out.values()) == {"fewer than 6 checkpoints"}
