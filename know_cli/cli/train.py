@@ -228,6 +228,15 @@ def train(
             rich_help_panel=_NETWORK,
         ),
     ] = 0.0,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Divide logits by the temperature that suits them best before their loss is "
+            "taken, so that being less sure of the same answers gains nothing.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = False,
     every: Annotated[
         int,
         typer.Option(
@@ -274,6 +283,7 @@ def train(
                     runs=runs_per_step,
                     learning_rate=1e-2 if learning_rate is None else learning_rate,
                     distance=distance,
+                    calibrated=calibrate,
                     seed=seed,
                 ),
                 holdout=holdout,

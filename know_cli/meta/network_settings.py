@@ -19,6 +19,8 @@ class NetworkSettings:
         learning_rate: Adam's, which falls to 0 along half a cosine.
         distance: weight of the squared distance to the annealed weights, where the window's
             newest checkpoint was annealed, as a share of that of the average.
+        calibrated: divide logits by the temperature that suits them best first, so that nothing is
+            gained by being less sure of the same answers.
         batch_statistics: normalise by each batch instead of by running statistics.
         seed: of all random numbers.
     """
@@ -31,6 +33,7 @@ class NetworkSettings:
     batch: int = 128
     learning_rate: float = 1e-2
     distance: float = 0.0
+    calibrated: bool = False
     batch_statistics: bool = False
     seed: int = 0
 

@@ -32,6 +32,7 @@ _LARGEST_GRADIENT = 1.0
 _KEPT = "know.network"
 # What the zoo's layers add to a variance: torch's default.
 _EPSILON = 1e-5
+_TEMPERATURES = tuple(2 ** (step / 4) for step in range(-6, 13))
 
 
 def predicted(model: Settle, window: Window) -> tuple[State, Tensor]:
@@ -131,11 +132,19 @@ def _loss(
         torch.manual_seed(int(generator.integers(2**31)))
         found = outputs(run, _differentiable(base), run.inputs[rows])
     run.model.eval()
+    if settings.calibrated:
+        found = found / _temperature(found.detach(), run.labels[rows])
     loss = nn.functional.cross_entropy(found, run.labels[rows]).log()
     gained = float(loss.detach())
     if settings.distance and window.is_newest:
         loss = loss + settings.distance * _distance(weights, window)
     return loss, gained
+
+
+def _temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature among :data:`_TEMPERATURES` with the least cross entropy."""
+    losses = [nn.functional.cross_entropy(logits / one, labels) for one in _TEMPERATURES]
+    return _TEMPERATURES[int(torch.stack(losses).argmin())]
 
 
 def _differentiable(state: Mapping[str, Tensor]) -> State:
