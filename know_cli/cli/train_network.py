@@ -177,18 +177,25 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
         facts: what ``--json`` writes.
     """
     settings, gains = facts["settings"], facts["gains"]
+    # Bundles that were taught before an option was there have none of it.
+    calibrated = ", logits at their best temperature" if settings.get("calibrated") else ""
+    distance = f", with {settings['distance']:g} of the distance" if settings["distance"] else ""
     lines = [
-        f"{settings['checkpoints']} checkpoints, {facts['parameters']} parameters "
-        f"({facts['digest']}), taught on {len(facts['taught_on'])} runs in {settings['steps']} "
-        f"steps of {settings['runs']} runs, {facts['processor_seconds']} s of one processor with "
-        f"all measurements. {_HEADING}.",
+        "# The hyper-model for runs, taught through the networks",
+        "",
+        f"{settings['checkpoints']} checkpoints, {facts['parameters']} parameters, a width of "
+        f"{settings['width']} ({facts['digest']}), taught on {len(facts['taught_on'])} runs in "
+        f"{settings['steps']} steps of {settings['runs']} runs{calibrated}{distance}; "
+        f"{facts['processor_seconds']} s of one processor with all measurements.",
+        "",
+        f"{_HEADING}.",
     ]
     for group, found in gains.items():
-        lines += ["", f"### {found['runs']} {_GROUPS[group]}", "", _line_of(_COLUMNS)]
+        lines += ["", f"## {found['runs']} {_GROUPS[group]}", "", _line_of(_COLUMNS)]
         lines += ["|---|---:|---:|---:|---:|", *map(_line_of, _rows(found))]
     if not facts["curve"]:
         return "\n".join(lines) + "\n"
-    lines += ["", "### Gain against effort", ""]
+    lines += ["", "## Gain against effort", ""]
     names = [
         f"{group}: {what}" for group in gains for what in ("points over last", "over the best mean")
     ]

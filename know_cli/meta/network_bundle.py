@@ -173,15 +173,14 @@ def teach_bundle(
     """
     groups = {name: HeldOut(runs, settings.checkpoints) for name, runs in split.held_out.items()}
     began = time.monotonic()
-    curve: list[dict[str, Any]] = []
 
-    def told(step: int, loss: float, model: Settle) -> None:
+    def told(step: int, loss: float, model: Settle) -> dict[str, Any]:
         found = {name: gains(group.measured(model)) for name, group in groups.items()}
         progress = Progress(step, time.monotonic() - began, loss, found)
-        curve.append(progress.to_json())
         report(progress)
+        return progress.to_json()
 
-    model = teach(split.training, settings, told, every=every, partial=partial)
+    model, curve = teach(split.training, settings, told, every=every, partial=partial)
     final = {name: gains(group.measured(model)) for name, group in groups.items()}
     manifest = {
         "settings": settings.to_json(),

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,11 +66,11 @@ def predicted(model: Settle, window: Window) -> tuple[State, Tensor]:
 def teach(
     runs: Sequence[NetworkRun],
     settings: NetworkSettings,
-    report: Callable[[int, float, Settle], None] = lambda step, loss, model: None,
+    report: Callable[[int, float, Settle], Any] = lambda step, loss, model: None,
     *,
     every: int = 50,
     partial: Path | None = None,
-) -> Settle:
+) -> tuple[Settle, list[Any]]:
     """Train a hyper-model on runs.
 
     The same runs and settings give the same weights on the same machine, whether or not the
@@ -79,9 +80,12 @@ def teach(
         runs: to learn from.
         settings: how.
         report: called every so many steps with the step, the mean logarithm of the loss since the
-            last time minus that of the average, and the model.
+            last time, and the model; what it returns is kept as JSON.
         every: steps between reports; what was learned is kept as often.
         partial: a file for what was learned so far; None keeps nothing.
+
+    Returns:
+        The hyper-model, and what was reported, also before an interruption.
 
     Raises:
         KnowError: the training diverges.
@@ -94,7 +98,7 @@ def teach(
         model = Settle(settings.checkpoints, settings.hidden, settings.width)
     adam = torch.optim.Adam(model.parameters(), settings.learning_rate)
     identity = json.dumps([settings.to_json(), [run.name for run in runs]], sort_keys=True)
-    begin = _resume(partial, identity, model, adam)
+    begin, told = _resume(partial, identity, model, adam)
     total = 0.0
     for step in range(begin, settings.steps):
         for group in adam.param_groups:
@@ -112,10 +116,11 @@ def teach(
             raise KnowError(f"the training diverged in step {step + 1}; lower --learning-rate")
         if (step + 1) % every == 0 or step + 1 == settings.steps:
             taken = (step % every + 1) * min(settings.runs, len(runs))
-            _keep(partial, identity, step + 1, model, adam)
-            report(step + 1, total / taken, model)
+            told.append(report(step + 1, total / taken, model))
+            facts = {"identity": identity, "step": step + 1, "told": told}
+            _keep(partial, facts, model, adam)
             total = 0.0
-    return model.eval()
+    return model.eval(), told
 
 
 def _loss(
@@ -177,24 +182,26 @@ def _distance(weights: Mapping[str, Tensor], window: Window) -> Tensor:
 
 
 def _keep(
-    partial: Path | None, identity: str, step: int, model: Settle, adam: torch.optim.Adam
+    partial: Path | None, facts: Mapping[str, Any], model: Settle, adam: torch.optim.Adam
 ) -> None:
     if partial is None:
         return
     kept = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for number, state in adam.state_dict()["state"].items():
         kept |= {f"adam.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    save_checkpoint(partial, kept, {_KEPT: json.dumps({"identity": identity, "step": step})})
+    save_checkpoint(partial, kept, {_KEPT: json.dumps(facts)})
 
 
-def _resume(partial: Path | None, identity: str, model: Settle, adam: torch.optim.Adam) -> int:
-    """The step to go on with; 0 where nothing of the same training was kept."""
+def _resume(
+    partial: Path | None, identity: str, model: Settle, adam: torch.optim.Adam
+) -> tuple[int, list[Any]]:
+    """The step to go on with, and what was told; 0 where nothing of the same training was kept."""
     if partial is None or not partial.exists():
-        return 0
+        return 0, []
     with open_checkpoint(partial) as checkpoint:
         facts = json.loads(checkpoint.metadata.get(_KEPT, "{}"))
     if facts.get("identity") != identity:
-        return 0
+        return 0, []
     weights: State = {}
     states: dict[int, State] = {}
     for name, tensor in read_state(partial).items():
@@ -206,4 +213,4 @@ def _resume(partial: Path | None, identity: str, model: Settle, adam: torch.opti
             states.setdefault(int(number), {})[entry] = tensor
     model.load_state_dict(weights)
     adam.load_state_dict({**adam.state_dict(), "state": states})
-    return int(facts["step"])
+    return int(facts["step"]), list(facts["told"])

@@ -134,38 +134,36 @@ def test_an_interrupted_training_ends_as_a_whole_one(
     changes: dict[str, int], runs: list[NetworkRun], tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
-    whole = teach(runs, settings, every=2).state_dict()
+    made, _ = teach(runs, settings, every=2)
+    whole = made.state_dict()
 
-    def interrupt(step: int, loss: float, model: Settle) -> None:
+    def interrupt(step: int, loss: float, model: Settle) -> str:
         assert math.isfinite(loss)
-        raise KeyboardInterrupt
+        if step == 4:
+            raise KeyboardInterrupt
+        return f"first {step}"
 
     partial = tmp_path / "partial"
     with pytest.raises(KeyboardInterrupt):
         teach(runs, settings, interrupt, every=2, partial=partial)
-    steps = []
-    again = teach(
-        runs, settings, lambda step, *_: steps.append(step), every=2, partial=partial
-    ).state_dict()
-    assert steps == [4]
-    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+    def tell(step: int, loss: float, model: Settle) -> str:
+        return f"then {step}"
+
+    again, told = teach(runs, settings, tell, every=2, partial=partial)
+    assert told == ["first 2", "then 4"]
+    assert all(torch.equal(again.state_dict()[name], whole[name]) for name in whole)
     assert float(whole["gate.weight"].abs().max()) > 0
     # What was kept of another training is not gone on with.
-    other = teach(
-        runs,
-        replace(settings, seed=1),
-        lambda step, *_: steps.append(step),
-        every=2,
-        partial=partial,
-    )
-    assert steps == [4, 2, 4]
+    other, told = teach(runs, replace(settings, seed=1), tell, every=2, partial=partial)
+    assert told == ["then 2", "then 4"]
     assert not torch.equal(other.state_dict()["read.weight"], whole["read.weight"])
 
 
 def test_it_learns_to_lower_the_loss(runs: list[NetworkRun]) -> None:
     run = runs[:1]
     before = _loss(run[0], Settle(3))
-    taught = teach(run, replace(SETTINGS, steps=25, runs=1, batch=400, learning_rate=0.03))
+    taught, _ = teach(run, replace(SETTINGS, steps=25, runs=1, batch=400, learning_rate=0.03))
     assert _loss(run[0], taught) < before - 1e-3
 
 
