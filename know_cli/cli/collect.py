@@ -99,6 +99,26 @@ def collect(
             show_default="one per core",
         ),
     ] = None,
+    checkpoints: Annotated[
+        int | None,
+        typer.Option(min=2, help="Checkpoints of each run's window.", show_default="drawn, 2 to 5"),
+    ] = None,
+    brief: Annotated[
+        bool,
+        typer.Option(
+            "--brief",
+            help="Of what comes after a run's window, record one annealing only (20 %): enough "
+            "for 'know train --objective network', in two thirds of the time.",
+        ),
+    ] = False,
+    side: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Reduce images to so many pixels a side, which makes runs several times as cheap.",
+            show_default="as they are",
+        ),
+    ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Record how small networks forget, for 'know train': many architectures, data and recipes.
@@ -134,11 +154,16 @@ def collect(
             seed=seed,
             shard=parsed,
             processes=processes or usable_cores(),
+            checkpoints=checkpoints,
+            brief=brief,
+            side=side,
         )
         if not runs.numbers():
             raise UsageError(f"--shard {shard}: there are only {trajectories} runs")
         collect_runs(talk, runs)
         return
+    if checkpoints is not None or brief or side is not None:
+        raise UsageError("--checkpoints, --brief and --side are for --regime run")
     request = Request(
         folder=folder,
         trajectories=trajectories,

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from know_cli.meta.run_collecting import CollectedRun, RunRequest
 
 # Columns of the table: names in ``measured``.
-_SHOWN = ("last", "average", "annealed-10", "annealed-40", "longer", "future-mean")
+_SHOWN = (
+    "last", "average", "annealed-10", "annealed-20", "annealed-40", "longer", "future-mean",
+)  # fmt: skip
+# Of these, what the line of a run shows.
+_IN_LINE = ("last", "average", "annealed-10", "annealed-20")
 
 
 def collect_runs(talk: Output, request: RunRequest) -> None:
@@ -48,7 +52,9 @@ def _line(one: CollectedRun) -> str:
     if one.reason:
         return f"{one.number:05d} left out: {one.reason}"
     setup, measured = one.facts["setup"], one.facts["measured"]
-    accuracies = ", ".join(f"{name} {measured[name]['test_accuracy']:.3f}" for name in _SHOWN[:3])
+    accuracies = ", ".join(
+        f"{name} {measured[name]['test_accuracy']:.3f}" for name in _IN_LINE if name in measured
+    )
     return (
         f"{one.number:05d} {setup['design']['architecture']} on {setup['data_set']}, "
         f"{setup['checkpoints']} checkpoints {setup['spacing']} steps apart up to {setup['end']}, "
@@ -64,11 +70,13 @@ def _table(done: Iterable[CollectedRun]) -> Table:
     for one in done:
         if not one.reason:
             rows.setdefault(one.facts["setup"]["design"]["architecture"], []).append(one)
-    table = new_table("architecture", "runs", *_SHOWN)
+    measured = [run.facts["measured"] for runs in rows.values() for run in runs]
+    shown = [column for column in _SHOWN if all(column in found for found in measured)]
+    table = new_table("architecture", "runs", *shown)
     for name, runs in sorted(rows.items()):
         means = (
             sum(run.facts["measured"][column]["test_accuracy"] for run in runs) / len(runs)
-            for column in _SHOWN
+            for column in shown
         )
         table.add_row(name, str(len(runs)), *(f"{mean:.3f}" for mean in means))
     return table

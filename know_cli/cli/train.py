@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from know_cli.checkpoints.metadata import Regime
-from know_cli.cli.options import one_json, parse_named, quiet_option, report_option
+from know_cli.cli.measure_bundles import SCORED_STEPS, measure_bundles
+from know_cli.cli.options import one_json, quiet_option, report_option
 from know_cli.cli.output import Output
+from know_cli.cli.train_network import NetworkRequest, measure_networks, train_network
 from know_cli.errors import UsageError
 from know_cli.files import remove_tree
 from know_cli.known.preparation import Preparation
+from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.settings import Loss, Residuals, Settings, Target
 
 if TYPE_CHECKING:
     from know_cli.kinds import Kind
-    from know_cli.known.bundle import Bundle
 
 EPILOG = "\n\n".join(
     (
@@ -25,11 +28,19 @@ EPILOG = "\n\n".join(
         "know collect runs --trajectories 200",
         "know train runs -o my-known --target continuation",
         "know train runs --evaluate ./my-known --evaluate continuation",
+        "know train runs -o my-settle --objective network",
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights ./my-known",
     )
 )
-#: Scores are measured after one to this many steps.
-_STEPS = 3
+# A heading of the help text.
+_NETWORK = "With --objective network"
+
+
+class Objective(str, Enum):
+    """Values of ``--objective``."""
+
+    WEIGHTS = "weights"
+    NETWORK = "network"
 
 
 def train(
@@ -40,6 +51,13 @@ def train(
             help="Folders that 'know forget' or 'know collect' wrote, or folders of such folders.",
         ),
     ],
+    objective: Annotated[
+        Objective,
+        typer.Option(
+            help="weights: KNOWN, by its distance to a target; network: the hyper-model for "
+            "ordinary runs, by what the networks of collected runs say with its weights."
+        ),
+    ] = Objective.WEIGHTS,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="BUNDLE", help="Folder for the bundle."),
@@ -62,12 +80,15 @@ def train(
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="With --evaluate: also write the scores as JSON."),
+        typer.Option(
+            metavar="FILE.json",
+            help="With --evaluate or --objective network: also write the scores as JSON.",
+        ),
     ] = None,
     report: Annotated[Path | None, report_option()] = None,
     table: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.md", help="With --evaluate: also write the tables as Markdown."),
+        typer.Option(metavar="FILE.md", help="Likewise, the tables as Markdown."),
     ] = None,
     target: Annotated[
         Target,
@@ -115,8 +136,13 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the windows.")] = 20,
     batch_rows: Annotated[int, typer.Option(min=1, help="Windows per step.")] = 4096,
     learning_rate: Annotated[
-        float, typer.Option(min=0.0, help="Adam's initial learning rate.")
-    ] = 1e-3,
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Adam's initial learning rate.",
+            show_default="0.001, through networks 0.01",
+        ),
+    ] = None,
     averaging: Annotated[
         float,
         typer.Option(
@@ -151,8 +177,74 @@ def train(
         int, typer.Option(min=1, help="The most windows taken from one tensor and position.")
     ] = 1000,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own")
+        int | None,
+        typer.Option(
+            min=1, help="Threads of torch.", show_default="torch's own, through networks 1"
+        ),
     ] = None,
+    data_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the runs' data sets are.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    meta_steps: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Steps of the training; each takes --runs-per-step.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 200,
+    runs_per_step: Annotated[
+        int, typer.Option(min=1, help="Runs that a step learns from.", rich_help_panel=_NETWORK)
+    ] = 8,
+    hidden: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="Width of the part that reads how a run went.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 16,
+    width: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1024,
+            help="Width of the part that corrects single elements; 0 for none.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 0,
+    distance: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Weight of the squared distance to the annealed weights, as a share of that of "
+            "the average.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 0.0,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Divide logits by the temperature that suits them best before their loss is "
+            "taken, so that being less sure of the same answers gains nothing.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = False,
+    every: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Measure what is gained, and keep what was learned, after so many steps.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 50,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Train KNOWN, the small model that predicts parameters, on recorded trajectories.
@@ -160,6 +252,12 @@ def train(
     Writes conv.safetensors, fc.safetensors, bias.safetensors and manifest.json, and prints how
     well it does on held-out trajectories, compared with simple rules. An interrupted run continues
     with the kind that it was training.
+
+    With --objective network it trains the hyper-model of --method settle on ordinary runs that
+    'know collect --regime run' wrote, by the cross entropy of their networks with the predicted
+    weights, on samples that the runs were not trained on. Of the options above, --checkpoints,
+    --learning-rate, --seed, --holdout, --hold-out-architecture, --threads, --json and --force
+    apply; the last ones apply to it alone.
     """
     from know_cli.cli.report_file import takes_stdout
 
@@ -169,8 +267,39 @@ def train(
         raise UsageError(
             "give either -o BUNDLE to train a bundle, or --evaluate BUNDLE to measure one"
         )
+    if objective is Objective.NETWORK:
+        if compare or len(evaluate or []) > 1:
+            raise UsageError("--objective network: measures one bundle, and compares with averages")
+        _through_networks(
+            talk,
+            NetworkRequest(
+                runs=trajectories,
+                output=output,
+                settings=NetworkSettings(
+                    checkpoints=checkpoints,
+                    hidden=hidden,
+                    width=width,
+                    steps=meta_steps,
+                    runs=runs_per_step,
+                    learning_rate=1e-2 if learning_rate is None else learning_rate,
+                    distance=distance,
+                    calibrated=calibrate,
+                    seed=seed,
+                ),
+                holdout=holdout,
+                architectures=tuple(sorted(set(hold_out_architecture or []))),
+                data_folder=data_folder,
+                json=json,
+                table=table,
+                every=every,
+                threads=threads,
+            ),
+            [Path(one) for one in evaluate or []],
+            force=force,
+        )
+        return
     if output is None:
-        _evaluate(
+        measure_bundles(
             talk, trajectories, evaluate or [], compare or [], json, table, threads, force=force
         )
         return
@@ -190,7 +319,7 @@ def train(
         penalised=paper if penalty is None else penalty,
         epochs=epochs,
         batch_rows=batch_rows,
-        learning_rate=learning_rate,
+        learning_rate=1e-3 if learning_rate is None else learning_rate,
         averaging=averaging,
         seed=seed,
         holdout=holdout,
@@ -200,6 +329,23 @@ def train(
         rows_per_tensor=rows_per_tensor,
     )
     _train(talk, trajectories, output, settings, threads, force=force)
+
+
+def _through_networks(
+    talk: Output, request: NetworkRequest, evaluate: list[Path], *, force: bool
+) -> None:
+    from know_cli.cli.report_file import check_report_path
+    from know_cli.known.shipped import check_bundle_output
+
+    if request.output is not None:
+        check_bundle_output(request.output, request.runs, force=force)
+    for option, path in (("--json", request.json), ("--table", request.table)):
+        if path is not None:
+            check_report_path(path, [], option, force=force)
+    if request.output is None:
+        measure_networks(talk, request, evaluate[0], force=force)
+    else:
+        train_network(talk, request, force=force)
 
 
 def _train(
@@ -224,7 +370,7 @@ def _train(
         find_trajectories(trajectories),
         target=settings.target,
         checkpoints=settings.checkpoints,
-        steps=max(settings.steps, _STEPS),
+        steps=max(settings.steps, SCORED_STEPS),
         rows_per_tensor=settings.rows_per_tensor,
         seed=settings.seed,
     )
@@ -250,74 +396,3 @@ def _train(
     talk.show(
         *score_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
     )
-
-
-def _evaluate(
-    talk: Output,
-    trajectories: list[Path],
-    names: list[str],
-    compare: list[str],
-    json: Path | None,
-    table: Path | None,
-    threads: int | None,
-    *,
-    force: bool,
-) -> None:
-    """Measure bundles on the trajectories that their manifests name as held out."""
-    import torch
-
-    from know_cli.cli.report_file import check_report_path, write_out, write_report
-    from know_cli.cli.scores import score_tables, scores_markdown
-    from know_cli.meta.held_out import evaluate, to_json
-    from know_cli.meta.manifest import settings_of, split_of
-    from know_cli.meta.windows import collect_windows, find_trajectories
-
-    for option, path in (("--json", json), ("--table", table)):
-        if path is not None:
-            reports = [one for one in (json, table) if one is not None and one != path]
-            check_report_path(path, [*trajectories, *reports], option, force=force)
-    if threads:
-        torch.set_num_threads(threads)
-    bundles = [bundle for name in names for bundle in _bundles(name)]
-    others = _named_bundles(compare)
-    found = find_trajectories(trajectories)
-    tables = {}
-    for bundle in bundles:
-        settings = settings_of(bundle)
-        talk.notice(f"measuring {bundle.source}")
-        collection = collect_windows(
-            found,
-            target=settings.target,
-            checkpoints=settings.checkpoints,
-            steps=_STEPS,
-            rows_per_tensor=settings.rows_per_tensor,
-            seed=settings.seed,
-        )
-        beside = {
-            name: one for name, one in others.items() if one.checkpoints == bundle.checkpoints
-        }
-        title = f"{bundle.target}, {bundle.checkpoints} checkpoints, {bundle.digest}"
-        tables[title] = evaluate(bundle, collection, split_of(bundle, collection), beside)
-    talk.show(*score_tables(tables))
-    if json is not None:
-        write_report(json, {title: to_json(one) for title, one in tables.items()}, force=force)
-    if table is not None:
-        write_out(table, scores_markdown(tables), force=force)
-
-
-def _bundles(name: str) -> list[Bundle]:
-    """One bundle, or all of a family, by a folder or a shipped family's name."""
-    from know_cli.known.bundle import load_bundle
-    from know_cli.known.shipped import MANIFEST, family, is_path
-
-    path = Path(name)
-    is_one = is_path(name) and (path / MANIFEST).exists()
-    folders = [path] if is_one else list(family(name, "--evaluate").values())
-    return [load_bundle(folder) for folder in folders]
-
-
-def _named_bundles(pairs: list[str]) -> dict[str, Bundle]:
-    from know_cli.known.bundle import load_bundle
-
-    named = parse_named(pairs, "--compare", "BUNDLE")
-    return {name: load_bundle(Path(path)) for name, path in named.items()}

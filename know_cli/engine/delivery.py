@@ -249,9 +249,8 @@ class Delivery:
             CheckpointError: some are not finite.
             OutputError: an output cannot be written.
         """
-        trajectory, coefficients = self.job.trajectory, self.job.predictors.coefficients
+        trajectory, coefficients = self.job.trajectory, self._shares()
         for tensor in tensors:
-            assert coefficients is not None
             absent = trajectory.absent.get(tensor.name, ())
             found = [
                 self._statistics_of(one, tensor)
@@ -265,6 +264,17 @@ class Delivery:
             for _, sink in self.outputs:
                 self._write_statistics(sink, tensor, values, original, old, "averaged")
             self.report.nonfinite += int((~old).sum())
+
+    def _shares(self) -> tuple[float, ...]:
+        """By which running statistics are averaged, Θ0's first."""
+        predictors, checkpoints = self.job.predictors, len(self.job.trajectory)
+        if predictors.coefficients is not None:
+            return predictors.coefficients
+        moving = (t.movements for t in self.job.plan.tensors if t.movements is not None)
+        first = next(moving, None)
+        if predictors.mixture is None or first is None:  # nothing moves
+            return (1.0, *[0.0] * (checkpoints - 1))
+        return predictors.mixture(first.run)
 
     def _statistics_of(
         self, checkpoint: Checkpoint, tensor: PlannedTensor

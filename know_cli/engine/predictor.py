@@ -6,7 +6,7 @@ Methods that run on devices with memory of their own are asked for whole batches
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from know_cli.engine.lanes import DevicePredictor
+from know_cli.engine.movements import Course
 from know_cli.engine.plan import Block, Group, PlannedTensor
 
 
@@ -96,6 +97,8 @@ class Predictors:
             one more pass over the inputs.
         coefficients: ``[S]``, Θ0's first, where all that is predicted is an average; None where
             it is not.
+        mixture: the shares ``[S]``, Θ0's first, by which running statistics are averaged where
+            they follow from how the run went; asks for movements.
         remarks: what else the user should know of the method.
     """
 
@@ -105,6 +108,7 @@ class Predictors:
     kernel: str | None = None
     reads_movements: bool = False
     coefficients: tuple[float, ...] | None = None
+    mixture: Callable[[Course], tuple[float, ...]] | None = None
     remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

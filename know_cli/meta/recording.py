@@ -68,6 +68,32 @@ class Task:
         return inputs, labels[labels >= 0]
 
 
+def unseen_samples(setup: RunSetup, data: DataSet, most: int) -> tuple[Tensor, Tensor]:
+    """Samples of a run's :class:`Task` that it was not trained on, nor anything is evaluated on.
+
+    Args:
+        setup: of the run.
+        data: the data set that the setup names.
+        most: how many at most.
+
+    Returns:
+        Inputs ``[n, …]`` as networks take them, and labels ``[n]`` int64, renumbered from 0. The
+        samples are the part's that :class:`Task` leaves, in its order.
+    """
+    generator = np.random.default_rng([setup.seed, _POOL])
+    part = meta_part(data)
+    numbers = torch.full((data.classes,), -1)
+    numbers[list(setup.classes)] = torch.arange(len(setup.classes))
+    labels = numbers[part.labels]
+    rows = torch.nonzero(labels >= 0)[:, 0]
+    order = torch.from_numpy(generator.permutation(len(rows)))
+    chosen = rows[order[setup.largest :][:most]]
+    inputs = part.inputs[chosen]
+    if data.kind == "image":
+        inputs = standardise(inputs, data.mean, data.deviation)
+    return inputs, labels[chosen]
+
+
 def record_trajectory(setup: Setup, data: DataSet, folder: Path, *, rows_per_tensor: int) -> Series:
     """Train all sessions and continuations of a trajectory.
 

@@ -13,6 +13,7 @@ from know_cli.errors import KnowError, OutputError
 from know_cli.files import make_folder, read_text, remove_tree, rename_new, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.data import DataSet, load
+from know_cli.lab.data.samples import reduced
 from know_cli.lab.processes import in_processes
 from know_cli.meta.collecting import LEFT_OUT
 from know_cli.meta.run_recording import RUN_RECORD, record_run
@@ -37,6 +38,9 @@ class RunRequest:
             above, but not on shards and processes.
         shard: (i, n): this call collects the runs i, i + n, i + 2n, …
         processes: how many train at the same time, each with one thread.
+        checkpoints: of each run's window; None draws their number.
+        brief: whether all that is recorded of what came after the window is one annealing.
+        side: images are reduced to this, in pixels; None leaves them.
     """
 
     folder: Path
@@ -47,6 +51,9 @@ class RunRequest:
     seed: int = 0
     shard: tuple[int, int] = (0, 1)
     processes: int = 1
+    checkpoints: int | None = None
+    brief: bool = False
+    side: int | None = None
 
     def numbers(self) -> list[int]:
         """Numbers of the runs of this shard."""
@@ -112,7 +119,9 @@ def collect_runs(request: RunRequest) -> Iterator[CollectedRun]:
     ]
     if not missing:
         return
-    data = {name: load(name, request.data_folder) for name in request.data_sets}
+    data = {
+        name: reduced(load(name, request.data_folder), request.side) for name in request.data_sets
+    }
     # Choices from which nothing can be drawn fail here, before processes start.
     draw_run_setup(0, data, request.architectures)
     yield from in_processes(
@@ -137,7 +146,13 @@ def _prepare(request: RunRequest, data: dict[str, DataSet]) -> None:
 def _collect_one(number: int) -> CollectedRun:
     began = time.perf_counter()
     partial = _request.folder / f"{_PARTIAL}{number:05d}"
-    setup = draw_run_setup(derived_seed(_request.seed, number), _data, _request.architectures)
+    setup = draw_run_setup(
+        derived_seed(_request.seed, number),
+        _data,
+        _request.architectures,
+        checkpoints=_request.checkpoints,
+        brief=_request.brief,
+    )
     try:
         remove_tree(partial, quietly=True)
         facts = record_run(setup, _data[setup.data_set], partial)

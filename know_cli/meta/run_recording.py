@@ -3,9 +3,9 @@
 A run is a folder of safetensors files: the window as ``checkpoint-NNNNNN``, which
 ``know-predict`` reads as it is; ``annealed-5`` … ``annealed-40``, the newest checkpoint trained on
 by as many per cent of its steps while the rate falls to 0; ``future-mean``, the mean of as many
-checkpoints after the window, as far apart; ``longer``, the last of these. ``run.json`` has the
-setup, from which :func:`rebuild` makes the network and its data again, and the losses and
-accuracies of all of them.
+checkpoints after the window, as far apart; ``longer``, the last of these. A brief record has
+``annealed-20`` only. ``run.json`` has the setup, from which :func:`rebuild` makes the network and
+its data again, and the losses and accuracies of all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from know_cli.lab.fitting import one_thread
 from know_cli.lab.stepping import Training
 from know_cli.lab.zoo import Design, build
 from know_cli.meta.recording import Task
-from know_cli.meta.run_setup import ANNEALED, RunSetup
+from know_cli.meta.run_setup import RunSetup
 from know_cli.meta.series import NotUsableError
 
 RUN_RECORD = "run.json"
@@ -103,14 +103,15 @@ def record_run(setup: RunSetup, data: DataSet, folder: Path) -> dict[str, Any]:
     )
     window = [_at(run, step, setup) for step in setup.window]
     ends = {}
-    for share in ANNEALED:
+    for share in setup.shares:
         branch, steps = run.branch(), setup.annealed(share)
         first = setup.rate(setup.end)
         branch.advance(steps, _falling(first, setup.end, steps))
         ends[annealed_file(share)] = _copied(branch.model)
     future = [_at(run, step, setup) for step in setup.future]
-    ends[FUTURE_MEAN] = _mean(future)
-    ends[LONGER] = future[-1]
+    if future:
+        ends[FUTURE_MEAN] = _mean(future)
+        ends[LONGER] = future[-1]
     measured = {
         "last": _measured(model, window[-1], task),
         "average": _measured(model, _mean(window), task),

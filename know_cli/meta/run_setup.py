@@ -22,6 +22,8 @@ _SAMPLES = (400, 4000)
 _STEPS = (200, 1600)
 _ENDS = (0.15, 1.0)
 _FEWEST_CHECKPOINTS, _MOST_CHECKPOINTS = 2, 5
+#: The annealed continuation of a brief record.
+_BRIEF_ANNEALED = (0.2,)
 #: Steps between checkpoints, as a share of those before the window's end.
 _SPACINGS = (0.004, 0.12)
 #: The window covers at most this share of the steps before its end.
@@ -53,6 +55,7 @@ class RunSetup:
         end: step of the window's newest checkpoint.
         checkpoints: S, the number of checkpoints of the window.
         spacing: steps between them.
+        brief: whether all that is recorded of what came after the window is one annealing.
     """
 
     seed: int
@@ -71,6 +74,7 @@ class RunSetup:
     end: int
     checkpoints: int
     spacing: int
+    brief: bool = False
 
     @property
     def largest(self) -> int:
@@ -85,7 +89,14 @@ class RunSetup:
     @property
     def future(self) -> list[int]:
         """Steps of the checkpoints after the window, as many and as far apart."""
+        if self.brief:
+            return []
         return [self.end + self.spacing * ahead for ahead in range(1, self.checkpoints + 1)]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The annealed continuations, as shares of the steps before them."""
+        return _BRIEF_ANNEALED if self.brief else ANNEALED
 
     def annealed(self, share: float) -> int:
         """Steps of the annealed continuation by a share of :data:`ANNEALED`."""
@@ -105,6 +116,9 @@ def draw_run_setup(
     seed: int,
     data_sets: Mapping[str, DataSet],
     architectures: Sequence[str] | None = None,
+    *,
+    checkpoints: int | None = None,
+    brief: bool = False,
 ) -> RunSetup:
     """Draw a run's setup from its seed.
 
@@ -115,6 +129,8 @@ def draw_run_setup(
         seed: not negative.
         data_sets: to choose from, by name; the draw depends on their names and sizes only.
         architectures: to choose from; None for all.
+        checkpoints: of the window; None draws them.
+        brief: see :class:`RunSetup`.
 
     Raises:
         UsageError: an architecture is unknown, or fits none of the data sets.
@@ -126,7 +142,8 @@ def draw_run_setup(
     samples = min(round(_log_uniform(generator, *_SAMPLES)), pool)
     steps = round(_log_uniform(generator, *_STEPS))
     end = max(round(steps * float(generator.uniform(*_ENDS))), 20)
-    checkpoints = int(generator.integers(_FEWEST_CHECKPOINTS, _MOST_CHECKPOINTS + 1))
+    drawn = int(generator.integers(_FEWEST_CHECKPOINTS, _MOST_CHECKPOINTS + 1))
+    checkpoints = checkpoints or drawn
     spacing = max(round(end * _log_uniform(generator, *_SPACINGS)), 1)
     widest = max(int(_MOST_COVERED * end / (checkpoints - 1)), 1)
     constant = generator.random() < _CONSTANT_SHARE
@@ -148,6 +165,7 @@ def draw_run_setup(
         end=end,
         checkpoints=checkpoints,
         spacing=min(spacing, widest),
+        brief=brief,
     )
 
 

@@ -182,6 +182,12 @@ METHODS = (
         fewest=1,
     ),
     Method("average", "mean of the checkpoints", _AVERAGE, None, NormMode.AVERAGE, check_average),
+    Method(
+        "settle",
+        "an average that reads how a run went",
+        hyper_model="settle",
+        norm=NormMode.AVERAGE,
+    ),
     Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
 )
 
@@ -196,6 +202,7 @@ ONLY_FOR: Mapping[str, tuple[TrajectoryKind, ...]] = {
     "linear": _FORGETTING_OR_RUN,
     "logfit": (TrajectoryKind.FORGETTING,),
     "tsv": (TrajectoryKind.FORGETTING,),
+    "settle": (TrajectoryKind.RUN,),
 }
 
 
@@ -240,7 +247,8 @@ def check_suited(
     if not method.reads_bundle:
         return
     if bundle is None:
-        if weights is None and kind is not TrajectoryKind.FORGETTING:
+        is_known = method.hyper_model == _KNOWN
+        if weights is None and is_known and kind is not TrajectoryKind.FORGETTING:
             raise UsageError(
                 f"--method {method.name}: no KNOWN that was taught on {kind.plural} is shipped; "
                 f"{remedy}, or name one with --weights"

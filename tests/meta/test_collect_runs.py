@@ -171,7 +171,7 @@ def test_the_command_shows_what_is_there(tmp_path: Path, know: Command) -> None:
     done = know(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "runs: 2 runs are already there" in done.stderr
-    assert done.stdout.count("0.500") == 6
+    assert done.stdout.count("0.500") == 7
     assert "runs: 2 of 2 runs, 0 of them left out" in done.stdout
     done = know(*arguments, "--shard", "3/3", cwd=tmp_path)
     assert "--shard 3/3: there are only 2 runs" in one_line(done.stderr)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 Kind = Literal["image", "text"]
 _LEVELS = 256
+_REDUCED_ROWS = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,3 +108,23 @@ def standardise(inputs: Tensor, mean: Sequence[float], deviation: Sequence[float
         for values in (mean, deviation)
     )
     return (inputs.float() / (_LEVELS - 1) - centre) / width
+
+
+def reduced(data: DataSet, side: int | None) -> DataSet:
+    """A data set with its images reduced to a square, by averaging over areas.
+
+    Args:
+        data: the data set; texts, and images that are not larger, are returned as they are.
+        side: in pixels; None leaves everything as it is.
+    """
+    if side is None or data.kind != "image" or max(data.shape[1:]) <= side:
+        return data
+
+    def of(samples: Samples) -> Samples:
+        parts = [
+            functional.interpolate(part.float(), (side, side), mode="area").round().byte()
+            for part in torch.split(samples.inputs, _REDUCED_ROWS)
+        ]
+        return Samples(torch.cat(parts), samples.labels)
+
+    return replace(data, train=of(data.train), test=of(data.test))

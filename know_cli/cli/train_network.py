@@ -1,0 +1,237 @@
+"""``know train --objective network``: teach the hyper-model for runs through the networks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from know_cli.cli.output import Output
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from know_cli.meta.network_bundle import Progress
+    from know_cli.meta.network_data import NetworkRun
+    from know_cli.meta.network_settings import NetworkSettings
+
+
+_HEADING = (
+    "Accuracy and cross entropy over the last checkpoint, on samples that the runs have not seen; "
+    "mean over runs held out ± 95 % interval; ahead: taught one − this, run by run"
+)
+_COLUMNS = ("start", "points", "nats", "settle ahead by points", "by nats")
+_GROUPS = {
+    "runs": "runs held out",
+    "architectures": "runs of architectures that were never taught on",
+}
+
+
+@dataclass(frozen=True)
+class NetworkRequest:
+    """What is asked for.
+
+    Attributes:
+        runs: folders of runs.
+        output: for the bundle; None where one is only measured.
+        settings: how to teach.
+        holdout: share of the runs that is held out.
+        architectures: none of which is taught on.
+        data_folder: where the data sets' files are.
+        json, table: also get the gains and the curve, as JSON and Markdown; None for nowhere.
+        every: steps between measurements.
+        threads: of torch.
+    """
+
+    runs: Sequence[Path]
+    output: Path | None
+    settings: NetworkSettings
+    holdout: float
+    architectures: tuple[str, ...] = field(default=())
+    data_folder: Path | None = None
+    json: Path | None = None
+    table: Path | None = None
+    every: int = 50
+    threads: int | None = None
+
+
+def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None:
+    """Teach a bundle, report as it goes, and show what it gains on runs held out.
+
+    Raises:
+        KnowError: there are too few runs, a file cannot be read or written, or the training
+            diverges.
+    """
+    import torch
+
+    from know_cli.cli.report_file import write_out, write_report
+    from know_cli.files import remove_file
+    from know_cli.meta.network_bundle import split_runs, teach_bundle
+    from know_cli.settle.bundle import save_bundle
+
+    torch.set_num_threads(request.threads or 1)
+    settings, output = request.settings, request.output
+    assert output is not None
+    runs = _load(talk, request, settings.checkpoints)
+    split = split_runs(runs, request.holdout, settings.seed, request.architectures)
+    counts = ", ".join(f"{len(found)} {name}" for name, found in split.held_out.items())
+    talk.notice(f"{len(split.training)} runs to learn from; held out: {counts}")
+    extra: dict[str, Any] = {
+        "holdout": request.holdout,
+        "held_out_architectures": list(request.architectures),
+    }
+    partial = output.with_name(output.name + ".partial")
+    began = time.process_time()
+    bundle = teach_bundle(
+        split,
+        settings,
+        extra,
+        lambda progress: talk.notice(_line(progress, settings.steps)),
+        every=request.every,
+        partial=partial,
+    )
+    save_bundle(bundle, output, replace=force)
+    remove_file(partial)
+    facts = {
+        **bundle.to_json(),
+        "processor_seconds": round(time.process_time() - began),
+    }
+    if request.json is not None:
+        write_report(request.json, facts, force=force)
+    if request.table is not None:
+        write_out(request.table, network_markdown(facts), force=force)
+    talk.show(*_tables(facts["gains"]), f"wrote {output}: {bundle.digest}")
+
+
+def measure_networks(talk: Output, request: NetworkRequest, bundle: Path, *, force: bool) -> None:
+    """Show what a bundle gains on those of the runs that it was not taught on.
+
+    Raises:
+        KnowError: it was taught on all, or a file cannot be read or written.
+    """
+    import torch
+
+    from know_cli.cli.report_file import write_out, write_report
+    from know_cli.meta.network_bundle import measure_bundle
+    from know_cli.settle.bundle import load_bundle
+
+    torch.set_num_threads(request.threads or 1)
+    loaded = load_bundle(bundle)
+    runs = _load(talk, request, loaded.checkpoints)
+    began = time.process_time()
+    facts = measure_bundle(loaded, runs)
+    facts["processor_seconds"] = round(time.process_time() - began)
+    if request.json is not None:
+        write_report(request.json, facts, force=force)
+    if request.table is not None:
+        write_out(request.table, network_markdown(facts), force=force)
+    talk.show(*_tables(facts["gains"]))
+
+
+def _load(talk: Output, request: NetworkRequest, checkpoints: int) -> list[NetworkRun]:
+    """The runs that can be used; what is left out is told."""
+    from know_cli.meta.network_data import find_runs, load_runs
+
+    runs, left_out = load_runs(find_runs(request.runs), checkpoints, request.data_folder)
+    reasons: dict[str, list[Path]] = {}
+    for path, reason in left_out.items():
+        reasons.setdefault(reason, []).append(path)
+    for reason, (first, *others) in reasons.items():
+        also = f" and {len(others)} more" if others else ""
+        talk.warning(f"left out {first}{also}: {reason}")
+    return runs
+
+
+def _line(progress: Progress, steps: int) -> str:
+    from know_cli.meta.network_gains import TAUGHT
+
+    parts = [f"step {progress.step} of {steps}", f"{progress.seconds:.0f} s"]
+    for group, table in progress.gains.items():
+        found = table.to_json()
+        best = best_average_of(found)
+        parts.append(
+            f"{group}: {_text(found['accuracy'][TAUGHT])} points over last, "
+            f"{_text(found['ahead'][best])} over {best}"
+        )
+    return "; ".join(parts)
+
+
+def _tables(gains: Mapping[str, Mapping[str, Any]]) -> list[RenderableType]:
+    """One table per group of held-out runs."""
+    from know_cli.cli.tables import new_table
+
+    lines: list[RenderableType] = [_HEADING]
+    for group, found in gains.items():
+        table = new_table(*_COLUMNS)
+        for cells in _rows(found):
+            table.add_row(*cells)
+        lines += ["", f"{found['runs']} {group} held out", table]
+    return lines
+
+
+def network_markdown(facts: Mapping[str, Any]) -> str:
+    """What a training through networks gained, and how that grew, as Markdown.
+
+    Args:
+        facts: what ``--json`` writes.
+    """
+    settings, gains = facts["settings"], facts["gains"]
+    # Bundles that were taught before an option was there have none of it.
+    calibrated = ", logits at their best temperature" if settings.get("calibrated") else ""
+    distance = f", with {settings['distance']:g} of the distance" if settings["distance"] else ""
+    lines = [
+        "# The hyper-model for runs, taught through the networks",
+        "",
+        f"{settings['checkpoints']} checkpoints, {facts['parameters']} parameters, a width of "
+        f"{settings['width']} ({facts['digest']}), taught on {len(facts['taught_on'])} runs in "
+        f"{settings['steps']} steps of {settings['runs']} runs{calibrated}{distance}; "
+        f"{facts['processor_seconds']} s of one processor with all measurements.",
+        "",
+        f"{_HEADING}.",
+    ]
+    for group, found in gains.items():
+        lines += ["", f"## {found['runs']} {_GROUPS[group]}", "", _line_of(_COLUMNS)]
+        lines += ["|---|---:|---:|---:|---:|", *map(_line_of, _rows(found))]
+    if not facts["curve"]:
+        return "\n".join(lines) + "\n"
+    lines += ["", "## Gain against effort", ""]
+    names = [
+        f"{group}: {what}" for group in gains for what in ("points over last", "over the best mean")
+    ]
+    lines += [_line_of(["step", "training loss", *names]), "|---:|" + "---:|" * (len(names) + 1)]
+    for point in facts["curve"]:
+        cells = [str(point["step"]), f"{point['loss']:+.4f}"]
+        for group in gains:
+            best = best_average_of(gains[group])
+            cells += [_text(point[group]["accuracy"]), _text(point[group]["ahead"][best])]
+        lines.append(_line_of(cells))
+    return "\n".join(lines) + "\n"
+
+
+def best_average_of(found: Mapping[str, Any]) -> str:
+    """The name of the average with the highest accuracy in stored gains."""
+    names = [name for name in found["ahead"] if name.startswith("average")]
+    best: str = max(names, key=lambda name: float(found["accuracy"][name][0]))
+    return best
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[list[str]]:
+    """The cells of one group's table, from stored gains."""
+    for name, accuracy in found["accuracy"].items():
+        ahead = ["", ""]
+        if name in found["ahead"]:
+            ahead = [_text(found["ahead"][name]), _text(found["ahead_loss"][name], 4)]
+        yield [name, _text(accuracy), _text(found["loss"][name], 4), *ahead]
+
+
+def _line_of(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _text(stored: Sequence[float | None], digits: int = 2) -> str:
+    """A mean with the half width of its interval, which a single run has not."""
+    mean, half = stored
+    width = "" if half is None else f" ± {half:.{digits}f}"
+    return f"{mean:+.{digits}f}{width}"

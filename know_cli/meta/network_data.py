@@ -1,0 +1,200 @@
+"""Collected runs in memory, with data that they have not seen: what networks are taught with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from know_cli.checkpoints.state import read_state
+from know_cli.engine.movements import Course, course_of
+from know_cli.errors import KnowError, UsageError
+from know_cli.kinds import Kind, classify_all
+from know_cli.lab.data import DataSet, load
+from know_cli.lab.data.samples import reduced
+from know_cli.lab.zoo import Design, build
+from know_cli.meta.recording import unseen_samples
+from know_cli.meta.run_recording import RUN_RECORD, annealed_file, checkpoint_file
+from know_cli.meta.run_setup import RunSetup
+
+#: The annealed continuation that gains are compared with.
+ANNEALED = 0.2
+#: So many samples that a run has not seen are needed at least, and kept at most.
+FEWEST_UNSEEN, MOST_UNSEEN = 200, 2000
+#: Ends of the names of running statistics.
+MEAN, VARIANCE = "running_mean", "running_var"
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class NetworkRun:
+    """A collected run.
+
+    Attributes:
+        name: of its folder, with the last digits of its seed.
+        setup: of the run.
+        states: its checkpoints, the oldest first.
+        annealed: the newest one annealed by 20 % more steps.
+        model: the network, whose weights are replaced at every use.
+        inputs, labels: samples of the task that the run was not trained on.
+    """
+
+    name: str
+    setup: RunSetup
+    states: Sequence[State]
+    annealed: State
+    model: nn.Module
+    inputs: Tensor
+    labels: Tensor
+
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """The tensors that are predicted: those that move, and are no running statistics."""
+        found = classify_all({name: (tuple(t.shape), "F32") for name, t in self._floats.items()})
+        return {
+            name: of.kind
+            for name, of in found.items()
+            if of.kind is not Kind.COPY
+            and any(not torch.equal(self._floats[name], state[name]) for state in self.states)
+        }
+
+    @property
+    def _floats(self) -> State:
+        return {name: t for name, t in self.states[-1].items() if t.is_floating_point()}
+
+    def window(self, checkpoints: int, apart: int, back: int) -> Window:
+        """Every ``apart``-th checkpoint, the last of them ``back`` before the newest."""
+        last = len(self.states) - 1 - back
+        states = [self.states[last - apart * k] for k in range(checkpoints - 1, -1, -1)]
+        return Window(self, states, is_newest=back == 0)
+
+    def windows(self, checkpoints: int) -> list[tuple[int, int]]:
+        """All pairs of ``apart`` and ``back`` that :meth:`window` can take."""
+        most = (len(self.states) - 1) // (checkpoints - 1)
+        return [
+            (apart, back)
+            for apart in range(1, most + 1)
+            for back in range(len(self.states) - apart * (checkpoints - 1))
+        ]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some checkpoints of a run.
+
+    Attributes:
+        run: that they are of.
+        states: the oldest first.
+        is_newest: whether the last of them is the one that was annealed.
+    """
+
+    run: NetworkRun
+    states: Sequence[State]
+    is_newest: bool
+
+    def stacked(self, name: str) -> Tensor:
+        """A tensor's history ``[S, elements]``."""
+        return torch.stack([state[name].flatten() for state in self.states])
+
+    @cached_property
+    def courses(self) -> dict[str, Course]:
+        """How each predicted tensor went."""
+        return {name: course_of(self.stacked(name)) for name in self.run.kinds}
+
+    def statistics(self, parts: Tensor) -> State:
+        """Running statistics of the checkpoints' distributions, mixed.
+
+        Args:
+            parts: ``[S]``, the share of each checkpoint.
+        """
+        found = {}
+        for name in self.states[-1]:
+            if name.endswith(MEAN):
+                found[name] = parts @ self.stacked(name)
+            elif name.endswith(VARIANCE):
+                means = self.stacked(name.removesuffix(VARIANCE) + MEAN)
+                apart = (means - parts @ means).square()
+                found[name] = parts @ (self.stacked(name) + apart)
+        return found
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Folders of runs: those given, and those in the folders given, sorted by name.
+
+    Raises:
+        UsageError: there are none in one of them.
+    """
+    found = []
+    for path in paths:
+        here = [path] if (path / RUN_RECORD).exists() else []
+        here += sorted(record.parent for record in path.glob(f"*/{RUN_RECORD}"))
+        if not here:
+            raise UsageError(f"{path}: holds no runs; record some with 'know collect --regime run'")
+        found += here
+    return found
+
+
+def load_runs(
+    folders: Sequence[Path], checkpoints: int, data_folder: Path | None
+) -> tuple[list[NetworkRun], dict[Path, str]]:
+    """Read runs with their networks and data.
+
+    Args:
+        folders: of runs.
+        checkpoints: S; shorter windows are of no use.
+        data_folder: where the data sets' files are.
+
+    Returns:
+        The runs, and the reasons why others were left out.
+
+    Raises:
+        KnowError: a file is corrupt.
+        UsageError: a data set is missing.
+    """
+    data: dict[tuple[str, int | None], DataSet] = {}
+    runs, left_out = [], {}
+    for folder in folders:
+        setup = _setup(folder / RUN_RECORD)
+        if setup.checkpoints < checkpoints:
+            left_out[folder] = f"fewer than {checkpoints} checkpoints"
+            continue
+        if not (folder / annealed_file(ANNEALED)).exists():
+            left_out[folder] = f"no {annealed_file(ANNEALED)}"
+            continue
+        wanted = setup.design.inputs
+        side = wanted.side if wanted.kind == "image" else None
+        if (setup.data_set, side) not in data:
+            data[setup.data_set, side] = reduced(load(setup.data_set, data_folder), side)
+        inputs, labels = unseen_samples(setup, data[setup.data_set, side], MOST_UNSEEN)
+        if len(labels) < FEWEST_UNSEEN:
+            left_out[folder] = f"fewer than {FEWEST_UNSEEN} samples that it has not seen"
+            continue
+        states = [read_state(folder / checkpoint_file(step)) for step in setup.window]
+        model = build(setup.design, 0).eval().requires_grad_(False)
+        annealed = read_state(folder / annealed_file(ANNEALED))
+        name = f"{folder.name}-{setup.seed % 16**8:08x}"
+        runs.append(NetworkRun(name, setup, states, annealed, model, inputs, labels))
+    return runs, left_out
+
+
+def _setup(path: Path) -> RunSetup:
+    try:
+        stored: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))["setup"])
+        stored["design"] = Design.from_json(stored["design"])
+        stored["classes"] = tuple(stored["classes"])
+        return RunSetup(**stored)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise KnowError(f"{path}: cannot be read ({error!r}); delete its run") from error
+
+
+def outputs(run: NetworkRun, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """The network's logits with other weights; it keeps its own where there are none."""
+    found: Tensor = torch.func.functional_call(run.model, dict(weights), (inputs,))
+    return found

@@ -1,0 +1,189 @@
+"""What the hyper-model for runs gains on runs that it was not taught on, beside all averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from know_cli.lab.averaging import combine
+from know_cli.meta.network_data import NetworkRun, State, Window, outputs
+from know_cli.meta.network_training import predicted
+from know_cli.settle.module import Settle
+
+LAST, ANNEALED, TAUGHT = "last", "annealed-20", "settle"
+_ROWS = 500
+#: Unseen samples that are measured on at most.
+_MOST = 1000
+#: Two-sided 95 % points of Student's distribution by degrees of freedom, above 30 the normal one.
+_STUDENT = (
+    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13,
+    2.12, 2.11, 2.10, 2.09, 2.09, 2.08, 2.07, 2.07, 2.06, 2.06, 2.06, 2.05, 2.05, 2.05, 2.04,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Cross entropy in nats, and accuracy in per cent."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the half width of its 95 % interval (Student's), over runs."""
+
+    mean: float
+    half: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Interval:
+        """That of one value per run; the half width of a single one is infinite."""
+        count = len(values)
+        mean = math.fsum(values) / count
+        if count < 2:
+            return Interval(mean, math.inf)
+        deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1))
+        factor = _STUDENT[count - 2] if count - 2 < len(_STUDENT) else 1.96
+        return Interval(mean, factor * deviation / math.sqrt(count))
+
+
+def averages(checkpoints: int) -> dict[str, list[float]]:
+    """The averages of a window of S to compare with: coefficients ``[S]`` by name, oldest first."""
+    found = {}
+    for count in sorted({2, 3, 5, checkpoints}):
+        if count <= checkpoints:
+            found[f"average-{count}"] = [0.0] * (checkpoints - count) + [1 / count] * count
+    decays = [0.5 ** (2 * (checkpoints - 1 - k) / (checkpoints - 1)) for k in range(checkpoints)]
+    found[f"average-{checkpoints}-ema"] = [decay / sum(decays) for decay in decays]
+    falling = [0.5, *[1.0] * (checkpoints - 2), 0.5]
+    found[f"average-{checkpoints}-linear"] = [one / sum(falling) for one in falling]
+    return found
+
+
+def windows_of(run: NetworkRun, checkpoints: int) -> list[Window]:
+    """The windows that are measured: up to the newest checkpoint, near together and far apart."""
+    most = (len(run.states) - 1) // (checkpoints - 1)
+    return [run.window(checkpoints, apart, 0) for apart in sorted({1, most})]
+
+
+@torch.inference_mode()
+def measure(run: NetworkRun, state: Mapping[str, Tensor]) -> Measured:
+    """What a network says of the unseen samples with other weights."""
+    inputs, labels = run.inputs[:_MOST], run.labels[:_MOST]
+    found = torch.cat([outputs(run, state, part) for part in torch.split(inputs, _ROWS)])
+    loss = float(nn.functional.cross_entropy(found, labels))
+    return Measured(loss, 100 * float((found.argmax(1) == labels).float().mean()))
+
+
+class HeldOut:
+    """Runs to measure on, with what does not depend on the hyper-model measured once.
+
+    Args:
+        runs: none of which it is taught on.
+        checkpoints: S.
+    """
+
+    def __init__(self, runs: Sequence[NetworkRun], checkpoints: int) -> None:
+        self._runs, self._checkpoints = list(runs), checkpoints
+        self._fixed = [self._measure_fixed(run) for run in self._runs]
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def _measure_fixed(self, run: NetworkRun) -> list[dict[str, Measured]]:
+        ends = {LAST: run.states[-1], ANNEALED: run.annealed}
+        of_run = {name: measure(run, state) for name, state in ends.items()}
+        found = []
+        for window in windows_of(run, self._checkpoints):
+            means = {
+                name: measure(run, combine(window.states, numbers))
+                for name, numbers in averages(self._checkpoints).items()
+            }
+            found.append({**of_run, **means})
+        return found
+
+    @torch.no_grad()
+    def measured(self, model: Settle) -> list[dict[str, Any]]:
+        """One entry per run and window: its name, architecture, spacing, and all measures."""
+        found = []
+        for run, fixed in zip(self._runs, self._fixed, strict=True):
+            for window, others in zip(windows_of(run, self._checkpoints), fixed, strict=True):
+                weights, _ = predicted(model, window)
+                state: State = {**window.states[-1], **weights}
+                found.append(
+                    {
+                        "run": run.name,
+                        "architecture": run.setup.design.architecture,
+                        "data_set": run.setup.data_set,
+                        "measured": {**others, TAUGHT: measure(run, state)},
+                    }
+                )
+        return found
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Gains over the last checkpoint, and of the taught one over the others; means over runs.
+
+    Attributes:
+        runs: their number.
+        accuracy, loss: by name, points and nats that it is better than the last checkpoint.
+        ahead, ahead_loss: by name, points and nats that the taught one is better than it.
+    """
+
+    runs: int
+    accuracy: dict[str, Interval]
+    loss: dict[str, Interval]
+    ahead: dict[str, Interval]
+    ahead_loss: dict[str, Interval]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types."""
+        tables = {
+            "accuracy": self.accuracy,
+            "loss": self.loss,
+            "ahead": self.ahead,
+            "ahead_loss": self.ahead_loss,
+        }
+        return {"runs": self.runs} | {
+            title: {
+                name: [round(of.mean, 4), round(of.half, 4) if math.isfinite(of.half) else None]
+                for name, of in table.items()
+            }
+            for title, table in tables.items()
+        }
+
+
+def gains(found: Sequence[Mapping[str, Any]]) -> Gains:
+    """Compare what was measured, run by run; windows of a run count as one.
+
+    Args:
+        found: what :meth:`HeldOut.measured` returned, or a part of it; not empty.
+    """
+    runs: dict[str, list[Mapping[str, Measured]]] = {}
+    for entry in found:
+        runs.setdefault(entry["run"], []).append(entry["measured"])
+    names = list(next(iter(runs.values()))[0])
+
+    def over(first: str, second: str, accuracy: bool) -> Interval:
+        def better(one: Mapping[str, Measured]) -> float:
+            if accuracy:
+                return one[first].accuracy - one[second].accuracy
+            return one[second].loss - one[first].loss
+
+        return Interval.of([sum(map(better, parts)) / len(parts) for parts in runs.values()])
+
+    others = [name for name in names if name != TAUGHT]
+    return Gains(
+        len(runs),
+        {name: over(name, LAST, True) for name in names},
+        {name: over(name, LAST, False) for name in names},
+        {name: over(TAUGHT, name, True) for name in others},
+        {name: over(TAUGHT, name, False) for name in others},
+    )

@@ -1,0 +1,216 @@
+"""Teaches the hyper-model for runs through the networks: by what they say with its weights.
+
+A step takes some runs and a window of each, predicts the weights, and follows the gradient of the
+logarithm of the networks' cross entropy on samples that their runs were not trained on. Running
+statistics are those of the window's distributions, mixed in closed form, as a prediction's are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from know_cli.checkpoints import open_checkpoint, save_checkpoint
+from know_cli.checkpoints.state import read_state
+from know_cli.engine.movements import Course
+from know_cli.errors import KnowError, UsageError
+from know_cli.forgetting.recorder import derived_seed
+from know_cli.meta.network_data import MEAN, VARIANCE, NetworkRun, State, Window, outputs
+from know_cli.meta.network_settings import NetworkSettings
+from know_cli.settle.course import features
+from know_cli.settle.module import Settle, shares
+
+# Random streams of one training.
+_WEIGHTS, _STEP = range(2)
+_LARGEST_GRADIENT = 1.0
+_KEPT = "know.network"
+# What the zoo's layers add to a variance: torch's default.
+_EPSILON = 1e-5
+_TEMPERATURES = tuple(2 ** (step / 4) for step in range(-6, 13))
+
+
+def predicted(model: Settle, window: Window) -> tuple[State, Tensor]:
+    """The weights that the hyper-model predicts, with running statistics that fit them.
+
+    Args:
+        model: the hyper-model.
+        window: with as many checkpoints as it reads.
+
+    Returns:
+        The tensors that change, and the window's mean coefficients ``[S]``.
+    """
+    courses, kinds = window.courses, window.run.kinds
+    run = Course.together(courses.values())
+    rows = [features(run, courses[name], kinds[name]) for name in kinds]
+    rows.append(features(run, run, None))
+    coefficients, conditions = model.gates(torch.tensor(rows))
+    found = {}
+    for number, name in enumerate(kinds):
+        history = window.stacked(name)
+        values = coefficients[number] @ history
+        if model.width:
+            length, size = (torch.tensor(v) for v in (courses[name].length, courses[name].size))
+            values = values + model.correction(history, conditions[number], length, size)
+        found[name] = values.view_as(window.states[-1][name])
+    found |= window.statistics(shares(coefficients[-1]))
+    return found, coefficients[-1]
+
+
+def teach(
+    runs: Sequence[NetworkRun],
+    settings: NetworkSettings,
+    report: Callable[[int, float, Settle], Any] = lambda step, loss, model: None,
+    *,
+    every: int = 50,
+    partial: Path | None = None,
+) -> tuple[Settle, list[Any]]:
+    """Train a hyper-model on runs.
+
+    The same runs and settings give the same weights on the same machine, whether or not the
+    training was interrupted.
+
+    Args:
+        runs: to learn from.
+        settings: how.
+        report: called every so many steps with the step, the mean logarithm of the loss since the
+            last time, and the model; what it returns is kept as JSON.
+        every: steps between reports; what was learned is kept as often.
+        partial: a file for what was learned so far; None keeps nothing.
+
+    Returns:
+        The hyper-model, and what was reported, also before an interruption.
+
+    Raises:
+        KnowError: the training diverges.
+        UsageError: there are no runs.
+    """
+    if not runs:
+        raise UsageError("no runs are left to learn from; record more")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(settings.seed, _WEIGHTS))
+        model = Settle(settings.checkpoints, settings.hidden, settings.width)
+    adam = torch.optim.Adam(model.parameters(), settings.learning_rate)
+    identity = json.dumps([settings.to_json(), [run.name for run in runs]], sort_keys=True)
+    begin, told = _resume(partial, identity, model, adam)
+    total = 0.0
+    for step in range(begin, settings.steps):
+        for group in adam.param_groups:
+            share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+            group["lr"] = settings.learning_rate * share
+        adam.zero_grad()
+        generator = np.random.default_rng([settings.seed, _STEP, step])
+        for number in generator.permutation(len(runs))[: settings.runs]:
+            loss, gained = _loss(model, runs[number], settings, generator)
+            (loss / settings.runs).backward()  # type: ignore[no-untyped-call]
+            total += gained
+        nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
+        adam.step()
+        if not math.isfinite(total):
+            raise KnowError(f"the training diverged in step {step + 1}; lower --learning-rate")
+        if (step + 1) % every == 0 or step + 1 == settings.steps:
+            taken = (step % every + 1) * min(settings.runs, len(runs))
+            told.append(report(step + 1, total / taken, model))
+            facts = {"identity": identity, "step": step + 1, "told": told}
+            _keep(partial, facts, model, adam)
+            total = 0.0
+    return model.eval(), told
+
+
+def _loss(
+    model: Settle, run: NetworkRun, settings: NetworkSettings, generator: np.random.Generator
+) -> tuple[Tensor, float]:
+    """What is minimised of one run, and the logarithm of its cross entropy."""
+    choices = run.windows(settings.checkpoints)
+    window = run.window(settings.checkpoints, *choices[generator.integers(len(choices))])
+    rows = torch.from_numpy(generator.permutation(len(run.labels))[: settings.batch])
+    weights, _ = predicted(model, window)
+    base = {**window.states[-1], **weights}
+    run.model.train(settings.batch_statistics)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator.integers(2**31)))
+        found = outputs(run, _differentiable(base), run.inputs[rows])
+    run.model.eval()
+    if settings.calibrated:
+        found = found / _temperature(found.detach(), run.labels[rows])
+    loss = nn.functional.cross_entropy(found, run.labels[rows]).log()
+    gained = float(loss.detach())
+    if settings.distance and window.is_newest:
+        loss = loss + settings.distance * _distance(weights, window)
+    return loss, gained
+
+
+def _temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature among :data:`_TEMPERATURES` with the least cross entropy."""
+    losses = [nn.functional.cross_entropy(logits / one, labels) for one in _TEMPERATURES]
+    return _TEMPERATURES[int(torch.stack(losses).argmin())]
+
+
+def _differentiable(state: Mapping[str, Tensor]) -> State:
+    """The same network with running statistics through which no gradient has to pass.
+
+    Batch normalisation gives none for its statistics. Their gradient goes through its weight and
+    bias instead, γ(x − μ)/σ + β being γ·(σ₀/σ)·(x − μ₀)/σ₀ + β + (γ/σ)(μ₀ − μ) for any μ₀ and σ₀.
+    """
+    found = dict(state)
+    for name, variance in state.items():
+        stem, _, leaf = name.rpartition(VARIANCE)
+        if leaf or not name.endswith(VARIANCE) or not variance.requires_grad:
+            continue
+        mean, weight, bias = state[stem + MEAN], state[stem + "weight"], state[stem + "bias"]
+        deviation = (variance + _EPSILON).sqrt()
+        found[name], found[stem + MEAN] = variance.detach(), mean.detach()
+        found[stem + "weight"] = weight * deviation.detach() / deviation
+        found[stem + "bias"] = bias + weight / deviation * (mean.detach() - mean)
+    return found
+
+
+def _distance(weights: Mapping[str, Tensor], window: Window) -> Tensor:
+    """Squared distance to the annealed weights as a share of the average's."""
+    far = near = torch.zeros(())
+    for name in window.run.kinds:
+        wanted = window.run.annealed[name]
+        near = near + (weights[name] - wanted).square().sum()
+        far = far + (window.stacked(name).mean(0).view_as(wanted) - wanted).square().sum()
+    return near / far.clamp(min=1e-30)
+
+
+def _keep(
+    partial: Path | None, facts: Mapping[str, Any], model: Settle, adam: torch.optim.Adam
+) -> None:
+    if partial is None:
+        return
+    kept = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, state in adam.state_dict()["state"].items():
+        kept |= {f"adam.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    save_checkpoint(partial, kept, {_KEPT: json.dumps(facts)})
+
+
+def _resume(
+    partial: Path | None, identity: str, model: Settle, adam: torch.optim.Adam
+) -> tuple[int, list[Any]]:
+    """The step to go on with, and what was told; 0 where nothing of the same training was kept."""
+    if partial is None or not partial.exists():
+        return 0, []
+    with open_checkpoint(partial) as checkpoint:
+        facts = json.loads(checkpoint.metadata.get(_KEPT, "{}"))
+    if facts.get("identity") != identity:
+        return 0, []
+    weights: State = {}
+    states: dict[int, State] = {}
+    for name, tensor in read_state(partial).items():
+        owner, _, rest = name.partition(".")
+        if owner == "model":
+            weights[rest] = tensor
+        else:
+            number, _, entry = rest.partition(".")
+            states.setdefault(int(number), {})[entry] = tensor
+    model.load_state_dict(weights)
+    adam.load_state_dict({**adam.state_dict(), "state": states})
+    return int(facts["step"]), list(facts["told"])

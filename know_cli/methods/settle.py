@@ -1,0 +1,113 @@
+"""The hyper-model for runs: an average whose coefficients follow from how the run went.
+
+Each tensor has its own coefficients, which sum to 1; they depend on how it and the whole run moved
+from checkpoint to checkpoint (:mod:`know_cli.settle.course`). A bundle with a width adds a
+correction to each element. Like an average, all steps are the same.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from know_cli.engine.movements import Course
+from know_cli.engine.plan import Block, PlannedTensor
+from know_cli.engine.predictor import Predictors
+from know_cli.methods.combination import round_to_odd
+from know_cli.methods.inputs import Inputs
+from know_cli.settle.bundle import SettleBundle
+from know_cli.settle.course import features
+from know_cli.settle.module import shares
+
+_BLOCK_ROWS = 1 << 14
+_HALVES = ("F16", "BF16")
+
+
+class SettlePredictor:
+    """Predicts with a bundle.
+
+    Args:
+        bundle: the weights.
+    """
+
+    device = torch.device("cpu")
+    block_rows = _BLOCK_ROWS
+
+    def __init__(self, bundle: SettleBundle) -> None:
+        self._model = bundle.module()
+        # In float64, so that coefficients sum to 1, and what does not move stays.
+        self._exact = bundle.module().double()
+        self._size, self._width = bundle.checkpoints, bundle.width
+        self._gates: dict[str, tuple[list[float], Tensor]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def thread_bytes(self) -> int:
+        """Bytes of main memory that it needs in each thread: sums, and what corrections take."""
+        widths = 4 * (self._size + 2) + 6 * self._width if self._width else 0
+        return (2 * 8 + 4 * widths) * _BLOCK_ROWS
+
+    def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
+        """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
+        window = history[: self._size]
+        total = torch.zeros(out.shape, dtype=torch.float64)
+        segments = list(block.segments())
+        for segment in segments:
+            part = total[segment.rows]
+            for coefficient, values in zip(
+                self._gates_of(segment.tensor)[0], window[:, segment.rows], strict=True
+            ):
+                # The product is rounded before it is added, wherever a row is in its block.
+                part.add_(values.to(torch.float64, copy=True).mul_(coefficient))
+        if self._width:
+            rows = out.shape[0]
+            # Always as many rows, so that a row's correction does not depend on the others.
+            padded = torch.zeros(self._size, _BLOCK_ROWS)
+            padded[:, :rows] = window
+            condition = torch.zeros(_BLOCK_ROWS, self._width)
+            length, size = torch.zeros(_BLOCK_ROWS), torch.zeros(_BLOCK_ROWS)
+            for segment in segments:
+                movements = segment.tensor.movements
+                if movements is not None:
+                    condition[segment.rows] = self._gates_of(segment.tensor)[1]
+                    length[segment.rows] = movements.course.length
+                    size[segment.rows] = movements.course.size
+            total += self._model.correction(padded, condition, length, size)[:rows]
+        for dtype, span in block.dtypes():
+            if dtype in _HALVES:
+                round_to_odd(total[span])
+        out.copy_(total)
+
+    def _gates_of(self, tensor: PlannedTensor) -> tuple[list[float], Tensor]:
+        """Coefficients of a tensor's window, oldest first, and its condition."""
+        with self._lock:
+            found = self._gates.get(tensor.name)
+            if found is None:
+                found = self._measured_gates(tensor)
+                self._gates[tensor.name] = found
+            return found
+
+    def _measured_gates(self, tensor: PlannedTensor) -> tuple[list[float], Tensor]:
+        movements = tensor.movements
+        if movements is None:  # it does not move
+            return [0.0] * (self._size - 1) + [1.0], torch.zeros(self._width)
+        row = features(movements.run, movements.course, tensor.kind)
+        coefficients, conditions = self._exact.gates(torch.tensor([row], dtype=torch.float64))
+        return coefficients[0].tolist(), conditions[0].float()
+
+    def mixture(self, run: Course) -> tuple[float, ...]:
+        """The shares by which running statistics are averaged, Θ0's first."""
+        row = torch.tensor([features(run, run, None)], dtype=torch.float64)
+        return tuple(shares(self._exact.gates(row)[0][0]).flip(0).tolist())
+
+
+def predictors(inputs: Inputs) -> Predictors:
+    """Open the method.
+
+    Raises:
+        CheckpointError: the bundle is for another number of checkpoints.
+    """
+    rows = SettlePredictor(inputs.bundle_of(SettleBundle))
+    return Predictors(rows, exact=rows, reads_movements=True, mixture=rows.mixture)

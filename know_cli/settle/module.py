@@ -1,0 +1,88 @@
+"""The hyper-model for runs: coefficients that depend on how the run went, and a correction.
+
+For a tensor with the window w_0 … w_(S−1), oldest first, and the numbers ``a`` that say how it and
+the whole run went (:mod:`know_cli.settle.course`):
+
+    g = W_g tanh(V_g a + v_g)                     # [S + width], no bias: 0 where all is 0
+    c_k = 1/S + g_k − mean(g)                     # coefficients, which sum to 1
+    x = [(w_k − mean(w)) / u …, θ0 / size]        # each element of the tensor
+    h = relu(W_2 relu(W_1 x + b_1 + g_(S…)) + b_2)
+    θ̂ = Σ c_k w_k + u · (W_3 h)                   # u: length of the movements
+
+W_g and W_3 start as zeros, so that an untaught one is the mean of the window. With a width of 0
+there is no correction, and what is left is an average.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from know_cli.settle.course import feature_count
+
+#: Elements farther from the mean than this, in units of their movements, count as this far.
+_FARTHEST = 8.0
+_TINY = 1e-30
+
+
+class Settle(nn.Module):
+    """The hyper-model; see above.
+
+    Args:
+        checkpoints: S, at least 3.
+        hidden: width of the gate.
+        width: of the correction of single elements; 0 for none.
+    """
+
+    def __init__(self, checkpoints: int, hidden: int = 16, width: int = 0) -> None:
+        super().__init__()
+        self.checkpoints, self.hidden, self.width = checkpoints, hidden, width
+        self.read = nn.Linear(feature_count(checkpoints), hidden)
+        self.gate = nn.Linear(hidden, checkpoints + width, bias=False)
+        nn.init.zeros_(self.gate.weight)
+        if width:
+            self.first = nn.Linear(checkpoints + 1, width)
+            self.second = nn.Linear(width, width)
+            self.last = nn.Linear(width, 1, bias=False)
+            nn.init.zeros_(self.last.weight)
+
+    def gates(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients and conditions of tensors.
+
+        Args:
+            features: ``[tensors, features]``.
+
+        Returns:
+            ``[tensors, S]``, which sum to 1 in each row, and ``[tensors, width]``.
+        """
+        gates = self.gate(torch.tanh(self.read(features)))
+        free = gates[:, : self.checkpoints]
+        return (
+            1 / self.checkpoints + free - free.mean(1, keepdim=True),
+            gates[:, self.checkpoints :],
+        )
+
+    def correction(self, window: Tensor, condition: Tensor, length: Tensor, size: Tensor) -> Tensor:
+        """What is added to the average of each element.
+
+        Args:
+            window: ``[S, n]``, oldest first.
+            condition: ``[width]``, or ``[n, width]``.
+            length: of the tensor's movements, a scalar or ``[n]``.
+            size: root mean square of the newest weights, a scalar or ``[n]``.
+
+        Returns:
+            ``[n]``.
+        """
+        far = (window - window.mean(0)) / length.clamp(min=_TINY)
+        newest = window[-1] / size.clamp(min=_TINY)
+        inputs = torch.cat([far, newest[None]]).clamp(-_FARTHEST, _FARTHEST).T
+        hidden = torch.relu(self.first(inputs) + condition)
+        found: Tensor = self.last(torch.relu(self.second(hidden)))[:, 0] * length
+        return found
+
+
+def shares(coefficients: Tensor) -> Tensor:
+    """Coefficients ``[…, S]`` as shares of a mixture: none below 0, with a sum of 1."""
+    kept = coefficients.clamp(min=0)
+    return kept / kept.sum(-1, keepdim=True)

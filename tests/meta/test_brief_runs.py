@@ -1,0 +1,47 @@
+"""``know collect --regime run --checkpoints --brief --side``: what networks are taught with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from know_cli.lab.data import load
+from know_cli.meta.run_recording import record_run
+from know_cli.meta.run_setup import draw_run_setup
+from tests.support.command import Command, one_line
+from tests.support.data_sets import SETS
+
+
+def test_a_brief_draw_differs_in_nothing_else() -> None:
+    for seed in range(20):
+        plain = draw_run_setup(seed, SETS)
+        brief = draw_run_setup(seed, SETS, checkpoints=plain.checkpoints, brief=True)
+        assert replace(brief, brief=False) == plain
+        assert brief.future == []
+        assert brief.shares == (0.2,)
+        longer = draw_run_setup(seed, SETS, checkpoints=9)
+        assert longer.checkpoints == len(longer.window) == 9
+        assert longer.window[0] >= 0.4 * longer.end - 9
+        assert (longer.design, longer.end) == (plain.design, plain.end)
+
+
+def test_a_brief_record_has_one_annealing_and_no_future(tmp_path: Path) -> None:
+    drawn = draw_run_setup(3, {"digits": load("digits")}, ["mlp"], checkpoints=3, brief=True)
+    setup = replace(drawn, steps=20, end=15, spacing=2, samples=60, batch_size=8, warm_up=1)
+    facts = record_run(setup, load("digits"), tmp_path)
+    files = {path.stem for path in tmp_path.glob("*.safetensors")}
+    assert files == {
+        "annealed-20", "checkpoint-000011", "checkpoint-000013", "checkpoint-000015"
+    }  # fmt: skip
+    assert set(facts["measured"]) == {"last", "average", "annealed-20"}
+
+
+@pytest.mark.parametrize("option", [("--brief",), ("--checkpoints", "3"), ("--side", "16")])
+def test_forgettings_have_no_such_options(
+    option: tuple[str, ...], know: Command, tmp_path: Path
+) -> None:
+    found = know("collect", tmp_path / "t", *option)
+    assert found.returncode == 2
+    assert "--checkpoints, --brief and --side are for --regime run" in one_line(found.stderr)

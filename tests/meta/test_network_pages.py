@@ -1,0 +1,38 @@
+"""The published pages on the hyper-model for runs are those that their JSON gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from know_cli.cli.train_network import best_average_of, network_markdown
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+PAGES = sorted(RESULTS.glob("network*.json"))
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: str(file.stem))
+def test_a_page_is_what_its_json_gives(file: Path) -> None:
+    facts = json.loads(file.read_text())
+    assert file.with_suffix(".md").read_text() == network_markdown(facts)
+    # Nothing was measured on what was learned from.
+    held_out = {name for names in facts["held_out"].values() for name in names}
+    assert not held_out & set(facts["taught_on"])
+    assert len(held_out) == sum(found["runs"] for found in facts["gains"].values())
+
+
+def test_no_hyper_model_for_runs_is_shipped_while_none_is_ahead_of_every_average() -> None:
+    """The rule by which none is: on runs held out, an interval above zero over each average."""
+    assert PAGES
+    for file in PAGES:
+        for found in json.loads(file.read_text())["gains"].values():
+            lows = [
+                found["ahead"][name][0] - found["ahead"][name][1]
+                for name in found["ahead"]
+                if name.startswith("average")
+            ]
+            assert min(lows) <= 0
+            assert best_average_of(found) in found["ahead"]
+    assert not list((RESULTS.parents[1] / "weights").glob("*/window-*"))

@@ -1,0 +1,298 @@
+"""``know train --objective network``: runs in memory, the gradient, resuming, and what is gained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from know_cli.cli.train_network import best_average_of, network_markdown
+from know_cli.errors import KnowError, UsageError
+from know_cli.lab.averaging import combine
+from know_cli.lab.data import load
+from know_cli.lab.data.parts import meta_part
+from know_cli.lab.data.samples import reduced
+from know_cli.lab.fitting import one_thread
+from know_cli.meta.network_bundle import split_runs
+from know_cli.meta.network_data import NetworkRun, find_runs, load_runs, outputs
+from know_cli.meta.network_gains import Interval, Measured, averages, gains
+from know_cli.meta.network_settings import NetworkSettings
+from know_cli.meta.network_training import _differentiable, predicted, teach
+from know_cli.meta.recording import Task, unseen_samples
+from know_cli.meta.run_recording import record_run
+from know_cli.meta.run_setup import RunSetup, draw_run_setup
+from know_cli.settle.bundle import load_bundle
+from know_cli.settle.module import Settle
+from tests.support.command import Command, one_line
+
+SETTINGS = NetworkSettings(checkpoints=3, hidden=4, steps=4, runs=2, batch=16)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def setup(architecture: str, seed: int) -> RunSetup:
+    drawn = draw_run_setup(
+        seed, {"digits": load("digits")}, [architecture], checkpoints=5, brief=True
+    )
+    return replace(
+        drawn, steps=30, end=20, spacing=2, samples=60, batch_size=8, warm_up=2, classes=(0, 1, 2, 3, 4),
+        design=replace(drawn.design, classes=5) if drawn.design.classes != 5 else drawn.design,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four short runs on the digits."""
+    made = tmp_path_factory.mktemp("runs")
+    with one_thread():
+        for number, architecture in enumerate(("mlp", "mlp", "mlp", "cnn")):
+            record_run(setup(architecture, 40 + number), load("digits"), made / f"{number:05d}")
+    return made
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> list[NetworkRun]:
+    return load_runs(find_runs([folder]), 3, None)[0]
+
+
+def test_unseen_samples_are_none_of_the_run_s(runs: list[NetworkRun]) -> None:
+    data = load("digits")
+    for run in runs:
+        task = Task(run.setup, data)
+        trained = {row.numpy().tobytes() for row in task.inputs}
+        assert len(run.labels) == sum(
+            int((meta_part(data).labels == c).sum()) for c in run.setup.classes
+        ) - len(task.labels)
+        # The next ones in the task's own order, none of which it trains on.
+        assert torch.equal(run.inputs[: len(task.start_labels)], task.start_inputs[:2000])
+        assert torch.equal(run.labels[: len(task.start_labels)], task.start_labels)
+        twice = sum(row.numpy().tobytes() in trained for row in run.inputs)
+        assert twice <= 2  # digits that look the same
+    inputs, labels = unseen_samples(runs[0].setup, data, 7)
+    assert len(inputs) == len(labels) == 7
+
+
+def test_windows_are_all_that_fit(runs: list[NetworkRun]) -> None:
+    run = runs[0]
+    assert run.windows(3) == [(1, 0), (1, 1), (1, 2), (2, 0)]
+    far = run.window(3, 2, 0)
+    assert far.is_newest
+    for state, position in zip(far.states, (0, 2, 4), strict=True):
+        assert state is run.states[position]
+    assert not run.window(3, 1, 2).is_newest
+
+
+def test_an_untaught_one_predicts_the_average_as_a_prediction_has_it(
+    runs: list[NetworkRun],
+) -> None:
+    for run in runs:
+        window = run.window(3, 1, 0)
+        weights, coefficients = predicted(Settle(3), window)
+        mean = combine(window.states, [1 / 3] * 3)
+        assert coefficients.tolist() == pytest.approx([1 / 3] * 3)
+        assert weights
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, mean[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_goes_through_running_statistics() -> None:
+    layer = torch.nn.BatchNorm1d(3).eval()
+    inputs = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    numbers = torch.tensor(0.7, dtype=torch.float32, requires_grad=True)
+
+    def state(c: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {
+            "weight": torch.tensor([1.0, 2.0, 3.0]), "bias": torch.tensor([0.5, 0.0, -1.0]),
+            "running_mean": c * torch.tensor([1.0, -2.0, 0.3]),
+            "running_var": c * torch.tensor([0.4, 2.0, 1.0]),
+        }  # fmt: skip
+
+    found = torch.func.functional_call(layer, _differentiable(state(numbers)), (inputs,))
+    with torch.no_grad():
+        plain = torch.func.functional_call(layer, state(numbers), (inputs,))
+    torch.testing.assert_close(found, plain)
+    (got,) = torch.autograd.grad(found.square().sum(), numbers)
+    with torch.no_grad():
+        ends = [
+            torch.func.functional_call(layer, state(numbers + h), (inputs,)).square().sum()
+            for h in (1e-3, -1e-3)
+        ]
+    assert float(got) == pytest.approx(float(ends[0] - ends[1]) / 2e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"width": 3, "distance": 0.5, "batch_statistics": True}])
+def test_an_interrupted_training_ends_as_a_whole_one(
+    changes: dict[str, int], runs: list[NetworkRun], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
+    made, _ = teach(runs, settings, every=2)
+    whole = made.state_dict()
+
+    def interrupt(step: int, loss: float, model: Settle) -> str:
+        assert math.isfinite(loss)
+        if step == 4:
+            raise KeyboardInterrupt
+        return f"first {step}"
+
+    partial = tmp_path / "partial"
+    with pytest.raises(KeyboardInterrupt):
+        teach(runs, settings, interrupt, every=2, partial=partial)
+
+    def tell(step: int, loss: float, model: Settle) -> str:
+        return f"then {step}"
+
+    again, told = teach(runs, settings, tell, every=2, partial=partial)
+    assert told == ["first 2", "then 4"]
+    assert all(torch.equal(again.state_dict()[name], whole[name]) for name in whole)
+    assert float(whole["gate.weight"].abs().max()) > 0
+    # What was kept of another training is not gone on with.
+    other, told = teach(runs, replace(settings, seed=1), tell, every=2, partial=partial)
+    assert told == ["then 2", "then 4"]
+    assert not torch.equal(other.state_dict()["read.weight"], whole["read.weight"])
+
+
+def test_it_learns_to_lower_the_loss(runs: list[NetworkRun]) -> None:
+    run = runs[:1]
+    before = _loss(run[0], Settle(3))
+    taught, _ = teach(run, replace(SETTINGS, steps=25, runs=1, batch=400, learning_rate=0.03))
+    assert _loss(run[0], taught) < before - 1e-3
+
+
+def _loss(run: NetworkRun, model: Settle) -> float:
+    with torch.no_grad():
+        losses = []
+        for apart, back in run.windows(3):
+            window = run.window(3, apart, back)
+            state = {**window.states[-1], **predicted(model, window)[0]}
+            found = outputs(run, state, run.inputs)
+            losses.append(float(torch.nn.functional.cross_entropy(found, run.labels)))
+    return sum(losses) / len(losses)
+
+
+def test_runs_are_split_by_their_names(runs: list[NetworkRun]) -> None:
+    split = split_runs(runs, 0.5, 3, ["cnn"])
+    assert [run.setup.design.architecture for run in split.held_out["architectures"]] == ["cnn"]
+    assert len(split.training) + len(split.held_out.get("runs", [])) == 3
+    fewer = split_runs(runs[1:], 0.5, 3, ["cnn"])
+    assert {run.name for run in fewer.training} <= {run.name for run in split.training}
+    with pytest.raises(UsageError, match="cannot hold out architecture 'vit': the runs have cnn"):
+        split_runs(runs, 0.5, 0, ["vit"])
+    with pytest.raises(UsageError, match="4 runs cannot be split with a share of 0 held out"):
+        split_runs(runs, 0.0, 0)
+
+
+def test_gains_are_paired_by_run() -> None:
+    def entry(run: str, last: float, mean: float, settle: float) -> dict[str, object]:
+        return {
+            "run": run,
+            "measured": {
+                name: Measured(1 - value / 100, value)
+                for name, value in (
+                    ("last", last),
+                    ("average-3", mean),
+                    ("annealed-20", 90.0),
+                    ("settle", settle),
+                )
+            },
+        }
+
+    found = gains([entry("a", 50, 52, 55), entry("a", 50, 54, 55), entry("b", 70, 71, 73)])
+    assert found.runs == 2
+    assert found.accuracy["settle"].mean == pytest.approx(4)
+    assert found.ahead["average-3"].mean == pytest.approx(2)
+    # Over 2 and 2 points there is no deviation; over 5 and 3 it is √2, and t₁ is 12.71.
+    assert found.ahead["average-3"].half == pytest.approx(0)
+    assert found.accuracy["settle"].half == pytest.approx(12.71)
+    assert found.ahead_loss["average-3"].mean == pytest.approx(0.02)
+    assert best_average_of(found.to_json()) == "average-3"
+    assert found.to_json()["ahead"]["last"] == [4.0, 12.71]
+    assert Interval.of([3.0]) == Interval(3.0, math.inf)
+
+
+def test_averages_to_compare_with_sum_to_1() -> None:
+    assert set(averages(3)) == {"average-2", "average-3", "average-3-ema", "average-3-linear"}
+    assert averages(3)["average-3-ema"] == pytest.approx([1 / 7, 2 / 7, 4 / 7])
+    assert averages(5)["average-3"] == pytest.approx([0, 0, 1 / 3, 1 / 3, 1 / 3])
+    assert all(sum(one) == pytest.approx(1) for one in averages(5).values())
+
+
+def test_images_are_reduced_by_areas() -> None:
+    data = load("digits")
+    small = reduced(data, 4)
+    assert small.shape == (1, 4, 4)
+    first = data.train.inputs[0, 0].double().view(4, 2, 4, 2).mean((1, 3)).round()
+    assert torch.equal(small.train.inputs[0, 0].double(), first)
+    assert reduced(data, 8) is data
+    assert reduced(data, None) is data
+
+
+def test_the_command_trains_a_bundle(know: Command, folder: Path, tmp_path: Path) -> None:
+    arguments = [
+        "train", folder, "-o", tmp_path / "bundle", "--objective", "network", "--checkpoints", 3,
+        "--meta-steps", 3, "--runs-per-step", 2, "--hold-out-architecture", "cnn", "--holdout", 0.4,
+        "--seed", 3, "--json", tmp_path / "gains.json", "--table", tmp_path / "gains.md",
+    ]  # fmt: skip
+    done = know(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "step 3 of 3" in done.stderr
+    assert "average-3-ema" in done.stdout
+    bundle = load_bundle(tmp_path / "bundle")
+    assert (bundle.checkpoints, bundle.manifest["trajectory"]) == (3, "run")
+    names = bundle.manifest["held_out"]
+    assert len(names["architectures"]) == 1
+    assert not {*names["architectures"], *names.get("runs", [])} & {*bundle.manifest["taught_on"]}
+    kept = json.loads((tmp_path / "gains.json").read_text())
+    assert kept["gains"] == bundle.manifest["gains"]
+    assert (tmp_path / "gains.md").read_text() == network_markdown(kept)
+    assert "| average-3-ema |" in (tmp_path / "gains.md").read_text()
+    assert [point["step"] for point in kept["curve"]] == [3]
+    assert not (tmp_path / "bundle.partial").exists()
+    # Measured alone, on what it was not taught on, it gains what it did in the end.
+    facts = tmp_path / "again.json"
+    done = know(
+        "train",
+        folder,
+        "--objective",
+        "network",
+        "--evaluate",
+        tmp_path / "bundle",
+        "--json",
+        facts,
+    )
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(facts.read_text())
+    assert measured["gains"] == kept["gains"]
+    assert measured["held_out"] == kept["held_out"]
+    again = know(*arguments, "--force")
+    assert again.returncode == 0, again.stderr
+    assert load_bundle(tmp_path / "bundle").digest == bundle.digest
+
+
+def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path: Path) -> None:
+    found = know("train", tmp_path, "-o", tmp_path / "b", "--objective", "network")
+    assert "holds no runs; record some with 'know collect --regime run'" in one_line(found.stderr)
+    network = ("--objective", "network", "--evaluate")
+    found = know("train", folder, *network, "a", "--evaluate", "b")
+    assert found.returncode == 2
+    assert "--objective network: measures one bundle" in one_line(found.stderr)
+    found = know("train", folder, *network, tmp_path)
+    assert "manifest.json: is not the manifest of a hyper-model for runs" in one_line(found.stderr)
+    runs, left_out = load_runs(find_runs([folder]), 6, None)
+    assert not runs
+    assert set(left_out.values()) == {"fewer than 6 checkpoints"}
+    with pytest.raises(UsageError, match="no runs are left to learn from"):
+        teach([], SETTINGS)
+    broken = tmp_path / "runs" / "00000"
+    broken.mkdir(parents=True)
+    (broken / "run.json").write_text("{}")
+    with pytest.raises(KnowError, match=r"run\.json: cannot be read .*delete its run"):
+        load_runs(find_runs([tmp_path / "runs"]), 3, None)
