@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
@@ -35,10 +35,10 @@ from know_cli.choosing.search import (
 from know_cli.engine.progress import Silent
 from know_cli.engine.settings import Settings as EngineSettings
 from know_cli.evaluation import cache
-from know_cli.evaluation import trial as trials
 from know_cli.evaluation.anchors import NAIVE
+from know_cli.evaluation.predicted import Loads, Records
 from know_cli.evaluation.starts import SESSIONS
-from know_cli.evaluation.tasks import Cell
+from know_cli.evaluation.tasks import Cell, Examples, Problem
 from know_cli.evaluation.tasks.task import permutation
 from know_cli.forgetting.recorder import derived_seed
 
@@ -47,6 +47,26 @@ HELD_BACK = 0.25
 # To be raised with every change of what this module computes.
 _PROTOCOL = 1
 _VALIDATION = 25  # the random stream of a seed, beside those of trials
+
+
+class Trains(Records, Protocol):
+    """What choosing needs of a trial; see :class:`~know_cli.evaluation.trial.Trial`."""
+
+    problem: Problem
+    seed: int
+    key: str
+    seconds: float
+
+    def downstream(self, cell: Cell, weights_key: str, state: Loads) -> float:
+        """The mean over a cell's repetitions."""
+
+    def examples(self, cell: Cell, repetition: int) -> Examples:
+        """What a repetition fine-tunes on."""
+
+    def fine_tuned(
+        self, cell: Cell, weights: Mapping[str, Tensor] | None, examples: Examples, seed: int
+    ) -> nn.Module:
+        """A network fine-tuned from weights."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +87,7 @@ class Chosen:
     facts: dict[str, Any]
 
 
-def choose_starts(trial: trials.Trial, keys: Mapping[int, str], budget: int) -> Iterator[Chosen]:
+def choose_starts(trial: Trains, keys: Mapping[int, str], budget: int) -> Iterator[Chosen]:
     """Choose a start for every cell of a trial.
 
     Args:
@@ -97,7 +117,7 @@ class _Starts:
         sessions: the hash of each session's weights.
     """
 
-    trial: trials.Trial
+    trial: Trains
     sessions: Mapping[int, str]
 
     def __post_init__(self) -> None:
@@ -146,7 +166,7 @@ class _Loaded:
         return self.starts.state(self.name)
 
 
-def _searched(trial: trials.Trial, cell: Cell, starts: _Starts, budget: int) -> dict[str, Any]:
+def _searched(trial: Trains, cell: Cell, starts: _Starts, budget: int) -> dict[str, Any]:
     """The outcome of a search for one cell, in plain types."""
     names = [name for name in starts.keys if name != NAIVE]
     procedure = search(names, [()], Settings(budget))
@@ -176,7 +196,7 @@ def _searched(trial: trials.Trial, cell: Cell, starts: _Starts, budget: int) -> 
     return {**facts, "fine_tunings": taken}
 
 
-def _measured(trial: trials.Trial, cell: Cell, starts: _Starts, asked: Trial) -> float | None:
+def _measured(trial: Trains, cell: Cell, starts: _Starts, asked: Trial) -> float | None:
     """Fine-tune on most of the examples, and measure on those that are held back."""
     name = NAIVE if asked.arm.start == BASE else asked.arm.start
     key = cache.key(_PROTOCOL, trial.key, cell.name, starts.keys[name], asked.seed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -11,8 +12,15 @@ from know_cli.engine.settings import NormMode
 from know_cli.evaluation import cache
 from know_cli.evaluation.variants import Variant, identity, predict
 
-if TYPE_CHECKING:
-    from know_cli.evaluation.trial import Trial
+
+class Records(Protocol):
+    """What a prediction needs of a trial; see :class:`~know_cli.evaluation.trial.Trial`."""
+
+    folder: Path
+    computed: int
+
+    def checkpoint(self, index: int) -> Path:
+        """The file of a session."""
 
 
 class Loads(Protocol):
@@ -27,7 +35,7 @@ class Predicted:
 
     def __init__(
         self,
-        trial: Trial,
+        trial: Records,
         variant: Variant,
         norm: NormMode,
         count: int,
