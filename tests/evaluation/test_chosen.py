@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +16,20 @@ from know_cli.evaluation.markdown import to_markdown
 from know_cli.evaluation.results import comparisons
 from know_cli.evaluation.starts import Start, Wanted
 from know_cli.evaluation.suite import Request
+from know_cli.evaluation.tasks import TASKS
+from know_cli.evaluation.tasks.task import Downstream
 from know_cli.evaluation.trial import Trial
-from tests.support.evaluation import tiny
 
 BUDGET = 24
 PUBLISHED = Path(results.__file__).parents[2] / "docs" / "results" / "chosen.md"
 TASK = "text-language-model"
+TINY = replace(
+    TASKS[TASK],
+    samples=34,
+    recipe=replace(TASKS[TASK].recipe, epochs=1, batch_size=16),
+    downstream=(Downstream(8, 1, repetitions=1),),
+    tested=40,
+)
 NAMES = [candidate.name for candidate in choose_candidates((), 5)]
 
 
@@ -33,7 +42,7 @@ def _little_hindsight(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_the_examples_of_the_fine_tuning_are_seen_and_nothing_is_done_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trial = Trial(tiny(TASK), 1, tmp_path, None)
+    trial = Trial(TINY, 1, tmp_path, None)
     (cell,) = trial.problem.cells
     own = {row.numpy().tobytes() for row in trial.examples(cell, 0).inputs}
     fits: list[int] = []
@@ -54,12 +63,10 @@ def test_only_the_examples_of_the_fine_tuning_are_seen_and_nothing_is_done_twice
     assert found["candidates"]["naive"] == first.values[Start("naive")][cell.name]
     assert not (trial.folder / "candidates").exists()
 
-    again = Trial(tiny(TASK), 1, tmp_path, None).run(
-        Wanted((), budget=BUDGET), chosen.choose_starts
-    )
+    again = Trial(TINY, 1, tmp_path, None).run(Wanted((), budget=BUDGET), chosen.choose_starts)
     assert again.computed == 0
     assert (again.searches, again.values) == (first.searches, first.values)
-    request = Request(tmp_path, [tiny(TASK)], 1, Wanted((), budget=BUDGET))
+    request = Request(tmp_path, [TINY], 1, Wanted((), budget=BUDGET))
     content = results.to_json(request, [again], {})["tasks"][TASK]
     assert content["searches"][cell.name] == [found]
     assert results.start_name(content["starts"][-1]) == "chosen"
