@@ -182,13 +182,13 @@ METHODS = (
         fewest=1,
     ),
     Method("average", "mean of the checkpoints", _AVERAGE, None, NormMode.AVERAGE, check_average),
+    Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
     Method(
         "settle",
         "an average that reads how a run went",
         hyper_model="settle",
         norm=NormMode.AVERAGE,
     ),
-    Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
 )
 
 

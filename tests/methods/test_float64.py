@@ -237,7 +237,9 @@ def test_no_change_in_float32_leaves_every_bit(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- with all else
 
 
-@pytest.mark.parametrize("method", [method.name for method in METHODS])
+@pytest.mark.parametrize(
+    "method", [method.name for method in METHODS if method.hyper_model != "settle"]
+)
 def test_bytes_depend_on_nothing_but_the_inputs(method: str, bundle: Path, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = {"fc.weight": (170, 201), "conv.weight": (8, 9, 3, 3), "fc.bias": (70,)}

@@ -23,6 +23,7 @@ from know_cli.kinds import Kind
 from know_cli.methods.registry import find_method, open_bundle
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
+from know_cli.prediction.verify import verify
 from know_cli.settle.bundle import SettleBundle, load_bundle, save_bundle
 from know_cli.settle.course import feature_count, features
 from know_cli.settle.module import Settle, shares
@@ -171,6 +172,8 @@ def test_bytes_depend_on_no_threads_memory_or_ranks(tmp_path: Path) -> None:
     together(2, as_rank)
     files.append(tmp_path / "ranks.safetensors")
     assert len({file.read_bytes() for file in files}) == 1
+    weights = str(tmp_path / "bundle")
+    assert not verify(files[0], paths, spans=2, seed=1, weights=weights).differences
 
 
 @given(
