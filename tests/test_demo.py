@@ -28,7 +28,7 @@ def recorded(
     """A folder in which the demo was run, with little training and in one process, and its words."""
 
     def start(arguments: list[str], check: bool) -> CompletedProcess[str]:
-        done = know(*arguments[3:])
+        done = know(*arguments[arguments.index("know_cli") + 1 :])
         print(done.stdout)
         return done
 

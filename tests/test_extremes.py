@@ -96,9 +96,9 @@ def test_edges_of_types(dtype: torch.dtype, case: str, tmp_path: Path) -> None:
     # All but the last are the same in all checkpoints, and so stay; but not with --frozen predict.
     half = states[0]["b"].double().numpy() * 0.5
     expected = torch.from_numpy(half if dtype == torch.float64 else half.astype(np.float32))
-    predict(paths, tmp_path / "half", "shrink", FrozenMode.PREDICT, **{"lambda": 0.5})
+    predict(paths, tmp_path / "half", "shrink", FrozenMode.PREDICT, **{"lambda": 0.5, "of": "all"})
     assert torch.equal(load_file(tmp_path / "half")["b"], expected.to(dtype))
-    predict(paths, tmp_path / "half", "shrink", **{"lambda": 0.5})
+    predict(paths, tmp_path / "half", "shrink", **{"lambda": 0.5, "of": "all"})
     found = load_file(tmp_path / "half")["b"]
     assert torch.equal(found[:-1], first[:-1])
     assert torch.equal(found[-1:], expected[-1:].to(dtype))

@@ -100,7 +100,7 @@ def demo(
     talk.show(
         "One network and one task: a demonstration, not an evaluation.",
         "",
-        _OWN,
+        *_OWN.splitlines(),
     )
 
 

@@ -39,7 +39,7 @@ from know_cli.evaluation.anchors import NAIVE
 from know_cli.evaluation.starts import SESSIONS, Chosen
 from know_cli.evaluation.tasks import Cell
 from know_cli.evaluation.tasks.task import permutation
-from know_cli.files import remove_tree
+from know_cli.files import make_folder, remove_tree
 from know_cli.forgetting.recorder import derived_seed
 
 #: Share of the fine-tuning's examples that a measure holds back.
@@ -108,7 +108,7 @@ class _Starts:
     @cached_property
     def _paths(self) -> dict[str, Path]:
         files = [self.trial.checkpoint(index) for index in range(SESSIONS)]
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         maker = Maker(
             files, self.folder, EngineSettings(), TrajectoryKind.FORGETTING, lambda notice: None
         )

@@ -31,7 +31,9 @@ def check_record(record: Any) -> None:
         if type(count) is not int or not 0 <= count <= _MOST_SESSIONS:
             raise ValueError(f"{key} is no count")
     rate = record.get("rate")
-    if not isinstance(rate, int | float) or rate_problem(float(rate)) is not None:
+    if not isinstance(rate, int | float):
+        raise ValueError("rate is no number")
+    if rate != 1 and rate_problem(float(rate)) is not None:  # branches may have all of the data
         raise ValueError("rate is no rate")
     recorded = record.get("recorded")
     if not isinstance(recorded, dict):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from know_cli.checkpoints.state import read_state
 from know_cli.engine.movements import Course, course_of
 from know_cli.errors import KnowError, UsageError
+from know_cli.files import read_text
 from know_cli.kinds import Kind, classify_all
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.data.samples import reduced
@@ -186,7 +187,7 @@ def load_runs(
 
 def _setup(path: Path) -> RunSetup:
     try:
-        stored: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))["setup"])
+        stored: dict[str, Any] = dict(json.loads(read_text(path))["setup"])
         stored["design"] = Design.from_json(stored["design"])
         stored["classes"] = tuple(stored["classes"])
         return RunSetup(**stored)

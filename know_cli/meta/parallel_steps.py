@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from know_cli.errors import UsageError
+from know_cli.files import read_text
 from know_cli.meta.run_recording import FORMAT, RUN_RECORD
 
 
@@ -54,7 +55,7 @@ def read_cases(folder: Path) -> list[RunCase]:
     cases = []
     for path in sorted(folder.glob(f"*/{RUN_RECORD}")):
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = json.loads(read_text(path))
             if facts["format"] != FORMAT:
                 raise ValueError(f"format {facts['format']!r}")
             if facts["shape"]:

@@ -12,6 +12,7 @@ from typing import Any
 from know_cli.choosing.intervals import Difference, difference
 from know_cli.choosing.search import BASE, RANDOM
 from know_cli.errors import UsageError
+from know_cli.files import read_text
 from know_cli.plots.picture import COLOURS, render, style
 
 #: Name of the report that ``know choose`` leaves in its folder.
@@ -69,7 +70,7 @@ def read_choice(path: Path) -> Choice:
     """
     file = path / REPORT if path.is_dir() else path
     try:
-        return choice_of(json.loads(file.read_text(encoding="utf-8")))
+        return choice_of(json.loads(read_text(file)))
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -20,10 +20,9 @@ from know_cli.kinds import PREDICTED_KINDS, Classification, Kind
 # Below this share of ‖Θ0‖ the whole trajectory is within what float32 training rounds away.
 _TINY_MOVEMENT = 1e-6
 #: A run whose steps are more parallel than this, by the mean cosine of the angle between
-#: successive ones, is warned of: averaging is likely to lose. Learned by
-#: :func:`know_cli.meta.parallel_steps.learn`; ``docs/averages.md`` says from what, and how often
-#: the warning is right.
-PARALLEL_STEPS = 0.2
+#: successive ones, is warned of. Learned by :func:`know_cli.meta.parallel_steps.learn`;
+#: ``docs/averages.md`` says from what, and how often the warning is right.
+PARALLEL_STEPS = 0.45
 
 
 @dataclass

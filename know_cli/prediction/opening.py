@@ -193,6 +193,8 @@ def check_agreement(
         UsageError: on rank 0; another rank's are different.
         PeerError: on the others, then.
     """
+    if ranks.size == 1:
+        return
     metadata = [[output.step, dict(output.metadata)] for output in outputs]
     _agree(ranks, [recipe.identity(Arithmetic.of(predictors)), metadata])
 
@@ -204,8 +206,6 @@ def _check_places(ranks: Ranks, request: Request, outputs: Sequence[OutputStep])
 
 
 def _agree(ranks: Ranks, facts: list[Any]) -> None:
-    if ranks.size == 1:
-        return
     own = json.dumps(facts, sort_keys=True)
     for rank, found in enumerate(ranks.gather(own)):
         if found != own:

@@ -57,7 +57,7 @@ class Request:
 
     >>> request = Request([Path("ckpt0"), Path("ckpt1")], Path("out"), method="shrink")
     >>> request.options
-    {'lambda': 0.97}
+    {'lambda': 0.97, 'of': 'weights'}
     """
 
     checkpoints: Sequence[Path]

@@ -22,7 +22,7 @@ from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.paths import MAX_CHECKPOINTS
 from know_cli.checkpoints.state import read_state
 from know_cli.errors import CheckpointError
-from know_cli.files import json_text, make_folder, write_text
+from know_cli.files import json_text, make_folder, read_bytes, write_text
 from know_cli.settle.module import Settle
 from know_cli.settle.shipped import FEWEST, MANIFEST, MODEL
 
@@ -133,9 +133,7 @@ def load_bundle(path: Path) -> SettleBundle:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path}: is too long for a bundle's manifest")
-        manifest = parse_json(path.read_bytes())
+        manifest = parse_json(read_bytes(path, MAX_BYTES))
         fine = (
             manifest["format"] == FORMAT
             and manifest["model"] == MODEL

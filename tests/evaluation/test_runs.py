@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from know_cli.errors import UsageError
-from know_cli.evaluation.runs import averages, plan, results
+from know_cli.evaluation.runs import averages, fine_tuning, plan, results
 from know_cli.evaluation.runs import suite as running
 from know_cli.evaluation.runs import trial as protocol
 from know_cli.evaluation.runs.averages import AVERAGES, Average, coefficients, re_estimate
@@ -215,7 +215,7 @@ def test_a_trial_measures_every_arm_once(tmp_path: Path, monkeypatch: pytest.Mon
         raise AssertionError("trained again")
 
     monkeypatch.setattr(Training, "advance", fail)
-    monkeypatch.setattr(protocol, "train", fail)
+    monkeypatch.setattr(fine_tuning, "train", fail)
     again = RunTrial(tiny("fashion-classes-cnn-batchnorm"), 2, tmp_path, None)
     assert again.pretraining() == found
     assert again.cosine() == cosine
@@ -391,7 +391,7 @@ def test_the_page_has_the_numbers_of_the_results() -> None:
     assert "after fine-tuning on 50 images" in page
     # Where steps are parallel beyond 0.3, two runs are warned of; none lost.
     assert "| full | +0.33 | 0.933 |" in page
-    assert "| +0.0 | 3 | 0 (0 %) | 0 |  |" in page
+    assert "| +0.00 | 3 | 0 (0 %) | 0 |  |" in page
     assert "| +0.3 | 2 | 0 (0 %) | 1 | 0 (0 %) |" in page
     assert page.count("### Running statistics") == 1
 
@@ -503,17 +503,15 @@ def test_all_averages_are_of_checkpoints_that_a_run_keeps() -> None:
 # --- committed results -------------------------------------------------------------------------
 
 DOCS = Path(plan.__file__).parents[3] / "docs"
-PAGES = ("runs", "runs-early")
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_the_committed_pages_are_those_of_the_committed_results(name: str) -> None:
-    path = DOCS / "results" / f"{name}.json"
+def test_the_committed_page_is_that_of_the_committed_results() -> None:
+    path = DOCS / "results" / "runs.json"
     assert to_markdown(results.read_results(path)) == path.with_suffix(".md").read_text()
 
 
 def test_the_tables_for_readers_are_those_of_the_committed_pages() -> None:
-    published = "".join((DOCS / "results" / f"{name}.md").read_text() for name in PAGES)
+    published = "".join(page.read_text() for page in (DOCS / "results").glob("*.md"))
     lines = [line for line in (DOCS / "averages.md").read_text().splitlines() if line[:1] == "|"]
     assert len(lines) > 20
     for line in lines:

@@ -551,7 +551,7 @@ def test_the_library_refuses_what_the_command_line_does(
         ({"conv": [1.0] * 5, "fc": [1.0] * 5}, "must have 5 finite numbers for bias"),
         ({**RULE, "fc": [1.0] * 4}, "must have 5 finite numbers for fc"),
         ({**RULE, "conv": [1.0] * 4 + ["1"]}, "must have 5 finite numbers for conv"),
-        ({**RULE, "conv": [1.0] * 4 + [math.nan]}, "is not valid JSON"),
+        ({**RULE, "conv": [1.0] * 4 + [math.nan]}, "must have 5 finite numbers for conv"),
         ([1.0] * 5, "must have 5 finite numbers for conv"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -230,10 +229,12 @@ def test_any_number_of_ranks_finds_the_same(tmp_path: Path) -> None:
     tensors = {**ORDINARY, **{name: values for name, (values, _) in ODD.items()}}
     tensors |= conv_bn(random(16).abs())
     paths = write(tmp_path, tensors)
-    number = itertools.count()
 
     def planned(ranks: Any) -> tuple[dict[str, tuple[Action, str]], list[str]]:
-        request = Request(paths, tmp_path / f"out{next(number)}.safetensors", method="last")
+        # Ranks write one output, and each number of them its own.
+        size = 1 if ranks is None else ranks.size
+        output = tmp_path / f"out{size}.safetensors"
+        request = Request(paths, output, method="last")
         with open_prediction(request, ranks) as prediction:
             return decisions(prediction), list(prediction.notices)
 

@@ -16,7 +16,7 @@ from know_cli.engine.report import Report
 from know_cli.engine.settings import FrozenMode, NormMode
 from know_cli.kinds import Kind, Override
 from know_cli.known.bundle import save_bundle
-from know_cli.prediction import opening
+from know_cli.prediction import opening, together
 from know_cli.prediction.opening import check_agreement
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.recipe import Arithmetic, Recipe
@@ -93,14 +93,15 @@ def views(prediction: Prediction) -> dict[str, Any]:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    real = opening.open_prediction
+    real = together.open_together
 
-    def spy(*arguments: Any) -> Prediction:
-        prediction = real(*arguments)
+    def spy(*arguments: Any) -> together.Together:
+        opened = real(*arguments)
+        (prediction,) = opened.predictions
         found.append(views(prediction))
-        return prediction
+        return opened
 
-    monkeypatch.setattr(opening, "open_prediction", spy)
+    monkeypatch.setattr(together, "open_together", spy)
     return found
 
 

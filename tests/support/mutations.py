@@ -60,6 +60,10 @@ def mutate_json(chance: random.Random, content: Any) -> str:
     return text  # fmt: skip
 
 
+def _extreme(chance: random.Random) -> Any:
+    return copy.deepcopy(chance.choice(EXTREMES))  # or it would hold itself in the end
+
+
 def _spoil(chance: random.Random, content: Any) -> Any:
     """Descend at random, and replace, remove or add something there."""
     holder, key, here = None, None, content
@@ -68,13 +72,13 @@ def _spoil(chance: random.Random, content: Any) -> Any:
         key = chance.choice(list(here)) if isinstance(here, dict) else chance.randrange(len(here))
         here = here[key]
     if holder is None:
-        return chance.choice(EXTREMES) if chance.random() < 0.3 else content
+        return _extreme(chance) if chance.random() < 0.3 else content
     if chance.random() < 0.15:
         del holder[key]
     elif isinstance(holder, dict) and chance.random() < 0.1:
-        holder[str(chance.choice(TEXTS))[:50]] = chance.choice(EXTREMES)
+        holder[str(chance.choice(TEXTS))[:50]] = _extreme(chance)
     else:
-        holder[key] = chance.choice(EXTREMES)
+        holder[key] = _extreme(chance)
     return content
 
 
