@@ -392,7 +392,7 @@ def test_the_page_has_the_numbers_of_the_results() -> None:
     # Where steps are parallel beyond 0.3, two runs are warned of; none lost.
     assert "| full | +0.33 | 0.933 |" in page
     assert "| +0.00 | 3 | 0 (0 %) | 0 |  |" in page
-    assert "| +0.3 | 2 | 0 (0 %) | 1 | 0 (0 %) |" in page
+    assert "| +0.30 | 2 | 0 (0 %) | 1 | 0 (0 %) |" in page
     assert page.count("### Running statistics") == 1
 
 
