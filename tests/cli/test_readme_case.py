@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ from tests.support.pages import PAGE, documented
 README = PAGE.parents[1] / "README.md"
 
 
+@pytest.fixture
+def _own_modules() -> Iterator[None]:
+    """Other examples have a module of the same name."""
+    before = sys.modules.pop("train", None)
+    yield
+    sys.modules.pop("train", None)
+    if before is not None:
+        sys.modules["train"] = before
+
+
+@pytest.mark.usefixtures("_own_modules")
 def test_the_case_of_the_readme_works(
     tmp_path: Path, know: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
