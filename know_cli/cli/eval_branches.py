@@ -46,12 +46,12 @@ def evaluate_branches(
     Raises:
         KnowError: a task or data set is missing, or a file cannot be written.
     """
-    from know_cli.cli.report_file import is_own_result, write_out
+    from know_cli.cli.eval_results import gather, publish
+    from know_cli.cli.report_file import is_own_result
     from know_cli.evaluation.branches import suite as running
     from know_cli.evaluation.branches.markdown import to_markdown
     from know_cli.evaluation.branches.plan import find_branch_tasks
     from know_cli.evaluation.suite import SUITES
-    from know_cli.files import json_text, printable_texts, write_text
 
     replaces = is_own_result(folder / RESULTS)
     asked = find_branch_tasks(tasks)
@@ -68,22 +68,13 @@ def evaluate_branches(
     )
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
-    outcomes = []
-    for outcome in running.evaluate(request):
-        outcomes.append(outcome)
-        talk.notice(
-            f"{outcome.task}, seed {outcome.seed}: {len(outcomes)} of "
-            f"{len(request.tasks) * request.seeds}"
-        )
+    total = len(request.tasks) * request.seeds
+    outcomes = gather(talk, running.evaluate(request), total)
     content = running.to_json(request, outcomes, not_run)
-    write_text(folder / RESULTS, json_text(content, indent=1), replace=replaces)
-    if table is not None:
-        write_out(table, to_markdown(printable_texts(content)), force=force)
-    for name, of_task in content["tasks"].items():
-        talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
-    talk.show("", f"wrote {folder / RESULTS}")
-    if table is not None:
-        talk.show(f"wrote {'the tables' if talk.aside else table}")
+    publish(
+        talk, content, folder / RESULTS, to_markdown, _task_table, table,
+        replaces=replaces, force=force,
+    )  # fmt: skip
 
 
 def _task_table(task: Mapping[str, Any]) -> Table:

@@ -1,0 +1,81 @@
+"""What ``know eval`` of runs and of branches have in common: how results are told and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from know_cli.cli.output import Output
+
+
+class _Trial(Protocol):
+    """The outcome of a trial."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+
+    @property
+    def seed(self) -> int:
+        """Of the trial."""
+
+
+Found = TypeVar("Found", bound=_Trial)
+
+
+def gather(talk: Output, outcomes: Iterable[Found], total: int) -> list[Found]:
+    """All outcomes, each of which is told when it is there.
+
+    Args:
+        talk: to the user.
+        outcomes: of trials, as they end.
+        total: their number.
+    """
+    found: list[Found] = []
+    for outcome in outcomes:
+        found.append(outcome)
+        talk.notice(f"{outcome.task}, seed {outcome.seed}: {len(found)} of {total}")
+    return found
+
+
+def publish(
+    talk: Output,
+    content: Mapping[str, Any],
+    path: Path,
+    page: Callable[[Mapping[str, Any]], str],
+    task_table: Callable[[Mapping[str, Any]], Table],
+    table: Path | None,
+    *,
+    replaces: bool,
+    force: bool,
+) -> None:
+    """Write the results and their page, and show a table of each task.
+
+    Args:
+        talk: to the user.
+        content: the results, with ``tasks``.
+        path: of their JSON.
+        page: makes their Markdown.
+        task_table: makes the table of a task.
+        table: where the Markdown goes; None for nowhere.
+        replaces: whether the JSON is there already, and replaced.
+        force: whether a page that exists is replaced.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    from know_cli.cli.report_file import write_out
+    from know_cli.files import json_text, printable_texts, write_text
+
+    write_text(path, json_text(content, indent=1), replace=replaces)
+    if table is not None:
+        write_out(table, page(printable_texts(content)), force=force)
+    for name, of_task in content["tasks"].items():
+        talk.show("", f"{name}: {of_task['title']}", task_table(of_task))
+    talk.show("", f"wrote {path}")
+    if table is not None:
+        talk.show(f"wrote {'the tables' if talk.aside else table}")
