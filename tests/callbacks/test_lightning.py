@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning.pytorch as lightning
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from know_cli.callbacks.lightning import RunCallback, record_branches, record_forgetting
 from know_cli.errors import EXIT_DONE, UsageError
 from tests.support.command import Command
 from tests.support.pages import documented
@@ -22,6 +21,12 @@ from tests.support.pages import documented
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers", "ignore:.*is smaller than the logging interval"
 )
+
+
+@pytest.fixture(scope="module")
+def real() -> Any:
+    """Lightning's part of these tests."""
+    return import_module("tests.support.lightning_module")
 
 
 class Points(Dataset[tuple[Tensor, Tensor]]):
@@ -44,31 +49,6 @@ class Stream(IterableDataset[Tensor]):
         return iter(torch.randn(3, 4))
 
 
-class Line(lightning.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(4, 1)
-
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        inputs, targets = batch
-        return nn.functional.mse_loss(self.layer(inputs)[:, 0], targets)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.05)
-
-
-TRAINER = lightning.Trainer
-
-
-def trainer(*callbacks: RunCallback, **more: Any) -> lightning.Trainer:
-    given = {"max_epochs": 1, **more}
-    return TRAINER(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=list(callbacks), **given,
-    )  # fmt: skip
-
-
 def loader(data: Any = None) -> DataLoader[Any]:
     return DataLoader(data or Points(), batch_size=2)
 
@@ -81,10 +61,10 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
 
 
-def test_a_run_is_kept_and_averaged(tmp_path: Path, know: Command) -> None:
-    module = Line()
-    run = RunCallback(tmp_path / "run", every=2, last=2)
-    trainer(run, max_epochs=2, accumulate_grad_batches=2).fit(module, loader())
+def test_a_run_is_kept_and_averaged(real: Any, tmp_path: Path, know: Command) -> None:
+    module = real.Line()
+    run = real.RunCallback(tmp_path / "run", every=2, last=2)
+    real.trainer(run, max_epochs=2, accumulate_grad_batches=2).fit(module, loader())
     names = [path.name for path in run.run.kept]  # of six steps
     assert names == ["checkpoint-4.safetensors", "checkpoint-6.safetensors"]
     assert same(load_file(run.run.kept[-1]), weights(module))
@@ -96,12 +76,14 @@ def test_a_run_is_kept_and_averaged(tmp_path: Path, know: Command) -> None:
     torch.testing.assert_close(weights(module)["layer.weight"], (sum(both) / 2).float())  # type: ignore[union-attr]
 
 
-def test_a_forgetting_is_recorded_after_training(tmp_path: Path) -> None:
-    module, data = Line(), Points()
-    trainer().fit(module, loader(data))
+def test_a_forgetting_is_recorded_after_training(real: Any, tmp_path: Path) -> None:
+    module, data = real.Line(), Points()
+    real.trainer().fit(module, loader(data))
     trained = weights(module)
     data.seen.clear()
-    paths = record_forgetting(trainer, module, loader(data), tmp_path / "f", sessions=3, rate=0.5)
+    paths = real.record_forgetting(
+        real.trainer, module, loader(data), tmp_path / "f", sessions=3, rate=0.5
+    )
     assert [path.stem for path in paths] == ["ckpt0", "ckpt1", "ckpt2"]
     assert same(load_file(paths[0]), trained)
     assert same(weights(module), trained)  # it is put back
@@ -110,30 +92,34 @@ def test_a_forgetting_is_recorded_after_training(tmp_path: Path) -> None:
     last = paths[2].read_bytes()
     paths[2].unlink()
     data.seen.clear()
-    record_forgetting(trainer, module, loader(data), tmp_path / "f", sessions=3, rate=0.5)
+    real.record_forgetting(real.trainer, module, loader(data), tmp_path / "f", sessions=3, rate=0.5)
     assert len(data.seen) == 3
     assert paths[2].read_bytes() == last
 
 
-def test_branches_are_recorded_after_training(tmp_path: Path) -> None:
-    module = Line()
-    trainer().fit(module, loader())
+def test_branches_are_recorded_after_training(real: Any, tmp_path: Path) -> None:
+    module = real.Line()
+    real.trainer().fit(module, loader())
     trained = weights(module)
-    paths = record_branches(trainer, module, loader(), tmp_path / "b", branches=2, rate=0.5)
+    paths = real.record_branches(
+        real.trainer, module, loader(), tmp_path / "b", branches=2, rate=0.5
+    )
     assert [path.stem for path in paths] == ["ckpt0", "branch1", "branch2"]
     assert same(weights(module), trained)
     assert not same(load_file(paths[1]), load_file(paths[2]))
     module.layer.weight.data += 1
     with pytest.raises(UsageError, match="ckpt0.safetensors: is another model than the one"):
-        record_branches(trainer, module, loader(), tmp_path / "b", branches=2, rate=0.5)
+        real.record_branches(real.trainer, module, loader(), tmp_path / "b", branches=2, rate=0.5)
 
 
-def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_page(
+    real: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = documented("lightning", every=20, branches=1, sessions=2)
     assert len([line for line in code.splitlines() if line]) <= 10
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lightning, "Trainer", trainer_of_the_page)
-    exec(code, {"module": Line(), "loader": loader()})
+    monkeypatch.setattr(real.lightning, "Trainer", real.trainer_of_the_page)
+    exec(code, {"module": real.Line(), "loader": loader()})
     assert sorted(path.stem for path in Path("run").iterdir()) == [
         f"checkpoint-{n}" for n in (20, 40, 60)
     ]
@@ -141,22 +127,18 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 2
 
 
-def trainer_of_the_page(max_epochs: int, callbacks: Any = ()) -> lightning.Trainer:
-    return trainer(*callbacks, max_epochs=max_epochs)
-
-
-def test_what_cannot_be_recorded(tmp_path: Path) -> None:
+def test_what_cannot_be_recorded(real: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the loader's data set: is streamed"):
-        record_branches(trainer, Line(), loader(Stream()), tmp_path / "b")
-    callback = RunCallback(tmp_path / "run", every=5)
+        real.record_branches(real.trainer, real.Line(), loader(Stream()), tmp_path / "b")
+    callback = real.RunCallback(tmp_path / "run", every=5)
     with pytest.warns(UserWarning, match="has 1 of the 2 checkpoints that an average needs"):
-        trainer(callback).fit(Line(), loader())
+        real.trainer(callback).fit(real.Line(), loader())
     with pytest.raises(UsageError, match="run: holds checkpoints of a run, up to step 5"):
-        trainer(RunCallback(tmp_path / "run", every=5)).fit(Line(), loader())
+        real.trainer(real.RunCallback(tmp_path / "run", every=5)).fit(real.Line(), loader())
 
     two = SimpleNamespace(world_size=2)
     with pytest.raises(UsageError, match="in one process, and the Trainer has 2"):
-        record_branches(lambda: two, Line(), loader(), tmp_path / "two")  # type: ignore[arg-type,return-value]
+        real.record_branches(lambda: two, real.Line(), loader(), tmp_path / "two")
 
     class FSDPStrategy:
         pass

@@ -198,7 +198,13 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("case", LONG)
+#: Each takes seconds: by default those that take the most of time and of memory.
+WORST = ("many objects", "as many tensors as are read, and a byte too many")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] * (case not in WORST)) for case in LONG]
+)
 def test_the_largest_headers_take_bounded_time_and_memory(case: str, tmp_path: Path) -> None:
     """In a process of its own, since memory that was freed is still in this one's peak."""
     path, header = tmp_path / "long.safetensors", tmp_path / "header.json"

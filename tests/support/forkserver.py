@@ -14,8 +14,10 @@ which the child is killed, stopped, or gets an error (``[call, errno]``); ``file
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
+import pkgutil
 import resource
 import signal
 import socket
@@ -23,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +211,15 @@ def main() -> None:
     import torch
     import typer
 
-    import know_cli.cli.progress
-    import know_cli.cli.tables
-    import know_cli.methods.known
-    import know_cli.methods.linear
-    import know_cli.prediction.predict  # noqa: F401
-    from know_cli.cli.main import family_app
+    from know_cli.cli.main import family_app, run
 
+    # What a command line imports late would be imported anew by each child.
+    for name in ("cli", "checkpoints", "engine", "files", "methods", "prediction", "ranks"):
+        for module in pkgutil.iter_modules(import_module(f"know_cli.{name}").__path__):
+            import_module(f"know_cli.{name}.{module.name}")
     command = typer.main.get_command(family_app())
+    with redirect_stderr(io.StringIO()):  # parsing imports some more
+        run(command, "know", ["predict", "no file", "no other", "-o", "out", "--dry-run"])
     torch.set_num_threads(1)
     # What is there already is never looked at again: it would be copied for each child.
     gc.collect()
