@@ -40,18 +40,26 @@ def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def know() -> Command:
+def know(request: pytest.FixtureRequest) -> Command:
     """Runs ``know …``: in this process, where torch is imported already, or in one of its own.
 
-    ``process=True`` starts ``python -m know_cli …`` as a shell would, which takes seconds where
-    torch is needed. The fixture ``server`` has processes that are quick to start.
+    ``process=True`` takes one of the fixture ``server``'s, which are quick to start;
+    ``python=True`` starts ``python -m know_cli …`` as a shell would, which takes seconds where
+    torch is needed.
     """
 
     def run(
-        *arguments: object, cwd: Path | None = None, process: bool = False, **env: str
+        *arguments: object,
+        cwd: Path | None = None,
+        process: bool = False,
+        python: bool = False,
+        **env: str,
     ) -> subprocess.CompletedProcess[str]:
         command = [str(argument) for argument in arguments]
-        if not process:
+        if process:
+            server: ForkServer = request.getfixturevalue("server")
+            return server.complete(*command, cwd=cwd or Path.cwd(), env={"COLUMNS": "100", **env})
+        if not python:
             return run_here(command, cwd or Path.cwd(), env)
         clean = {name: value for name, value in os.environ.items() if name != "KNOW_DEBUG"}
         return subprocess.run(

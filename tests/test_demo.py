@@ -48,7 +48,7 @@ def recorded(
 
 @pytest.mark.slow
 def test_the_demo_as_it_is(tmp_path: Path, know: Command) -> None:
-    done = know("demo", cwd=tmp_path, process=True)
+    done = know("demo", cwd=tmp_path, python=True)
     assert done.returncode == EXIT_DONE, done.stderr
     assert done.stdout.count("In choosing:") == 2
     assert (tmp_path / "know-demo" / "from-run.png").exists()

@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -367,18 +366,19 @@ def test_another_run_has_the_output(server: ForkServer, run: Path) -> None:
 
 
 @pytest.mark.parametrize("force", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_two_runs_at_once(force: bool, tmp_path: Path) -> None:
+def test_two_runs_at_once(force: bool, server: ForkServer, tmp_path: Path) -> None:
     """One wins whole, the other fails cleanly, whoever is first and by how much."""
     inputs(tmp_path, 1_000_000)
     words = [word for word in PREDICT if force or word != "--force"]
+    said = tmp_path / "said"
+    said.mkdir()
     running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "know_cli", *words], cwd=tmp_path,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    ended = [(process.communicate()[1], process.returncode) for process in running]
+        server.start(*words, cwd=tmp_path, out=said / f"out{k}", err=said / f"err{k}")
+        for k in range(2)
+    ]
+    codes_of = [server.wait(process) for process in running]
+    ended = [((said / f"err{k}").read_text(), code) for k, code in enumerate(codes_of)]
+    shutil.rmtree(said)
     codes = sorted(code for _, code in ended)
     # With --force the second may have begun when the first was done, and replaces it.
     assert codes == [EXIT_DONE, EXIT_OUTPUT] or (force and codes == [EXIT_DONE, EXIT_DONE])

@@ -131,7 +131,7 @@ def test_no_stream_and_no_file_is_forged(planted: Path, know: Command) -> None:
     texts = [
         path
         for path in planted.rglob("*")
-        if path.is_file() and not path.name.endswith((".safetensors", ".pt", ".py", ".txt"))
+        if path.is_file() and not path.name.endswith((".safetensors", ".pt", ".py", ".pyc", ".txt"))
     ]
     for path in texts:
         content = path.read_bytes()

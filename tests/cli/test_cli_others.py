@@ -98,7 +98,7 @@ def test_any_terminal_can_show_it(tmp_path: Path, server: ForkServer) -> None:
 
 
 def test_any_terminal_can_show_the_help(know: Command) -> None:
-    done = know("predict", "--help", process=True, PYTHONIOENCODING="ascii")
+    done = know("predict", "--help", python=True, PYTHONIOENCODING="ascii")
     assert done.returncode == EXIT_DONE, done.stderr
     assert done.stdout.startswith("Usage: ")
 

@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_the_main_job(run: Path, know: Command, bundle_path: Path) -> None:
     done = know("predict", "ckpt0..ckpt4", "-o", "out.safetensors", "--weights", bundle_path,
-                "--json", "report.json", cwd=run, process=True)  # fmt: skip
+                "--json", "report.json", cwd=run, python=True)  # fmt: skip
     assert done.returncode == EXIT_DONE, done.stderr
     assert "x2 the data: 1 step from 5 checkpoints at rate 0.5" in done.stdout
     for word in (

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -566,30 +564,14 @@ def test_the_command_and_its_second_run(
 ) -> None:
     arguments = ("eval", "--task", "text-language-model", "--method", "average", "--seeds", "1",
                  "--budget", "0", "--table", "r.md", "-o", "out", "--force")  # fmt: skip
-    script = tmp_path / "sitecustomize.py"
-    # The real command in a process of its own, on next to no data.
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
-        "from tests.evaluation.test_evaluation import tiny\n"
-        "from know_cli.evaluation import hindsight, tasks\n"
-        f"hindsight._ITERATIONS = {FEW}\n"
-        "tasks.TASKS['text-language-model'] = tiny('text-language-model')\n"
-        "from know_cli.cli.main import know\n"
-        "sys.argv = ['know', *sys.argv[1:]]\n"
-        "know()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments],
-        capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
-    )  # fmt: skip
+    monkeypatch.setattr(hindsight, "_ITERATIONS", FEW)
+    monkeypatch.setitem(TASKS, "text-language-model", tiny("text-language-model"))
+    done = know(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "text-language-model, seed 0: 18 results computed" in done.stderr
     assert "wrote out/results.json" in done.stdout
     assert "## text-language-model" in (tmp_path / "r.md").read_text()
     first = json.loads((tmp_path / "out" / "results.json").read_text())
-    monkeypatch.setattr(hindsight, "_ITERATIONS", FEW)
-    monkeypatch.setitem(TASKS, "text-language-model", tiny("text-language-model"))
     again = know(*arguments, cwd=tmp_path)
     assert "text-language-model, seed 0: all there already" in again.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == first

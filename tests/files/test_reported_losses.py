@@ -462,7 +462,7 @@ def test_an_address_space_that_is_too_small(run: Path) -> None:
 
 def test_modules_of_the_working_folder_are_not_imported(run: Path, know: Command) -> None:
     (run / "typer.py").write_text("raise SystemExit('taken')")
-    done = know("--version", cwd=run, process=True)
+    done = know("--version", cwd=run, python=True)
     assert done.returncode == EXIT_DONE, done.stderr
 
 

@@ -248,8 +248,15 @@ def _one_thread() -> Iterator[None]:
 
 
 class TestTraining:
-    @pytest.mark.parametrize("target", list(Target))
-    @pytest.mark.parametrize("preparation", list(Preparation))
+    @pytest.mark.parametrize(
+        ("target", "preparation"),
+        [
+            (Target.RETRODICTION, Preparation.RAW),
+            (Target.CONTINUATION, Preparation.SPREAD),
+            pytest.param(Target.RETRODICTION, Preparation.SPREAD, marks=pytest.mark.slow),
+            pytest.param(Target.CONTINUATION, Preparation.RAW, marks=pytest.mark.slow),
+        ],
+    )
     def test_learns_a_law(
         self, trajectories: Path, target: Target, preparation: Preparation
     ) -> None:

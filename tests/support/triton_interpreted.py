@@ -79,7 +79,7 @@ def slow(*values: object) -> list[object]:
 
 
 @pytest.mark.parametrize("preparation", list(Preparation))
-@pytest.mark.parametrize("checkpoints", [2, 5, *slow(3, 4, 6, 7, 8)])
+@pytest.mark.parametrize("checkpoints", [5, *slow(2, 3, 4, 6, 7, 8)])
 def test_the_kernel_is_the_reference_module(checkpoints: int, preparation: Preparation) -> None:
     bundle = random_bundle(checkpoints, seed=checkpoints, preparation=preparation)
     for kind, rows, steps in (
@@ -110,7 +110,9 @@ def test_any_number_of_checkpoints_rows_and_steps(
     torch.testing.assert_close(predict(bundle, window, steps), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float64, *slow(torch.float16, torch.float32)]
+)
 @pytest.mark.parametrize("preparation", list(Preparation))
 def test_every_float_dtype_is_read_as_float32(dtype: torch.dtype, preparation: Preparation) -> None:
     bundle = random_bundle(5, preparation=preparation)
