@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from know_cli import __version__
+from know_cli.known.native_kernel import trouble_with_native
 from know_cli.known.shipped import shipped
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +23,15 @@ ROOT = Path(__file__).parent.parent
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the wheel and the sdist, built from a copy of what is in the checkout."""
     folder = tmp_path_factory.mktemp("build")
-    for name in ("know_cli", "weights", "docs", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        "know_cli",
+        "weights",
+        "docs",
+        "pyproject.toml",
+        "hatch_build.py",
+        "README.md",
+        "LICENSE",
+    ):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -48,7 +57,13 @@ def test_the_sdist_has_the_published_results(packed: Path) -> None:
     with tarfile.open(built) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"docs/results/{path.name}" for path in (ROOT / "docs" / "results").iterdir()} <= names
-    assert {"LICENSE", "README.md", "know_cli/py.typed", "weights/README.md"} <= names
+    assert {
+        "LICENSE",
+        "README.md",
+        "know_cli/py.typed",
+        "weights/README.md",
+        "hatch_build.py",
+    } <= names
 
 
 def test_bundles_are_found_from_a_wheel(wheel: Path, tmp_path: Path) -> None:
@@ -87,9 +102,10 @@ def test_the_wheel_has_what_is_needed_and_no_more(wheel: Path) -> None:
     assert not [name for name in names if "test" in name or "__pycache__" in name]
     # Published results are read where they are, in docs/, and not shipped to everybody.
     others = [name for name in names if not name.endswith(".py") and name.startswith("know_cli/")]
-    assert {name.split("/")[1] for name in others} == {"py.typed", "weights"}
+    assert {name.split("/")[1] for name in others} == {"py.typed", "weights", "known"}
+    kernel = {"native_kernel.c"} | ({"_native.so"} if trouble_with_native(2) is None else set())
     assert {Path(name).name for name in others if not name.endswith(".safetensors")} == {
-        "py.typed", "README.md", "manifest.json",
+        "py.typed", "README.md", "manifest.json", *kernel,
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from know_cli.cli.options import (
 from know_cli.cli.output import Output
 from know_cli.engine.devices import DEVICE_NAMES
 from know_cli.engine.settings import MAX_STEPS, FrozenMode, NormMode
+from know_cli.known.kernels import AUTO, KERNEL_NAMES
 from know_cli.methods.decay import LoraMode
 from know_cli.methods.registry import (
     DEFAULT_METHODS,
@@ -209,6 +210,15 @@ def predict(
             rich_help_panel=_MACHINE,
         ),
     ] = "auto",
+    kernel: Annotated[
+        str,
+        typer.Option(
+            metavar=KERNEL_NAMES,
+            help="Which of KNOWN's implementations computes; they round differently. auto takes "
+            "the fastest that runs on the device.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = AUTO,
     threads: Annotated[
         int | None, threads_option(_MACHINE, ", of each process that torchrun starts")
     ] = None,
@@ -301,6 +311,7 @@ def predict(
                 rate=rate,
                 every_step=every_step,
                 device=device,
+                kernel=kernel,
                 force=force,
                 method=one.method,
                 options=parse_options(find_method(one.method), [*one.options, *shared]),

@@ -18,45 +18,51 @@ from know_cli.engine.lanes import (
     first_line,
 )
 from know_cli.engine.plan import Batch
+from know_cli.errors import UsageError
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
-from know_cli.known.torch_kernel import DEVICE_BLOCK_ROWS, TORCH, Kernel, TorchSteps
+from know_cli.known.kernels import AUTO, TORCH, TRITON
+from know_cli.known.torch_kernel import DEVICE_BLOCK_ROWS, Kernel, TorchSteps
 
 _CPU = torch.device("cpu")
-_TRITON = "triton"
 
 
 # Enough rows for several programs of Triton's kernel, the last one not full.
 _TRIED_ROWS = 200
 
 
-def open_devices(bundle: Bundle, steps: int, devices: Sequence[torch.device]) -> DevicePredictor:
+def open_devices(
+    bundle: Bundle, steps: int, devices: Sequence[torch.device], wish: str = AUTO
+) -> DevicePredictor:
     """Open KNOWN on devices other than the CPU.
 
     Args:
         bundle: the weights.
         steps: how many are predicted.
         devices: all of one type.
+        wish: name of a kernel.
 
     Returns:
-        The predictor. On CUDA it uses Triton's kernel, which is compiled and tried here. If Triton
-        is missing, or fails on one of the devices, all devices use torch's kernel, since the two
-        round differently, and a notice says why.
+        The predictor. On CUDA it uses Triton's kernel, unless another is wished for, which is
+        compiled and tried here. If Triton is missing, or fails on one of the devices, all devices
+        use torch's kernel, since the two round differently, and a notice says why.
 
     Raises:
-        UsageError: a device fails.
+        UsageError: a device fails, or the kernel that is wished for.
     """
     kernel, notices = TORCH, []
-    if devices[0].type == "cuda":
+    if devices[0].type == "cuda" and wish != TORCH:
         trouble = _trouble_with_triton(bundle, steps, devices)
         if trouble is None:
-            kernel = _TRITON
+            kernel = TRITON
+        elif wish == TRITON:
+            raise UsageError(f"--kernel {TRITON}: {trouble}; leave it out")
         else:
             notices.append(f"{trouble}; KNOWN runs through plain torch operations")
     lanes: list[list[Lane]] = []
     for device in devices:
         with failures_of(device):
-            kernels = triton_kernels if kernel == _TRITON else torch_kernels
+            kernels = triton_kernels if kernel == TRITON else torch_kernels
             lanes.append(open_lanes(bundle, steps, device, kernels))
     in_turn = [lane for of_turn in zip(*lanes, strict=True) for lane in of_turn]
     return DevicePredictor(in_turn, bundle.checkpoints, kernel, notices)

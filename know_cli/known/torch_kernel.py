@@ -50,8 +50,6 @@ from know_cli.known.folding import Affine, fold
 from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, SQUEEZED
 from know_cli.known.preparation import Preparation
 
-#: What this kernel is called, in headers and reports.
-TORCH = "torch"
 #: Rows of a block on a CPU.
 CPU_BLOCK_ROWS = 1536
 #: Rows of a block on other devices, where launching costs more than computing a small block.

@@ -27,6 +27,7 @@ class Inputs:
         devices: where a hyper-model runs; if there are several, all are of one type.
         options: a value for each of the method's options that has one.
         given_bundle: the weights of the method's hyper-model, if it has one.
+        kernel: name of the kernel that runs KNOWN; ``auto`` takes the fastest that runs.
     """
 
     trajectory: Trajectory
@@ -35,6 +36,7 @@ class Inputs:
     devices: tuple[torch.device, ...]
     options: Mapping[str, Value]
     given_bundle: HyperModelBundle | None = None
+    kernel: str = "auto"
 
     @property
     def checkpoints(self) -> int:

@@ -12,26 +12,33 @@ from torch import Tensor
 
 from know_cli.engine.plan import Block
 from know_cli.engine.predictor import Predictors
+from know_cli.errors import UsageError
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
 from know_cli.known.devices import open_devices
-from know_cli.known.torch_kernel import TORCH, Kernel
+from know_cli.known.kernels import AUTO, NATIVE, TORCH, check_kernel_device
+from know_cli.known.native_kernel import NativeKernel, trouble_with_native
+from know_cli.known.torch_kernel import Kernel
 from know_cli.methods.inputs import Inputs
 
 
 class KnownPredictor:
-    """Predicts with the three KNOWN of a bundle and torch's kernel, a step at a time.
+    """Predicts with the three KNOWN of a bundle, a step at a time.
 
     Args:
         bundle: the weights.
         device: where it runs.
+        kernel: ``torch``, or on the CPU ``native``.
     """
 
-    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+    def __init__(self, bundle: Bundle, device: torch.device, kernel: str = TORCH) -> None:
         # A thread works on one kind at a time, so the kinds can share its workspace.
         local = threading.local()
-        self._kernels = {
-            kind: Kernel(state, bundle.checkpoints, bundle.preparation, device, local)
+        size, preparation = bundle.checkpoints, bundle.preparation
+        self._kernels: dict[Kind, Kernel | NativeKernel] = {
+            kind: NativeKernel(state, size, preparation)
+            if kernel == NATIVE
+            else Kernel(state, size, preparation, device, local)
             for kind, state in bundle.states.items()
         }
         self.device = device
@@ -56,9 +63,25 @@ def predictors(inputs: Inputs) -> Predictors:
 
     Raises:
         CheckpointError: the bundle is for another number of checkpoints.
-        UsageError: a device does not work.
+        UsageError: a device does not work, or the kernel that is wished for.
     """
     bundle, devices = inputs.bundle_of(Bundle), inputs.devices
     if devices[0].type == "cpu":
-        return Predictors(KnownPredictor(bundle, devices[0]), kernel=TORCH)
-    return Predictors(open_devices(bundle, inputs.steps, devices))
+        kernel = choose_kernel(inputs)
+        return Predictors(KnownPredictor(bundle, devices[0], kernel), kernel=kernel)
+    check_kernel_device(inputs.kernel, devices[0].type)
+    return Predictors(open_devices(bundle, inputs.steps, devices, inputs.kernel))
+
+
+def choose_kernel(inputs: Inputs) -> str:
+    """The kernel on the CPU: the one that is wished for, else the native one where it runs.
+
+    Raises:
+        UsageError: the one that is wished for does not run here.
+    """
+    wish = inputs.kernel
+    check_kernel_device(wish, inputs.devices[0].type)
+    trouble = trouble_with_native(inputs.checkpoints)
+    if wish == NATIVE and trouble is not None:
+        raise UsageError(f"--kernel {NATIVE}: {trouble}; leave it out, or take --kernel {TORCH}")
+    return NATIVE if trouble is None and wish in (AUTO, NATIVE) else TORCH

@@ -20,9 +20,8 @@ from torch import Tensor
 from know_cli.engine.plan import Block
 from know_cli.engine.predictor import Predictors
 from know_cli.known.bundle import Bundle
-from know_cli.known.torch_kernel import TORCH
 from know_cli.methods.inputs import Inputs
-from know_cli.methods.known import KnownPredictor
+from know_cli.methods.known import KnownPredictor, choose_kernel
 
 # Each value is mixed in by the finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -93,5 +92,6 @@ def predictors(inputs: Inputs) -> Predictors:
     Raises:
         CheckpointError: the bundle is for another number of checkpoints.
     """
-    known = KnownPredictor(inputs.bundle_of(Bundle), inputs.devices[0])
-    return Predictors(NoisePredictor(known, inputs.checkpoints), kernel=TORCH)
+    bundle, kernel = inputs.bundle_of(Bundle), choose_kernel(inputs)
+    known = KnownPredictor(bundle, inputs.devices[0], kernel)
+    return Predictors(NoisePredictor(known, inputs.checkpoints), kernel=kernel)

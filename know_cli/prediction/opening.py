@@ -126,7 +126,9 @@ def plan_prediction(
     check_suited(request.chosen, trajectory.kind, request.weights, bundle)
     notices.add(*trajectory.notices, *data_notices(trajectory))
     rate = _rate(request, trajectory, notices)
-    inputs = Inputs(trajectory, request.settings.steps, rate, devices, request.options, bundle)
+    inputs = Inputs(
+        trajectory, request.settings.steps, rate, devices, request.options, bundle, request.kernel
+    )
     predictors: Predictors = import_module(request.chosen.module).predictors(inputs)
     notices.add(*predictors.notices)
     recipe = Recipe.of(request, trajectory, rate, bundle, devices[0].type, predictors)

@@ -23,6 +23,7 @@ from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.settings import MAX_STEPS, FrozenMode, NormMode, Settings
 from know_cli.kinds import Override, parse_override
+from know_cli.known.kernels import AUTO, KERNELS
 from know_cli.methods.registry import HyperModelBundle, Value
 from know_cli.prediction.request import DEFAULT_RATE, Request
 
@@ -307,6 +308,7 @@ class Recipe:
             rate=self.known_rate,
             trajectory=self.trajectory,
             device=device or (self.device if self.device in ("cuda", "mps", "xpu") else "cpu"),
+            kernel=self.kernel if self.kernel in KERNELS else AUTO,
             method=self.method,
             options=self.options,
             rewrite=False,

@@ -11,6 +11,7 @@ from know_cli.checkpoints.paths import check_count
 from know_cli.engine.devices import check_device_name
 from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import UsageError
+from know_cli.known.kernels import AUTO, check_kernel_name
 from know_cli.methods.registry import (
     DEFAULT_METHOD,
     Method,
@@ -41,6 +42,7 @@ class Request:
         also: where to write some of the intermediate steps, by step.
         device: for methods with a hyper-model, one of those that
             :func:`~know_cli.engine.devices.choose_devices` knows; the others compute on the CPU.
+        kernel: which implementation runs KNOWN; see :data:`~know_cli.known.kernels.KERNELS`.
         force: replace existing outputs.
         method: name of a method; see :data:`~know_cli.methods.registry.METHODS`.
         options: values for some of the method's options; the others get their defaults.
@@ -76,11 +78,13 @@ class Request:
     rewrite: bool = True
     names_folder: bool = False
     trajectory: TrajectoryKind | None = None
+    kernel: str = AUTO
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
         check_count(self.checkpoints, self.trajectory, method.fewest)
         check_device_name(self.device)
+        check_kernel_name(self.kernel)
         # Complete from here on, so that nobody has to ask for defaults again.
         object.__setattr__(self, "options", complete_options(method, self.options))
         check_weights(method, self.weights)

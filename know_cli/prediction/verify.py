@@ -27,10 +27,12 @@ from know_cli.engine.parts import sample
 from know_cli.engine.progress import Progress, Silent
 from know_cli.engine.run import execute
 from know_cli.errors import CheckpointError, UsageError, quoted
+from know_cli.known.kernels import AUTO
 from know_cli.methods.registry import bundle_with_digest, find_method
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.recipe import Recipe
+from know_cli.prediction.request import Request
 
 DEFAULT_SPANS = 256
 # Another processor or version of torch may round otherwise; more than this is no rounding.
@@ -237,13 +239,23 @@ def _open(
             threads=threads,
             max_memory=max_memory,
         )
-        return open_prediction(request)
+        return _open_alike(request)
     except UsageError as error:
         if str(error).startswith(("--max-memory", "--device", "--weights")):
             raise
         raise CheckpointError(
             f"{found.path}: its provenance cannot be followed: {error}"
         ) from error
+
+
+def _open_alike(request: Request) -> Prediction:
+    """Open it with the kernel that the output was made by; with another if that does not run."""
+    try:
+        return open_prediction(request)
+    except UsageError as error:
+        if not str(error).startswith("--kernel"):
+            raise
+    return open_prediction(replace(request, kernel=AUTO))
 
 
 class _Comparer:

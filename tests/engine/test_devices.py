@@ -485,7 +485,9 @@ def test_several_devices_write_the_bytes_of_one(
     # Blocks of that size on the CPU's own way give the same bytes.
     monkeypatch.setattr("know_cli.known.torch_kernel.CPU_BLOCK_ROWS", BLOCK)
     wishes = Settings(steps=steps, allow_nonfinite=True)
-    request = Request(paths, tmp_path / "own", str(bundle_path), wishes, device="cpu")
+    request = Request(
+        paths, tmp_path / "own", str(bundle_path), wishes, device="cpu", kernel="torch"
+    )
     with open_prediction(request) as opened:
         report = opened.execute()
     assert report.replaced > 0

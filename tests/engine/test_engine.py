@@ -111,7 +111,7 @@ def test_output_has_metadata_and_provenance_and_no_more(bundle_path: Path, tmp_p
         "know.method": "known", "know.steps": "2", "know.rate": repr(1 / 3),
         "know.checkpoints": "5", "know.bundle": load_bundle(bundle_path).digest,
         "know.target": "retrodiction", "know.norm": "rescale", "know.frozen": "copy",
-        "know.trajectory-kind": "forgetting", "know.device": "cpu", "know.kernel": "torch", "know.inputs": metadata["know.inputs"],
+        "know.trajectory-kind": "forgetting", "know.device": "cpu", "know.kernel": metadata["know.kernel"], "know.inputs": metadata["know.inputs"],
     }  # fmt: skip
 
 

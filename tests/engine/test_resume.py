@@ -75,7 +75,9 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def request_of(paths: Sequence[Path], bundle: Path, output: Path, **wishes: Any) -> Request:
-    request = Request(paths, output, str(bundle), SETTINGS, device="cpu", force=True, resume=True)
+    request = Request(
+        paths, output, str(bundle), SETTINGS, device="cpu", kernel="torch", force=True, resume=True
+    )
     return replace(request, **wishes)
 
 
@@ -277,7 +279,7 @@ class Dies(Ends):
             os.kill(os.getpid(), 9)
         self.left -= 1
 request = Request([Path(p) for p in {[str(p) for p in paths]}], Path("out"), {str(bundle_path)!r},
-                  SETTINGS, device="cpu", force=True, resume=True)
+                  SETTINGS, device="cpu", kernel="torch", force=True, resume=True)
 with open_prediction(request) as opened:
     opened.execute(Dies(4))
 """
@@ -293,7 +295,8 @@ with open_prediction(request) as opened:
     assert journal_path(tmp_path / "out").stat().st_size > 10_000
     result = know(
         "predict", *paths, "-o", "out", "--steps", 2, "--allow-nonfinite", "--max-memory", "4M",
-        "--weights", bundle_path, "--device", "cpu", "--threads", 1, "--resume", "--quiet",
+        "--weights", bundle_path, "--device", "cpu", "--kernel", "torch", "--threads", 1, "--resume",
+        "--quiet",
         cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == EXIT_DONE, result.stderr

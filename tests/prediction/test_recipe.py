@@ -16,6 +16,7 @@ from know_cli.engine.report import Report
 from know_cli.engine.settings import FrozenMode, NormMode
 from know_cli.kinds import Kind, Override
 from know_cli.known.bundle import save_bundle
+from know_cli.known.native_kernel import trouble_with_native
 from know_cli.prediction import opening, together
 from know_cli.prediction.opening import check_agreement
 from know_cli.prediction.predict import Prediction
@@ -40,6 +41,7 @@ CHANGING: dict[str, list[str]] = {
     "frozen": ["--frozen", "predict"],
     "allow_nonfinite": ["--allow-nonfinite"],
     "trajectory": ["--trajectory", "run"],
+    **({} if trouble_with_native(5) else {"kernel": ["--kernel", "torch"]}),
 }
 # … and of those that change none of an output.
 FREE: dict[str, list[str]] = {
@@ -55,8 +57,8 @@ FREE: dict[str, list[str]] = {
     "no_progress": ["--no-progress"],
 }
 # Which device computes cannot be chosen here; see below. A journal's records hold every output.
-# Which of a run's checkpoints are taken, two options choose.
-OTHERS = {"device", "every_step", "last", "every"}
+# Which of a run's checkpoints are taken, two options choose. Of kernels there may be one only.
+OTHERS = {"device", "every_step", "last", "every"} | ({"kernel"} - CHANGING.keys())
 # Options that are hidden because another has taken their place.
 HIDDEN = {"older_report"}
 

@@ -168,7 +168,7 @@ def test_collisions_and_existing_outputs_are_refused(
     with pytest.raises(ValueError, match="differ"):
         open_together([first, replace(second, checkpoints=paths[:3])])
     small = [
-        replace(one, settings=replace(one.settings, max_memory=6 << 20))
+        replace(one, kernel="torch", settings=replace(one.settings, max_memory=6 << 20))
         for one in (first, replace(first, output=tmp_path / "other"))
     ]
     with pytest.raises(UsageError, match="too small for 2 methods in one pass"):
