@@ -13,6 +13,7 @@ from know_cli.benchmark.timing import Times, take_turns
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
 from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, Known
+from know_cli.known.native_kernel import NativeKernel, trouble_with_native
 from know_cli.known.preparation import Preparation
 from know_cli.known.torch_kernel import Kernel
 
@@ -37,6 +38,11 @@ def flop(checkpoints: int) -> int:
 def kernel_name(preparation: Preparation) -> str:
     """The kernel's name in tables."""
     return f"kernel, {preparation.value} windows"
+
+
+def native_name(preparation: Preparation) -> str:
+    """The compiled kernel's name in tables."""
+    return f"native kernel, {preparation.value} windows"
 
 
 def reference_name(preparation: Preparation) -> str:
@@ -70,12 +76,29 @@ def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dic
             GEMM: lambda: torch.mm(square, square, out=product)
         }
         for preparation in Preparation:
-            kernel = Kernel(state, bundle.checkpoints, preparation, torch.device("cpu"))
+            for name, kernel in kernels_of(state, bundle.checkpoints, preparation).items():
+                cases[name] = in_blocks(kernel, history, out, pool, threads)
             module = Known(bundle.checkpoints, preparation)
             module.load_state_dict(state)
-            cases[kernel_name(preparation)] = _in_blocks(kernel, history, out, pool, threads)
             cases[reference_name(preparation)] = in_chunks(module, history, out)
         return take_turns(cases, rounds)
+
+
+def kernels_of(
+    state: dict[str, Tensor], checkpoints: int, preparation: Preparation
+) -> dict[str, Kernel | NativeKernel]:
+    """The kernels that run on the CPU here, by their names in tables.
+
+    Args:
+        state: of a hyper-model.
+        checkpoints: S.
+        preparation: of windows.
+    """
+    kernels: dict[str, Kernel | NativeKernel] = {}
+    if trouble_with_native(checkpoints) is None:
+        kernels[native_name(preparation)] = NativeKernel(state, checkpoints, preparation)
+    own = Kernel(state, checkpoints, preparation, torch.device("cpu"))
+    return kernels | {kernel_name(preparation): own}
 
 
 def random_walks(checkpoints: int, rows: int, generator: torch.Generator) -> Tensor:
@@ -95,9 +118,22 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_blocks(
-    kernel: Kernel, history: Tensor, out: Tensor, pool: ThreadPoolExecutor, threads: int
+def in_blocks(
+    kernel: Kernel | NativeKernel,
+    history: Tensor,
+    out: Tensor,
+    pool: ThreadPoolExecutor,
+    threads: int,
 ) -> Callable[[], None]:
+    """A function that runs one step of a kernel in blocks, in threads of a pool.
+
+    Args:
+        kernel: predicts a block.
+        history: ``[S, rows]`` float32, θ0 last.
+        out: ``[rows]`` float32, receives the predictions.
+        pool: of so many threads.
+        threads: their number.
+    """
     block = kernel.block_rows
     blocks = list(zip(torch.split(history, block, 1), torch.split(out, block), strict=True))
 

@@ -10,8 +10,16 @@ from typing import Any
 import torch
 
 from know_cli import __version__
-from know_cli.benchmark.kernels import GEMM, GEMM_FLOP, flop, kernel_name, reference_name
+from know_cli.benchmark.kernels import (
+    GEMM,
+    GEMM_FLOP,
+    flop,
+    kernel_name,
+    native_name,
+    reference_name,
+)
 from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE
+from know_cli.benchmark.scaling import Scaling
 from know_cli.benchmark.timing import Times, median_ratio
 from know_cli.known.preparation import Preparation
 from know_cli.lab.machine import machine
@@ -22,7 +30,7 @@ _TARGET_REFERENCE, _TARGET_GEMM = 6.0, 0.55
 # The paper's time per parameter, on its authors' GPU.
 _PAPER_SECONDS = 2.67e-7
 
-Runs = Sequence[tuple[int, Mapping[str, Times]]]
+Runs = Sequence[tuple[int, Mapping[str, Times], Scaling]]
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ def to_json(
     devices: Mapping[str, Mapping[str, Times]],
     runs: Runs,
     settings: Mapping[str, int],
+    threads: Scaling,
 ) -> dict[str, Any]:
     """Results in plain types.
 
@@ -55,12 +64,13 @@ def to_json(
         devices: of :func:`~know_cli.benchmark.devices.measure_device`, by the device's name.
         runs: of :func:`~know_cli.benchmark.runs.measure_runs`, smallest first.
         settings: ``checkpoints``, ``rows`` (of the kernels' windows), ``rounds``, ``threads``.
+        threads: of :func:`~know_cli.benchmark.scaling.measure_threads`.
 
     Returns:
         ``machine`` with its ``load`` (mean number of running and waiting processes over the last
         fifteen minutes; None where unknown); ``settings``; the seconds of every round by name in
         ``kernels``, by device and name in ``devices``, and in ``runs`` for each number of
-        ``parameters``.
+        ``parameters``; by name and number of threads in ``threads``, of all and of each run.
     """
     load = round(os.getloadavg()[2], 1) if hasattr(os, "getloadavg") else None
     return {
@@ -77,14 +87,26 @@ def to_json(
             for device, of in devices.items()
         },
         "runs": [
-            {"parameters": count, **{name: _times_json(times) for name, times in of.items()}}
-            for count, of in runs
+            {
+                "parameters": count,
+                **{name: _times_json(times) for name, times in of.items()},
+                "threads": _scaling_json(scaling),
+            }
+            for count, of, scaling in runs
         ],
+        "threads": _scaling_json(threads),
     }
 
 
 def _times_json(times: Times) -> dict[str, list[float]]:
     return {"wall": list(times.wall), "processor": list(times.processor)}
+
+
+def _scaling_json(scaling: Scaling) -> dict[str, Any]:
+    return {
+        name: {str(count): _times_json(times) for count, times in of.items()}
+        for name, of in scaling.items()
+    }
 
 
 def _times(of: Mapping[str, Sequence[float]]) -> Times:
@@ -127,6 +149,41 @@ def sections(results: Mapping[str, Any]) -> Iterator[Section]:
     yield from _devices(results)
     if results["runs"]:
         yield _runs(results)
+    yield from _threads(results)
+
+
+def _threads(results: Mapping[str, Any]) -> Iterator[Section]:
+    """What more threads give, where that was measured."""
+    count = results["settings"]["rows"]
+    of_all = [(name, count, of) for name, of in results.get("threads", {}).items()]
+    for run in results["runs"]:
+        of_all += [
+            (f"a prediction, {method}", run["parameters"], of)
+            for method, of in run.get("threads", {}).items()
+        ]
+    rows = []
+    for name, parameters, of in of_all:
+        one, several = (_times(of[number]) for number in sorted(of, key=int))
+        rows.append(
+            (
+                name,
+                f"{parameters:,}",
+                f"{parameters / one.seconds / 1e6:.2f}",
+                f"{parameters / several.seconds / 1e6:.2f}",
+                f"{median_ratio(one.wall, several.wall):.2f} ×",
+            )
+        )
+    if rows:
+        most = results["settings"]["threads"]
+        yield Section(
+            "Threads",
+            (
+                f"Million parameters per second with one thread and with {most}, in turn. "
+                "Predictions read, check, compute, write and flush.",
+            ),
+            ("", "parameters", "one thread", f"{most} threads", "ratio"),
+            tuple(rows),
+        )
 
 
 def _heading(results: Mapping[str, Any]) -> Section:
@@ -197,7 +254,7 @@ def _kernels(kernels: Mapping[str, Times], settings: Mapping[str, int]) -> Secti
 def _targets(kernels: Mapping[str, Times], settings: Mapping[str, int]) -> Section:
     rows = []
     for preparation in Preparation:
-        own = kernels[kernel_name(preparation)]
+        own = kernels.get(native_name(preparation), kernels[kernel_name(preparation)])
         baseline = reference_name(preparation)
         clock = median_ratio(kernels[baseline].wall, own.wall)
         processor = median_ratio(kernels[baseline].processor, own.processor)
@@ -225,6 +282,11 @@ def _targets(kernels: Mapping[str, Times], settings: Mapping[str, int]) -> Secti
     return Section(
         "",
         (
+            *(
+                ("The native kernel, which is used wherever it was compiled.",)
+                if native_name(Preparation.RAW) in kernels
+                else ()
+            ),
             "Operations that torch does not fuse wait for the cache between two products, and "
             "windows prepared by spread take some operations more. The docstring of "
             "`know_cli/known/torch_kernel.py` says where the kernel's time goes and what was "

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from know_cli.benchmark.scaling import Scaling, measure_predictions
 from know_cli.benchmark.timing import Times, take_turns
 from know_cli.checkpoints.header import encode_header
 from know_cli.engine.settings import Settings
 from know_cli.errors import OutputError
 from know_cli.files import append, new_file, open_file, remove_file, write_bytes
+from know_cli.methods.registry import DEFAULT_METHOD
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 from know_cli.ranks.environment import own_command
@@ -21,6 +23,8 @@ from know_cli.ranks.environment import own_command
 PIPELINE = "pipeline"
 COMMAND = "command"
 COPY = "bare copy"
+#: Methods that are also measured with one thread: reading and writing alone, a sum, KNOWN.
+SCALED = ("naive", "average", DEFAULT_METHOD)
 _COPY_BYTES = 1 << 20
 # A run takes minutes from this many parameters on, so a cold first one hardly matters.
 _MANY = 10**8
@@ -87,7 +91,7 @@ def measure_runs(
     max_memory: int,
     rounds: int,
     device: str,
-) -> tuple[int, dict[str, Times]]:
+) -> tuple[int, dict[str, Times], Scaling]:
     """Time predictions from generated files, by library and by command, and a copy of the bytes.
 
     Args:
@@ -101,8 +105,8 @@ def measure_runs(
         rounds: of each; a single one without warm-up from 100 million parameters on.
 
     Returns:
-        The exact number of parameters, and times by name. The command's processor time is not
-        measured.
+        The exact number of parameters, times by name, and of some methods by the number of
+        threads, where that is more than one. The command's processor time is not measured.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
@@ -129,7 +133,11 @@ def measure_runs(
         }
         elements = sum(int(np.prod(shape)) for shape in shapes(parameters).values())
         many = parameters >= _MANY
-        return elements, take_turns(cases, 1 if many else rounds, warm_up=not many)
+        times = take_turns(cases, 1 if many else rounds, warm_up=not many)
+        scaling: Scaling = {}
+        if threads > 1 and not many:
+            scaling = measure_predictions(request, SCALED, rounds, threads)
+        return elements, times, scaling
     finally:
         for path in (*paths, out):
             remove_file(path)

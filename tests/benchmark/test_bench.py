@@ -47,9 +47,11 @@ def example(**more: Times) -> dict[str, Any]:
         reference_name(Preparation.SPREAD): seconds(5.0, 5.0, 5.0),
         **more,
     }
-    runs = [(2_000_000, {PIPELINE: seconds(4.0), COMMAND: seconds(9.0), COPY: seconds(0.5)})]
-    settings = {"checkpoints": 5, "rows": ROWS, "rounds": 3, "threads": 1}
-    return results.to_json(kernels, {}, runs, settings)
+    times = {PIPELINE: seconds(4.0), COMMAND: seconds(9.0), COPY: seconds(0.5)}
+    runs = [(2_000_000, times, {"naive": {1: seconds(3.0, 1.0, 4.0), 2: seconds(2.0, 2.0, 1.0)}})]
+    settings = {"checkpoints": 5, "rows": ROWS, "rounds": 3, "threads": 2}
+    by_threads = {"K": {2: seconds(1.0), 1: seconds(1.9)}}
+    return results.to_json(kernels, {}, runs, settings, by_threads)
 
 
 def test_floating_point_operations_are_those_of_the_folded_layers() -> None:
@@ -86,6 +88,9 @@ def test_tables_are_computed_from_the_results() -> None:
     assert "| 2,000,000 | 4 | 2 | 9 | 0.5 | 8.0 | 0.50 |" in text
     rate = GEMM_FLOP / 2 / 1e9
     assert f"| matrix product |  | {rate:.1f} |  | {2 * rate:.1f} |" in text
+    # A thousand parameters in 1.9 s and in one.
+    assert "| K | 1,000 | 0.00 | 0.00 | 1.90 × |" in text
+    assert "| a prediction, naive | 2,000,000 | 0.67 | 1.00 | 1.50 × |" in text
     # What an earlier version measured, too, is listed like the rest: a parameter in 5 ms.
     text = results.to_markdown(example(**{KERAS: seconds(5.0, 5.0, 12.0)}))
     gigaflops = flop(5) * ROWS / 5 / 1e9
@@ -100,7 +105,9 @@ def test_a_section_is_the_same_table_in_markdown_and_on_a_terminal() -> None:
         line for line in page if line.startswith("## ")
     ]
     tables = [each for each in found if each.rows]
-    assert [each.header[0] for each in tables] == ["kernel", "the kernel against", "parameters"]
+    assert [each.header[0] for each in tables] == [
+        "kernel", "the kernel against", "parameters", "",
+    ]  # fmt: skip
     for each in tables:
         assert {len(row) for row in each.rows} == {len(each.header)}
         for row in each.rows:
@@ -169,16 +176,17 @@ def test_generated_checkpoints_are_a_trajectory_that_moves_ever_less(tmp_path: P
 
 def test_bench_measures_and_writes(tmp_path: Path, bundle_path: Path, know: Command) -> None:
     done = know(
-        "bench", "--sizes", "1e4", "--rows", 2000, "--rounds", 1, "--threads", 1, "--weights",
+        "bench", "--sizes", "1e4", "--rows", 2000, "--rounds", 1, "--threads", 2, "--weights",
         bundle_path, "--folder", tmp_path, "--max-memory", "64M", "--json", "b.json", "--table",
         "b.md", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == EXIT_DONE, done.stderr
     found = json.loads((tmp_path / "b.json").read_text())
-    assert found["settings"] == {"checkpoints": 5, "rows": 2000, "rounds": 1, "threads": 1}
+    assert found["settings"] == {"checkpoints": 5, "rows": 2000, "rounds": 1, "threads": 2}
     (run,) = found["runs"]
     assert 9_000 < run["parameters"] <= 10_000
-    for times in (run[PIPELINE], run[COMMAND], run[COPY], *found["kernels"].values()):
+    for times in (run[PIPELINE], run[COMMAND], run[COPY], *found["kernels"].values(), *(t for of in found["threads"].values() for t in of.values()),
+                  *(t for of in run["threads"].values() for t in of.values())):  # fmt: skip
         assert len(times["wall"]) == 1
         assert times["wall"][0] > 0
     assert (tmp_path / "b.md").read_text() == results.to_markdown(found)
