@@ -236,13 +236,13 @@ def test_work_grows_in_step_with_the_number_of_tensors(
     # A fingerprint reads so many tensors at most, which would be all of these.
     monkeypatch.setattr(checkpoint_module, "_FINGERPRINT_TENSORS", 8)
     counts: dict[str, list[int]] = {name: [] for name in WORKS}
-    for layers in (2, 4, 8, 16):  # the first is warming up
+    for layers in (2, 3, 5, 9):  # the first is warming up
         folder = tmp_path / str(layers)
         paths = tiny(folder, layers)
         for name, work in WORKS.items():
             counts[name].append(instructions(lambda: work(folder, paths, layers)))  # noqa: B023
     for name, (_, few, more, most) in counts.items():
-        assert few > 4 * len(PARTS) * 10, name
+        assert few > 3 * len(PARTS) * 10, name
         assert 1.95 < (most - more) / (more - few) < 2.05, (name, counts[name])
 
 
@@ -367,6 +367,7 @@ def test_blocks_beyond_32_bits_are_read_and_written_where_they_belong(tmp_path: 
     assert report.kinds[Kind.BIAS].absolute_change == sum(abs(v) / 2 for v in PLACES.values())
 
 
+@pytest.mark.slow
 def test_a_tensor_of_more_bytes_than_32_bits_count_is_copied_whole(tmp_path: Path) -> None:
     header = safetensors_file(
         {"w": {"dtype": "U8", "shape": [ELEMENTS], "data_offsets": [0, ELEMENTS]}}

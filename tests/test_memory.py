@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from know_cli.checkpoints import open_checkpoint, open_trajectory
 from know_cli.engine.settings import Settings
+from know_cli.errors import EXIT_DONE
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
-from tests.support.memory import peak
+from tests.support.forkserver import ForkServer
 from tests.support.trajectories import write_trajectory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux tells it")
@@ -40,24 +41,33 @@ def write_sparse(path: Path, rows: Sequence[int], value: float) -> None:
         file.truncate(8 + len(text) + position)
 
 
-def predicted_peak(folder: Path, rows: Sequence[int], memory: int) -> int:
+def predicted_peak(server: ForkServer, folder: Path, rows: Sequence[int], memory: int) -> int:
     """Peak resident bytes of a prediction from five checkpoints of ``rows``, at ``folder/out…``."""
     paths = [folder / f"ckpt{k}.safetensors" for k in range(5)]
     for k, path in enumerate(paths):
         write_sparse(path, rows, 0.1 + 0.01 * k)
-    return peak(
-        "-m", "know_cli", "predict", *paths, "-o", folder / "out.safetensors", "--force",
+    child = server.start(
+        "predict", *paths, "-o", folder / "out.safetensors", "--force",
         "--max-memory", memory, "--threads", 2, "--quiet",
         # Only the first tensor moves at all.
-        "--frozen", "predict",
+        "--frozen", "predict", cwd=folder.parent,
     )  # fmt: skip
+    code, used = server.wait_for_peak(child)
+    assert code == EXIT_DONE, (folder.parent / "stderr.txt").read_text()
+    return used
 
 
-def within_bounds(folder: Path, rows: Sequence[int], memory: int) -> None:
+def made(folder: Path) -> Path:
+    inside = folder / "inside"
+    inside.mkdir()
+    return inside
+
+
+def within_bounds(server: ForkServer, folder: Path, rows: Sequence[int], memory: int) -> None:
     try:
         # What the program takes whatever it reads: Torch, its own modules, its libraries' tables.
-        alone = predicted_peak(folder, [1], memory)
-        used = predicted_peak(folder, rows, memory)
+        alone = predicted_peak(server, folder, [1], memory)
+        used = predicted_peak(server, folder, rows, memory)
         with (folder / "out.safetensors").open("rb") as file:
             file.seek(-sum(rows) * _ROW_BYTES, os.SEEK_END)
             (first,) = struct.unpack("<f", file.read(4))
@@ -70,14 +80,18 @@ def within_bounds(folder: Path, rows: Sequence[int], memory: int) -> None:
     assert used < (alone + memory) * 1.05, (alone / MIB, used / MIB)
 
 
-def test_a_tensor_larger_than_the_memory_stays_within_it(tmp_path: Path) -> None:
-    within_bounds(tmp_path, [3 << 10], 8 * MIB)
+def test_a_tensor_larger_than_the_memory_stays_within_it(
+    server: ForkServer, tmp_path: Path
+) -> None:
+    within_bounds(server, made(tmp_path), [3 << 10], 8 * MIB)
 
 
 @pytest.mark.slow
-def test_checkpoints_of_gigabytes_stay_within_the_memory(tmp_path: Path) -> None:
+def test_checkpoints_of_gigabytes_stay_within_the_memory(
+    server: ForkServer, tmp_path: Path
+) -> None:
     """Five of 10 GiB, of which one tensor has 4 GiB."""
-    within_bounds(tmp_path, [1 << 20, 512 << 10, 512 << 10, 512 << 10], 512 * MIB)
+    within_bounds(server, made(tmp_path), [1 << 20, 512 << 10, 512 << 10, 512 << 10], 512 * MIB)
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no such advice here")

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from know_cli.benchmark import results
+from know_cli.benchmark import results, runs
 from know_cli.benchmark.devices import measure_device
 from know_cli.benchmark.kernels import GEMM, GEMM_FLOP, flop, kernel_name, reference_name
 from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE, shapes, write_trajectory
@@ -174,13 +174,25 @@ def test_generated_checkpoints_are_a_trajectory_that_moves_ever_less(tmp_path: P
     assert lengths[-1] > 0
 
 
-def test_bench_measures_and_writes(tmp_path: Path, bundle_path: Path, know: Command) -> None:
+def test_bench_measures_and_writes(
+    tmp_path: Path, bundle_path: Path, know: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    def command(words: list[str], check: bool) -> None:
+        """The command that is measured, in a process that is quick to start."""
+        done = know(*words[words.index("predict") :], process=True)
+        assert done.returncode == EXIT_DONE, done.stderr
+        ran.append(done.returncode)
+
+    monkeypatch.setattr(runs.subprocess, "run", command)
     done = know(
         "bench", "--sizes", "1e4", "--rows", 2000, "--rounds", 1, "--threads", 2, "--weights",
         bundle_path, "--folder", tmp_path, "--max-memory", "64M", "--json", "b.json", "--table",
         "b.md", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == EXIT_DONE, done.stderr
+    assert len(ran) == 2  # one to warm up
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["settings"] == {"checkpoints": 5, "rows": 2000, "rounds": 1, "threads": 2}
     (run,) = found["runs"]

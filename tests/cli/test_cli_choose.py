@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from know_cli.choosing.measures import FunctionMeasure, Result
 from know_cli.errors import EXIT_DONE, EXIT_NOT_BETTER, EXIT_OUTPUT, EXIT_USAGE
 from tests.support.command import Command, one_line
 
@@ -39,6 +42,21 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function of ``--evaluate`` runs in this process, which has torch already."""
+
+    def take(
+        measure: FunctionMeasure, start: Path, seed: int, values: Mapping[str, str], slot: int
+    ) -> Result:
+        space: dict[str, Any] = {}
+        exec(Path("mine.py").read_text(), space)
+        function = space[measure._function.partition(":")[2]]
+        return Result(function(load_file(start), seed, **values))
+
+    monkeypatch.setattr(FunctionMeasure, "take", take)
+
+
 def test_what_is_better_is_written_with_its_evidence(run: Path, know: Command) -> None:
     arguments = [
         "choose", "c0..c2", "-o", "start.safetensors", "--evaluate", MEASURE, "--budget", 24,
@@ -64,6 +82,7 @@ def test_what_is_better_is_written_with_its_evidence(run: Path, know: Command) -
     assert f"goes on with {report['measures']} measures that were taken before" in again.stderr
 
 
+@pytest.mark.usefixtures("here")
 def test_none_of_them_is_an_answer(run: Path, know: Command) -> None:
     arguments = ["choose", "c0..c2", "--evaluate", "mine.py:larger", "--budget", 24, *CANDIDATES]
     done = know(*arguments, "-o", "same.safetensors", cwd=run)
@@ -128,6 +147,7 @@ def test_wrong_usage(
     assert not (run / "out").exists()
 
 
+@pytest.mark.usefixtures("here")
 def test_another_search_in_the_same_folder_is_refused(run: Path, know: Command) -> None:
     arguments = ["choose", "c0..c2", "-o", "out", "--evaluate", MEASURE, *CANDIDATES]
     assert know(*arguments, "--budget", 24, cwd=run).returncode == EXIT_DONE
