@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +13,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from know_cli.callbacks.transformers import RunCallback, record_branches, record_forgetting
 from know_cli.checkpoints.metadata import Branch, Session
 from know_cli.errors import EXIT_DONE, UsageError
 from tests.support.command import Command
 from tests.support.pages import documented
 
-CONFIG = GPT2Config(
-    vocab_size=16, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
-)
+
+@pytest.fixture(scope="module")
+def real() -> Any:
+    """Transformers' part of these tests."""
+    return import_module("tests.support.transformers_model")
 
 
 class Tokens(Dataset[dict[str, Tensor]]):
@@ -45,20 +46,8 @@ class Stream(IterableDataset[dict[str, Tensor]]):
         return iter(Tokens())
 
 
-def trainer(folder: Path, *callbacks: RunCallback, data: Any = None, **more: Any) -> Trainer:
-    torch.manual_seed(0)
-    given = {
-        "max_steps": 6, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
-        "save_strategy": "no", **more,
-    }  # fmt: skip
-    args = TrainingArguments(
-        output_dir=str(folder / "output"), report_to=[], use_cpu=True, disable_tqdm=True,
-        logging_strategy="no", **given,
-    )  # fmt: skip
-    return Trainer(
-        model=GPT2LMHeadModel(CONFIG), args=args, train_dataset=data or Tokens(),
-        callbacks=list(callbacks),
-    )  # fmt: skip
+def trainer(real: Any, folder: Path, *callbacks: Any, data: Any = None, **more: Any) -> Any:
+    return real.trainer(folder, *callbacks, data=data or Tokens(), **more)
 
 
 def weights(model: Any) -> dict[str, Tensor]:
@@ -69,45 +58,49 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
 
 
-def test_a_run_is_kept_and_averaged(tmp_path: Path, know: Command) -> None:
-    made = trainer(tmp_path, RunCallback(tmp_path / "run", every=2, last=2))
+def test_a_run_is_kept_and_averaged(real: Any, tmp_path: Path, know: Command) -> None:
+    made = trainer(real, tmp_path, real.RunCallback(tmp_path / "run", every=2, last=2))
     made.train()
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoint-4", "checkpoint-6"]
     latest = tmp_path / "run" / "checkpoint-6"
-    assert same(weights(GPT2LMHeadModel.from_pretrained(latest)), weights(made.model))
+    assert same(weights(real.GPT2LMHeadModel.from_pretrained(latest)), weights(made.model))
     assert "lm_head.weight" not in load_file(latest / "model.safetensors")  # tied to the embedding
     with safe_open(latest / "model.safetensors", "pt") as file:
         assert file.metadata()["know.training-step"] == "6"
     done = know("predict", "run", "-o", "averaged", cwd=tmp_path)
     assert done.returncode == EXIT_DONE, done.stderr
     assert "2 checkpoints of a run, training steps 6 to 4, average" in done.stdout
-    averaged = weights(GPT2LMHeadModel.from_pretrained(tmp_path / "averaged"))
-    before = weights(GPT2LMHeadModel.from_pretrained(tmp_path / "run" / "checkpoint-4"))
+    averaged = weights(real.GPT2LMHeadModel.from_pretrained(tmp_path / "averaged"))
+    before = weights(real.GPT2LMHeadModel.from_pretrained(tmp_path / "run" / "checkpoint-4"))
     name = "transformer.h.0.mlp.c_fc.weight"
     expected = (before[name].double() + weights(made.model)[name].double()) / 2
     torch.testing.assert_close(averaged[name], expected.float())
 
 
-def test_a_run_that_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_from_a_checkpoint(real: Any, tmp_path: Path) -> None:
     """The steps after it were lost; their checkpoints are those of the second training."""
     given = {"save_strategy": "steps", "save_steps": 2}
-    trainer(tmp_path, RunCallback(tmp_path / "run", every=2), max_steps=4, **given).train()
+    trainer(
+        real, tmp_path, real.RunCallback(tmp_path / "run", every=2), max_steps=4, **given
+    ).train()
     lost = tmp_path / "run" / "checkpoint-4" / "marked"
     lost.touch()
-    again = trainer(tmp_path, RunCallback(tmp_path / "run", every=2), max_steps=6, **given)
+    again = trainer(
+        real, tmp_path, real.RunCallback(tmp_path / "run", every=2), max_steps=6, **given
+    )
     again.train(resume_from_checkpoint=str(tmp_path / "output" / "checkpoint-2"))
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
     assert names == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
     assert not lost.exists()
 
 
-def test_a_forgetting_is_recorded_after_training(tmp_path: Path) -> None:
+def test_a_forgetting_is_recorded_after_training(real: Any, tmp_path: Path) -> None:
     data = Tokens()
-    made = trainer(tmp_path, data=data)
+    made = trainer(real, tmp_path, data=data)
     made.train()
     trained = weights(made.model)
     data.seen.clear()
-    paths = record_forgetting(made, tmp_path / "forgetting", sessions=3, rate=0.5, seed=1)
+    paths = real.record_forgetting(made, tmp_path / "forgetting", sessions=3, rate=0.5, seed=1)
     assert [path.name for path in paths] == [f"ckpt{k}.safetensors" for k in range(3)]
     assert same(load_file(paths[0]), trained)
     assert same(weights(made.model), trained)  # it is put back
@@ -124,19 +117,21 @@ def test_a_forgetting_is_recorded_after_training(tmp_path: Path) -> None:
     last = paths[2].read_bytes()
     paths[2].unlink()
     data.seen.clear()
-    record_forgetting(made, tmp_path / "forgetting", sessions=3, rate=0.5, seed=1)
+    real.record_forgetting(made, tmp_path / "forgetting", sessions=3, rate=0.5, seed=1)
     assert len(data.seen) == 3
     assert paths[2].read_bytes() == last
     made.model.transformer.wte.weight.data += 1
     with pytest.raises(UsageError, match="ckpt0.safetensors: is another model than the one"):
-        record_forgetting(made, tmp_path / "forgetting", sessions=3, rate=0.5, seed=1)
+        real.record_forgetting(made, tmp_path / "forgetting", sessions=3, rate=0.5, seed=1)
 
 
-def test_branches_are_recorded_after_training(tmp_path: Path, know: Command) -> None:
-    made = trainer(tmp_path)
+def test_branches_are_recorded_after_training(real: Any, tmp_path: Path, know: Command) -> None:
+    made = trainer(real, tmp_path)
     made.train()
     trained = weights(made.model)
-    paths = record_branches(made, tmp_path / "branches", branches=2, arguments={"max_steps": 3})
+    paths = real.record_branches(
+        made, tmp_path / "branches", branches=2, arguments={"max_steps": 3}
+    )
     assert [path.stem for path in paths] == ["ckpt0", "branch1", "branch2"]
     assert same(load_file(paths[0]), trained)
     assert same(weights(made.model), trained)
@@ -154,11 +149,13 @@ def test_branches_are_recorded_after_training(tmp_path: Path, know: Command) -> 
     torch.testing.assert_close(weights(made.model)[name], torch.as_tensor(mean).float())
 
 
-def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_of_the_page(
+    real: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = documented("transformers", every=2, branches=1, sessions=2)
     assert len(code.splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
-    made = trainer(tmp_path, num_train_epochs=1, max_steps=-1)
+    made = trainer(real, tmp_path, num_train_epochs=1, max_steps=-1)
     data = Tokens()
     given = {"model": made.model, "args": made.args, "data": data}
     exec(code, given)
@@ -169,25 +166,27 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 2
 
 
-def test_what_cannot_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = trainer(tmp_path)
+def test_what_cannot_be_recorded(
+    real: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainer(real, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingArguments, "world_size", 2)
-        for record in (record_branches, record_forgetting):
+        patch.setattr(real.TrainingArguments, "world_size", 2)
+        for record in (real.record_branches, real.record_forgetting):
             with pytest.raises(UsageError, match="in one process, and this is one of 2"):
                 record(made, tmp_path / "b")
     with pytest.raises(UsageError, match="arguments: max_step: is no argument of the Trainer"):
-        record_branches(made, tmp_path / "b", branches=1, arguments={"max_step": 3})
-    streamed = trainer(tmp_path, data=Stream())
+        real.record_branches(made, tmp_path / "b", branches=1, arguments={"max_step": 3})
+    streamed = trainer(real, tmp_path, data=Stream())
     with pytest.raises(UsageError, match="training data: is streamed"):
-        record_forgetting(streamed, tmp_path / "f")
+        real.record_forgetting(streamed, tmp_path / "f")
     with pytest.raises(UsageError, match="output_dir; name another folder"):
-        trainer(tmp_path, RunCallback(tmp_path / "output", every=1)).train()
-    few = trainer(tmp_path, RunCallback(tmp_path / "few", every=5))
+        trainer(real, tmp_path, real.RunCallback(tmp_path / "output", every=1)).train()
+    few = trainer(real, tmp_path, real.RunCallback(tmp_path / "few", every=5))
     with pytest.warns(UserWarning, match="has 1 of the 2 checkpoints that an average needs"):
         few.train()
     with pytest.raises(UsageError, match="few: holds checkpoints of a run, up to step 5"):
-        trainer(tmp_path, RunCallback(tmp_path / "few", every=5)).train()
+        trainer(real, tmp_path, real.RunCallback(tmp_path / "few", every=5)).train()
 
 
 @pytest.mark.parametrize(
@@ -199,17 +198,17 @@ def test_what_cannot_be_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_models_that_no_process_has_whole(
-    args: dict[str, Any], model: Any, message: str, tmp_path: Path
+    real: Any, args: dict[str, Any], model: Any, message: str, tmp_path: Path
 ) -> None:
-    callback = RunCallback(tmp_path / "run", every=1)
+    callback = real.RunCallback(tmp_path / "run", every=1)
     given = SimpleNamespace(output_dir=str(tmp_path), **args)
     state = SimpleNamespace(is_world_process_zero=True, global_step=0)
     with pytest.raises(UsageError, match=message):
         callback.on_train_begin(given, state, None, model=model)
 
 
-def test_other_processes_write_nothing(tmp_path: Path) -> None:
-    callback = RunCallback(tmp_path / "run", every=1)
+def test_other_processes_write_nothing(real: Any, tmp_path: Path) -> None:
+    callback = real.RunCallback(tmp_path / "run", every=1)
     state = SimpleNamespace(is_world_process_zero=False, global_step=3)
     callback.on_train_begin(SimpleNamespace(output_dir=""), state, None, model=nn.Linear(1, 1))
     callback.on_step_end(None, state, None, model=nn.Linear(1, 1))
@@ -217,8 +216,8 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_without_a_configuration_is_a_file(tmp_path: Path) -> None:
-    callback = RunCallback(tmp_path / "run", every=1)
+def test_a_model_without_a_configuration_is_a_file(real: Any, tmp_path: Path) -> None:
+    callback = real.RunCallback(tmp_path / "run", every=1)
     state = SimpleNamespace(is_world_process_zero=True, global_step=3)
     callback.on_step_end(None, state, None, model=nn.Linear(1, 1))
     assert (tmp_path / "run" / "checkpoint-3.safetensors").is_file()

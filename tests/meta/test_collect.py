@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from know_cli.kinds import Kind
 from know_cli.lab.data import load
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.zoo import ARCHITECTURES
+from know_cli.meta import collecting
 from know_cli.meta.collecting import Request, _collect_one, existing
 from know_cli.meta.recording import record_trajectory
 from know_cli.meta.series import NotUsableError, load_series
@@ -150,7 +152,17 @@ def test_shards_divide_the_trajectories(tmp_path: Path) -> None:
             parse_shard(text)
 
 
-def test_collects_and_goes_on(tmp_path: Path, know: Command) -> None:
+def test_collects_and_goes_on(
+    tmp_path: Path, know: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_this_one(
+        function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], processes: int, folder: Path,
+        prepare: Callable[..., None], shared: tuple[Any, ...],
+    ) -> Iterator[Any]:  # fmt: skip
+        prepare(*shared)
+        return (function(*job) for job in jobs)
+
+    monkeypatch.setattr(collecting, "in_processes", in_this_one)
     arguments = ["collect", "found", "--data-set", "digits", "--architecture", "mlp",
                  "--rows-per-tensor", "300", "--processes", "1",
                  "--seed", "725"]  # fmt: skip  # whose first trainings have few steps

@@ -190,6 +190,7 @@ def torch_run(*arguments: object, cwd: Path, size: int = 2) -> subprocess.Comple
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_torchrun(run: Path, know: Command) -> None:
     wanted = expected(know, run)
     done = torch_run("-m", "know_cli", *PREDICT, cwd=run)
