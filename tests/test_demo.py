@@ -39,8 +39,8 @@ def recorded(
 
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_EPOCHS", "_RUN_EPOCHS", "_FINE_TUNING_EPOCHS"):
-            patch.setattr(demo, name, 5)
+        for name, epochs in (("_EPOCHS", 5), ("_RUN_EPOCHS", 5), ("_FINE_TUNING_EPOCHS", 1)):
+            patch.setattr(demo, name, epochs)
         patch.setattr(subprocess, "run", start)
         patch.setattr(FunctionMeasure, "take", take)
         yield folder, know("demo", "run", "--budget", BUDGET, cwd=folder)

@@ -286,7 +286,7 @@ HEADERS = st.dictionaries(
 
 
 @given(HEADERS, st.integers(0, 32), st.binary(max_size=4))
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_headers_out_of_anything(
     tmp_path_factory: pytest.TempPathFactory, header: object, size: int, tail: bytes
 ) -> None:

@@ -44,7 +44,7 @@ def test_in_the_interpreter(which: str) -> None:
 MMA = r"\bmma\.sync\.aligned\.m16n8k8\S*\.f32\.tf32\.tf32\.f32"
 WGMMA = r"\bwgmma\.mma_async\S*\.m64n\d+k8\.f32\.tf32\.tf32"
 COMPILED = [
-    pytest.param(90, 5, Preparation.SPREAD, WGMMA),
+    pytest.param(90, 5, Preparation.SPREAD, WGMMA, marks=pytest.mark.slow),
     pytest.param(80, 5, Preparation.SPREAD, MMA, marks=pytest.mark.slow),
     *(
         pytest.param(architecture, checkpoints, preparation, products, marks=pytest.mark.slow)

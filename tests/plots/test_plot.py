@@ -559,7 +559,7 @@ def test_a_single_seed_has_no_interval_but_a_picture(committed: dict[str, Any]) 
     assert draw_results(found, ".png").startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("suffix", picture.FORMATS)
+@pytest.mark.parametrize("suffix", [".png", pytest.param(".svg", marks=pytest.mark.slow)])
 def test_many_curves_are_drawn_the_same_twice(committed: dict[str, Any], suffix: str) -> None:
     found = of_curves.curves_of(committed, ["text*"], ["*"])
     one, two = draw_results(found, suffix), draw_results(found, suffix)
