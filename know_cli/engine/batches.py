@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -44,10 +45,22 @@ class Buffer:
         and counted when they are written.
         """
         out = self.history[checkpoints + step, rows]
-        finite = torch.isfinite(out)
-        if not finite.all():
+        if not all_finite(out):
+            finite = torch.isfinite(out)
             out.copy_(torch.where(finite, out, self.history[checkpoints - 1, rows]))
             self.replaced[step, rows] = ~finite
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether all float32 or float64 values are finite, in one pass that makes no masks.
+
+    >>> all_finite(torch.tensor([1.0, -2.0])), all_finite(torch.tensor([1.0, torch.nan]))
+    (True, False)
+    """
+    if not values.numel():
+        return True
+    low, high = torch.aminmax(values)  # what is not a number is both
+    return math.isfinite(low) and math.isfinite(high)
 
 
 @dataclass(frozen=True)

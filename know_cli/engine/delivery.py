@@ -140,10 +140,11 @@ class Delivery:
         if not (last or self.statistics.needs(step, stretch)):
             return
         new = values.double()
-        # A copied value has not changed; its history was blanked out before predicting.
-        old = torch.where(copied, new, before.double())
+        old = before.double()
         self.statistics.take_biases(step, stretch, new)
         if copied.any():
+            # A copied value has not changed; its history was blanked out before predicting.
+            old = torch.where(copied, new, old)
             old, new = (torch.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0) for v in (old, new))
         self.statistics.take_weights(step, stretch, old, new)
         if last:

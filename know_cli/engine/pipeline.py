@@ -12,7 +12,7 @@ from torch import Tensor
 
 from know_cli.checkpoints.dtypes import torch_dtype
 from know_cli.checkpoints.reading import chunks, read_float32
-from know_cli.engine.batches import Buffer
+from know_cli.engine.batches import Buffer, all_finite
 from know_cli.engine.delivery import Delivery, can_be_of
 from know_cli.engine.job import Job
 from know_cli.engine.lanes import DevicePredictor
@@ -183,8 +183,8 @@ class Pipeline:
             # In chunks, since the check makes copies; not tensor by tensor, which may be tiny.
             for row, count in chunks(0, batch.rows):
                 history = buffer.history[:size, row : row + count]
-                finite = torch.isfinite(history)
-                if not finite.all():
+                if not all_finite(history):
+                    finite = torch.isfinite(history)
                     self._refuse_nonfinite(batch, row, finite)
                     copied = buffer.copied[row : row + count]
                     copied.copy_(~finite.all(dim=0))
