@@ -14,7 +14,7 @@ from know_cli.evaluation.release.network import SmallResNet
 from know_cli.evaluation.tasks import Downstream, Recipe, Task
 from know_cli.evaluation.tasks.cifar import Reduced
 from know_cli.evaluation.tasks.classification import BACKBONES, Network
-from know_cli.evaluation.variants import Variant, of_bundle
+from know_cli.evaluation.variants import Variant, is_available, of_bundle
 
 #: Checkpoints of a forgetting, Θ0 among them.
 SESSIONS = 5
@@ -238,15 +238,18 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
 def check_methods(
     tasks: Sequence[ReleaseTask], bundles: Mapping[str, str], patterns: Sequence[str]
 ) -> None:
-    """Refuse names of bundles that are taken, and patterns that no start has.
+    """Refuse names of bundles that are taken, unusable bundles, and patterns that no start has.
 
     Raises:
         UsageError: the reason.
+        CheckpointError: a bundle is corrupt.
     """
     own = {arm.label for task in tasks for arm in task.arms({})} | set(SHIPPED)
-    for name in bundles:
+    for name, path in bundles.items():
         if name in own:
             raise UsageError(f"--bundle {name}=…: is already the name of a start")
+        if not is_available(of_bundle(name, path), SESSIONS):
+            raise UsageError(f"--bundle {name}={path}: cannot read {SESSIONS} checkpoints")
     labels = list(dict.fromkeys(arm.label for task in tasks for arm in task.arms(bundles)))
     for pattern in patterns:
         if not any(fnmatchcase(label, pattern) for label in labels):
