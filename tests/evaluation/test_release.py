@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -147,6 +148,39 @@ def test_only_batch_norm_and_head_are_trained_first(monkeypatch: pytest.MonkeyPa
     again = tunings.at(2.0)
     assert len(seen) == 2 + 4 + 4
     assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_before_batch_norm_a_factor_of_the_weights_is_one_of_the_rate(power: int) -> None:
+    """λ·θ at the rate λ·η is θ at η for Adam, at λ²·η for SGD: what the docs say of shrinking."""
+    factor, rate = 0.5, 0.01
+    inputs = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(1)).double()
+    torch.manual_seed(2)
+    convolution, norm = (
+        nn.Conv2d(3, 4, 3, bias=False).double(),
+        nn.BatchNorm2d(4, eps=1e-300).double(),
+    )
+    shrunk = copy.deepcopy(convolution)
+    shrunk.weight.data *= factor
+    layers = []
+    for own, lr in ((convolution, rate), (shrunk, rate * factor**power)):
+        behind = copy.deepcopy(norm)
+        groups = [
+            {"params": list(own.parameters()), "lr": lr},
+            {"params": list(behind.parameters())},
+        ]
+        steps = (
+            torch.optim.Adam(groups, rate, eps=0)
+            if power == 1
+            else torch.optim.SGD(groups, rate, 0.9)
+        )
+        for _ in range(5):
+            steps.zero_grad()
+            behind(own(inputs)).tanh().square().mean().backward()
+            steps.step()
+        layers.append(nn.Sequential(own, behind))
+    torch.testing.assert_close(shrunk.weight.data, factor * convolution.weight.data)
+    torch.testing.assert_close(layers[0](inputs), layers[1](inputs))
 
 
 # --- the pre-training --------------------------------------------------------------------------
