@@ -68,7 +68,8 @@ def _reading(tasks: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "Differences are from Θ0 (`naive`), in points, paired over seeds, with their 95 % "
-        "intervals; a start is named where its interval excludes zero."
+        "intervals; a start is named where its interval excludes zero, as one in twenty does by "
+        "chance."
     )
     yield ""
     for name, task in tasks.items():
