@@ -90,7 +90,7 @@ def arms(task: ReleaseTask, *names: str) -> list[plan.Arm]:
 
 @given(st.integers(-12, 16))
 @settings(max_examples=40, deadline=None)
-def test_the_grid_grows_until_the_best_rate_is_inside(power: int) -> None:
+def test_the_grid_grows_until_the_best_rate_is_well_inside(power: int) -> None:
     asked: list[float] = []
 
     def score(factor: float) -> float:
@@ -102,13 +102,18 @@ def test_the_grid_grows_until_the_best_rate_is_inside(power: int) -> None:
     assert list(scores) == sorted(asked)
     assert set(GRID) <= set(scores)
     assert best == min(max(2.0**power, LOWEST), HIGHEST)
-    if LOWEST < best < HIGHEST:
-        assert min(scores) < best < max(scores)
+    assert max(scores) == max(min(4 * best, HIGHEST), GRID[-1])
+    assert min(scores) == min(max(best / 4, LOWEST), GRID[0])
 
 
 def test_of_equal_rates_the_lowest_is_chosen() -> None:
     best, scores = tuned(lambda factor: float(factor >= 4))
-    assert (best, list(scores)) == (4, [1, 2, 4, 8])
+    assert (best, list(scores)) == (4, [1, 2, 4, 8, 16])
+
+
+def test_one_lower_score_by_chance_does_not_end_the_search() -> None:
+    best, scores = tuned(lambda factor: -10.0 if factor == 16 else -abs(factor - 32) / 10)
+    assert (best, max(scores)) == (32, 128)
 
 
 def test_only_batch_norm_and_head_are_trained_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,9 @@ from know_cli.lab.stepping import Training
 
 #: Factors of the release's rate that every start is fine-tuned at.
 GRID = (1.0, 2.0, 4.0, 8.0)
+#: How many factors are to be tried on either side of the best: scores are noisy, and the first that
+#: is lower may be so by chance.
+MARGIN = 2
 #: Beyond these factors nothing is tried, whatever the scores are.
 LOWEST, HIGHEST = 2.0**-8, 2.0**12
 # Random streams of one fine-tuning.
@@ -125,10 +128,10 @@ def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def tuned(score: Callable[[float], float]) -> tuple[float, Mapping[float, float]]:
-    """The factor of the rate with the highest score, from a grid that it is not at the edge of.
+    """The factor of the rate with the highest score, from a grid that it is well inside of.
 
-    The grid grows by a factor of 2 at the end where the best is, until the best is inside, or until
-    :data:`LOWEST` or :data:`HIGHEST` is reached.
+    The grid grows by a factor of 2 at the end that the best is near, until there are
+    :data:`MARGIN` factors beyond the best, or until :data:`LOWEST` or :data:`HIGHEST` is reached.
 
     Args:
         score: of a factor, on validation examples; called once for each.
@@ -143,9 +146,9 @@ def tuned(score: Callable[[float], float]) -> tuple[float, Mapping[float, float]
     while True:
         best = max(sorted(scores), key=lambda factor: scores[factor])
         lowest, highest = min(scores), max(scores)
-        if best == highest < HIGHEST:
+        if highest < min(best * 2**MARGIN, HIGHEST):
             scores[2 * highest] = score(2 * highest)
-        elif best == lowest > LOWEST:
+        elif lowest > max(best / 2**MARGIN, LOWEST):
             scores[lowest / 2] = score(lowest / 2)
         else:
             return best, dict(sorted(scores.items()))

@@ -143,9 +143,9 @@ def _explanation() -> Iterator[str]:
         "then everything for 30 epochs in batches of 128, on images that are shifted and flipped, "
         "while the rate falls to 0 along half a cosine from the release's 4e-4, or a multiple of "
         "it. The tuned rate of a start is the best on validation examples, out of factors of 2, "
-        "which are extended until the best is not the first or last of them; it is chosen anew "
-        "for every start, condition and seed. Accuracy is measured on test examples that neither "
-        "training nor choice has seen."
+        "which are extended until two of them are beyond the best on either side; it is chosen "
+        "anew for every start, condition and seed. Accuracy is measured on test examples that "
+        "neither training nor choice has seen."
     )
     yield ""
 
