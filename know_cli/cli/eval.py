@@ -16,6 +16,7 @@ from know_cli.cli.options import force_option, parse_named, quiet_option, usable
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
 from know_cli.errors import UsageError
+from know_cli.evaluation.release.regime import Regime
 from know_cli.evaluation.runs.measures import RunMeasure
 from know_cli.files import missing_folder
 
@@ -34,6 +35,8 @@ EPILOG = "\n\n".join(
         "know eval --task fashion-classes-resnet --norm rescale --norm copy --norm reset "
         "-o evaluation",
         "know eval --trajectory run --suite full -o runs --table runs.md",
+        "know eval --regime release --task release-cifar10-resnet --share 25 --data-folder DATA "
+        "-o release --table release.md",
     )
 )
 RESULTS = "results.json"
@@ -56,8 +59,8 @@ def evaluate(
             "--output",
             metavar="FOLDER",
             show_default=False,
-            help="For results.json (runs.json, branches.json), and in 'work' everything that is "
-            "trained, for the next run.",
+            help="For results.json (runs.json, branches.json, release.json), and in 'work' "
+            "everything that is trained, for the next run.",
         ),
     ],
     trajectory: Annotated[
@@ -67,6 +70,22 @@ def evaluate(
             "averages are measured; or branches of one, which are fused.",
         ),
     ] = TrajectoryKind.FORGETTING,
+    regime: Annotated[
+        Regime,
+        typer.Option(
+            help="Of forgettings: converged networks, fine-tuned on few images; or the protocol "
+            "of the method's authors' release, at its rate and at a rate tuned for each start.",
+        ),
+    ] = Regime.CONVERGED,
+    share: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="PERCENT",
+            show_default="all",
+            help="Of the release regime: share of the downstream examples, 25, 50 or 100; "
+            "repeatable.",
+        ),
+    ] = None,
     measure: Annotated[
         list[RunMeasure] | None,
         typer.Option(
@@ -98,7 +117,11 @@ def evaluate(
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(metavar="LABEL", show_default="all", help="A method; repeatable."),
+        typer.Option(
+            metavar="LABEL",
+            show_default="all",
+            help="A method, or in the release regime a start or a pattern; repeatable.",
+        ),
     ] = None,
     bundle: Annotated[
         list[str] | None,
@@ -184,6 +207,10 @@ def evaluate(
     With --trajectory branches, several continuations of one run (the same data in other orders,
     independent subsets, other tasks) are fused, and compared with Θ0, with each of them, and with
     one continuation of as many steps.
+
+    With --regime release, everything is trained as the method's authors' release trains, for one
+    epoch at a constant rate, and every start is fine-tuned at the release's rate and at one that is
+    tuned for it, beside Θ0 trained longer, trained on more data, and shrunk.
     """
     from know_cli.cli.report_file import (
         check_report_path,
@@ -221,7 +248,28 @@ def evaluate(
             raise UsageError("--measure is for --trajectory run")
         evaluate_branches(talk, **common)
         return
+    if regime is Regime.RELEASE:
+        from know_cli.cli.eval_release import check_release, evaluate_release
+
+        check_release(context)
+        evaluate_release(
+            talk,
+            folder=output,
+            tasks=task or [],
+            methods=method or [],
+            bundles=bundles,
+            shares=share or [],
+            seeds=seeds,
+            suite=suite.value,
+            data_folder=data_folder,
+            processes=processes or usable_cores(),
+            table=table,
+            force=force,
+        )
+        return
     replaces = is_own_result(output / RESULTS)
+    if share:
+        raise UsageError("--share is for --regime release")
     if measure:
         raise UsageError("--measure is for --trajectory run")
     if length != 1:

@@ -27,6 +27,8 @@ _OF_FORGETTINGS = {
     "sessions": "--sessions",
     "keep": "--keep/--no-keep",
     "budget": "--budget",
+    "regime": "--regime",
+    "share": "--share",
 }
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from know_cli.engine.settings import NormMode
 from know_cli.evaluation import cache
+from know_cli.evaluation.tasks.task import RATE
 from know_cli.evaluation.variants import Variant, identity, predict
 
 
@@ -46,12 +47,13 @@ class Predicted:
         count: int,
         steps: int,
         sessions: Mapping[str, Any],
+        rate: float = RATE,
     ) -> None:
         self._trial, self._variant, self._norm = trial, variant, norm
-        self._count, self._steps = count, steps
+        self._count, self._steps, self._rate = count, steps, rate
         name = cache.key(
             [sessions[str(index)]["key"] for index in range(count)],
-            identity(variant, count),
+            identity(variant, count, rate),
             norm.value,
             steps,
             cache.code_key(),
@@ -67,10 +69,15 @@ class Predicted:
             cache.write(self._path, found)
         return {int(step): str(key) for step, key in found.items()}
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the hashes are there, so that asking for them predicts nothing."""
+        return cache.read(self._path) is not None
+
     def states(self) -> dict[int, dict[str, Tensor]]:
         """The predicted weights, by step."""
         if self._states is None:
             files = [self._trial.checkpoint(index) for index in range(self._count)]
             self._trial.computed += 1
-            self._states = predict(self._variant, files, self._norm, self._steps)
+            self._states = predict(self._variant, files, self._norm, self._steps, self._rate)
         return self._states

@@ -93,16 +93,20 @@ def _bundle_digest(weights: str, sessions: int) -> str:
     return load_bundle(find_bundle(weights, sessions)).digest
 
 
-def identity(variant: Variant, sessions: int) -> dict[str, Any]:
+def identity(variant: Variant, sessions: int, rate: float = RATE) -> dict[str, Any]:
     """In plain types, what determines predictions besides checkpoints and normalisation."""
     facts = {name: value for name, value in variant.request.items() if name != "weights"}
     if "weights" in variant.request:
         facts["bundle"] = _bundle_digest(variant.request["weights"], sessions)
-    return facts | {"sessions": sessions, "rate": RATE}
+    return facts | {"sessions": sessions, "rate": rate}
 
 
 def predict(
-    variant: Variant, checkpoints: Sequence[Path], norm: NormMode, steps: int
+    variant: Variant,
+    checkpoints: Sequence[Path],
+    norm: NormMode,
+    steps: int,
+    rate: float = RATE,
 ) -> dict[int, dict[str, Tensor]]:
     """Predict from checkpoints, Θ0 first.
 
@@ -111,6 +115,7 @@ def predict(
         checkpoints: files in one folder, where predictions are written temporarily.
         norm: treatment of normalisation layers.
         steps: the most steps.
+        rate: sampling rate of the forgetting.
 
     Returns:
         The predicted state dicts, by step from 1.
@@ -124,7 +129,7 @@ def predict(
         checkpoints=checkpoints,
         output=output,
         settings=Settings(steps=steps if variant.steps else 1, norm=norm),
-        rate=RATE,
+        rate=rate,
         every_step=True,
         device="cpu",
         **variant.request,

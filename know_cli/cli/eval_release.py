@@ -1,0 +1,150 @@
+"""``know eval --regime release``: what predicted weights are worth where the paper shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from know_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from know_cli.cli.output import Output
+    from know_cli.evaluation.release.suite import ReleaseOutcome
+
+RESULTS = "release.json"
+# Options that only the converged regime has, by parameter.
+_OF_CONVERGED = {
+    "steps": "--steps",
+    "norm": "--norm",
+    "sessions": "--sessions",
+    "keep": "--keep/--no-keep",
+    "budget": "--budget",
+    "measure": "--measure",
+    "length": "--length",
+}
+
+
+def check_release(context: typer.Context) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        UsageError: the reason.
+    """
+    for name, option in _OF_CONVERGED.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"{option}: has no effect with --regime release; leave it out")
+
+
+def evaluate_release(
+    talk: Output,
+    *,
+    folder: Path,
+    tasks: list[str],
+    methods: list[str],
+    bundles: Mapping[str, str],
+    shares: Sequence[int],
+    seeds: int | None,
+    suite: str,
+    data_folder: Path | None,
+    processes: int,
+    table: Path | None,
+    force: bool,
+) -> None:
+    """Run the trials, write ``release.json`` and the page, and show a table of each task.
+
+    The JSON is written after each trial, so that an interrupted run leaves what it has.
+
+    Args:
+        talk: to the user.
+        folder: for the results, and in ``work`` everything that is trained.
+        tasks: names or patterns; none for all.
+        methods: labels of starts or patterns; none for all.
+        bundles: paths of further KNOWN bundles, by name.
+        shares: of the downstream examples, in per cent; none for all.
+        seeds: their number; None for the suite's.
+        suite: its name.
+        data_folder: where the data sets' files are.
+        processes: trials at the same time.
+        table: for the page; None for no page.
+        force: whether a page that exists is replaced.
+
+    Raises:
+        KnowError: a task, a start, a bundle or a data set is missing, or a file cannot be written.
+    """
+    from know_cli.cli.eval_results import gather, publish
+    from know_cli.cli.report_file import is_own_result
+    from know_cli.evaluation.release import suite as running
+    from know_cli.evaluation.release.markdown import to_markdown
+    from know_cli.evaluation.release.plan import check_methods, find_release_tasks
+    from know_cli.evaluation.release.regime import SHARES
+    from know_cli.evaluation.release.results import to_json
+    from know_cli.evaluation.suite import SUITES
+    from know_cli.files import json_text, write_text
+
+    path = folder / RESULTS
+    replaces = is_own_result(path)
+    unknown = [share for share in shares if share not in SHARES]
+    if unknown:
+        raise UsageError(
+            f"--share {unknown[0]}: choose from {', '.join(str(share) for share in SHARES)}"
+        )
+    asked = find_release_tasks(tasks)
+    check_methods(asked, bundles, methods)
+    not_run = running.not_here(asked, data_folder)
+    for name, reason in not_run.items():
+        talk.notice(f"{name}: not run here, {reason}")
+    request = running.ReleaseRequest(
+        folder=folder,
+        tasks=[task for task in asked if task.name not in not_run],
+        seeds=seeds or SUITES[suite],
+        shares=tuple(shares or SHARES),
+        methods=tuple(methods),
+        bundles=bundles,
+        data_folder=data_folder,
+        processes=processes,
+    )
+    if not request.tasks:
+        raise UsageError("none of these tasks can run here; see the notices above")
+
+    def kept() -> Iterator[ReleaseOutcome]:
+        nonlocal replaces
+        outcomes: list[ReleaseOutcome] = []
+        for outcome in running.evaluate(request):
+            outcomes.append(outcome)
+            content = to_json(request, outcomes, not_run)
+            write_text(path, json_text(content, indent=1), replace=replaces)
+            replaces = True
+            yield outcome
+
+    total = len(request.tasks) * request.seeds
+    content = to_json(request, gather(talk, kept(), total), not_run)
+    publish(
+        talk, content, path, to_markdown, _task_table, table, replaces=replaces, force=force
+    )  # fmt: skip
+
+
+def _task_table(task: Mapping[str, Any]) -> Table:
+    """Every start of each condition: accuracy and difference from Θ0, at both rates."""
+    from know_cli.cli.tables import new_table
+    from know_cli.evaluation.release.results import at_own_rate, at_tuned_rate
+    from know_cli.evaluation.runs.wording import difference_text, digits
+
+    measure = task["facts"]["measure"]
+    scale = measure["scale"]
+    table = new_table("examples", "start", "release's rate", "− naive", "tuned rate", "− naive")
+    for condition, cell in task["cells"].items():
+        own, best = at_own_rate(cell), at_tuned_rate(cell)
+        for name in own:
+            row = []
+            for standing in (own[name], best[name]):
+                difference = standing.difference
+                row.append(f"{scale * standing.mean:.{digits(scale)}f}")
+                row.append("-" if difference is None else difference_text(difference, scale))
+            table.add_row(condition, name, *row)
+    return table

@@ -1,0 +1,45 @@
+"""The network with BatchNorm and biases that the release regime trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from know_cli.evaluation.tasks.classification import Network
+from know_cli.evaluation.tasks.networks import seeded
+from know_cli.lab.zoo.blocks import HE, convolution, global_pooling, initialise, named
+from know_cli.lab.zoo.resnet import BasicBlock
+
+
+@dataclass(frozen=True)
+class SmallResNet(Network):
+    """A ResNet of three blocks whose convolutions have biases, as those of the release have.
+
+    Attributes:
+        width: channels of its first stage, doubled in each of the two that follow.
+    """
+
+    architecture: str = "small-resnet"
+    width: int = 8
+
+    def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        """The network for images of a shape, with initial weights from a seed."""
+        return seeded(lambda: _construct(shape[0], self.width, classes), seed)
+
+
+def _construct(channels: int, width: int, classes: int) -> nn.Module:
+    block = partial(BasicBlock, activation="relu", norm="batch", bias=True)
+    model = named(
+        conv1=convolution(channels, width, 3, 2, bias=True),
+        bn1=nn.BatchNorm2d(width),
+        act1=nn.ReLU(),
+        layer1=block(width, width, 1),
+        layer2=block(width, 2 * width, 2),
+        layer3=block(2 * width, 4 * width, 2),
+        pool=global_pooling("average"),
+        head=nn.Linear(4 * width, classes),
+    )
+    initialise(model, HE[0])
+    return model

@@ -1,0 +1,132 @@
+"""The pre-training of the release: one epoch, and sessions of one epoch on ever smaller subsets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, from_numpy
+
+from know_cli.evaluation.anchors import LONGER, MORE_DATA
+from know_cli.evaluation.release.plan import DECAYED, SESSIONS, ReleaseTask
+from know_cli.evaluation.runs.trial import copied, falling
+from know_cli.evaluation.tasks import Examples, Problem
+from know_cli.evaluation.tasks.task import RATE
+from know_cli.evaluation.trial import recorded
+from know_cli.forgetting.recorder import checkpoint_name, derived_seed
+from know_cli.forgetting.subsets import nested_subsets
+from know_cli.lab.stepping import Training
+
+# Random streams of one seed.
+_INITIAL, _FIRST, _SESSION, _LONGER, _SUBSETS = range(90, 95)
+_Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A state of the pre-training.
+
+    Attributes:
+        name: of the checkpoint, without the file's ending.
+        steps: that it took from the initial weights.
+        samples: that its last epoch had.
+        state: its tensors.
+    """
+
+    name: str
+    steps: int
+    samples: int
+    state: Mapping[str, Tensor]
+
+
+def first_data(problem: Problem, seed: int) -> Examples:
+    """D0: a half of the examples that there are, with every class's share."""
+    pool = problem.pool
+    half = nested_subsets(len(pool), RATE, 2, seed, pool.targets.numpy())[1]
+    return pool.take(from_numpy(half))
+
+
+def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Trained]:
+    """Train Θ0, its sessions, and what they are compared with.
+
+    Adam's moments are kept from one session to the next, and in what trains Θ0 longer.
+
+    Args:
+        task: with the recipe of an epoch.
+        problem: its data.
+        seed: of initial weights, order and subsets.
+
+    Yields:
+        Θ0 (``ckpt0``) and every session (``ckpt1``, …); Θ0 trained on for as many steps as these
+        took, at the same rate and with one that falls to 0; and a network with Θ0's initial weights
+        trained for one epoch on all examples.
+
+    Raises:
+        UsageError: there are too few examples for the sessions.
+    """
+    data = first_data(problem, seed)
+    labels = data.targets.numpy()
+    subsets = nested_subsets(len(data), task.rate, SESSIONS, derived_seed(seed, _SUBSETS), labels)
+
+    def begin(examples: Examples) -> Training:
+        recipe = task.base.recipe
+        return Training(
+            problem.build(derived_seed(seed, _INITIAL)),
+            examples.inputs,
+            examples.targets,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            seed=derived_seed(seed, _FIRST),
+            weight_decay=recipe.weight_decay,
+        )
+
+    first = begin(data)
+    first.advance(first.epoch_steps, constant)
+    yield _state(checkpoint_name(0), first, first.done, len(data))
+    steps = 0
+    for number, run in enumerate(sessions(first, subsets, seed), 1):
+        steps += run.done
+        yield _state(checkpoint_name(number), run, first.done + steps, len(subsets[number]))
+    schedules: dict[str, Callable[[int], float]] = {LONGER: constant, DECAYED: falling(0, steps)}
+    for name, schedule in schedules.items():
+        longer = anew(first, derived_seed(seed, _LONGER))
+        longer.advance(steps, schedule)
+        yield _state(name, longer, first.done + steps, len(data))
+    more = begin(problem.pool)
+    more.advance(more.epoch_steps, constant)
+    yield _state(MORE_DATA, more, more.done, len(problem.pool))
+
+
+def sessions(first: Training, subsets: Sequence[_Indices], seed: int) -> Iterator[Training]:
+    """One epoch on each of the nested subsets after the first, with all of the optimiser's state.
+
+    Args:
+        first: the training on the first subset.
+        subsets: sorted indices into its examples, each in the one before.
+        seed: of the order of the examples.
+    """
+    run, before = first, subsets[0]
+    for number, indices in enumerate(subsets[1:], 1):
+        positions = from_numpy(np.searchsorted(before, indices))
+        run = anew(run, derived_seed(seed, _SESSION, number), positions)
+        run.advance(run.epoch_steps, constant)
+        yield run
+        before = indices
+
+
+def anew(run: Training, seed: int, positions: Tensor | None = None) -> Training:
+    """A branch whose steps are counted from 0, so that it begins with a whole epoch."""
+    branch = run.branch(seed, positions)
+    branch.done = 0
+    return branch
+
+
+def constant(step: int) -> float:
+    """The rate as a share of the given one, at every step."""
+    return 1.0
+
+
+def _state(name: str, run: Training, steps: int, samples: int) -> Trained:
+    return Trained(name.removesuffix(".safetensors"), steps, samples, copied(recorded(run.model)))

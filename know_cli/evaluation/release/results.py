@@ -1,0 +1,145 @@
+"""The results of the release regime as JSON, and the comparisons that are computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from know_cli import __version__
+from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.evaluation.anchors import NAIVE
+from know_cli.evaluation.release.plan import ReleaseTask
+from know_cli.evaluation.release.regime import Regime
+from know_cli.evaluation.release.suite import ReleaseOutcome, ReleaseRequest
+from know_cli.evaluation.statistics import Estimate, mean_estimate
+from know_cli.lab.machine import machine
+
+FORMAT = 1
+#: The release's rate, as a factor of itself.
+OWN_RATE = "1"
+#: A value for each seed; None where it has not been measured.
+Values = Sequence[float | None]
+
+
+def to_json(
+    request: ReleaseRequest, outcomes: Sequence[ReleaseOutcome], not_run: Mapping[str, str]
+) -> dict[str, Any]:
+    """All measured values, one per seed, without anything derived from them.
+
+    Returns:
+        ``machine``; ``settings``; ``not_run``, reasons by task; and by task its description,
+        ``facts``, ``seeds``, ``trained`` (by state of the pre-training its ``steps``, ``samples``
+        and the ``test`` of each seed), and ``cells``: by condition, by start, in the seeds' order,
+        null where it is missing, the chosen ``factors``, the ``tuned`` values, and ``rates``, the
+        ``values`` and ``validation`` by factor; and processor ``seconds``.
+    """
+    tasks = {}
+    for task in request.tasks:
+        found = sorted((o for o in outcomes if o.task == task.name), key=lambda o: o.seed)
+        found = [outcome for outcome in found if outcome.found["cells"]]
+        if found:
+            tasks[task.name] = _task(task, found)
+    return {
+        "format": FORMAT,
+        "trajectory": TrajectoryKind.FORGETTING.value,
+        "regime": Regime.RELEASE.value,
+        "version": __version__,
+        "machine": machine(),
+        "settings": {"seeds": request.seeds},
+        "tasks": tasks,
+        "not_run": dict(not_run),
+    }
+
+
+def _task(task: ReleaseTask, outcomes: Sequence[ReleaseOutcome]) -> dict[str, Any]:
+    found = [outcome.found for outcome in outcomes]
+    first = found[0]["pretraining"]
+    trained = {
+        name: facts | {"test": [one["pretraining"]["trained"][name]["test"] for one in found]}
+        for name, facts in first["trained"].items()
+    }
+    names = sorted(
+        {name for one in found for name in one["cells"]}, key=lambda n: int(n.split()[0])
+    )
+    return {
+        "title": task.title,
+        "definition": task.definition(),
+        "facts": first["facts"],
+        "seeds": [outcome.seed for outcome in outcomes],
+        "seconds": [_seconds(one) for one in found],
+        "trained": trained,
+        "cells": {name: _cell([one["cells"].get(name, {}) for one in found]) for name in names},
+    }
+
+
+def _seconds(found: Mapping[str, Any]) -> float:
+    cells = [start["seconds"] for cell in found["cells"].values() for start in cell.values()]
+    return round(float(found["pretraining"]["seconds"] + sum(cells)), 2)
+
+
+def _cell(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One condition, from what its seeds have measured."""
+    starts: dict[str, Any] = {}
+    longest = max(found, key=len)
+    for name in dict.fromkeys([*longest, *(name for one in found for name in one)]):
+        each = [one.get(name) for one in found]
+        factors = sorted({float(f) for start in each if start for f in start["rates"]})
+        starts[name] = {
+            "factors": [start and start["factor"] for start in each],
+            "tuned": [start and start["rates"][f"{start['factor']:g}"]["value"] for start in each],
+            "rates": {
+                f"{factor:g}": {
+                    key: [start and start["rates"].get(f"{factor:g}", {}).get(of) for start in each]
+                    for key, of in (("values", "value"), ("validation", "validation"))
+                }
+                for factor in factors
+            },
+        }
+    return starts
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A start of one condition, in one of the two ways.
+
+    Attributes:
+        seeds: that have both it and Θ0.
+        mean: over these.
+        difference: from Θ0, paired, by Student's t; None of Θ0 itself.
+    """
+
+    seeds: int
+    mean: float
+    difference: Estimate | None
+
+
+def at_own_rate(cell: Mapping[str, Any]) -> dict[str, Standing]:
+    """Every start at the release's rate."""
+    return _standings({name: start["rates"][OWN_RATE]["values"] for name, start in cell.items()})
+
+
+def at_tuned_rate(cell: Mapping[str, Any]) -> dict[str, Standing]:
+    """Every start at the rate that validation chose for it."""
+    return _standings({name: start["tuned"] for name, start in cell.items()})
+
+
+def _standings(values: Mapping[str, Values]) -> dict[str, Standing]:
+    naive = values[NAIVE]
+    found = {}
+    for name, own in values.items():
+        pairs = paired(own, naive)
+        if pairs:
+            found[name] = Standing(
+                len(pairs),
+                float(np.mean([first for first, _ in pairs])),
+                None if name == NAIVE else mean_estimate([a - b for a, b in pairs]),
+            )
+    return found
+
+
+def paired(first: Values, second: Values) -> list[tuple[float, float]]:
+    """The values of the seeds that have both."""
+    return [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]

@@ -1,0 +1,457 @@
+"""``know eval --regime release``: the protocol, the search for the rate, the page; on noise."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from know_cli.checkpoints.state import read_state
+from know_cli.engine.settings import NormMode
+from know_cli.errors import UsageError
+from know_cli.evaluation.release import fine_tuning, plan, results, suite
+from know_cli.evaluation.release.fine_tuning import (
+    GRID,
+    HIGHEST,
+    LOWEST,
+    FineTuning,
+    FineTunings,
+    tuned,
+)
+from know_cli.evaluation.release.markdown import to_markdown
+from know_cli.evaluation.release.plan import RELEASE_TASKS, ReleaseTask, chosen
+from know_cli.evaluation.release.pretraining import first_data, pretrained, sessions
+from know_cli.evaluation.release.trial import ReleaseTrial
+from know_cli.evaluation.tasks import Downstream, Examples
+from know_cli.evaluation.tasks import cifar as cifar_tasks
+from know_cli.evaluation.variants import Variant, predict
+from know_cli.forgetting.subsets import nested_subsets
+from know_cli.lab.fitting import one_thread
+from know_cli.lab.stepping import Training
+from tests.support.command import Command, one_line
+
+CLASSES = 10
+RECIPE = FineTuning(epochs=1, head_epochs=1, batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def _little_data(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Noise in ten classes instead of images."""
+
+    def noise(name: str, folder: Path | None) -> tuple[Examples, Examples, int]:
+        generator = torch.Generator().manual_seed(3)
+        train, test = (
+            Examples(torch.randn(n, 3, 32, 32, generator=generator), torch.arange(n) % CLASSES)
+            for n in (160, 40)
+        )
+        return train, test, CLASSES
+
+    monkeypatch.setattr(cifar_tasks, "load_images", noise)
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def _few_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rates for every start: on noise, the search for the best one goes anywhere."""
+    monkeypatch.setattr(fine_tuning, "GRID", (1.0, 2.0))
+    monkeypatch.setattr(fine_tuning, "HIGHEST", 2.0)
+    monkeypatch.setattr(fine_tuning, "LOWEST", 1.0)
+
+
+def tiny(name: str = "release-cifar10-resnet", **changes: Any) -> ReleaseTask:
+    """A task as it is, but with next to no data and training."""
+    task = RELEASE_TASKS[name]
+    base = replace(
+        task.base,
+        samples=40,
+        recipe=replace(task.base.recipe, batch_size=8),
+        downstream=tuple(Downstream(size, 1, 4e-4, 1) for size in (8, 16, 32)),
+        tested=16,
+    )
+    return replace(task, base=base, fine_tuning=RECIPE, **changes)
+
+
+def arms(task: ReleaseTask, *names: str) -> list[plan.Arm]:
+    return chosen(task.arms({}), names)
+
+
+# --- the rate ----------------------------------------------------------------------------------
+
+
+@given(st.integers(-12, 16))
+@settings(max_examples=40, deadline=None)
+def test_the_grid_grows_until_the_best_rate_is_well_inside(power: int) -> None:
+    asked: list[float] = []
+
+    def score(factor: float) -> float:
+        asked.append(factor)
+        return -abs(torch.tensor(factor).log2().item() - power)
+
+    best, scores = tuned(score)
+    assert len(asked) == len(set(asked))
+    assert list(scores) == sorted(asked)
+    assert set(GRID) <= set(scores)
+    assert best == min(max(2.0**power, LOWEST), HIGHEST)
+    assert max(scores) == max(min(4 * best, HIGHEST), GRID[-1])
+    assert min(scores) == min(max(best / 4, LOWEST), GRID[0])
+
+
+def test_of_equal_rates_the_lowest_is_chosen() -> None:
+    best, scores = tuned(lambda factor: float(factor >= 4))
+    assert (best, list(scores)) == (4, [1, 2, 4, 8, 16])
+
+
+def test_one_lower_score_by_chance_does_not_end_the_search() -> None:
+    best, scores = tuned(lambda factor: -10.0 if factor == 16 else -abs(factor - 32) / 10)
+    assert (best, max(scores)) == (32, 128)
+
+
+def test_only_batch_norm_and_head_are_trained_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tiny()
+    problem = task.base.prepare(0, None)
+    model = problem.build_downstream(1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    seen: list[tuple[float, str, float]] = []
+    advance = Training.advance
+
+    def noting(self: Training, steps: int, schedule: Callable[[int], float]) -> None:
+        advance(self, steps, schedule)
+        seen.extend(
+            (self._learning_rate, type(self._optimiser).__name__, schedule(k)) for k in range(steps)
+        )
+
+    monkeypatch.setattr(Training, "advance", noting)
+    recipe = replace(RECIPE, optimiser="sgd", weight_decay=0.1, learning_rate=0.01, epochs=2)
+    tunings = FineTunings(recipe, model, ("head",), problem.cells[0].pool.take(torch.arange(16)), 5)
+    first = tunings.at(2.0)
+    # Two batches at the first phase's rate, then two epochs of two along a cosine.
+    half = 0.5**0.5 / 2
+    assert seen == [
+        (1e-3, "AdamW", 1.0),
+        (1e-3, "AdamW", 1.0),
+        *((0.02, "SGD", pytest.approx(share)) for share in (1, 0.5 + half, 0.5, 0.5 - half)),
+    ]
+    changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+    parts = {name.rpartition(".")[0] for name in changed}
+    assert "head" in parts
+    assert all(
+        name == "head" or isinstance(model.get_submodule(name), nn.BatchNorm2d) for name in parts
+    )
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not torch.equal(first.conv1.weight, before["conv1.weight"])
+    # The first phase is shared: it is not done again, nor changed by what follows.
+    again = tunings.at(2.0)
+    assert len(seen) == 2 + 4 + 4
+    assert all(map(torch.equal, first.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_before_batch_norm_a_factor_of_the_weights_is_one_of_the_rate(power: int) -> None:
+    """λ·θ at the rate λ·η is θ at η for Adam, at λ²·η for SGD: what the docs say of shrinking."""
+    factor, rate = 0.5, 0.01
+    inputs = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(1)).double()
+    torch.manual_seed(2)
+    convolution, norm = (
+        nn.Conv2d(3, 4, 3, bias=False).double(),
+        nn.BatchNorm2d(4, eps=1e-300).double(),
+    )
+    shrunk = copy.deepcopy(convolution)
+    shrunk.weight.data *= factor
+    layers = []
+    for own, lr in ((convolution, rate), (shrunk, rate * factor**power)):
+        behind = copy.deepcopy(norm)
+        groups = [
+            {"params": list(own.parameters()), "lr": lr},
+            {"params": list(behind.parameters())},
+        ]
+        steps = (
+            torch.optim.Adam(groups, rate, eps=0)
+            if power == 1
+            else torch.optim.SGD(groups, rate, 0.9)
+        )
+        for _ in range(5):
+            steps.zero_grad()
+            behind(own(inputs)).tanh().square().mean().backward()
+            steps.step()
+        layers.append(nn.Sequential(own, behind))
+    torch.testing.assert_close(shrunk.weight.data, factor * convolution.weight.data)
+    torch.testing.assert_close(layers[0](inputs), layers[1](inputs))
+
+
+# --- the pre-training --------------------------------------------------------------------------
+
+
+def test_every_session_is_one_epoch_on_a_subset_with_the_moments_kept() -> None:
+    task, seed = tiny(), 4
+    problem = task.base.prepare(seed, None)
+    found = {state.name: state for state in pretrained(task, problem, seed)}
+    assert list(found) == [
+        *(f"ckpt{k}" for k in range(5)), "longer", "longer-decayed", "more-data",
+    ]  # fmt: skip
+    # 40, 20, 10, 5 and 2 samples in batches of 8, of which at least one is made.
+    assert [found[f"ckpt{k}"].steps for k in range(5)] == [5, 7, 8, 9, 10]
+    assert [found[f"ckpt{k}"].samples for k in range(5)] == [40, 20, 10, 5, 2]
+    assert found["longer"].steps == found["longer-decayed"].steps == 10
+    assert (found["more-data"].steps, found["more-data"].samples) == (10, 80)
+    assert len({float(state.state["conv1.weight"].sum()) for state in found.values()}) == 8
+
+    data = first_data(problem, seed)
+    subsets = nested_subsets(len(data), 0.5, 5, 0, data.targets.numpy())
+    first = Training(problem.build(1), data.inputs, data.targets, batch_size=8, learning_rate=1e-3, seed=2)  # fmt: skip
+    first.advance(first.epoch_steps, lambda step: 1.0)
+    steps, before = first.done, rows(data.inputs)
+    for run, subset in zip(sessions(first, subsets, seed), subsets[1:], strict=True):
+        assert run.done == run.epoch_steps
+        steps += run.done
+        # The optimiser has counted every step since the initial weights: nothing was reset.
+        assert {int(kept["step"]) for kept in run._optimiser.state.values()} == {steps}
+        own = rows(run._data[0])
+        assert own < before
+        assert own == rows(data.inputs[torch.from_numpy(subset)])
+        before = own
+    assert rows(data.inputs) < rows(problem.pool.inputs)
+
+
+def rows(images: Tensor) -> set[float]:
+    """Noise tells images apart by their first pixel."""
+    return set(images[:, 0, 0, 0].tolist())
+
+
+def test_a_decayed_continuation_goes_less_far_than_one_at_the_same_rate() -> None:
+    task = tiny()
+    found = {s.name: s.state for s in pretrained(task, task.base.prepare(1, None), 1)}
+
+    def distance(name: str) -> float:
+        return float((found[name]["head.weight"] - found["ckpt0"]["head.weight"]).norm())
+
+    assert 0 < distance("longer-decayed") < distance("longer")
+
+
+# --- starts ------------------------------------------------------------------------------------
+
+
+def test_starts_are_what_their_names_say(tmp_path: Path) -> None:
+    task = tiny()
+    trial = ReleaseTrial(task, 0, tmp_path, None)
+    trial.run(arms(task, "shrink-0.5"), [])
+    every = {arm.label: arm for arm in task.arms({})}
+    first = read_state(trial.checkpoint(0))
+    norm, conv = "layer2.bn1", "layer2.conv1"
+
+    def state(label: str) -> dict[str, Tensor]:
+        return trial.start(every[label]).state_dict()
+
+    fresh = nn.BatchNorm2d(16).state_dict()
+    for label in ("naive", "shrink-0.5", "continuation-x8", "average", "scratch"):
+        found = state(label)
+        assert all(torch.equal(found[f"{norm}.{leaf}"], fresh[leaf]) for leaf in fresh)
+        # The head is the same for all.
+        assert torch.equal(found["head.weight"], state("scratch")["head.weight"])
+        assert torch.equal(found[f"{conv}.weight"], first[f"{conv}.weight"]) == (label == "naive")
+    assert torch.equal(state("shrink-0.5")[f"{conv}.weight"], 0.5 * first[f"{conv}.weight"])
+    assert torch.equal(state("shrink-0.5")[f"{conv}.bias"], first[f"{conv}.bias"])
+    for label in ("naive-stored", "continuation-x8-stored"):
+        found = state(label)
+        assert all(torch.equal(found[f"{norm}.{leaf}"], first[f"{norm}.{leaf}"]) for leaf in fresh)
+    again = state("naive-re-estimated")
+    assert torch.equal(again[f"{norm}.weight"], first[f"{norm}.weight"])
+    assert not torch.equal(again[f"{norm}.running_var"], first[f"{norm}.running_var"])
+    mean = torch.stack([read_state(trial.checkpoint(k))["conv1.weight"].double() for k in range(5)])
+    torch.testing.assert_close(
+        state("average")["conv1.weight"].double(), mean.mean(0), rtol=0, atol=1e-7
+    )
+    # As the engine's own reset has it.
+    files = [trial.checkpoint(k) for k in range(5)]
+    reset = predict(Variant("", {"weights": "retrodiction"}), files, NormMode.RESET, 3)
+    for step, label in ((1, "retrodiction-x2"), (3, "retrodiction-x8")):
+        found = state(label)
+        assert all(
+            torch.equal(found[name], tensor)
+            for name, tensor in reset[step].items()
+            if not name.startswith("head") and "num_batches" not in name
+        )
+
+
+def test_networks_without_batch_norm_have_no_treatments_of_it(tmp_path: Path) -> None:
+    task = tiny("release-cifar10-cnn")
+    trial = ReleaseTrial(task, 0, tmp_path, None)
+    assert [arm.label for arm in trial._possible(arms(task, "*-stored"))] == ["naive"]
+    third = RELEASE_TASKS["release-cifar10-resnet-third"]
+    labels = [arm.label for arm in third.arms({"mine": "folder"})]
+    assert {"continuation-x3", "retrodiction-x27", "mine-x27", "retrodiction-x27-stored"} < {
+        *labels
+    }
+    assert len(labels) == len(set(labels))
+
+
+@pytest.mark.usefixtures("_few_rates")
+def test_nothing_is_computed_twice(tmp_path: Path) -> None:
+    task = tiny()
+    wanted = arms(task, "retrodiction-x2", "scratch")
+    trial = ReleaseTrial(task, 1, tmp_path, None)
+    assert trial.found(wanted, [25]) == {"pretraining": None, "cells": {}}
+    trial.run(wanted, [25])
+    found = trial.found(task.arms({}), [25, 50, 100])
+    assert list(found["cells"]) == ["8 images"]
+    assert list(found["cells"]["8 images"]) == ["naive", "retrodiction-x2", "scratch"]
+    for start in found["cells"]["8 images"].values():
+        best = max(rate["validation"] for rate in start["rates"].values())
+        assert start["rates"][f"{start['factor']:g}"]["validation"] == best
+        assert list(start["rates"]) == ["1", "2"]
+    again = ReleaseTrial(task, 1, tmp_path, None)
+    again.run(wanted, [25])
+    assert again.computed == 0
+    assert again.found(wanted, [25]) == found
+    # What an interruption left out is all that is done.
+    kept = sorted((trial.folder / "downstream").iterdir())
+    kept[0].unlink()
+    assert again.found(wanted, [25]) != found
+    again.run(wanted, [25])
+    assert again.computed == 1
+    changed = again.found(wanted, [25])["cells"]["8 images"]
+    for name, start in found["cells"]["8 images"].items():
+        assert (changed[name]["factor"], changed[name]["rates"]) == (
+            start["factor"],
+            start["rates"],
+        )
+    assert ReleaseTrial(task, 2, tmp_path, None).found(wanted, [25])["pretraining"] is None
+
+
+def test_conditions_share_their_examples_and_none_is_validated_on(tmp_path: Path) -> None:
+    trial = ReleaseTrial(tiny(), 0, tmp_path, None)
+    assert [cell.downstream.size for cell in trial.cells([100, 25])] == [8, 32]
+    pool = trial.problem.cells[0].pool
+    trained = rows(pool.take(trial._order[:32]).inputs)
+    assert len(trial._validation) == len(pool) - 32
+    assert not trained & rows(trial._validation.inputs)
+    assert not rows(pool.inputs) & rows(trial.problem.cells[0].test.inputs)
+
+
+# --- results -----------------------------------------------------------------------------------
+
+NAIVE = [0.50, 0.60, 0.55]
+
+
+def start(own: list[Any], best: list[Any], factors: list[Any]) -> dict[str, Any]:
+    return {
+        "factors": factors,
+        "tuned": best,
+        "rates": {
+            "1": {"values": own, "validation": own},
+            "4": {"values": best, "validation": best},
+        },
+    }
+
+
+def content(**others: dict[str, Any]) -> dict[str, Any]:
+    measure = {"name": "accuracy", "unit": "points", "scale": 100.0}
+    cell = {"naive": start(NAIVE, [0.60, 0.70, 0.65], [4.0, 4.0, 8.0]), **others}
+    task = {
+        "title": "noise to noise", "definition": tiny().definition(), "seeds": [0, 1, 2],
+        "seconds": [1.0] * 3, "cells": {"8 images": cell},
+        "facts": {"parameters": 10, "batch_norm": True, "tested": 16, "downstream_tested": 16, "validated": 8, "measure": measure},
+        "trained": {"ckpt0": {"steps": 5, "samples": 40, "test": [0.4, 0.5, 0.6]}},
+    }  # fmt: skip
+    return {
+        "machine": {"processor": "x", "cores": 2, "system": "y", "python": "3", "torch": "2"},
+        "version": "0", "settings": {"seeds": 3}, "tasks": {"noise": task}, "not_run": {"other": "why"},
+    }  # fmt: skip
+
+
+def test_the_page_says_what_the_numbers_say() -> None:
+    page = to_markdown(
+        content(
+            # 4, 3 and 5 points above at the release's rate; at the tuned one −1, 0 and 1.
+            better=start([0.54, 0.63, 0.60], [0.59, 0.70, 0.66], [1.0, 4.0, 4.0]),
+            # 3, 4 and 5 points below at both; without the last seed no more than the mean counts.
+            worse=start([0.47, 0.56, 0.50], [0.57, 0.66, 0.60], [4.0, 4.0, 4.0]),
+            **{"worse-stored": start([0.40, None, None], [0.50, None, None], [4.0, None, None])},
+        )
+    )
+    assert "**noise, 8 images**, 3 seeds:" in page
+    # t(2) = 4.3027, standard deviation 1 point, over √3.
+    assert (
+        "At the release's rate: significantly above Θ0 `better` (+4.00 ± 2.48); significantly "
+        "below `worse` (-4.00 ± 2.48); of 2 starts." in page
+    )
+    assert (
+        "At the rate tuned for each: significantly above Θ0 none; significantly below `worse` "
+        "(-4.00 ± 2.48); of 2 starts." in page
+    )
+    assert "Tuning the rate of Θ0 itself is worth +10.00 ± 0.00." in page
+    assert "| naive | 55.00 |  | 65.00 |  | ×4 (2), ×8 |" in page
+    assert "| better | 59.00 | +4.00 ± 2.48 | 65.00 | +0.00 ± 2.48 | ×1, ×4 (2) |" in page
+    assert "| worse-stored | 40.00 | -10.00 | 50.00 | -10.00 | ×4 |" in page
+    assert "| naive | 55.00 | 65.00 |" in page
+    assert "| ckpt0 | 5 | 40 | 50.00 |" in page
+    assert "| other | why |" in page
+
+
+def test_one_seed_says_nothing() -> None:
+    found = content()
+    cell = found["tasks"]["noise"]["cells"]["8 images"]
+    cell["naive"] = start([0.5], [0.6], [4.0])
+    cell["other"] = start([0.6], [0.7], [4.0])
+    assert "one seed has no interval, so nothing can be said." in to_markdown(found)
+
+
+@pytest.mark.usefixtures("_few_rates")
+def test_outcomes_become_results_in_the_order_of_seeds(tmp_path: Path) -> None:
+    task = tiny()
+    request = suite.ReleaseRequest(tmp_path, [task], 2, (25,), ("shrink-0.5",))
+    outcomes = list(suite.evaluate(request))
+    assert [outcome.seed for outcome in outcomes] == [0, 1]
+    del outcomes[1].found["cells"]["8 images"]["shrink-0.5"]
+    found = json.loads(json.dumps(results.to_json(request, outcomes[::-1], {})))
+    of_task = found["tasks"]["release-cifar10-resnet"]
+    assert of_task["seeds"] == [0, 1]
+    cell = of_task["cells"]["8 images"]
+    assert list(cell) == ["naive", "shrink-0.5"]
+    assert cell["shrink-0.5"]["tuned"][1] is None
+    for seed, outcome in enumerate(outcomes):
+        one = outcome.found["cells"]["8 images"]["naive"]
+        assert cell["naive"]["factors"][seed] == one["factor"]
+        assert cell["naive"]["tuned"][seed] == one["rates"][f"{one['factor']:g}"]["value"]
+    assert results.at_own_rate(cell)["shrink-0.5"].seeds == 1
+    assert results.at_tuned_rate(cell)["naive"].seeds == 2
+    assert "### release-cifar10-resnet, 8 images" in to_markdown(found)
+
+
+def test_tasks_are_found_by_pattern() -> None:
+    assert [t.name for t in plan.find_release_tasks(["*-sgd", "*cnn"])] == [
+        "release-cifar10-cnn", "release-cifar10-resnet-sgd",
+    ]  # fmt: skip
+    assert len(plan.find_release_tasks([])) == len(RELEASE_TASKS)
+    sgd = RELEASE_TASKS["release-cifar10-resnet-sgd"]
+    assert (sgd.fine_tuning.optimiser, sgd.fine_tuning.weight_decay) == ("sgd", 5e-4)
+    with pytest.raises(UsageError, match=r"--bundle continuation=…: is already the name"):
+        plan.check_methods([sgd], {"continuation": "folder"}, [])
+    assert {task.rate for task in RELEASE_TASKS.values()} == {0.5, 1 / 3}
+
+
+def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, know: Command) -> None:
+    release = ("--regime", "release")
+    for arguments, words in (
+        ([*release, "--task", "nothing"], "no task of the release regime is named 'nothing'; choo"),
+        ([*release, "--method", "nothing"], "unknown start 'nothing'; choose from naive, longer"),
+        ([*release, "--bundle", "mine=nowhere/at-all"], "--weights nowhere/at-all: neither a fold"),
+        ([*release, "--share", "30"], "--share 30: choose from 25, 50, 100"),
+        ([*release, "--task", "*-sgd"], "none of these tasks can run here"),
+        ([*release, "--norm", "copy"], "--norm: has no effect with --regime release"),
+        (["--share", "25"], "--share is for --regime release"),
+        (["--trajectory", "run", *release], "--regime is for --trajectory forgetting, not for run"),
+    ):
+        done = know("eval", *arguments, "-o", "out", cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in one_line(done.stderr)
+    assert not list(tmp_path.iterdir())
