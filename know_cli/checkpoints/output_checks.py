@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from know_cli.checkpoints.checkpoint import Checkpoint
-from know_cli.checkpoints.checksum import digest_paths, is_digest
+from know_cli.checkpoints.checksum import digest_path, digest_paths, is_digest
 from know_cli.checkpoints.folders import other_files, refuse_what_is_in_place
 from know_cli.checkpoints.layouts import SUFFIX, weights_in
 from know_cli.errors import OutputError
@@ -147,6 +147,23 @@ def check_digest_output(output: Path, protected: Protected, *, force: bool) -> N
     for path in sorted(digest_paths(output)):
         if os.path.lexists(path):
             _check_digest(path, protected, force)
+
+
+def check_digest_name(output: Path) -> None:
+    """Refuse an output whose digest is to be written and cannot have its name, which is longer.
+
+    Raises:
+        OutputError: with the system's reason.
+    """
+    path = digest_path(output)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(
+            f"{path}: --checksum cannot write it: {error.strerror or error}; name another output"
+        ) from error
 
 
 def _check_digest(path: Path, protected: Protected, force: bool) -> None:

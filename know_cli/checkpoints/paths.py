@@ -11,7 +11,7 @@ from pathlib import Path
 
 from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, has_model
 from know_cli.checkpoints.metadata import TrajectoryKind
-from know_cli.errors import CheckpointError, UsageError
+from know_cli.errors import CheckpointError, OutputError, UsageError
 
 _NUMBER = re.compile(r"\d+")
 _DIGITS = re.compile(r"([0-9]{1,18})")
@@ -247,8 +247,7 @@ def step_path(output: Path, rate: float | None, step: int, is_folder: bool) -> P
     Steps that stand for no factor of training data have no rate: ``out.step1.safetensors``.
     """
     name = f"step{step}" if rate is None else factor_name(rate, step)
-    if not output.name:  # "." and the like
-        output = output.resolve()
+    output = _with_name(output)
     if is_folder or output.suffix.lower() not in _FILE_SUFFIXES:
         return output.with_name(f"{output.name}.{name}")
     return output.with_name(f"{output.stem}.{name}{output.suffix}")
@@ -260,9 +259,17 @@ def method_path(output: str | Path, name: str) -> Path:
     >>> method_path("start.safetensors", "average-last-3").name
     'start.average-last-3.safetensors'
     """
-    path = Path(output)
-    if not path.name:  # "." and the like
-        path = path.resolve()
+    path = _with_name(Path(output))
     if path.suffix.lower() not in _FILE_SUFFIXES:
         return path.with_name(f"{path.name}.{name}")
     return path.with_name(f"{path.stem}.{name}{path.suffix}")
+
+
+def _with_name(output: Path) -> Path:
+    """An output by a path that ends in its name, also where it was given as ``.`` or the like."""
+    if output.name:
+        return output
+    output = output.resolve()
+    if not output.name:
+        raise OutputError(f"{output}: is the root of all files; name another output")
+    return output

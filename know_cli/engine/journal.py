@@ -275,8 +275,8 @@ class Journal:
         self._has_records = True
 
     def remove(self) -> None:
-        """Take it away: the output is complete."""
-        with self._errors():
+        """Take it away, if that can be: the output is complete without."""
+        with suppress(OSError):
             self._open.remove()
 
     def _truncate(self, position: int) -> None:

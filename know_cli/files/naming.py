@@ -110,7 +110,8 @@ def _link(descriptor: int, temporary: Path, name: Path) -> None:
             raise
         rename_new(temporary, name)
     else:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the output is complete; the next run takes it away
+            temporary.unlink(missing_ok=True)
 
 
 def link_descriptor(descriptor: int, name: Path) -> None:

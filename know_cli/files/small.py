@@ -66,7 +66,7 @@ def _write_file(place: Path, data: bytes, *, replace: bool) -> None:
         sync_folder(place.absolute().parent)
     finally:
         os.close(descriptor)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # it has its name already, or the error that led here counts
             temporary.unlink()
 
 

@@ -282,10 +282,15 @@ class Temporary:
             self.path.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Remove it, unless it was moved or is another's, and let go of the lock."""
+        """Remove it, unless it was moved or is another's, and let go of the lock.
+
+        What cannot be removed stays, for the next run: what led here counts more, an error or a
+        complete output.
+        """
         if not self._moved:
-            if self.descriptor < 0 or is_same(self.path, os.fstat(self.descriptor)):
-                self._remove()
+            with suppress(OSError):
+                if self.descriptor < 0 or is_same(self.path, os.fstat(self.descriptor)):
+                    self._remove()
             self._moved = True
         if self.descriptor >= 0:
             os.close(self.descriptor)

@@ -25,7 +25,8 @@ def check_record(record: Any) -> None:
     identity = record.get("trajectory")
     if not isinstance(identity, str) or not 0 < len(identity) <= _LONGEST_IDENTITY:
         raise ValueError("has no identity of a trajectory")
-    int(identity, 16)
+    if int(identity, 16) < 0:
+        raise ValueError("has no identity of a trajectory, but a negative number")
     for key in ("sessions", "continuations"):
         count = record.get(key)
         if type(count) is not int or not 0 <= count <= _MOST_SESSIONS:

@@ -18,12 +18,15 @@ What was weighed against it, for the same purpose:
 from __future__ import annotations
 
 import ctypes
+import os
+import struct
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from know_cli.files import open_file
 from know_cli.known.folding import Affine, fold
 from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED
 from know_cli.known.preparation import Preparation
@@ -33,22 +36,44 @@ from know_cli.known.torch_kernel import CPU_BLOCK_ROWS
 MOST_CHECKPOINTS = 32
 #: The library, beside this file, where one was compiled.
 LIBRARY = Path(__file__).with_name("_native.so")
+# How an ELF file of 64-bit, little-endian machines begins, and where its table of sections is.
+_ELF_64 = b"\x7fELF\x02\x01"
+_ELF = struct.Struct("<40xQ10xHH2x")
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled kernel; None where there is none, or this machine cannot run it."""
     try:
+        if not _is_whole(LIBRARY):
+            return None
         library = ctypes.CDLL(str(LIBRARY))
-    except OSError:
+        library.known_supported.restype = ctypes.c_int
+        library.known_predict.restype = None
+        library.known_predict.argtypes = [
+            ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
+            ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_void_p,
+        ]  # fmt: skip
+    except (OSError, AttributeError):  # no library, or another one
         return None
-    library.known_supported.restype = ctypes.c_int
-    library.known_predict.restype = None
-    library.known_predict.argtypes = [
-        ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
-        ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_void_p,
-    ]  # fmt: skip
     return library if library.known_supported() else None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library was not cut off: loading one that was can end the process (SIGBUS).
+
+    The table of sections is the last thing in an ELF file. Libraries of other forms count as whole.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+    """
+    with open_file(path) as file:
+        start = file.read(_ELF.size)
+        size = os.fstat(file.fileno()).st_size
+    if len(start) < _ELF.size or not start.startswith(_ELF_64):
+        return True
+    table, entry_bytes, entries = _ELF.unpack(start)
+    return bool(table + entry_bytes * entries <= size)
 
 
 def trouble_with_native(checkpoints: int) -> str | None:
@@ -59,9 +84,11 @@ def trouble_with_native(checkpoints: int) -> str | None:
     """
     if checkpoints > MOST_CHECKPOINTS:
         return f"it reads at most {MOST_CHECKPOINTS} checkpoints"
-    if not LIBRARY.exists():
+    if not LIBRARY.is_file():
         return "it was not compiled when know-predict was installed"
-    return None if _library() is not None else "this machine cannot run it (it needs AVX2)"
+    if _library() is None:
+        return "its library is damaged, or this machine cannot run it (it needs AVX2)"
+    return None
 
 
 class NativeKernel:

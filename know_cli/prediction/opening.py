@@ -14,7 +14,7 @@ from know_cli.checkpoints import Trajectory, open_trajectory
 from know_cli.checkpoints.folders import check_other_files
 from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.checkpoints.metadata import Session, TrajectoryKind
-from know_cli.checkpoints.output_checks import check_output
+from know_cli.checkpoints.output_checks import check_digest_name, check_output
 from know_cli.checkpoints.paths import step_path
 from know_cli.checkpoints.trajectory import data_notices
 from know_cli.engine.classification import Classified, classify_values
@@ -237,6 +237,8 @@ def _check_output(
         is_folder=trajectory.first.is_folder,
         force=request.force,
     )
+    if request.checksum:
+        check_digest_name(output)
 
 
 def _rate(request: Request, trajectory: Trajectory, notices: Notices) -> float:

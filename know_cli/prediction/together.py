@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -128,10 +129,11 @@ def _common(request: Request) -> tuple[object, ...]:
 
 
 def _check_apart(predictions: Sequence[Prediction]) -> None:
-    paths = Counter(output.path.absolute() for one in predictions for output in one.outputs)
+    # Links resolved: each has a temporary of its own where a file system has no locks.
+    paths = Counter(os.path.realpath(output.path) for one in predictions for output in one.outputs)
     for path, count in paths.items():
         if count > 1:
             raise UsageError(
-                f"{path}: would be written by {count} of the methods; name one of them otherwise, "
-                "or leave out --every-step"
+                f"{path}: would be written by {count} of the methods or steps; name one of them "
+                "otherwise, or leave out --every-step"
             )
