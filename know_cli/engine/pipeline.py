@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -17,6 +18,7 @@ from know_cli.engine.delivery import Delivery, can_be_of
 from know_cli.engine.job import Job
 from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.plan import Batch
+from know_cli.engine.planning import batches_in_memory
 from know_cli.engine.predictor import Predictor, TensorPredictor
 from know_cli.errors import CheckpointError
 
@@ -36,7 +38,10 @@ def predict(job: Job, delivery: Delivery) -> None:
     """
     with ExitStack() as stack:
         reader, workers = open_pools(stack, job.settings.threads)
-        pipeline = Pipeline(job, delivery, reader, workers)
+        writer = None
+        if batches_in_memory(job.settings.threads) > 2:
+            writer = stack.enter_context(one_thread("write"))
+        pipeline = Pipeline(job, delivery, reader, workers, writer)
         pipeline.predict_batches(pipeline.unfinished(job.plan.batches()))
         pipeline.predict_wholes()
 
@@ -45,23 +50,27 @@ def open_pools(stack: ExitStack, threads: int) -> tuple[ThreadPoolExecutor, Thre
     """One thread that reads ahead, and those that compute; the stack ends them."""
     # One thread a block: the pools are the parallelism, and a result must not depend on how many
     # threads share a matrix product.
-    reader, workers = (
-        stack.enter_context(
-            ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(1,))
-        )
-        for count, name in ((1, "read"), (threads, "predict"))
+    workers = ThreadPoolExecutor(
+        threads, "predict", initializer=torch.set_num_threads, initargs=(1,)
     )
-    return reader, workers
+    return stack.enter_context(one_thread("read")), stack.enter_context(workers)
+
+
+def one_thread(name: str) -> ThreadPoolExecutor:
+    """A thread that does one thing after the other."""
+    return ThreadPoolExecutor(1, name, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class Pipeline:
-    """The threads of one job, and the two batches that are in memory.
+    """The threads of one job, and the batches that are in memory.
 
     Args:
         job: that is executed.
         delivery: of the same job.
         reader: reads ahead, in one thread.
         workers: compute.
+        writer: one thread, which casts, checks and writes a batch while the next is computed;
+            None for the one that calls.
     """
 
     def __init__(
@@ -70,11 +79,13 @@ class Pipeline:
         delivery: Delivery,
         reader: ThreadPoolExecutor,
         workers: ThreadPoolExecutor,
+        writer: ThreadPoolExecutor | None = None,
     ) -> None:
         self._job = job
         self._delivery = delivery
         self._reader = reader
         self._workers = workers
+        self._writer = writer
         self._checkpoints = len(job.trajectory)
         self._steps = job.settings.steps
         self._drops_cached = job.drops_cached
@@ -101,25 +112,38 @@ class Pipeline:
         return rows * len(self._job.outputs)
 
     def predict_batches(self, batches: Iterator[Batch]) -> None:
-        """While one batch is computed, the next is read."""
+        """While one batch is computed, the next is read, and with three the one before written."""
         rows, pinned = self._job.plan.batch_rows, self._job.predictors.pinned
-        free = [Buffer.new(self._checkpoints, self._steps, rows, pinned) for _ in range(2)]
+        count = batches_in_memory(self._job.settings.threads)
+        free = [Buffer.new(self._checkpoints, self._steps, rows, pinned) for _ in range(count)]
+        written = deque[Future[None]]()
         pending = self._start_reading(batches, free[0])
         turn = 0
         while pending is not None:
             batch = pending.result()
-            buffer, turn = free[turn], 1 - turn
+            buffer, turn = free[turn], (turn + 1) % count
+            if len(written) == count - 1:  # what was in the next buffer must be out of it
+                written.popleft().result()
             pending = self._start_reading(batches, free[turn])
-            self.predict_read(batch, buffer)
+            self._compute(batch, buffer)
+            if self._writer is None:
+                self._delivery.write(batch, buffer)
+            else:
+                written.append(self._writer.submit(self._delivery.write, batch, buffer))
+        while written:
+            written.popleft().result()
 
     def predict_read(self, batch: Batch, buffer: Buffer) -> None:
         """Predict a batch that has been read, and write it."""
+        self._compute(batch, buffer)
+        self._delivery.write(batch, buffer)
+
+    def _compute(self, batch: Batch, buffer: Buffer) -> None:
         with self._delivery.report.timed("computing"):
             if isinstance(self._job.predictors.rows, DevicePredictor):
                 self._compute_on_devices(batch, buffer, self._job.predictors.rows)
             else:
                 self._compute_in_threads(batch, buffer, self._job.predictors.rows)
-        self._delivery.write(batch, buffer)
 
     def predict_wholes(self) -> None:
         """Predict the tensors that the method needs whole, group after group."""

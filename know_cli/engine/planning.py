@@ -87,7 +87,7 @@ def make_plan(
         wholes = tuple(tuple(replace(t, whole=True) for t in group) for group in groups)
     of_name = {tensor.name: tensor for group in wholes for tensor in group}
     tensors = tuple(of_name.get(tensor.name, tensor) for tensor in planned)
-    row_bytes = _row_bytes(len(trajectory), settings.steps)
+    row_bytes = _row_bytes(len(trajectory), settings)
     if predictors.pinned:
         row_bytes *= 2  # torch takes page-locked memory in powers of two
     fixed = settings.threads * predictors.rows.thread_bytes + _CHUNK_BYTES
@@ -200,9 +200,13 @@ def _averaging_problem(trajectory: Trajectory, layer: NormLayer) -> str | None:
     return None
 
 
-# Two batches are in memory, one computed while the next is read; each holds the window and the
-# predictions in float32. Converting from other dtypes and casting back goes in chunks.
-_BATCHES_IN_MEMORY = 2
+def batches_in_memory(threads: int) -> int:
+    """How many batches there is room for: one computed, the next read, and one written.
+
+    Each holds the window and the predictions in float32. Converting from other dtypes and casting
+    back goes in chunks. One thread does not write beside what it computes.
+    """
+    return 3 if threads > 1 else 2
 
 
 _MAX_BATCH_ROWS = 1 << 20
@@ -218,8 +222,8 @@ def _double_bytes(checkpoints: int, rows: int, predictors: Predictors) -> int:
     return 8 * (checkpoints + 4) * min(rows, CHUNK_ROWS) + exact
 
 
-def _row_bytes(checkpoints: int, steps: int) -> int:
-    return _BATCHES_IN_MEMORY * _history_bytes(checkpoints, steps)
+def _row_bytes(checkpoints: int, settings: Settings) -> int:
+    return batches_in_memory(settings.threads) * _history_bytes(checkpoints, settings.steps)
 
 
 def _history_bytes(checkpoints: int, steps: int) -> int:
