@@ -456,3 +456,8 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, know: Command) ->
         assert done.returncode == 2
         assert words in one_line(done.stderr)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_committed_page_is_that_of_the_committed_results() -> None:
+    path = Path(plan.__file__).parents[3] / "docs" / "results" / "release.json"
+    assert to_markdown(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
