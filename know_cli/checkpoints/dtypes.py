@@ -92,3 +92,9 @@ _TORCH_NAMES = {
     "float8_e4m3fnuz": "F8_E4M3FNUZ",
     "float8_e5m2fnuz": "F8_E5M2FNUZ",
 }
+
+#: Of all that torch has a type for, its name there; it packs two of four bits into one element.
+TORCH_NAMES = {
+    **{name: torch_name for torch_name, name in _TORCH_NAMES.items()},
+    "F4": "float4_e2m1fn_x2",
+}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from know_cli.checkpoints.checkpoint import Checkpoint, is_inside_closely
-from know_cli.checkpoints.header import unreadable
+from know_cli.checkpoints.header import Stamp, unreadable
 from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, is_index, weights_in
-from know_cli.errors import OutputError
+from know_cli.errors import CheckpointError, OutputError
 from know_cli.files import open_to_read, remove_file, sync_folder
 from know_cli.files.folders import copy_file, folder_below, open_folder
 from know_cli.files.moving import files_below, have_same_content, move
@@ -101,18 +102,44 @@ def check_other_files(source: Checkpoint) -> None:
             raise unreadable(path, error) from error
 
 
-def copy_other_files(source: Checkpoint, target: int) -> list[Path]:
-    """Copy what :func:`other_files` finds into an open folder.
+@dataclass(frozen=True)
+class Beside:
+    """What goes with a folder's weights, as it was before the work.
 
-    Returns:
-        The files left out.
+    Attributes:
+        copied: path within the folder → file, and what tells when it changes.
+        left_out: files that hold other weights or training state, or lead elsewhere.
+    """
+
+    copied: Mapping[Path, tuple[Path, Stamp]] = field(default_factory=dict)
+    left_out: Sequence[Path] = ()
+
+    @staticmethod
+    def of(source: Checkpoint) -> Beside:
+        """What :func:`other_files` finds.
+
+        Raises:
+            CheckpointError: a folder cannot be listed, or a file not be looked at.
+        """
+        copied, left_out = other_files(source)
+        return Beside({name: (path, _stamp(path)) for name, path in copied.items()}, left_out)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        return Stamp.of(path.stat())
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def copy_other_files(beside: Beside, target: int) -> None:
+    """Copy what goes with a folder's weights into an open folder.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file cannot be read, or has changed since it was found.
         OSError: a copy cannot be written.
     """
-    copied, left_out = other_files(source)
-    for relative, path in copied.items():
+    for relative, (path, stamp) in beside.copied.items():
         try:
             descriptor = open_to_read(path)
         except OSError as error:
@@ -120,9 +147,13 @@ def copy_other_files(source: Checkpoint, target: int) -> list[Path]:
         try:
             with folder_below(target, relative.parent.parts, make=True) as folder:
                 copy_file(descriptor, relative.name, folder)
+            if Stamp.of(os.fstat(descriptor)) != stamp:
+                raise CheckpointError(
+                    f"{path}: has changed while it was read, so that nothing made of it can be "
+                    "relied on; do not write to inputs during a run, and run again"
+                )
         finally:
             os.close(descriptor)
-    return left_out
 
 
 def move_files(temporary: int, output: Path, *, replace: bool) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from know_cli.checkpoints.checkpoint import Checkpoint
 from know_cli.checkpoints.conversion import Conversion
 from know_cli.checkpoints.dtypes import safetensors_dtype
+from know_cli.checkpoints.folders import Beside
 from know_cli.checkpoints.header import Header, Stamp, TensorInfo, encode_header, unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.layouts import SUFFIX, is_index
@@ -345,10 +346,13 @@ class _Writer(CheckpointWriter):
         like = Checkpoint(plan.source, plan.model is not None, headers, {})
         super().__init__(plan.result.output, like, _METADATA, force=force)
 
+    def _find_beside(self) -> Beside:
+        return super()._find_beside() if self._plan.copies_others else Beside()
+
     def _write_beside(self, folder: int) -> list[Path]:
         model = self._plan.model
         assert model is not None, "a single file has nothing beside it"
-        left_out = super()._write_beside(folder) if self._plan.copies_others else []
+        left_out = super()._write_beside(folder)
         # Of the pickles, where its name is a variant's, and of other weights, which were left out.
         for name in filter(is_index, os.listdir(folder)):
             remove_within(name, folder)

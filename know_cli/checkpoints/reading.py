@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry
-from know_cli.checkpoints.dtypes import FLOATS, torch_dtype
+from know_cli.checkpoints.dtypes import BITS, FLOATS, TORCH_NAMES, torch_dtype
+from know_cli.errors import CheckpointError, quoted
 
 #: Elements that are converted, checked and written at a time; torch uses one thread for so few.
 CHUNK_ROWS = 1 << 15
@@ -47,6 +48,28 @@ def read_elements(checkpoint: Checkpoint, entry: TensorEntry, start: int, count:
     if count:
         checkpoint.read_into(entry, start * values.element_size(), as_bytes(values))
     return values
+
+
+def read_tensor(checkpoint: Checkpoint, entry: TensorEntry) -> Tensor:
+    """Read a whole tensor of any dtype, in its own shape; two values of four bits are an element.
+
+    The file is not mapped: one that is cut off meanwhile would end the process.
+
+    Raises:
+        CheckpointError: the file cannot be read, or torch has no such dtype.
+    """
+    dtype = getattr(torch, TORCH_NAMES.get(entry.dtype, ""), None)
+    if dtype is None:
+        raise CheckpointError(
+            f"{entry.path}: tensor {quoted(entry.name)}: is {entry.dtype}, for which PyTorch "
+            f"{torch.__version__} has no type"
+        )
+    data = torch.empty(entry.info.end - entry.info.begin, dtype=torch.uint8)
+    checkpoint.read_into(entry, 0, data.numpy().data)
+    shape = entry.shape
+    if BITS[entry.dtype] < 8:
+        shape = (*shape[:-1], shape[-1] * BITS[entry.dtype] // 8)
+    return data.view(dtype).reshape(shape)
 
 
 def read_bytes(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: int) -> bytearray:

@@ -97,12 +97,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Read a whole checkpoint into tensors on the CPU.
 
     Raises:
-        CheckpointError: it is missing or corrupt.
+        CheckpointError: it is missing or corrupt, or changes while it is read.
         UsageError: it is a folder.
     """
-    from safetensors.torch import load_file
+    from know_cli.checkpoints.reading import read_tensor
 
-    with open_checkpoint(path) as checkpoint:  # for our checks, which say what is wrong
+    with open_checkpoint(path) as checkpoint:
         if checkpoint.is_folder:
             raise UsageError(f"{path}: is a folder; name its .safetensors file")
-    return dict(load_file(path))
+        state = {name: read_tensor(checkpoint, one) for name, one in checkpoint.tensors.items()}
+        checkpoint.check_unchanged()
+    return state

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from know_cli.checkpoints.checkpoint import Checkpoint
 from know_cli.checkpoints.checksum import remove_digest
-from know_cli.checkpoints.folders import LEFT_OUT, copy_other_files, move_files
+from know_cli.checkpoints.folders import LEFT_OUT, Beside, copy_other_files, move_files
 from know_cli.checkpoints.header import TensorInfo, encode_header
 from know_cli.checkpoints.output_checks import is_taken
 from know_cli.errors import OutputError
@@ -136,6 +136,7 @@ class CheckpointWriter(_Places):
         self._flushed = False
         self._is_stamped = False
         self._temporary: Temporary | None = None
+        self._beside = Beside()
 
     def __enter__(self) -> CheckpointWriter:
         with output_errors(self.output):
@@ -145,12 +146,16 @@ class CheckpointWriter(_Places):
                     raise OutputError(
                         f"{self.output}: another run has just written it; --force replaces it"
                     )
+                self._beside = self._find_beside()
                 for path, start, infos in self._layouts():
                     self._start_file(path, start, infos)
             except BaseException:
                 self._discard()
                 raise
         return self
+
+    def _find_beside(self) -> Beside:
+        return Beside.of(self._like) if self._like.is_folder else Beside()
 
     @property
     def _open_temporary(self) -> Temporary:
@@ -201,7 +206,8 @@ class CheckpointWriter(_Places):
 
     def _write_beside(self, folder: int) -> list[Path]:
         """Put what belongs beside a folder's weights into it, an open folder; what is left out."""
-        return copy_other_files(self._like, folder)
+        copy_other_files(self._beside, folder)
+        return list(self._beside.left_out)
 
     def commit(self) -> None:
         """Flush what is not flushed yet, and give it the output's name, a folder's index last.

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
 from torch import Tensor
 
 from know_cli.checkpoints import Checkpoint
 from know_cli.checkpoints.dtypes import torch_dtype
-from know_cli.checkpoints.reading import chunks, read_elements
+from know_cli.checkpoints.reading import chunks, read_elements, read_tensor
 from know_cli.errors import UsageError, a_type
 from know_cli.forgetting.runner import load_object, user_code
 from know_cli.plots.plane import Plane
@@ -124,8 +123,7 @@ def combine(
         if name in chosen:
             state[name] = _combine_tensor(checkpoints, name, coefficients)
         else:
-            with safe_open(entry.path, framework="pt") as file:
-                state[name] = file.get_tensor(name)
+            state[name] = read_tensor(checkpoints[0], entry)
     return state
 
 

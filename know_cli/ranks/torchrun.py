@@ -45,6 +45,8 @@ from know_cli.ranks.environment import environment_number
 
 # All ranks start at about the same time, but torch loads slowly from a cold file system.
 _START_SECONDS = 300.0
+# When all have arrived, all that is left to do is to connect.
+_CONNECT_SECONDS = 60.0
 _FOREVER = timedelta(days=365)
 # How long a rank that is about to end waits for another, and how long until the user is told
 # that the ranks are waiting for each other.
@@ -52,6 +54,7 @@ _PATIENCE_SECONDS = 10.0
 # torchrun ends the others as soon as one rank has ended; the reason may arrive a little later.
 _REASON_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
+_QUICK_SECONDS = 0.01
 _LARGEST_PORT = 2**16 - 1
 
 _VALUE, _FAILED, _END = "value", "failed", "end"
@@ -129,13 +132,35 @@ class TorchRanks(Ranks):
         turn = (store.add("know-predict", 1) - 1) // self.size
         store = dist.PrefixStore(f"know-predict {turn}", store)  # type: ignore[attr-defined]
         self._meet(store)
-        dist.init_process_group(
-            "gloo",
-            store=store,
-            rank=self.rank,
-            world_size=self.size,
-            timeout=timedelta(seconds=_START_SECONDS),
-        )
+        self._join(store)
+
+    def _join(self, store: Any) -> None:
+        """Connect with the other ranks, which have all arrived; one may be stopped or gone since.
+
+        Raises:
+            RuntimeError: that is not done within a minute, or fails.
+        """
+        errors: list[BaseException] = []
+
+        def join() -> None:
+            try:
+                dist.init_process_group(
+                    "gloo",
+                    store=store,
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=timedelta(seconds=_START_SECONDS),  # also of all that is sent later
+                )
+            except BaseException as error:
+                errors.append(error)
+
+        # In a thread, which can be left: torch would wait as long as for all later messages.
+        joining = threading.Thread(target=join, daemon=True)
+        joining.start()
+        missing = "not all have connected"
+        self._wait_until(lambda: not joining.is_alive(), missing, _CONNECT_SECONDS, _QUICK_SECONDS)
+        if errors:
+            raise errors[0]
 
     def _open_store(self) -> Any:
         """Connect to torchrun's store, or to one that rank 0 opens."""
@@ -161,7 +186,13 @@ class TorchRanks(Ranks):
         store.set(here[self.rank], "")
         self._wait_until(lambda: bool(store.check(here)), "not all have come")
 
-    def _wait_until(self, is_there: Callable[[], bool], missing: str) -> None:
+    def _wait_until(
+        self,
+        is_there: Callable[[], bool],
+        missing: str,
+        limit: float | None = None,
+        pause: float | None = None,
+    ) -> None:
         """Poll, because torch's own waiting functions cannot be interrupted.
 
         Raises:
@@ -171,7 +202,7 @@ class TorchRanks(Ranks):
         is_told = False
         while not is_there():
             waited = time.monotonic() - began
-            if waited > _START_SECONDS:
+            if waited > (limit or _START_SECONDS):
                 raise RuntimeError(missing)
             if waited > _PATIENCE_SECONDS and not (self.rank or is_told):
                 self._tell(
@@ -179,7 +210,7 @@ class TorchRanks(Ranks):
                     "this is to be the only process, unset WORLD_SIZE"
                 )
                 is_told = True
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(pause or _LOOK_SECONDS)
 
     def _take_signals(self) -> None:
         """From now on, raise KeyboardInterrupt once, however many signals arrive.
