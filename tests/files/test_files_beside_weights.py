@@ -1,4 +1,4 @@
-"""What is copied beside weights is what was there when the run began, or the run fails."""
+"""What is copied beside weights is what was there when the writing began, or the run fails."""
 
 from __future__ import annotations
 
