@@ -321,6 +321,7 @@ def test_an_interruption_of_one_rank_is_one_of_all(rank: int, crew: Crew, run: P
         for _ in range(2):  # as torchrun adds its own to the terminal's
             os.kill(pids[rank], signal.SIGTERM)
         codes = crew.wait(pids)
+        assert codes, "not ended within seconds"
         assert names(run) == before
         if codes != [EXIT_DONE] * 2:
             break
