@@ -243,6 +243,28 @@ def test_the_committed_tables_are_those_of_the_committed_results() -> None:
     assert text == results.to_markdown(json.loads(COMMITTED.read_text(encoding="utf-8")))
 
 
+def test_the_page_on_speed_has_the_committed_results_of_the_native_kernel() -> None:
+    path = COMMITTED.with_name("kernels.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == results.to_markdown(found)
+
+    def wall(of: dict[str, Any], threads: int) -> tuple[float, ...]:
+        return tuple(of[str(threads)]["wall"])
+
+    kernels = [found["threads"][f"{name}, spread windows"] for name in ("native kernel", "kernel")]
+    native, torch_s = kernels
+    run = found["runs"][-1]["threads"]["known"]
+    more, torch_more, whole = (
+        median_ratio(wall(of, 1), wall(of, 2)) for of in (native, torch_s, run)
+    )
+    text = " ".join((COMMITTED.parents[2] / "docs" / "speed.md").read_text().split())
+    assert (
+        f"{median_ratio(wall(torch_s, 1), wall(native, 1)):.1f} times as fast as torch's operations on one "
+        f"thread; a second thread gives {more:.2f} times as much (torch's operations {torch_more:.2f}), and "
+        f"whole predictions {whole:.2f} times"
+    ) in text
+
+
 def test_the_page_on_speed_has_the_committed_results() -> None:
     found = json.loads(COMMITTED.read_text())
     kernels = {name: tuple(times["wall"]) for name, times in found["kernels"].items()}
