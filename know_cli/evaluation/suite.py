@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,13 +54,22 @@ def not_here(request: Request) -> dict[str, str]:
     Raises:
         UsageError: the folder of data sets does not exist.
     """
-    found = set(available(request.data_folder))
-    reasons = {}
-    for task in request.tasks:
-        lacking = [name for name in task.data_sets if name not in found]
-        if lacking:
-            reasons[task.name] = f"not found here: {', '.join(lacking)}"
-    return reasons
+    return lacking({task.name: task.data_sets for task in request.tasks}, request.data_folder)
+
+
+def lacking(needs: Mapping[str, Sequence[str]], data_folder: Path | None) -> dict[str, str]:
+    """Tasks whose data sets are not all here, with the reasons.
+
+    Args:
+        needs: names of data sets by the task's name.
+        data_folder: where the data sets' files are.
+
+    Raises:
+        UsageError: the folder of data sets does not exist.
+    """
+    here = set(available(data_folder))
+    missing = {task: [name for name in of if name not in here] for task, of in needs.items()}
+    return {task: f"not found here: {', '.join(of)}" for task, of in missing.items() if of}
 
 
 def not_asked_for(request: Request) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """KNOWN as a torch module that reads like its formula (the paper's section on the hyper-model).
 
-This implementation is for reading and for training; :mod:`know_cli.known.torch_kernel` is the one
-that predicts, and is tested against this one.
+This implementation is for reading and for training; the kernels beside it predict, and are tested
+against this one.
 """
 
 from __future__ import annotations

@@ -12,9 +12,8 @@ from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.evaluation.branches import plan
 from know_cli.evaluation.branches.plan import BranchTask
 from know_cli.evaluation.branches.trial import BranchTrial
-from know_cli.evaluation.suite import WORK
+from know_cli.evaluation.suite import WORK, lacking
 from know_cli.files import make_folder
-from know_cli.lab.data import available
 from know_cli.lab.machine import machine
 from know_cli.lab.processes import in_processes
 
@@ -57,11 +56,7 @@ def not_here(tasks: Collection[BranchTask], data_folder: Path | None) -> dict[st
     Raises:
         UsageError: the folder of data sets does not exist.
     """
-    found = set(available(data_folder))
-    lacking = {
-        task.name: [name for name in task.base.data_sets if name not in found] for task in tasks
-    }
-    return {name: f"not found here: {', '.join(sets)}" for name, sets in lacking.items() if sets}
+    return lacking({task.name: task.base.data_sets for task in tasks}, data_folder)
 
 
 def evaluate(request: BranchRequest) -> Iterator[BranchOutcome]:

@@ -10,9 +10,8 @@ from typing import Any
 from know_cli.evaluation.release.plan import ReleaseTask, chosen
 from know_cli.evaluation.release.regime import SHARES
 from know_cli.evaluation.release.trial import ReleaseTrial
-from know_cli.evaluation.suite import WORK
+from know_cli.evaluation.suite import WORK, lacking
 from know_cli.files import make_folder
-from know_cli.lab.data import available
 from know_cli.lab.processes import in_processes
 
 
@@ -65,11 +64,7 @@ def not_here(tasks: Collection[ReleaseTask], data_folder: Path | None) -> dict[s
     Raises:
         UsageError: the folder of data sets does not exist.
     """
-    here = set(available(data_folder))
-    lacking = {
-        task.name: [name for name in task.base.data_sets if name not in here] for task in tasks
-    }
-    return {name: f"not found here: {', '.join(sets)}" for name, sets in lacking.items() if sets}
+    return lacking({task.name: task.base.data_sets for task in tasks}, data_folder)
 
 
 def evaluate(request: ReleaseRequest) -> Iterator[ReleaseOutcome]:
