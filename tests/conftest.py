@@ -1,5 +1,7 @@
 """Fixtures: small trajectories on disk, random KNOWN, and the command line as users run it."""
 
+
+
 from __future__ import annotations
 
 import os
@@ -9,7 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+
+# The tests fill the cores with processes, and threads that wait for one another double the time of
+# a run on small tensors. OpenMP reads it when torch is imported; what tests start inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from hypothesis import settings
 
 from know_cli.known.bundle import save_bundle
@@ -18,8 +24,6 @@ from tests.support.command import Command, run_here
 from tests.support.forkserver import ForkServer
 from tests.support.trajectories import write_trajectory
 
-# Two cores, shared by the processes that the tests run in.
-torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 # Speed is not tested: on a busy machine any example may take long.
 settings.register_profile("project", parent=settings(), deadline=None)
 settings.load_profile("project")

@@ -63,6 +63,7 @@ def as_us(work: Callable[[Callable[[], None]], object], between: Callable[[], ob
     if child == 0:
         code = 1
         try:
+            torch.set_num_threads(1)  # those that there were are not in a copy of the process
             os.setgroups([])
             os.setgid(0)
             os.setuid(US)
