@@ -23,6 +23,7 @@ The packages, from the top of the data flow down; each imports only from those b
 ``ranks``             the processes that work on one output together
 ``kinds``             which tensor is conv, fc, bias or copied (and ``normalisation``)
 ``checkpoints``       safetensors files and folders, the aligned trajectory, atomic output
+``passes``            compiled passes over many numbers, and the same in torch
 ``files``             the one door to the file system, and its contract
 ====================  =====================================================================
 """

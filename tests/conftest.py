@@ -1,7 +1,5 @@
 """Fixtures: small trajectories on disk, random KNOWN, and the command line as users run it."""
 
-
-
 from __future__ import annotations
 
 import os

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,21 +95,41 @@ class Checkpoint:
         Raises:
             CheckpointError: the file cannot be read any more, or has become shorter.
         """
-        position, view = entry.info.begin + offset, buffer
-        while len(view):
+
+        def read(descriptor: int, done: int) -> int:
+            return os.preadv(descriptor, [buffer[done:]], entry.info.begin + offset + done)
+
+        self.read_with(entry, len(buffer), read)
+
+    def read_with(self, entry: TensorEntry, count: int, read: Callable[[int, int], int]) -> None:
+        """Read something of a tensor in one's own way, until all is there.
+
+        Safe to call from several threads.
+
+        Args:
+            entry: of the tensor.
+            count: how much there is to read.
+            read: called with the file's descriptor and how much has been read, returns how much
+                more is; 0 at the end of the file.
+
+        Raises:
+            CheckpointError: the file cannot be read any more, or has become shorter.
+        """
+        done = 0
+        while done < count:
             # The lock keeps a descriptor in use from being evicted and its number reused.
             with self._lock:
                 descriptor = self._descriptor(entry.path)
                 try:
-                    count = os.preadv(descriptor, [view], position)
+                    more = read(descriptor, done)
                 except OSError as error:
                     raise unreadable(entry.path, error) from error
-            if count == 0:
+            if more == 0:
                 raise CheckpointError(
                     f"{entry.path}: tensor {quoted(entry.name)}: the file has become shorter while "
                     "it was read; do not write to inputs during a run"
                 )
-            position, view = position + count, view[count:]
+            done += more
 
     def drop_cached(self, entry: TensorEntry, offset: int, nbytes: int) -> None:
         """Let the system drop bytes of a tensor from its page cache, where it can be told so.

@@ -10,6 +10,7 @@ from torch import Tensor
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry
 from know_cli.checkpoints.dtypes import BITS, FLOATS, TORCH_NAMES, torch_dtype
 from know_cli.errors import CheckpointError, quoted
+from know_cli.passes.numbers import all_finite, can_read, read_finite
 
 #: Elements that are converted, checked and written at a time; torch uses one thread for so few.
 CHUNK_ROWS = 1 << 15
@@ -84,17 +85,34 @@ def read_bytes(checkpoint: Checkpoint, entry: TensorEntry, start: int, count: in
     return data
 
 
-def read_float32(checkpoint: Checkpoint, entry: TensorEntry, start: int, out: Tensor) -> None:
+def read_float32(checkpoint: Checkpoint, entry: TensorEntry, start: int, out: Tensor) -> bool:
     """Read ``out.numel()`` elements from ``start`` on as float32, into a contiguous ``out``.
 
-    float32 data is read straight into ``out``, other float types through a chunk of their own.
+    Returns:
+        Whether all are finite.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
-    if entry.info.dtype == "F32":
-        if out.numel():
-            checkpoint.read_into(entry, start * 4, as_bytes(out))
-        return
+    dtype, finite = entry.info.dtype, True
+    if can_read(dtype):
+        size = _DTYPES[dtype].itemsize
+
+        def read(descriptor: int, done: int) -> int:
+            nonlocal finite
+            position = entry.info.begin + (start + done) * size
+            count, are_finite = read_finite(descriptor, position, dtype, out[done:])
+            finite &= are_finite
+            return count
+
+        checkpoint.read_with(entry, out.numel(), read)
+        return finite
+    # In chunks, which are checked while they are in the cache.
     for begin, count in chunks(0, out.numel()):
-        out[begin : begin + count].copy_(read_elements(checkpoint, entry, start + begin, count))
+        part = out[begin : begin + count]
+        if dtype == "F32":
+            checkpoint.read_into(entry, (start + begin) * 4, as_bytes(part))
+        else:
+            part.copy_(read_elements(checkpoint, entry, start + begin, count))
+        finite &= all_finite(part)
+    return finite

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from know_cli.checkpoints import Sink
 from know_cli.checkpoints.reading import CHUNK_ROWS, as_bytes, chunks
 from know_cli.engine.plan import Batch, Segment
 from know_cli.kinds import Kind
+from know_cli.passes.numbers import all_finite
 
 
 @dataclass
@@ -49,18 +49,6 @@ class Buffer:
             finite = torch.isfinite(out)
             out.copy_(torch.where(finite, out, self.history[checkpoints - 1, rows]))
             self.replaced[step, rows] = ~finite
-
-
-def all_finite(values: Tensor) -> bool:
-    """Whether all float32 or float64 values are finite, in one pass that makes no masks.
-
-    >>> all_finite(torch.tensor([1.0, -2.0])), all_finite(torch.tensor([1.0, torch.nan]))
-    (True, False)
-    """
-    if not values.numel():
-        return True
-    low, high = torch.aminmax(values)  # what is not a number is both
-    return math.isfinite(low) and math.isfinite(high)
 
 
 @dataclass(frozen=True)

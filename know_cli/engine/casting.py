@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -22,10 +22,7 @@ from know_cli.engine.job import Job
 from know_cli.engine.plan import Batch, Segment
 from know_cli.engine.settings import FrozenMode
 from know_cli.errors import CheckpointError
-
-#: ``[rows]`` or ``[steps, rows]`` bool. Of so few elements numpy makes and counts masks in a
-#: fraction of torch's time.
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
+from know_cli.passes.numbers import Mask, cast_finite, same_bits
 
 _DOUBLE = "F64"
 
@@ -69,6 +66,8 @@ class Casting:
         self.frozen = 0 if self._frozen is None else int(np.count_nonzero(self._frozen))
         if self._frozen is not None:
             self._replaced = self._replaced & ~self._frozen
+        # Rows that are copied or replaced are rare.
+        self._is_marked = bool(self._copied.any() or self._replaced.any())
         # Whether or not a step is written, those after it go on from it.
         if not job.settings.allow_nonfinite and self._replaced.any():
             step = int(np.flatnonzero(self._replaced.any(axis=1))[0])
@@ -86,6 +85,12 @@ class Casting:
                 not allow that.
         """
         values = self._steps[step - 1]
+        if not self._is_marked:
+            if self._stretch.dtype == "F32" and self._frozen is None:
+                return values, None
+            cast = cast_finite(values, self.before, self._frozen, self._stretch.dtype)
+            if cast is not None:
+                return cast, None
         if self._stretch.dtype == _DOUBLE:
             values = self._in_float64(step, values)
         if self._frozen is not None:
@@ -165,24 +170,6 @@ class Casting:
             f"prediction of {place} after step {step} is not finite in {dtype}; "
             "--allow-nonfinite copies such values from the first checkpoint"
         )
-
-
-def same_bits(window: Tensor) -> Mask | None:
-    """Where all values are the same, bit for bit, ``[rows]``; None for nowhere.
-
-    Args:
-        window: ``[S, rows]`` float32 or float64, S ≥ 2.
-
-    >>> same_bits(torch.tensor([[1.0, 0.0, 2.0], [1.0, -0.0, 3.0]]))
-    array([ True, False, False])
-    """
-    *others, newest = window.numpy().view(f"i{window.element_size()}")
-    same: Mask = others[-1] == newest
-    for other in others[-2::-1]:
-        if not same.any():  # as a rule, where all weights are trained
-            break
-        same &= other == newest
-    return same if same.any() else None
 
 
 def read_before(job: Job, stretch: Stretch) -> Tensor:

@@ -15,7 +15,7 @@ from know_cli.checkpoints import Checkpoint, Sink
 from know_cli.checkpoints.dtypes import FLOATS, is_float, torch_dtype
 from know_cli.checkpoints.reading import as_bytes, chunks, read_elements
 from know_cli.engine.batches import Buffer, Stretch, cut_stretches, write_stretch
-from know_cli.engine.casting import Casting, Mask, read_before
+from know_cli.engine.casting import Casting, read_before
 from know_cli.engine.job import Job
 from know_cli.engine.journal import Finished
 from know_cli.engine.plan import Batch, Copy, PlannedTensor
@@ -23,6 +23,7 @@ from know_cli.engine.report import Report
 from know_cli.engine.running_statistics import RunningStatistics, averaged
 from know_cli.engine.settings import MAX_STEPS
 from know_cli.errors import CheckpointError, quoted
+from know_cli.passes.numbers import Mask, change_sums
 
 _COPY_BYTES = 1 << 20
 # Tensors that a notice names.
@@ -139,16 +140,20 @@ class Delivery:
         last = step == self.outputs[-1][0]
         if not (last or self.statistics.needs(step, stretch)):
             return
-        new = values.double()
-        old = before.double()
-        self.statistics.take_biases(step, stretch, new)
-        if copied.any():
+        old, new = before, values
+        needs, is_copied = self.statistics.needs(step, stretch), bool(copied.any())
+        if needs or is_copied:
+            old, new = before.double(), values.double()
+        if needs:
+            self.statistics.take_biases(step, stretch, new)
+        if is_copied:
             # A copied value has not changed; its history was blanked out before predicting.
             old = torch.where(copied, new, old)
             old, new = (torch.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0) for v in (old, new))
-        self.statistics.take_weights(step, stretch, old, new)
+        if needs:
+            self.statistics.take_weights(step, stretch, old, new)
         if last:
-            self.report.kinds[stretch.kind].add_change(old, new)
+            self.report.kinds[stretch.kind].add_change(*change_sums(old, new))
 
     # ------------------------------------------------------------------ what is not
 

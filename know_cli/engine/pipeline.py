@@ -13,7 +13,7 @@ from torch import Tensor
 
 from know_cli.checkpoints.dtypes import torch_dtype
 from know_cli.checkpoints.reading import chunks, read_float32
-from know_cli.engine.batches import Buffer, all_finite
+from know_cli.engine.batches import Buffer
 from know_cli.engine.delivery import Delivery, can_be_of
 from know_cli.engine.job import Job
 from know_cli.engine.lanes import DevicePredictor
@@ -21,6 +21,7 @@ from know_cli.engine.plan import Batch
 from know_cli.engine.planning import batches_in_memory
 from know_cli.engine.predictor import Predictor, TensorPredictor
 from know_cli.errors import CheckpointError
+from know_cli.passes.numbers import all_finite
 
 # Blocks are handed to workers in groups: small enough that all finish together, large enough
 # that handing them out costs nothing.
@@ -194,26 +195,32 @@ class Pipeline:
         with self._delivery.report.timed("reading"):
             buffer.copied.zero_()
             buffer.replaced.zero_()
+            finite = True
             for segment in batch.segments:
                 entries, rows = trajectory.entries(segment.tensor.name), segment.rows
                 for k, checkpoint in enumerate(trajectory.checkpoints):
                     out = buffer.history[size - 1 - k, rows]
-                    read_float32(checkpoint, entries[k], segment.start, out)
+                    finite &= read_float32(checkpoint, entries[k], segment.start, out)
                     if self._drops_cached:
                         nbytes = torch_dtype(entries[k].dtype).itemsize
                         checkpoint.drop_cached(
                             entries[k], segment.start * nbytes, segment.count * nbytes
                         )
-            # In chunks, since the check makes copies; not tensor by tensor, which may be tiny.
-            for row, count in chunks(0, batch.rows):
-                history = buffer.history[:size, row : row + count]
-                if not all_finite(history):
-                    finite = torch.isfinite(history)
-                    self._refuse_nonfinite(batch, row, finite)
-                    copied = buffer.copied[row : row + count]
-                    copied.copy_(~finite.all(dim=0))
-                    history.masked_fill_(copied, 0.0)
+            if not finite:
+                self._mark_nonfinite(batch, buffer)
         return batch
+
+    def _mark_nonfinite(self, batch: Batch, buffer: Buffer) -> None:
+        """Refuse values that are not finite, or mark and blank out their rows."""
+        # In chunks, since the check makes copies; not tensor by tensor, which may be tiny.
+        for row, count in chunks(0, batch.rows):
+            history = buffer.history[: self._checkpoints, row : row + count]
+            if not all_finite(history):
+                finite = torch.isfinite(history)
+                self._refuse_nonfinite(batch, row, finite)
+                copied = buffer.copied[row : row + count]
+                copied.copy_(~finite.all(dim=0))
+                history.masked_fill_(copied, 0.0)
 
     def _refuse_nonfinite(self, batch: Batch, row: int, finite: Tensor) -> None:
         """Name the first tensor with such values in the rows from ``row`` on, and its file."""

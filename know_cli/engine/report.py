@@ -8,14 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from know_cli.engine.plan import Action, PlannedTensor
 from know_cli.files import read_text
 from know_cli.kinds import Kind
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _STATUS = Path("/proc/self/status")
 
@@ -61,12 +58,11 @@ class KindReport:
             return 0.0
         return 1 - (self.predicted - self.frozen) / self.parameters
 
-    def add_change(self, before: Tensor, after: Tensor) -> None:
-        """Take in predicted parameters, float64: what they were in Θ0, and what they are now."""
-        change = after - before
-        self.absolute_change += float(change.abs().sum())
-        self.squared_change += float(change.square().sum())
-        self.squared_norm += float(before.square().sum())
+    def add_change(self, absolute: float, squared: float, norm: float) -> None:
+        """Take in Σ |Θ̂ − Θ0|, Σ (Θ̂ − Θ0)² and Σ Θ0² of some predicted parameters."""
+        self.absolute_change += absolute
+        self.squared_change += squared
+        self.squared_norm += norm
 
 
 @dataclass

@@ -3,8 +3,7 @@
 torch's kernel launches eighteen operations a block, each of which needs Python's interpreter lock,
 so that threads wait for one another; and each writes to the cache what the next one reads. This
 one does a parameter's whole arithmetic in registers and the first-level cache, in one call without
-the lock. It is compiled when the package is built, where there is a C compiler; the library has
-nothing of Python or torch in it, so that one file serves all their versions.
+the lock. It is compiled when the package is built, where there is a C compiler.
 
 What was weighed against it, for the same purpose:
 
@@ -18,62 +17,40 @@ What was weighed against it, for the same purpose:
 from __future__ import annotations
 
 import ctypes
-import os
-import struct
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from know_cli.files import open_file
 from know_cli.known.folding import Affine, fold
 from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED
 from know_cli.known.preparation import Preparation
 from know_cli.known.torch_kernel import CPU_BLOCK_ROWS
+from know_cli.passes.library import load_library
 
 #: The most checkpoints that it takes (``MOST_CHECKPOINTS``).
 MOST_CHECKPOINTS = 32
 #: The library, beside this file, where one was compiled.
 LIBRARY = Path(__file__).with_name("_native.so")
-# How an ELF file of 64-bit, little-endian machines begins, and where its table of sections is.
-_ELF_64 = b"\x7fELF\x02\x01"
-_ELF = struct.Struct("<40xQ10xHH2x")
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     """The compiled kernel; None where there is none, or this machine cannot run it."""
+    library = load_library(LIBRARY)
+    if library is None:
+        return None
     try:
-        if not _is_whole(LIBRARY):
-            return None
-        library = ctypes.CDLL(str(LIBRARY))
         library.known_supported.restype = ctypes.c_int
         library.known_predict.restype = None
         library.known_predict.argtypes = [
             ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p,
             ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.c_void_p,
         ]  # fmt: skip
-    except (OSError, AttributeError):  # no library, or another one
+    except AttributeError:  # another library
         return None
     return library if library.known_supported() else None
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a library was not cut off: loading one that was can end the process (SIGBUS).
-
-    The table of sections is the last thing in an ELF file. Libraries of other forms count as whole.
-
-    Raises:
-        OSError: it is no regular file, or cannot be read.
-    """
-    with open_file(path) as file:
-        start = file.read(_ELF.size)
-        size = os.fstat(file.fileno()).st_size
-    if len(start) < _ELF.size or not start.startswith(_ELF_64):
-        return True
-    table, entry_bytes, entries = _ELF.unpack(start)
-    return bool(table + entry_bytes * entries <= size)
 
 
 def trouble_with_native(checkpoints: int) -> str | None:

@@ -10,14 +10,13 @@ from torch import Tensor
 from know_cli.engine.plan import Block
 from know_cli.engine.predictor import Predictors
 from know_cli.kinds import PREDICTED_KINDS, Kind
+from know_cli.passes.numbers import weighted_sum
 
 #: Weights of a window's values, most-forgotten first, θ0 last, for each step: ``[steps][S]``.
 Weights = Sequence[Sequence[float]]
 
 _BLOCK_ROWS = 1 << 14
 _HALVES = ("F16", "BF16")
-# The bits of a float64's fraction that float32 has no room for.
-_CUT = (1 << 29) - 1
 
 
 class LinearPredictor:
@@ -44,46 +43,16 @@ class LinearPredictor:
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:
         """Predict one step; see :class:`~know_cli.engine.predictor.Predictor`."""
-        terms = [
-            (weight, values)
-            for weight, values in zip(self._weights[block.kind][step - 1], history, strict=False)
-            if weight
-        ]
-        if [weight for weight, _ in terms] == [1.0]:
-            out.copy_(terms[0][1])  # a sum has lost the sign of -0
+        weights = self._weights[block.kind][step - 1]
+        taken = [k for k, weight in enumerate(weights) if weight]
+        if [weights[k] for k in taken] == [1.0]:
+            out.copy_(history[taken[0]])  # a sum has lost the sign of -0
             return
-        total = torch.zeros(out.shape, dtype=torch.float64)
-        # Products are rounded before they are added. Whether a fused operation rounds them would
-        # depend on a row's place in its block.
-        for weight, values in terms:
-            total.add_(values.to(torch.float64, copy=True).mul_(weight))
+        runs = [(slice(None), False)]
         if self._rounds_once:
-            for dtype, rows in block.dtypes():
-                if dtype in _HALVES:
-                    round_to_odd(total[rows])
-        out.copy_(total)
-
-
-def round_to_odd(values: Tensor) -> Tensor:
-    """Round float64 so that what comes after it, float32 and 16 bits, is as good as rounding once.
-
-    Of a number that float32 does not hold, the bits that it has no room for are cut off, and the
-    last one that it has is set, so that no later rounding to nearest takes it for a tie ("Emulation
-    of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd", Boldo and
-    Melquiond, IEEE Transactions on Computers 57(4), 2008). Holds for what is normal in float32.
-
-    Args:
-        values: float64, contiguous; changed in place.
-
-    >>> values = torch.tensor([1 + 2**-8 + 2**-40], dtype=torch.float64)
-    >>> values.float().bfloat16().item(), round_to_odd(values).float().bfloat16().item()
-    (1.0, 1.0078125)
-    """
-    bits = values.view(torch.int64)
-    last = bits & _CUT
-    last.add_(_CUT).bitwise_and_(_CUT + 1)
-    bits.bitwise_or_(last).bitwise_and_(~_CUT)
-    return values
+            runs = [(rows, dtype in _HALVES) for dtype, rows in block.dtypes()]
+        for rows, to_odd in runs:
+            weighted_sum(weights, history[: len(weights), rows], out[rows], to_odd=to_odd)
 
 
 def combine_by_kind(weights: Mapping[Kind, Weights]) -> Predictors:

@@ -15,8 +15,8 @@ from torch import Tensor
 from know_cli.engine.movements import Course
 from know_cli.engine.plan import Block, PlannedTensor
 from know_cli.engine.predictor import Predictors
-from know_cli.methods.combination import round_to_odd
 from know_cli.methods.inputs import Inputs
+from know_cli.passes.numbers import round_to_odd
 from know_cli.settle.bundle import SettleBundle
 from know_cli.settle.course import features
 from know_cli.settle.module import shares

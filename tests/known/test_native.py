@@ -223,9 +223,10 @@ def hook() -> Any:
 def building(tmp_path: Path) -> Any:
     """The hook for a copy of the sources."""
     module = hook()
-    (tmp_path / module.SOURCE).parent.mkdir(parents=True)
-    shutil.copy(ROOT / module.SOURCE, tmp_path / module.SOURCE)
-    made = module.NativeKernelHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
+    for source in module.LIBRARIES:
+        (tmp_path / source).parent.mkdir(parents=True)
+        shutil.copy(ROOT / source, tmp_path / source)
+    made = module.NativeHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
     return made, module
 
 
@@ -239,9 +240,9 @@ def initialised(building: Any, version: str = "standard") -> dict[str, Any]:
 @compiled
 def test_a_wheel_has_the_kernel_and_its_platform(building: Any, tmp_path: Path) -> None:
     data = initialised(building)
-    assert data["artifacts"] == ["know_cli/known/_native.so"]
+    assert data["artifacts"] == ["know_cli/known/_native.so", "know_cli/passes/_native.so"]
     assert data["tag"].startswith("py3-none-")
-    assert (tmp_path / "know_cli" / "known" / "_native.so").stat().st_size > 10_000
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in data["artifacts"])
 
 
 @pytest.mark.parametrize("trouble", ["no compiler", "it fails", "other processor", "unwanted"])
@@ -250,8 +251,9 @@ def test_without_a_kernel_the_wheel_is_for_all(
 ) -> None:
     made, module = building
     monkeypatch.delenv("KNOW_NATIVE", raising=False)
-    old = tmp_path / module.LIBRARY
-    old.write_bytes(b"of an earlier installation")
+    old = [tmp_path / source.with_name(module.NAME) for source in module.LIBRARIES]
+    for library in old:
+        library.write_bytes(b"of an earlier installation")
     if trouble == "no compiler":
         monkeypatch.setenv("CC", "no-such-compiler")
     elif trouble == "it fails":
@@ -261,7 +263,7 @@ def test_without_a_kernel_the_wheel_is_for_all(
     else:
         monkeypatch.setenv("KNOW_NATIVE", "no")
     assert initialised(building) == {"artifacts": []}
-    assert not old.exists()
+    assert not any(library.exists() for library in old)
     if trouble != "unwanted":
         monkeypatch.setenv("KNOW_NATIVE", "require")
         with pytest.raises(RuntimeError, match="C compiler|failed|not written for"):

@@ -22,9 +22,10 @@ import know_cli
 from know_cli.engine.settings import FrozenMode, NormMode, Settings
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS, Kind
-from know_cli.methods.combination import LinearPredictor, round_to_odd
+from know_cli.methods.combination import LinearPredictor
 from know_cli.methods.decay import SHAPE_MEANS, SHAPES, decay_coefficients, moving_mean
 from know_cli.methods.registry import describe_methods, find_method, parse_options
+from know_cli.passes.numbers import round_to_odd
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 from know_cli.prediction.verify import verify

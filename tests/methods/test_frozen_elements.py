@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from know_cli.engine.casting import same_bits
 from know_cli.engine.report import Report
 from know_cli.engine.settings import FrozenMode, Settings
 from know_cli.kinds import Kind, Override
 from know_cli.known.bundle import save_bundle
 from know_cli.methods.registry import METHODS, find_method
+from know_cli.passes.numbers import same_bits
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 from know_cli.prediction.verify import verify
