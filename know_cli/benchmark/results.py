@@ -18,8 +18,8 @@ from know_cli.benchmark.kernels import (
     native_name,
     reference_name,
 )
-from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE
-from know_cli.benchmark.scaling import Scaling
+from know_cli.benchmark.runs import COMMAND, PIPELINE
+from know_cli.benchmark.scaling import COPY, Scaling
 from know_cli.benchmark.timing import Times, median_ratio
 from know_cli.known.preparation import Preparation
 from know_cli.lab.machine import machine
@@ -56,6 +56,7 @@ def to_json(
     runs: Runs,
     settings: Mapping[str, int],
     threads: Scaling,
+    stages: Scaling,
 ) -> dict[str, Any]:
     """Results in plain types.
 
@@ -65,12 +66,14 @@ def to_json(
         runs: of :func:`~know_cli.benchmark.runs.measure_runs`, smallest first.
         settings: ``checkpoints``, ``rows`` (of the kernels' windows), ``rounds``, ``threads``.
         threads: of :func:`~know_cli.benchmark.scaling.measure_threads`.
+        stages: of :func:`~know_cli.benchmark.stages.measure_stages`.
 
     Returns:
         ``machine`` with its ``load`` (mean number of running and waiting processes over the last
         fifteen minutes; None where unknown); ``settings``; the seconds of every round by name in
         ``kernels``, by device and name in ``devices``, and in ``runs`` for each number of
-        ``parameters``; by name and number of threads in ``threads``, of all and of each run.
+        ``parameters``; by name and number of threads in ``threads``, of all
+        and of each run, and in ``stages``.
     """
     load = round(os.getloadavg()[2], 1) if hasattr(os, "getloadavg") else None
     return {
@@ -95,6 +98,7 @@ def to_json(
             for count, of, scaling in runs
         ],
         "threads": _scaling_json(threads),
+        "stages": _scaling_json(stages),
     }
 
 
@@ -150,38 +154,82 @@ def sections(results: Mapping[str, Any]) -> Iterator[Section]:
     if results["runs"]:
         yield _runs(results)
     yield from _threads(results)
+    yield from _stages(results)
 
 
 def _threads(results: Mapping[str, Any]) -> Iterator[Section]:
     """What more threads give, where that was measured."""
-    count = results["settings"]["rows"]
-    of_all = [(name, count, of) for name, of in results.get("threads", {}).items()]
-    for run in results["runs"]:
-        of_all += [
-            (f"a prediction, {method}", run["parameters"], of)
-            for method, of in run.get("threads", {}).items()
-        ]
-    rows = []
-    for name, parameters, of in of_all:
-        one, several = (_times(of[number]) for number in sorted(of, key=int))
-        rows.append(
-            (
-                name,
-                f"{parameters:,}",
-                f"{parameters / one.seconds / 1e6:.2f}",
-                f"{parameters / several.seconds / 1e6:.2f}",
-                f"{median_ratio(one.wall, several.wall):.2f} ×",
-            )
-        )
+    count, most = results["settings"]["rows"], results["settings"]["threads"]
+    rows = [_thread_row(name, count, of) for name, of in results.get("threads", {}).items()]
     if rows:
-        most = results["settings"]["threads"]
         yield Section(
             "Threads",
+            (f"Million parameters per second with one thread and with {most}, in turn.",),
+            _thread_header(most),
+            tuple(rows),
+        )
+    rows = []
+    for run in results["runs"]:
+        found = run.get("threads", {})
+        for name, of in found.items():
+            method, _, dtype = name.partition(", ")
+            if method != COPY:
+                copy = found.get(f"{COPY}, {dtype}")
+                row = _thread_row(name, run["parameters"], of)
+                rows.append((*row, *(_of_copy(times, copy) for times in _in_order(of))))
+    if rows:
+        yield Section(
+            "Threads, whole predictions",
             (
-                f"Million parameters per second with one thread and with {most}, in turn. "
-                "Predictions read, check, compute, write and flush.",
+                "They read, check, compute, write and flush to disk, without the start of Python "
+                f"and torch. The last columns have their time as a multiple of a {COPY}'s of the "
+                "same bytes, flushed, too.",
             ),
-            ("", "parameters", "one thread", f"{most} threads", "ratio"),
+            (*_thread_header(most), "one thread / copy", f"{most} threads / copy"),
+            tuple(rows),
+        )
+
+
+def _thread_header(threads: int) -> tuple[str, ...]:
+    return "", "parameters", "one thread", f"{threads} threads", "ratio"
+
+
+def _thread_row(name: str, parameters: int, of: Mapping[str, Any]) -> tuple[str, ...]:
+    one, several = (_times(times) for times in _in_order(of))
+    return (
+        name,
+        f"{parameters:,}",
+        f"{parameters / one.seconds / 1e6:.2f}",
+        f"{parameters / several.seconds / 1e6:.2f}",
+        f"{median_ratio(one.wall, several.wall):.2f} ×",
+    )
+
+
+def _in_order(of: Mapping[str, Any]) -> list[Any]:
+    """Times by number of threads, the fewest first."""
+    return [of[number] for number in sorted(of, key=int)]
+
+
+def _of_copy(times: Mapping[str, Any], copy: Mapping[str, Any] | None) -> str:
+    """A prediction's time as a multiple of a copy's; empty where none was measured."""
+    if copy is None:
+        return ""
+    return f"{median_ratio(_times(times).wall, _times(copy['1']).wall):.1f}"
+
+
+def _stages(results: Mapping[str, Any]) -> Iterator[Section]:
+    """What is done around a method, where that was measured."""
+    found, count = results.get("stages", {}), results["settings"]["rows"]
+    rows = [_thread_row(name, count, of) for name, of in found.items() if len(of) > 1]
+    if rows:
+        yield Section(
+            "Around the method",
+            (
+                "Million parameters per second of what is done with each, stage by stage; bytes in "
+                "and out are those of one checkpoint, to and from the page cache. A prediction "
+                "from five checkpoints reads five times, and does each of the others once.",
+            ),
+            _thread_header(results["settings"]["threads"]),
             tuple(rows),
         )
 

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from know_cli.benchmark.scaling import Scaling, measure_predictions
+from know_cli.benchmark.scaling import COPY, Scaling, measure_predictions
 from know_cli.benchmark.timing import Times, take_turns
+from know_cli.checkpoints.dtypes import FLOATS, torch_dtype
 from know_cli.checkpoints.header import encode_header
+from know_cli.checkpoints.reading import as_bytes
 from know_cli.engine.settings import Settings
 from know_cli.errors import OutputError
 from know_cli.files import append, new_file, open_file, remove_file, write_bytes
@@ -22,9 +25,9 @@ from know_cli.ranks.environment import own_command
 
 PIPELINE = "pipeline"
 COMMAND = "command"
-COPY = "bare copy"
 #: Methods that are also measured with one thread: reading and writing alone, a sum, KNOWN.
 SCALED = ("naive", "average", DEFAULT_METHOD)
+SCALED_DTYPES = ("F32", "BF16")
 _COPY_BYTES = 1 << 20
 # A run takes minutes from this many parameters on, so a cold first one hardly matters.
 _MANY = 10**8
@@ -32,8 +35,10 @@ _LARGEST_TENSOR = 1 << 24
 _OUT = "out.safetensors"
 
 
-def write_trajectory(folder: Path, parameters: int, checkpoints: int) -> list[Path]:
-    """Write random checkpoints of float32 convolutions, matrices and biases.
+def write_trajectory(
+    folder: Path, parameters: int, checkpoints: int, dtype: str = "F32"
+) -> list[Path]:
+    """Write random checkpoints of convolutions, matrices and biases.
 
     They are written tensor by tensor; each checkpoint is the previous one plus noise.
 
@@ -41,6 +46,7 @@ def write_trajectory(folder: Path, parameters: int, checkpoints: int) -> list[Pa
         folder: gets ``ckpt0.safetensors`` and so on.
         parameters: approximate number of parameters.
         checkpoints: how many to write.
+        dtype: of all tensors, by its safetensors name.
 
     Returns:
         Their paths, full data first.
@@ -48,7 +54,7 @@ def write_trajectory(folder: Path, parameters: int, checkpoints: int) -> list[Pa
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
-    layout = [(name, "F32", shape) for name, shape in shapes(parameters).items()]
+    layout = [(name, dtype, shape) for name, shape in shapes(parameters).items()]
     start, infos = encode_header(layout, {})
     paths = [folder / f"ckpt{k}.safetensors" for k in range(checkpoints)]
     try:
@@ -58,7 +64,8 @@ def write_trajectory(folder: Path, parameters: int, checkpoints: int) -> list[Pa
             random = np.random.default_rng(number)
             values = random.standard_normal(info.elements, dtype=np.float32) * 0.05
             for k, path in enumerate(paths):
-                append(path, values.data)
+                stored = torch.from_numpy(values).to(torch_dtype(dtype))
+                append(path, as_bytes(stored))
                 noise = random.standard_normal(info.elements, dtype=np.float32)
                 values += np.float32(0.01 * 0.5**k) * noise
     except OSError as error:
@@ -105,8 +112,9 @@ def measure_runs(
         rounds: of each; a single one without warm-up from 100 million parameters on.
 
     Returns:
-        The exact number of parameters, times by name, and of some methods by the number of
-        threads, where that is more than one. The command's processor time is not measured.
+        The exact number of parameters, times by name, and of some methods and types by the
+        number of threads, where that is more than one. The command's processor time is not
+        measured.
 
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
@@ -136,7 +144,14 @@ def measure_runs(
         times = take_turns(cases, 1 if many else rounds, warm_up=not many)
         scaling: Scaling = {}
         if threads > 1 and not many:
-            scaling = measure_predictions(request, SCALED, rounds, threads)
+            for dtype in SCALED_DTYPES:
+                for path in paths:
+                    remove_file(path)
+                write_trajectory(folder, parameters, checkpoints, dtype)
+                found = measure_predictions(
+                    request, SCALED, rounds, threads, lambda: _copy(paths, out)
+                )
+                scaling |= {f"{name}, {FLOATS[dtype]}": of for name, of in found.items()}
         return elements, times, scaling
     finally:
         for path in (*paths, out):

@@ -17,6 +17,8 @@ from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 
 Scaling = dict[str, dict[int, Times]]
+#: What predictions are compared with.
+COPY = "bare copy"
 
 
 def measure_threads(bundle: Bundle, rows: int, rounds: int, threads: int) -> Scaling:
@@ -45,25 +47,26 @@ def measure_threads(bundle: Bundle, rows: int, rounds: int, threads: int) -> Sca
                 label = f"{name}, {count}"
                 keys[label] = name, count
                 cases[label] = in_blocks(kernel, history, out, pool, count)
-        return _by_threads(take_turns(cases, rounds), keys)
+        return by_threads(take_turns(cases, rounds), keys)
 
 
 def measure_predictions(
-    request: Request, methods: Sequence[str], rounds: int, threads: int
+    request: Request, methods: Sequence[str], rounds: int, threads: int, copy: Callable[[], object]
 ) -> Scaling:
-    """Time whole predictions by the library with one thread and with several.
+    """Time whole predictions by the library with one thread and with several, and a bare copy.
 
     Args:
         request: with inputs and an output, which is replaced.
         methods: their names.
         rounds: see :func:`~know_cli.benchmark.timing.take_turns`.
         threads: the most; more than one.
+        copy: reads and writes the same bytes.
 
     Returns:
-        Times by method and number of threads.
+        Times by method and number of threads, and of the copy, by :data:`COPY`, with one.
     """
-    cases: dict[str, Callable[[], object]] = {}
-    keys: dict[str, tuple[str, int]] = {}
+    cases: dict[str, Callable[[], object]] = {COPY: copy}
+    keys: dict[str, tuple[str, int]] = {COPY: (COPY, 1)}
     for method in methods:
         for count in (1, threads):
             settings = replace(request.settings, threads=count, norm=None)
@@ -76,10 +79,11 @@ def measure_predictions(
 
             keys[f"{method}, {count}"] = method, count
             cases[f"{method}, {count}"] = run
-    return _by_threads(take_turns(cases, rounds), keys)
+    return by_threads(take_turns(cases, rounds), keys)
 
 
-def _by_threads(found: dict[str, Times], keys: dict[str, tuple[str, int]]) -> Scaling:
+def by_threads(found: dict[str, Times], keys: dict[str, tuple[str, int]]) -> Scaling:
+    """Times by name and number of threads, from those by label and what each label stands for."""
     scaling: Scaling = {}
     for label, times in found.items():
         name, count = keys[label]

@@ -109,8 +109,8 @@ def bench(
 
     Measures the kernel in memory against the reference module and the rate of a matrix product,
     and whole predictions of generated checkpoints against a bare copy of the same bytes; with
-    several threads also what these give over one. All of them take turns, so that other work on
-    the machine affects them alike.
+    several threads also what these give over one, and each stage around the kernel. All of them
+    take turns, so that other work on the machine affects them alike.
     """
     from know_cli.cli.report_file import check_report_path, takes_stdout, write_out, write_report
 
@@ -129,6 +129,7 @@ def bench(
     from know_cli.benchmark.results import sections, to_json, to_markdown
     from know_cli.benchmark.runs import measure_runs
     from know_cli.benchmark.scaling import measure_threads
+    from know_cli.benchmark.stages import measure_stages
     from know_cli.engine.devices import choose_devices
     from know_cli.known.bundle import load_bundle
     from know_cli.known.shipped import DEFAULT_WEIGHTS, find_bundle
@@ -143,10 +144,13 @@ def bench(
         )
     talk.notice(f"kernel: {rounds} rounds of {rows:,} parameters")
     kernels = measure_kernels(bundle, rows, rounds, workers)
-    by_threads = {}
+    by_threads, stages = {}, {}
     if workers > 1:
         talk.notice(f"kernel with 1 and {workers} threads")
         by_threads = measure_threads(bundle, rows, rounds, workers)
+        talk.notice(f"around the kernel with 1 and {workers} threads")
+        with scratch_folder(place, "know-bench-") as temporary:
+            stages = measure_stages(temporary, rows, rounds, workers)
     on_device = {}
     if of_device.type != "cpu":
         talk.notice(f"{of_device}: {rounds} rounds of {rows:,} parameters")
@@ -162,7 +166,7 @@ def bench(
                 )
             )  # fmt: skip
     settings = {"checkpoints": _CHECKPOINTS, "rows": rows, "rounds": rounds, "threads": workers}
-    results = to_json(kernels, on_device, runs, settings, by_threads)
+    results = to_json(kernels, on_device, runs, settings, by_threads, stages)
     for section in sections(results):
         talk.show(*_shown(section))
     if json is not None:

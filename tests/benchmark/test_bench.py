@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from know_cli.benchmark import results, runs
 from know_cli.benchmark.devices import measure_device
 from know_cli.benchmark.kernels import GEMM, GEMM_FLOP, flop, kernel_name, reference_name
-from know_cli.benchmark.runs import COMMAND, COPY, PIPELINE, shapes, write_trajectory
+from know_cli.benchmark.runs import COMMAND, PIPELINE, shapes, write_trajectory
+from know_cli.benchmark.scaling import COPY
 from know_cli.benchmark.timing import Times, median_ratio, take_turns
 from know_cli.checkpoints import open_trajectory
 from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
 from know_cli.known.module import Preparation
+from know_cli.passes.native import native
 from tests.support.bundles import random_bundle
 from tests.support.command import Command, one_line
 
@@ -48,10 +50,12 @@ def example(**more: Times) -> dict[str, Any]:
         **more,
     }
     times = {PIPELINE: seconds(4.0), COMMAND: seconds(9.0), COPY: seconds(0.5)}
-    runs = [(2_000_000, times, {"naive": {1: seconds(3.0, 1.0, 4.0), 2: seconds(2.0, 2.0, 1.0)}})]
+    naive = {1: seconds(3.0, 1.0, 4.0), 2: seconds(2.0, 2.0, 1.0)}
+    copy = {1: seconds(1.0, 0.5, 1.0)}
+    runs = [(2_000_000, times, {"naive, float32": naive, f"{COPY}, float32": copy})]
     settings = {"checkpoints": 5, "rows": ROWS, "rounds": 3, "threads": 2}
     by_threads = {"K": {2: seconds(1.0), 1: seconds(1.9)}}
-    return results.to_json(kernels, {}, runs, settings, by_threads)
+    return results.to_json(kernels, {}, runs, settings, by_threads, {"rounded": by_threads["K"]})
 
 
 def test_floating_point_operations_are_those_of_the_folded_layers() -> None:
@@ -90,7 +94,8 @@ def test_tables_are_computed_from_the_results() -> None:
     assert f"| matrix product |  | {rate:.1f} |  | {2 * rate:.1f} |" in text
     # A thousand parameters in 1.9 s and in one.
     assert "| K | 1,000 | 0.00 | 0.00 | 1.90 × |" in text
-    assert "| a prediction, naive | 2,000,000 | 0.67 | 1.00 | 1.50 × |" in text
+    assert "| rounded | 1,000 | 0.00 | 0.00 | 1.90 × |" in text
+    assert "| naive, float32 | 2,000,000 | 0.67 | 1.00 | 1.50 × | 3.0 | 2.0 |" in text
     # What an earlier version measured, too, is listed like the rest: a parameter in 5 ms.
     text = results.to_markdown(example(**{KERAS: seconds(5.0, 5.0, 12.0)}))
     gigaflops = flop(5) * ROWS / 5 / 1e9
@@ -106,7 +111,7 @@ def test_a_section_is_the_same_table_in_markdown_and_on_a_terminal() -> None:
     ]
     tables = [each for each in found if each.rows]
     assert [each.header[0] for each in tables] == [
-        "kernel", "the kernel against", "parameters", "",
+        "kernel", "the kernel against", "parameters", "", "", "",
     ]  # fmt: skip
     for each in tables:
         assert {len(row) for row in each.rows} == {len(each.header)}
@@ -198,9 +203,11 @@ def test_bench_measures_and_writes(
     (run,) = found["runs"]
     assert 9_000 < run["parameters"] <= 10_000
     for times in (run[PIPELINE], run[COMMAND], run[COPY], *found["kernels"].values(), *(t for of in found["threads"].values() for t in of.values()),
-                  *(t for of in run["threads"].values() for t in of.values())):  # fmt: skip
+                  *(t for of in run["threads"].values() for t in of.values()),
+                  *(t for of in found["stages"].values() for t in of.values())):  # fmt: skip
         assert len(times["wall"]) == 1
         assert times["wall"][0] > 0
+    assert len(found["stages"]) == (14 if native() else 0)
     assert (tmp_path / "b.md").read_text() == results.to_markdown(found)
     for section in results.sections(found):
         for text in (section.title, *section.notes, *section.header):
@@ -253,7 +260,7 @@ def test_the_page_on_speed_has_the_committed_results_of_the_native_kernel() -> N
 
     kernels = [found["threads"][f"{name}, spread windows"] for name in ("native kernel", "kernel")]
     native, torch_s = kernels
-    run = found["runs"][-1]["threads"]["known"]
+    run = found["runs"][-1]["threads"]["known, float32"]
     more, torch_more, whole = (
         median_ratio(wall(of, 1), wall(of, 2)) for of in (native, torch_s, run)
     )
