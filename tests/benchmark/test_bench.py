@@ -260,15 +260,28 @@ def test_the_page_on_speed_has_the_committed_results_of_the_native_kernel() -> N
 
     kernels = [found["threads"][f"{name}, spread windows"] for name in ("native kernel", "kernel")]
     native, torch_s = kernels
-    run = found["runs"][-1]["threads"]["known, float32"]
-    more, torch_more, whole = (
-        median_ratio(wall(of, 1), wall(of, 2)) for of in (native, torch_s, run)
+    runs = found["runs"][-1]["threads"]
+    more, torch_more, whole, whole_half = (
+        median_ratio(wall(of, 1), wall(of, 2))
+        for of in (native, torch_s, runs["known, float32"], runs["known, bfloat16"])
     )
+
+    def of_copy(method: str, dtype: str) -> float:
+        copy = runs[f"{COPY}, {dtype}"]
+        return median_ratio(wall(runs[f"{method}, {dtype}"], 2), wall(copy, 1))
+
     text = " ".join((COMMITTED.parents[2] / "docs" / "speed.md").read_text().split())
     assert (
         f"{median_ratio(wall(torch_s, 1), wall(native, 1)):.1f} times as fast as torch's operations on one "
         f"thread; a second thread gives {more:.2f} times as much (torch's operations {torch_more:.2f}), and "
-        f"whole predictions {whole:.2f} times"
+        f"whole predictions of 50 million parameters {whole:.2f} times (float32) and {whole_half:.2f} times "
+        "(bfloat16)"
+    ) in text
+    assert found["runs"][-1]["parameters"] == pytest.approx(5e7, rel=1e-3)
+    assert (
+        f"`--method naive` takes {of_copy('naive', 'float32'):.1f} times as long as a bare copy that is flushed "
+        f"to disk, too, and `--method average` {of_copy('average', 'float32'):.1f} times (float32), "
+        f"{of_copy('naive', 'bfloat16'):.1f} and {of_copy('average', 'bfloat16'):.1f} times (bfloat16"
     ) in text
 
 
