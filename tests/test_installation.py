@@ -123,5 +123,5 @@ def test_core_dependencies_are_the_agreed_five(wheel: Path) -> None:
     core = {need.split(">")[0] for need in needs if "extra ==" not in need}
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra: ")}
     assert core == {"torch", "safetensors", "numpy", "typer", "rich"}
-    libraries = {"choose", "keras", "lightning", "plot", "transformers"}
+    libraries = {"bench", "choose", "keras", "lightning", "plot", "transformers"}
     assert extras == {"collect", "demo", "dev", "round-trips", "test", *libraries}

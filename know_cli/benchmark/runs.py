@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +40,6 @@ def write_trajectory(
 ) -> list[Path]:
     """Write random checkpoints of convolutions, matrices and biases.
 
-    They are written tensor by tensor; each checkpoint is the previous one plus noise.
-
     Args:
         folder: gets ``ckpt0.safetensors`` and so on.
         parameters: approximate number of parameters.
@@ -54,9 +52,25 @@ def write_trajectory(
     Raises:
         OutputError: the folder cannot be written, or the disk is full.
     """
-    layout = [(name, dtype, shape) for name, shape in shapes(parameters).items()]
-    start, infos = encode_header(layout, {})
     paths = [folder / f"ckpt{k}.safetensors" for k in range(checkpoints)]
+    write_checkpoints(paths, shapes(parameters), dtype)
+    return paths
+
+
+def write_checkpoints(
+    paths: Sequence[Path], layout: Mapping[str, tuple[int, ...]], dtype: str
+) -> None:
+    """Write random checkpoints tensor by tensor; each is the previous one plus noise.
+
+    Args:
+        paths: where, full data first.
+        layout: the shape of each tensor.
+        dtype: of all tensors, by its safetensors name.
+
+    Raises:
+        OutputError: a file cannot be written, or the disk is full.
+    """
+    start, infos = encode_header([(name, dtype, shape) for name, shape in layout.items()], {})
     try:
         for path in paths:
             write_bytes(path, start, replace=False)
@@ -69,8 +83,8 @@ def write_trajectory(
                 noise = random.standard_normal(info.elements, dtype=np.float32)
                 values += np.float32(0.01 * 0.5**k) * noise
     except OSError as error:
+        folder = paths[0].parent
         raise OutputError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    return paths
 
 
 def shapes(parameters: int) -> dict[str, tuple[int, ...]]:
@@ -137,7 +151,7 @@ def measure_runs(
         cases: dict[str, Callable[[], object]] = {
             PIPELINE: pipeline,
             COMMAND: lambda: subprocess.run(command, check=True),
-            COPY: lambda: _copy(paths, out),
+            COPY: lambda: copy_bytes(paths, out),
         }
         elements = sum(int(np.prod(shape)) for shape in shapes(parameters).values())
         many = parameters >= _MANY
@@ -149,7 +163,7 @@ def measure_runs(
                     remove_file(path)
                 write_trajectory(folder, parameters, checkpoints, dtype)
                 found = measure_predictions(
-                    request, SCALED, rounds, threads, lambda: _copy(paths, out)
+                    request, SCALED, rounds, threads, lambda: copy_bytes(paths, out)
                 )
                 scaling |= {f"{name}, {FLOATS[dtype]}": of for name, of in found.items()}
         return elements, times, scaling
@@ -158,7 +172,7 @@ def measure_runs(
             remove_file(path)
 
 
-def _copy(paths: list[Path], out: Path) -> None:
+def copy_bytes(paths: Sequence[Path], out: Path) -> None:
     """Read all inputs, write one of them and flush it to disk: the least that a prediction does."""
     buffer = memoryview(bytearray(_COPY_BYTES))
     remove_file(out)

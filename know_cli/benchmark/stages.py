@@ -106,8 +106,8 @@ def _stages(path: Path, dtype: str, rows: int, stack: ExitStack) -> dict[str, St
         f"change measured, {named}": lambda first, count: change_sums(
             place(window[-1], first, count), place(cast, first, count)
         ),
-        f"bytes out, {named}": lambda first, count: os.pwritev(
-            file.fileno(), [as_bytes(place(cast, first, count))], first * size
+        f"bytes out, {named}": lambda first, count: os.pwrite(
+            file.fileno(), as_bytes(place(cast, first, count)), first * size
         ),
     }  # fmt: skip
 

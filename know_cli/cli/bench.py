@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,7 +24,7 @@ from know_cli.files import free_bytes, missing_folder, scratch_folder, temporary
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from know_cli.benchmark.results import Section
+    from know_cli.benchmark.tables import Section
 
 EPILOG = "\n\n".join(
     (
@@ -32,6 +33,7 @@ EPILOG = "\n\n".join(
         "know bench --threads 1 --json bench.json --table bench.md",
         "know bench --device cuda --rows 10000000",
         "know bench --sizes 1e5,1e6,1e7,1e8,1e9 --folder /fast/disk",
+        "know bench --sizes 0 --averages 2e8",
     )
 )
 _CHECKPOINTS = 5
@@ -50,6 +52,14 @@ def bench(
             "per parameter. 0 skips whole predictions.",
         ),
     ] = "1e5,1e6,1e7",
+    averages: Annotated[
+        str,
+        typer.Option(
+            metavar="N,N,…",
+            help="Parameters of language models of which five folders in bfloat16 are averaged, "
+            "with mergekit, too, where it is installed (extra 'bench'). 0 skips that.",
+        ),
+    ] = "0",
     rows: Annotated[
         int,
         typer.Option(
@@ -116,20 +126,23 @@ def bench(
 
     talk = Output(quiet, aside=takes_stdout(json, table))
     check_device_name(device)
-    wanted = _parse_sizes(sizes)
+    wanted = _parse_sizes(sizes, "--sizes")
+    averaged = _parse_sizes(averages, "--averages")
     for path, option in ((json, "--json"), (table, "--table")):
         if path is not None:
             others = [other for other in (json, table) if other is not None and other != path]
             check_report_path(path, others, option, force=force)
     place = temporary_place() if folder is None else folder
-    _check_space(place, max(wanted, default=0))
+    _check_space(place, max([*wanted, *averaged], default=0))
 
     from know_cli.benchmark.devices import measure_device
     from know_cli.benchmark.kernels import measure_kernels
-    from know_cli.benchmark.results import sections, to_json, to_markdown
+    from know_cli.benchmark.results import to_json
+    from know_cli.benchmark.rivals import measure_averages
     from know_cli.benchmark.runs import measure_runs
     from know_cli.benchmark.scaling import measure_threads
     from know_cli.benchmark.stages import measure_stages
+    from know_cli.benchmark.tables import sections, to_markdown
     from know_cli.engine.devices import choose_devices
     from know_cli.known.bundle import load_bundle
     from know_cli.known.shipped import DEFAULT_WEIGHTS, find_bundle
@@ -165,8 +178,21 @@ def bench(
                     min(rounds, _MOST_RUN_ROUNDS), device,
                 )
             )  # fmt: skip
+    means = []
+    for size in averaged:
+        talk.notice(f"means of folders of {size:,} parameters")
+        with scratch_folder(place, "know-bench-") as temporary:
+            try:
+                means.append(
+                    measure_averages(temporary, size, min(rounds, _MOST_RUN_ROUNDS), workers)
+                )
+            except CalledProcessError as error:
+                raise OutputError(
+                    f"{error.cmd[0]} failed with exit code {error.returncode}: "
+                    f"{(error.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
+                ) from error
     settings = {"checkpoints": _CHECKPOINTS, "rows": rows, "rounds": rounds, "threads": workers}
-    results = to_json(kernels, on_device, runs, settings, by_threads, stages)
+    results = to_json(kernels, on_device, runs, settings, by_threads, stages, means)
     for section in sections(results):
         talk.show(*_shown(section))
     if json is not None:
@@ -175,7 +201,7 @@ def bench(
         write_out(table, to_markdown(results), force=force)
 
 
-def _parse_sizes(text: str) -> list[int]:
+def _parse_sizes(text: str, option: str) -> list[int]:
     """Numbers of parameters from ``1e5,2000000``, ascending; none from ``0``.
 
     Raises:
@@ -191,7 +217,7 @@ def _parse_sizes(text: str) -> list[int]:
             size = -1.0
         if not _FEWEST <= size <= _MOST or size != int(size):
             raise UsageError(
-                f"--sizes {text}: {part.strip()!r} is not a number of parameters from 1e3 to 1e11"
+                f"{option} {text}: {part.strip()!r} is not a number of parameters from 1e3 to 1e11"
             )
         sizes.add(int(size))
     return sorted(sizes)

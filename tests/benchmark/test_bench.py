@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from know_cli.benchmark import results, runs
+from know_cli.benchmark import results, rivals, runs, tables
 from know_cli.benchmark.devices import measure_device
 from know_cli.benchmark.kernels import GEMM, GEMM_FLOP, flop, kernel_name, reference_name
 from know_cli.benchmark.runs import COMMAND, PIPELINE, shapes, write_trajectory
@@ -82,7 +84,7 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
 
 
 def test_tables_are_computed_from_the_results() -> None:
-    text = results.to_markdown(example())
+    text = tables.to_markdown(example())
     assert "| reference module, raw windows | 6 × | 6.0 × | 6.0 × | yes |" in text
     assert "| reference module, spread windows | 6 × | 5.0 × | 5.0 × | no |" in text
     share = flop(5) * ROWS / GEMM_FLOP * 2
@@ -97,23 +99,23 @@ def test_tables_are_computed_from_the_results() -> None:
     assert "| rounded | 1,000 | 0.00 | 0.00 | 1.90 × |" in text
     assert "| naive, float32 | 2,000,000 | 0.67 | 1.00 | 1.50 × | 3.0 | 2.0 |" in text
     # What an earlier version measured, too, is listed like the rest: a parameter in 5 ms.
-    text = results.to_markdown(example(**{KERAS: seconds(5.0, 5.0, 12.0)}))
+    text = tables.to_markdown(example(**{KERAS: seconds(5.0, 5.0, 12.0)}))
     gigaflops = flop(5) * ROWS / 5 / 1e9
     assert f"| {KERAS} | 0.00 | {gigaflops:.1f} | 0.00 | {2 * gigaflops:.1f} |" in text
 
 
 def test_a_section_is_the_same_table_in_markdown_and_on_a_terminal() -> None:
-    page = results.to_markdown(example()).splitlines()
-    found = list(results.sections(example()))
+    page = tables.to_markdown(example()).splitlines()
+    found = list(tables.sections(example()))
     assert page[0] == f"# {found[0].title}" == "# How fast the engine is"
     assert [f"## {each.title}" for each in found[1:] if each.title] == [
         line for line in page if line.startswith("## ")
     ]
-    tables = [each for each in found if each.rows]
-    assert [each.header[0] for each in tables] == [
+    with_rows = [each for each in found if each.rows]
+    assert [each.header[0] for each in with_rows] == [
         "kernel", "the kernel against", "parameters", "", "", "",
     ]  # fmt: skip
-    for each in tables:
+    for each in with_rows:
         assert {len(row) for row in each.rows} == {len(each.header)}
         for row in each.rows:
             assert f"| {' | '.join(row)} |" in page
@@ -135,10 +137,10 @@ def test_a_device_is_measured_in_its_own_memory() -> None:
 
 def test_a_table_of_a_device() -> None:
     found = example()
-    assert "None was measured" in results.to_markdown(found)
+    assert "None was measured" in tables.to_markdown(found)
     times = {"Triton kernel": {"wall": [2e-6, 1e-6, 5e-6], "processor": [0.0] * 3}}
     found["devices"] = {"cuda:0": {"model": "a GPU", **times}}
-    text = results.to_markdown(found)
+    text = tables.to_markdown(found)
     assert "None was measured" not in text
     assert "## cuda:0: a GPU" in text
     # A thousand parameters in two microseconds.
@@ -156,8 +158,8 @@ def test_bench_refuses_a_device_that_is_not_here(know: Command) -> None:
 def test_the_load_of_the_machine_is_told(load: float, words: str) -> None:
     found = example()
     found["machine"]["load"] = load
-    assert words in results.to_markdown(found)
-    assert ("busy" in results.to_markdown(found)) == (load > found["machine"]["cores"])
+    assert words in tables.to_markdown(found)
+    assert ("busy" in tables.to_markdown(found)) == (load > found["machine"]["cores"])
 
 
 @given(st.integers(1_000, 10**10))
@@ -208,8 +210,8 @@ def test_bench_measures_and_writes(
         assert len(times["wall"]) == 1
         assert times["wall"][0] > 0
     assert len(found["stages"]) == (14 if native() else 0)
-    assert (tmp_path / "b.md").read_text() == results.to_markdown(found)
-    for section in results.sections(found):
+    assert (tmp_path / "b.md").read_text() == tables.to_markdown(found)
+    for section in tables.sections(found):
         for text in (section.title, *section.notes, *section.header):
             assert text in done.stdout
         for row in section.rows:
@@ -220,12 +222,60 @@ def test_bench_measures_and_writes(
     assert {path.name for path in tmp_path.iterdir()} == {"b.json", "b.md"}
 
 
+MERGEKIT = """#!{python}
+import json, pathlib, sys
+recipe = json.loads(pathlib.Path(sys.argv[1]).read_text())
+models = [pathlib.Path(of["model"]) for of in recipe["models"]]
+assert len(models) == 5 and sum(of["parameters"]["weight"] for of in recipe["models"]) == 1
+assert all((one / "config.json").is_file() for one in models)
+out = pathlib.Path(sys.argv[2])
+out.mkdir()
+(out / "model.safetensors").write_bytes((models[0] / "model.safetensors").read_bytes())
+sys.exit({code})
+"""
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_means_of_folders_are_compared_with_mergekit(
+    tmp_path: Path, know: Command, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """With one that stands in for it."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    stand_in = tools / rivals.MERGEKIT_COMMAND
+    stand_in.write_text(MERGEKIT.format(python=sys.executable, code=code))
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
+    monkeypatch.setattr(rivals, "_WIDTH", 8)
+    monkeypatch.setattr(rivals, "_INNER", 16)
+    monkeypatch.setattr(rivals, "_VOCABULARY", 32)
+    done = know(
+        "bench", "--sizes", "0", "--averages", "5000", "--rows", 1000, "--rounds", 1, "--threads", 1,
+        "--folder", tmp_path, "--json", "b.json", cwd=tmp_path,
+    )  # fmt: skip
+    if code:
+        assert done.returncode == EXIT_OUTPUT
+        assert "mergekit-yaml failed with exit code 3: it said nothing" in done.stderr
+    else:
+        assert done.returncode == EXIT_DONE, done.stderr
+        (run,) = json.loads((tmp_path / "b.json").read_text())["averages"]
+        assert 4_000 < run["parameters"] < 6_000
+        assert run["peaks"].keys() == {rivals.OWN, rivals.MERGEKIT}
+        # The stand-in imports nothing that is large.
+        assert 2**20 < run["peaks"][rivals.MERGEKIT] < run["peaks"][rivals.OWN]
+        for name in (COPY, rivals.OWN, rivals.MERGEKIT):
+            assert len(run[name]["wall"]) == 1
+            assert re.search(rf"{re.escape(name)}\s+[0-9,]+\s+[0-9.]+", done.stdout)
+    assert {path.name for path in tmp_path.iterdir()} - {"b.json"} == {"tools"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
         ("--sizes much", EXIT_USAGE, "'much' is not a number of parameters from 1e3 to 1e11"),
         ("--sizes 1e5,10", EXIT_USAGE, "'10' is not a number of parameters"),
         ("--sizes nan", EXIT_USAGE, "'nan' is not a number of parameters"),
+        ("--averages 7", EXIT_USAGE, "--averages 7: '7' is not a number of parameters"),
         ("--folder missing", EXIT_OUTPUT, "missing: no such folder"),
         ("--json missing/b.json", EXIT_OUTPUT, "missing: no such folder"),
     ],
@@ -247,13 +297,13 @@ def test_bench_asks_for_space_first(
 
 def test_the_committed_tables_are_those_of_the_committed_results() -> None:
     text = COMMITTED.with_suffix(".md").read_text(encoding="utf-8")
-    assert text == results.to_markdown(json.loads(COMMITTED.read_text(encoding="utf-8")))
+    assert text == tables.to_markdown(json.loads(COMMITTED.read_text(encoding="utf-8")))
 
 
 def test_the_page_on_speed_has_the_committed_results_of_the_native_kernel() -> None:
     path = COMMITTED.with_name("kernels.json")
     found = json.loads(path.read_text(encoding="utf-8"))
-    assert path.with_suffix(".md").read_text(encoding="utf-8") == results.to_markdown(found)
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == tables.to_markdown(found)
 
     def wall(of: dict[str, Any], threads: int) -> tuple[float, ...]:
         return tuple(of[str(threads)]["wall"])
@@ -282,6 +332,20 @@ def test_the_page_on_speed_has_the_committed_results_of_the_native_kernel() -> N
         f"`--method naive` takes {of_copy('naive', 'float32'):.1f} times as long as a bare copy that is flushed "
         f"to disk, too, and `--method average` {of_copy('average', 'float32'):.1f} times (float32), "
         f"{of_copy('naive', 'bfloat16'):.1f} and {of_copy('average', 'bfloat16'):.1f} times (bfloat16"
+    ) in text
+
+
+def test_the_page_on_speed_has_the_committed_means_of_folders() -> None:
+    path = COMMITTED.with_name("folders.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == tables.to_markdown(found)
+    (run,) = found["averages"]
+    own, theirs, copy = (tuple(run[name]["wall"]) for name in (rivals.OWN, rivals.MERGEKIT, COPY))
+    peaks = [f"{run['peaks'][name] / 2**20:,.0f}" for name in (rivals.OWN, rivals.MERGEKIT)]
+    text = " ".join((COMMITTED.parents[2] / "docs" / "speed.md").read_text().split())
+    assert (
+        f"takes {median_ratio(own, theirs):.2f} of mergekit's time, in {peaks[0]} MiB of memory instead of "
+        f"{peaks[1]} ([measured](results/folders.md)), and {median_ratio(own, copy):.1f} times that of a bare copy"
     ) in text
 
 
