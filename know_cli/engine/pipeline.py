@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
@@ -255,11 +255,12 @@ class Pipeline:
             job.result()
 
     def _compute_blocks(
-        self, batch: Batch, buffer: Buffer, predictor: Predictor, starts: Iterable[int]
+        self, batch: Batch, buffer: Buffer, predictor: Predictor, starts: range
     ) -> None:
-        size = self._checkpoints
-        for start in starts:
-            rows = slice(start, min(start + predictor.block_rows, batch.rows))
+        size, end = self._checkpoints, min(starts.stop, batch.rows)
+        count = self._job.predictors.rows_at_once or predictor.block_rows
+        for start in range(starts.start, end, count):
+            rows = slice(start, min(start + count, end))
             history, block = buffer.history[:, rows], batch.block(rows)
             for step in range(self._steps):
                 predictor.predict(block, step + 1, history[: size + step], history[size + step])

@@ -100,6 +100,8 @@ class Predictors:
         mixture: the shares ``[S]``, Θ0's first, by which running statistics are averaged where
             they follow from how the run went; asks for movements.
         remarks: what else the user should know of the method.
+        rows_at_once: the most rows of one call, a multiple of a block's, where more than a block
+            cost ``rows`` no more memory; None where it takes a block at a time.
     """
 
     rows: Predictor | DevicePredictor
@@ -110,6 +112,7 @@ class Predictors:
     coefficients: tuple[float, ...] | None = None
     mixture: Callable[[Course], tuple[float, ...]] | None = None
     remarks: tuple[str, ...] = ()
+    rows_at_once: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.rows, DevicePredictor):

@@ -21,7 +21,7 @@ from know_cli.engine.predictor import Predictors
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS
 from know_cli.methods.branches import BranchesPredictor, mean_of_branches
-from know_cli.methods.combination import LinearPredictor
+from know_cli.methods.combination import LinearPredictor, rows_at_once
 from know_cli.methods.decay import SHAPE_MEANS, decay_coefficients, moving_mean
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.lora import ProductPredictor, find_pairs
@@ -177,4 +177,5 @@ def predictors(inputs: Inputs) -> Predictors:
         exact=rows,
         coefficients=average.coefficients,
         remarks=tuple(remarks),
+        rows_at_once=rows_at_once() if isinstance(rows, LinearPredictor) else None,
     )

@@ -10,12 +10,14 @@ from torch import Tensor
 from know_cli.engine.plan import Block
 from know_cli.engine.predictor import Predictors
 from know_cli.kinds import PREDICTED_KINDS, Kind
+from know_cli.passes.native import native
 from know_cli.passes.numbers import weighted_sum
 
 #: Weights of a window's values, most-forgotten first, θ0 last, for each step: ``[steps][S]``.
 Weights = Sequence[Sequence[float]]
 
 _BLOCK_ROWS = 1 << 14
+_ROWS_AT_ONCE = 1 << 17
 _HALVES = ("F16", "BF16")
 
 
@@ -55,10 +57,15 @@ class LinearPredictor:
             weighted_sum(weights, history[: len(weights), rows], out[rows], to_odd=to_odd)
 
 
+def rows_at_once() -> int | None:
+    """For its :class:`Predictors`: a compiled pass needs no room for sums."""
+    return _ROWS_AT_ONCE if native() is not None else None
+
+
 def combine_by_kind(weights: Mapping[Kind, Weights]) -> Predictors:
     """Return the method with these weights for each kind, which computes float64 in float64."""
     predictor = LinearPredictor(weights)
-    return Predictors(predictor, exact=predictor)
+    return Predictors(predictor, exact=predictor, rows_at_once=rows_at_once())
 
 
 def combine(weights: Weights) -> Predictors:
