@@ -50,11 +50,8 @@ def read_finite(descriptor: int, position: int, dtype: str, out: Tensor) -> tupl
     """
     library = native()
     assert library is not None
-    finite = ctypes.c_int32(1)
-    count = library.passes_read(
-        descriptor, position, DTYPES[dtype], out.numel(), out.data_ptr(), ctypes.byref(finite)
-    )
-    while count == -errno.EINTR:  # by now Python has seen to the signal
+    finite, count = ctypes.c_int32(1), -errno.EINTR
+    while count == -errno.EINTR:  # in between, Python sees to the signal
         count = library.passes_read(
             descriptor, position, DTYPES[dtype], out.numel(), out.data_ptr(), ctypes.byref(finite)
         )
