@@ -6,18 +6,17 @@ import hashlib
 import os
 import re
 import stat
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 
 from know_cli.checkpoints.header import Header, Stamp, TensorInfo, read_header, unreadable
 from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
 from know_cli.checkpoints.layouts import SUFFIX, find_model
+from know_cli.checkpoints.open_files import OpenFiles
 from know_cli.errors import CheckpointError, quoted
-from know_cli.files import open_to_read, read_bytes
+from know_cli.files import read_bytes
 
 # A fingerprint reads the ends of at most this many tensors.
 _FINGERPRINT_TENSORS = 256
@@ -69,8 +68,7 @@ class Checkpoint:
     headers: dict[Path, Header]
     tensors: dict[str, TensorEntry]
     index_path: Path | None = None
-    _files: OrderedDict[Path, int] = field(default_factory=OrderedDict, repr=False)
-    _lock: Lock = field(default_factory=Lock, repr=False)
+    _files: OpenFiles = field(default_factory=lambda: OpenFiles(_MAX_OPEN_FILES), repr=False)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -116,20 +114,18 @@ class Checkpoint:
             CheckpointError: the file cannot be read any more, or has become shorter.
         """
         done = 0
-        while done < count:
-            # The lock keeps a descriptor in use from being evicted and its number reused.
-            with self._lock:
-                descriptor = self._descriptor(entry.path)
-                try:
+        try:
+            with self._files.using(entry.path) as descriptor:
+                while done < count:
                     more = read(descriptor, done)
-                except OSError as error:
-                    raise unreadable(entry.path, error) from error
-            if more == 0:
-                raise CheckpointError(
-                    f"{entry.path}: tensor {quoted(entry.name)}: the file has become shorter while "
-                    "it was read; do not write to inputs during a run"
-                )
-            done += more
+                    if more == 0:
+                        raise CheckpointError(
+                            f"{entry.path}: tensor {quoted(entry.name)}: the file has become "
+                            "shorter while it was read; do not write to inputs during a run"
+                        )
+                    done += more
+        except OSError as error:
+            raise unreadable(entry.path, error) from error
 
     def drop_cached(self, entry: TensorEntry, offset: int, nbytes: int) -> None:
         """Let the system drop bytes of a tensor from its page cache, where it can be told so.
@@ -138,13 +134,8 @@ class Checkpoint:
         """
         if not hasattr(os, "posix_fadvise"):
             return
-        with self._lock, suppress(OSError):
-            os.posix_fadvise(
-                self._descriptor(entry.path),
-                entry.info.begin + offset,
-                nbytes,
-                os.POSIX_FADV_DONTNEED,
-            )
+        with suppress(OSError), self._files.using(entry.path) as descriptor:
+            os.posix_fadvise(descriptor, entry.info.begin + offset, nbytes, os.POSIX_FADV_DONTNEED)
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that tell checkpoints of one training apart.
@@ -189,22 +180,9 @@ class Checkpoint:
                     "relied on; do not write to inputs during a run, and run again"
                 )
 
-    def _descriptor(self, path: Path) -> int:
-        descriptor = self._files.pop(path, None)
-        if descriptor is None:
-            if len(self._files) >= _MAX_OPEN_FILES:
-                os.close(self._files.popitem(last=False)[1])
-            try:
-                descriptor = open_to_read(path)
-            except OSError as error:
-                raise unreadable(path, error) from error
-        self._files[path] = descriptor
-        return descriptor
-
     def close(self) -> None:
         """Close its files; reading opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.close()
 
     def __enter__(self) -> Checkpoint:
         return self

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints import Sink
-from know_cli.checkpoints.reading import CHUNK_ROWS, as_bytes, chunks
+from know_cli.checkpoints.reading import as_bytes, chunks
 from know_cli.engine.plan import Batch, Segment
 from know_cli.kinds import Kind
 from know_cli.passes.numbers import all_finite
@@ -23,11 +23,13 @@ class Buffer:
         history: ``[S + steps, rows]`` float32: the window, most-forgotten first, then the steps.
         copied: ``[rows]`` bool, where an input is not finite and Θ0's value is taken.
         replaced: ``[steps, rows]`` bool, where a prediction is not finite and Θ0's value is.
+        is_marked: whether any row may be marked as either, which is rare.
     """
 
     history: Tensor
     copied: Tensor
     replaced: Tensor
+    is_marked: bool = False
 
     @staticmethod
     def new(checkpoints: int, steps: int, rows: int, pinned: bool = False) -> Buffer:
@@ -37,6 +39,13 @@ class Buffer:
             torch.zeros(rows, dtype=torch.bool),
             torch.zeros(steps, rows, dtype=torch.bool),
         )
+
+    def clear(self) -> None:
+        """Take away all marks, for another batch."""
+        if self.is_marked:
+            self.copied.zero_()
+            self.replaced.zero_()
+            self.is_marked = False
 
     def keep_finite(self, checkpoints: int, step: int, rows: slice) -> None:
         """Replace a step's predictions that are not finite by θ0; steps count from 0.
@@ -49,11 +58,12 @@ class Buffer:
             finite = torch.isfinite(out)
             out.copy_(torch.where(finite, out, self.history[checkpoints - 1, rows]))
             self.replaced[step, rows] = ~finite
+            self.is_marked = True
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Rows of a batch that are cast, written and summed up together: one chunk, one dtype.
+    """Rows of a batch that are cast, written and summed up together: of one kind and one dtype.
 
     Of tiny tensors there are thousands in one, which then cost hardly more than their bytes.
 
@@ -75,14 +85,22 @@ class Stretch:
         return int(self.rows.stop - self.rows.start)
 
 
-def cut_stretches(batch: Batch) -> Iterator[Stretch]:
-    """Cut a batch wherever the dtype or the kind changes, and at the multiples of a chunk."""
+def cut_stretches(batch: Batch, block_rows: int, most: int) -> Iterator[Stretch]:
+    """Cut a batch wherever the dtype or the kind changes, and where a stretch is long enough.
+
+    Args:
+        batch: which begins where a block does.
+        block_rows: of a block. Stretches end with a block, or, of blocks that are longer, at the
+            same places of each, so that it does not matter in which batch a block is.
+        most: rows of a stretch.
+    """
+    unit = block_rows * max(1, most // block_rows)
     segments: list[Segment] = []
     begin = 0
     for whole in batch.segments:
-        for row, count in chunks(whole.row, whole.count):
+        for row, count in _chunks(whole.row, whole.count, unit, most):
             if segments and (
-                row % CHUNK_ROWS == 0
+                row % unit % most == 0
                 or whole.tensor.dtype != segments[0].tensor.dtype
                 or whole.tensor.kind is not segments[0].tensor.kind
             ):
@@ -92,6 +110,14 @@ def cut_stretches(batch: Batch) -> Iterator[Stretch]:
             segments.append(Segment(whole.tensor, start, count, row - begin))
     if segments:
         yield _stretch(begin, segments)
+
+
+def _chunks(start: int, count: int, unit: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut a range at the multiples of a unit, and at those of a smaller one within each."""
+    for begin, length in chunks(start, count, unit):
+        offset = begin % unit
+        for first, size in chunks(offset, length, most):
+            yield begin - offset + first, size
 
 
 def _stretch(begin: int, segments: list[Segment]) -> Stretch:

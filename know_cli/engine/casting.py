@@ -64,12 +64,13 @@ class Casting:
         if job.settings.frozen is FrozenMode.COPY and not is_joint and size > 1:
             self._frozen = self._unmoved(buffer.history[:size, rows])
         self.frozen = 0 if self._frozen is None else int(np.count_nonzero(self._frozen))
-        if self._frozen is not None:
-            self._replaced = self._replaced & ~self._frozen
-        # Rows that are copied or replaced are rare.
-        self._is_marked = bool(self._copied.any() or self._replaced.any())
+        self._is_marked = False
+        if buffer.is_marked:
+            if self._frozen is not None:
+                self._replaced = self._replaced & ~self._frozen
+            self._is_marked = bool(self._copied.any() or self._replaced.any())
         # Whether or not a step is written, those after it go on from it.
-        if not job.settings.allow_nonfinite and self._replaced.any():
+        if self._is_marked and not job.settings.allow_nonfinite and self._replaced.any():
             step = int(np.flatnonzero(self._replaced.any(axis=1))[0])
             self._refuse(self._replaced[step], step + 1, "float32")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,14 +20,34 @@ from know_cli.engine.job import Job
 from know_cli.engine.journal import Finished
 from know_cli.engine.plan import Batch, Copy, PlannedTensor
 from know_cli.engine.report import Report
-from know_cli.engine.running_statistics import RunningStatistics, averaged
+from know_cli.engine.running_statistics import Measured, RunningStatistics, averaged
 from know_cli.engine.settings import MAX_STEPS
 from know_cli.errors import CheckpointError, quoted
-from know_cli.passes.numbers import Mask, change_sums
+from know_cli.kinds import Kind
+from know_cli.passes.numbers import Mask, Sums, change_sums
 
 _COPY_BYTES = 1 << 20
 # Tensors that a notice names.
 _NAMED = 5
+
+
+@dataclass
+class Written:
+    """What is to be known of a batch that is written, and not taken in yet.
+
+    Attributes:
+        batch: which one.
+        data: what was written, for the journal, in its order.
+        changes: of each stretch its kind and the sums of the last step's change.
+        measured: what rescaling needs to know.
+        facts: counts, and which rows were copied, for the journal, too.
+    """
+
+    batch: Batch
+    data: list[memoryview] = field(default_factory=list)
+    changes: list[tuple[Kind, Sums]] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,14 +84,17 @@ class Delivery:
 
     # ------------------------------------------------------------------ what is predicted
 
-    def write(self, batch: Batch, buffer: Buffer, truncation: float | None = None) -> None:
-        """Write a predicted batch to every output.
+    def write(self, batch: Batch, buffer: Buffer, truncation: float | None = None) -> Written:
+        """Write a predicted batch to every output; safe to call from several threads.
 
         Args:
             batch: that was predicted.
-            buffer: where its predictions are.
+            buffer: where its predictions are; it is needed until :meth:`account` has returned.
             truncation: the relative error of what does not fit into its tensors, if it is a group
                 of which not all may.
+
+        Returns:
+            What is to be known of it, for :meth:`account`.
 
         Raises:
             CheckpointError: a prediction is not finite, and ``allow_nonfinite`` does not allow
@@ -79,7 +102,11 @@ class Delivery:
             OutputError: an output cannot be written.
         """
         frozen, replaced = 0, Counter[str]()
-        for stretch in cut_stretches(batch):
+        written = Written(batch)
+        rows: list[int] = []
+        if buffer.is_marked:
+            rows = np.flatnonzero(buffer.copied[: batch.rows].numpy()).tolist()
+        for stretch in self._stretches(batch):
             casting = Casting(self.job, batch, stretch, buffer)
             frozen += casting.frozen
             for step, sink in self.outputs:
@@ -88,19 +115,17 @@ class Delivery:
                     replaced.update(_counts(stretch, where))
                 with self.report.timed("writing"):
                     write_stretch(sink, stretch, values)
-                    if self.job.journal is not None:
-                        self.job.journal.add(as_bytes(values))
-                self._observe(step, stretch, casting.before, values, buffer.copied[stretch.rows])
-        rows = np.flatnonzero(buffer.copied[: batch.rows].numpy()).tolist()
-        facts = {
+                if self.job.journal is not None:
+                    written.data.append(as_bytes(values))
+                copied = buffer.copied[stretch.rows] if rows else None
+                self._observe(written, step, stretch, casting.before, values, copied)
+        written.facts = {
             "frozen": frozen,
             "replaced": dict(replaced),
             "copied": rows,
             "truncation": truncation,
         }
-        if self.job.journal is not None:
-            self.job.journal.finish(facts)
-        self._count(batch, facts)
+        return written
 
     def write_finished(self, batch: Batch, finished: Finished) -> None:
         """Write what the journal has, and take from it what :meth:`write` would.
@@ -111,20 +136,37 @@ class Delivery:
         journal = self.job.journal
         assert journal is not None
         position = finished.position
+        written = Written(batch, facts=finished.facts)
         copied = torch.zeros(batch.rows, dtype=torch.bool)
         copied[torch.tensor(finished.facts["copied"], dtype=torch.int64)] = True
-        for stretch in cut_stretches(batch):
+        for stretch in self._stretches(batch):
             before = read_before(self.job, stretch)
             for step, sink in self.outputs:
                 values = torch.empty(stretch.count, dtype=torch_dtype(stretch.dtype))
                 journal.read(position, as_bytes(values))
                 position += values.nbytes
                 write_stretch(sink, stretch, values)
-                self._observe(step, stretch, before, values, copied[stretch.rows])
-        self._count(batch, finished.facts)
+                self._observe(written, step, stretch, before, values, copied[stretch.rows])
+        self._count(written)
 
-    def _count(self, batch: Batch, facts: Mapping[str, Any]) -> None:
-        """Take in what was noted of a batch that is written."""
+    def account(self, written: Written) -> None:
+        """Take in what is to be known of a batch that is written, in the order of the plan.
+
+        Raises:
+            OutputError: there is no space for the journal.
+        """
+        if self.job.journal is not None:
+            with self.report.timed("writing"):
+                for data in written.data:
+                    self.job.journal.add(data)
+                self.job.journal.finish(written.facts)
+        self._count(written)
+
+    def _count(self, written: Written) -> None:
+        batch, facts = written.batch, written.facts
+        self.statistics.take(written.measured)
+        for kind, sums in written.changes:
+            self.report.kinds[kind].add_changes(sums)
         self.report.kinds[batch.kind].frozen += facts["frozen"]
         self.report.replaced += sum(facts["replaced"].values())
         self.report.nonfinite += len(facts["copied"])
@@ -133,28 +175,35 @@ class Delivery:
             self.report.truncations[batch.segments[0].tensor.name] = facts["truncation"]
         self.job.progress.advance(batch.rows)
 
+    def _stretches(self, batch: Batch) -> Iterator[Stretch]:
+        return cut_stretches(batch, self.job.plan.block_rows, self.job.plan.stretch_rows)
+
     def _observe(
-        self, step: int, stretch: Stretch, before: Tensor, values: Tensor, copied: Tensor
+        self,
+        written: Written,
+        step: int,
+        stretch: Stretch,
+        before: Tensor,
+        values: Tensor,
+        copied: Tensor | None,
     ) -> None:
         """Take from what was written whatever rescaling and the report need."""
         last = step == self.outputs[-1][0]
-        if not (last or self.statistics.needs(step, stretch)):
+        needs = self.statistics.needs(step, stretch)
+        if not (last or needs):
             return
         old, new = before, values
-        # Of so few, numpy counts in a fraction of torch's time.
-        needs, is_copied = self.statistics.needs(step, stretch), bool(copied.numpy().any())
-        if needs or is_copied:
-            old, new = before.double(), values.double()
-        if needs:
-            self.statistics.take_biases(step, stretch, new)
-        if is_copied:
+        if copied is not None and copied.numpy().any():
             # A copied value has not changed; its history was blanked out before predicting.
-            old = torch.where(copied, new, old)
+            new = values.to(before.dtype)
+            old = torch.where(copied, new, before)
             old, new = (torch.nan_to_num(v, nan=0.0, posinf=0.0, neginf=0.0) for v in (old, new))
         if needs:
-            self.statistics.take_weights(step, stretch, old, new)
+            doubles = (values.double(), old.double(), new.double())
+            written.measured += self.statistics.measure(step, stretch, *doubles)
         if last:
-            self.report.kinds[stretch.kind].add_change(*change_sums(old, new))
+            sums = change_sums(old, new, stretch.rows.start, self.job.plan.block_rows)
+            written.changes.append((stretch.kind, sums))
 
     # ------------------------------------------------------------------ what is not
 

@@ -1,4 +1,9 @@
-"""Batches through a method: while one is computed, the next is read."""
+"""Batches through a method: each worker reads, computes and writes one after the other.
+
+A batch is small enough to stay in the processor's cache from its bytes in the inputs to those in
+the outputs, and no thread waits for another, but where something is to be done in the order of the
+plan: what was written is taken into account batch after batch.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
+from queue import SimpleQueue
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -18,14 +25,10 @@ from know_cli.engine.delivery import Delivery, can_be_of
 from know_cli.engine.job import Job
 from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.plan import Batch
-from know_cli.engine.planning import batches_in_memory
+from know_cli.engine.planning import workers_of
 from know_cli.engine.predictor import Predictor, TensorPredictor
 from know_cli.errors import CheckpointError
 from know_cli.passes.numbers import all_finite
-
-# Blocks are handed to workers in groups: small enough that all finish together, large enough
-# that handing them out costs nothing.
-_GROUPS_PER_THREAD = 4
 
 
 def predict(job: Job, delivery: Delivery) -> None:
@@ -38,28 +41,21 @@ def predict(job: Job, delivery: Delivery) -> None:
         PeerError: another rank has failed.
     """
     with ExitStack() as stack:
-        reader, workers = open_pools(stack, job.settings.threads)
-        writer = None
-        if batches_in_memory(job.settings.threads) > 2:
-            writer = stack.enter_context(one_thread("write"))
-        pipeline = Pipeline(job, delivery, reader, workers, writer)
-        pipeline.predict_batches(pipeline.unfinished(job.plan.batches()))
+        workers = open_workers(stack, workers_of(job.settings, job.predictors))
+        pipeline = Pipeline(job, delivery, workers)
+        for batch in pipeline.unfinished(job.plan.batches()):
+            pipeline.start(batch)
+        pipeline.wait()
         pipeline.predict_wholes()
 
 
-def open_pools(stack: ExitStack, threads: int) -> tuple[ThreadPoolExecutor, ThreadPoolExecutor]:
-    """One thread that reads ahead, and those that compute; the stack ends them."""
-    # One thread a block: the pools are the parallelism, and a result must not depend on how many
+def open_workers(stack: ExitStack, threads: int, name: str = "predict") -> ThreadPoolExecutor:
+    """Threads, of which each computes with itself alone; the stack ends them."""
+    # One thread a block: the pool is the parallelism, and a result must not depend on how many
     # threads share a matrix product.
-    workers = ThreadPoolExecutor(
-        threads, "predict", initializer=torch.set_num_threads, initargs=(1,)
+    return stack.enter_context(
+        ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(1,))
     )
-    return stack.enter_context(one_thread("read")), stack.enter_context(workers)
-
-
-def one_thread(name: str) -> ThreadPoolExecutor:
-    """A thread that does one thing after the other."""
-    return ThreadPoolExecutor(1, name, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class Pipeline:
@@ -68,28 +64,25 @@ class Pipeline:
     Args:
         job: that is executed.
         delivery: of the same job.
-        reader: reads ahead, in one thread.
-        workers: compute.
-        writer: one thread, which casts, checks and writes a batch while the next is computed;
-            None for the one that calls.
+        workers: take each batch from its bytes in the inputs to those in the outputs.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        delivery: Delivery,
-        reader: ThreadPoolExecutor,
-        workers: ThreadPoolExecutor,
-        writer: ThreadPoolExecutor | None = None,
-    ) -> None:
+    def __init__(self, job: Job, delivery: Delivery, workers: ThreadPoolExecutor) -> None:
         self._job = job
         self._delivery = delivery
-        self._reader = reader
         self._workers = workers
-        self._writer = writer
         self._checkpoints = len(job.trajectory)
         self._steps = job.settings.steps
         self._drops_cached = job.drops_cached
+        self._count = workers_of(job.settings, job.predictors)
+        self._free: SimpleQueue[Buffer] = SimpleQueue()
+        rows, pinned = job.plan.batch_rows, job.predictors.pinned
+        for _ in range(self._count):
+            self._free.put(Buffer.new(self._checkpoints, self._steps, rows, pinned))
+        self._started = deque[Future[None]]()
+        self._last: Future[None] | None = None
+        # Of devices: one batch at a time, while others are read and written.
+        self._devices = Lock()
 
     def unfinished(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Write the batches that the journal has, and yield the others."""
@@ -112,44 +105,88 @@ class Pipeline:
         rows = sum(s.count * torch_dtype(s.tensor.dtype).itemsize for s in batch.segments)
         return rows * len(self._job.outputs)
 
-    def predict_batches(self, batches: Iterator[Batch]) -> None:
-        """While one batch is computed, the next is read, and with three the one before written."""
-        rows, pinned = self._job.plan.batch_rows, self._job.predictors.pinned
-        count = batches_in_memory(self._job.settings.threads)
-        free = [Buffer.new(self._checkpoints, self._steps, rows, pinned) for _ in range(count)]
-        written = deque[Future[None]]()
-        pending = self._start_reading(batches, free[0])
-        turn = 0
-        while pending is not None:
-            batch = pending.result()
-            buffer, turn = free[turn], (turn + 1) % count
-            if len(written) == count - 1:  # what was in the next buffer must be out of it
-                written.popleft().result()
-            pending = self._start_reading(batches, free[turn])
-            self._compute(batch, buffer)
-            if self._writer is None:
-                self._delivery.write(batch, buffer)
-            else:
-                written.append(self._writer.submit(self._delivery.write, batch, buffer))
-        while written:
-            written.popleft().result()
+    # ------------------------------------------------------------------ batches in workers
 
-    def predict_read(self, batch: Batch, buffer: Buffer) -> None:
-        """Predict a batch that has been read, and write it."""
-        self._compute(batch, buffer)
-        self._delivery.write(batch, buffer)
+    def start(self, batch: Batch, buffer: Buffer | None = None) -> None:
+        """Have a worker predict a batch and write it; wait where all have more than enough to do.
+
+        Args:
+            batch: which one; in the order of the plan.
+            buffer: with its window, from :meth:`take_buffer`; None where the worker is to read.
+
+        Raises:
+            KnowError: of a batch that was started before; see :func:`predict`.
+        """
+        while self._started and (self._started[0].done() or len(self._started) > self._count):
+            self._started.popleft().result()
+        self._last = self._workers.submit(self._run, batch, buffer, self._last)
+        self._started.append(self._last)
+
+    def take_buffer(self) -> Buffer:
+        """Room for a batch, when there is some.
+
+        Raises:
+            KnowError: of a batch that was started before; see :func:`predict`.
+        """
+        while self._started and self._started[0].done():
+            self._started.popleft().result()
+        return self._free.get()
+
+    def wait(self) -> None:
+        """Return when all that was started is written.
+
+        Raises:
+            KnowError: of the first batch with an error; see :func:`predict`.
+        """
+        while self._started:
+            self._started.popleft().result()
+
+    def _run(self, batch: Batch, filled: Buffer | None, previous: Future[None] | None) -> None:
+        buffer = filled or self._free.get()
+        try:
+            if filled is None:
+                self.read(batch, buffer)
+            with self._delivery.report.timed("computing"):
+                self._compute(batch, buffer)
+            written = self._delivery.write(batch, buffer)
+            if previous is not None:
+                previous.result()  # was started before, so it is done or at work
+            self._delivery.account(written)
+        finally:
+            self._free.put(buffer)
 
     def _compute(self, batch: Batch, buffer: Buffer) -> None:
-        with self._delivery.report.timed("computing"):
-            if isinstance(self._job.predictors.rows, DevicePredictor):
-                self._compute_on_devices(batch, buffer, self._job.predictors.rows)
-            else:
-                self._compute_in_threads(batch, buffer, self._job.predictors.rows)
+        predictor = self._job.predictors.rows
+        if isinstance(predictor, DevicePredictor):
+            with self._devices:
+                self._compute_on_devices(batch, buffer, predictor)
+        else:
+            self._compute_blocks(batch, buffer, predictor)
+
+    def _compute_on_devices(self, batch: Batch, buffer: Buffer, predictor: DevicePredictor) -> None:
+        with closing(predictor.predict(batch, buffer.history[:, : batch.rows])) as blocks:
+            for rows in blocks:
+                for step in range(self._steps):
+                    buffer.keep_finite(self._checkpoints, step, rows)
+
+    def _compute_blocks(self, batch: Batch, buffer: Buffer, predictor: Predictor) -> None:
+        size = self._checkpoints
+        count = self._job.predictors.rows_at_once or predictor.block_rows
+        for start in range(0, batch.rows, count):
+            rows = slice(start, min(start + count, batch.rows))
+            history, block = buffer.history[:, rows], batch.block(rows)
+            for step in range(self._steps):
+                predictor.predict(block, step + 1, history[: size + step], history[size + step])
+                buffer.keep_finite(size, step, rows)
+
+    # ------------------------------------------------------------------ tensors that are whole
 
     def predict_wholes(self) -> None:
         """Predict the tensors that the method needs whole, group after group."""
         predictor = self._job.predictors.tensors
         if predictor is not None:
+            while not self._free.empty():  # a group has the memory for itself
+                self._free.get()
             for batch in self.unfinished(self._job.plan.whole_tensors()):
                 self._predict_whole(batch, predictor)
 
@@ -164,22 +201,21 @@ class Pipeline:
         buffer = Buffer.new(size, self._steps, batch.rows)
         self.read(batch, buffer)
         window, out = buffer.history[:size], buffer.history[size:]
-        if len(group) > 1 and buffer.copied.any():
+        truncation = None
+        if len(group) > 1 and buffer.is_marked:
             # A value of Θ0's would not fit the others, which are predicted together.
             buffer.copied.fill_(True)
+            buffer.is_marked = True
             out.zero_()
-            self._delivery.write(batch, buffer)
-            return
-        with self._delivery.report.timed("computing"):
-            truncation = self._workers.submit(predictor.predict, group, window, out).result()
-            for step in range(self._steps):
-                for start, count in chunks(0, batch.rows):
-                    buffer.keep_finite(size, step, slice(start, start + count))
-        self._delivery.write(batch, buffer, truncation)
+        else:
+            with self._delivery.report.timed("computing"):
+                truncation = self._workers.submit(predictor.predict, group, window, out).result()
+                for step in range(self._steps):
+                    for start, count in chunks(0, batch.rows):
+                        buffer.keep_finite(size, step, slice(start, start + count))
+        self._delivery.account(self._delivery.write(batch, buffer, truncation))
 
-    def _start_reading(self, batches: Iterator[Batch], buffer: Buffer) -> Future[Batch] | None:
-        batch = next(batches, None)
-        return None if batch is None else self._reader.submit(self.read, batch, buffer)
+    # ------------------------------------------------------------------ reading
 
     def read(self, batch: Batch, buffer: Buffer) -> Batch:
         """Read the windows of a batch, and mark the rows that are copied.
@@ -193,8 +229,7 @@ class Pipeline:
         """
         trajectory, size = self._job.trajectory, self._checkpoints
         with self._delivery.report.timed("reading"):
-            buffer.copied.zero_()
-            buffer.replaced.zero_()
+            buffer.clear()
             finite = True
             for segment in batch.segments:
                 entries, rows = trajectory.entries(segment.tensor.name), segment.rows
@@ -220,6 +255,7 @@ class Pipeline:
                 self._refuse_nonfinite(batch, row, finite)
                 copied = buffer.copied[row : row + count]
                 copied.copy_(~finite.all(dim=0))
+                buffer.is_marked = True
                 history.masked_fill_(copied, 0.0)
 
     def _refuse_nonfinite(self, batch: Batch, row: int, finite: Tensor) -> None:
@@ -235,33 +271,3 @@ class Pipeline:
             f"{entry.path}: tensor {entry.name!r}: has values that are not finite in float32; "
             "--allow-nonfinite copies those from the first checkpoint"
         )
-
-    def _compute_on_devices(self, batch: Batch, buffer: Buffer, predictor: DevicePredictor) -> None:
-        with closing(predictor.predict(batch, buffer.history[:, : batch.rows])) as blocks:
-            for rows in blocks:
-                for step in range(self._steps):
-                    buffer.keep_finite(self._checkpoints, step, rows)
-
-    def _compute_in_threads(self, batch: Batch, buffer: Buffer, predictor: Predictor) -> None:
-        starts = range(0, batch.rows, predictor.block_rows)
-        group = max(1, -(-len(starts) // (self._job.settings.threads * _GROUPS_PER_THREAD)))
-        waiting = [
-            self._workers.submit(
-                self._compute_blocks, batch, buffer, predictor, starts[i : i + group]
-            )
-            for i in range(0, len(starts), group)
-        ]
-        for job in waiting:
-            job.result()
-
-    def _compute_blocks(
-        self, batch: Batch, buffer: Buffer, predictor: Predictor, starts: range
-    ) -> None:
-        size, end = self._checkpoints, min(starts.stop, batch.rows)
-        count = self._job.predictors.rows_at_once or predictor.block_rows
-        for start in range(starts.start, end, count):
-            rows = slice(start, min(start + count, end))
-            history, block = buffer.history[:, rows], batch.block(rows)
-            for step in range(self._steps):
-                predictor.predict(block, step + 1, history[: size + step], history[size + step])
-                buffer.keep_finite(size, step, rows)

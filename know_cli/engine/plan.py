@@ -238,6 +238,7 @@ class Plan:
         doubles: names of predicted tensors that are float64 in any checkpoint.
         block_rows: rows of a block; each is computed alike wherever batches are cut.
         batch_rows: rows of a full batch.
+        stretch_rows: the most rows that are cast and written at a time.
         memory: bytes of working memory that the batches, or the largest group that is needed
             whole, and the predictor need.
         bytes_to_read: of tensor data, from all checkpoints, without the scan for frozen tensors
@@ -255,6 +256,7 @@ class Plan:
     doubles: frozenset[str]
     block_rows: int
     batch_rows: int
+    stretch_rows: int
     memory: int
     bytes_to_read: int
     bytes_to_write: int

@@ -87,25 +87,32 @@ def make_plan(
         wholes = tuple(tuple(replace(t, whole=True) for t in group) for group in groups)
     of_name = {tensor.name: tensor for group in wholes for tensor in group}
     tensors = tuple(of_name.get(tensor.name, tensor) for tensor in planned)
-    row_bytes = _row_bytes(len(trajectory), settings)
+    workers = workers_of(settings, predictors)
+    # In a pass of several jobs, what is read is divided from two windows beside their batches.
+    row_bytes = (workers + bool(beside)) * _history_bytes(len(trajectory), settings.steps)
     if predictors.pinned:
         row_bytes *= 2  # torch takes page-locked memory in powers of two
-    fixed = settings.threads * predictors.rows.thread_bytes + _CHUNK_BYTES
     doubles = frozenset(
         tensor.name
         for tensor in tensors
         if tensor.action is Action.PREDICT
         and any(entry.dtype == "F64" for entry in trajectory.entries(tensor.name))
     )
+    fixed, stretch_rows = workers * predictors.rows.thread_bytes, _BATCH_ROWS
+    if predictors.on_devices or doubles:
+        stretch_rows = CHUNK_ROWS
+        fixed += workers * _STRETCH_BYTES * stretch_rows
+    else:
+        row_bytes += workers * _STRETCH_BYTES  # a stretch may be all of a batch
     if doubles:
         rows = sum(tensor.elements for tensor in tensors if tensor.name in doubles)
-        fixed += _double_bytes(len(trajectory), rows, predictors)
+        fixed += workers * _double_bytes(len(trajectory), rows, predictors)
     batch_rows = _batch_rows(
         settings.max_memory,
         fixed,
         row_bytes,
         predictors.rows.block_rows,
-        _longest_stream(tensors),
+        _most_rows(predictors, _longest_stream(tensors)),
         beside,
     )
     whole_bytes = 0
@@ -131,6 +138,7 @@ def make_plan(
         doubles=doubles,
         block_rows=predictors.rows.block_rows,
         batch_rows=batch_rows,
+        stretch_rows=min(batch_rows, stretch_rows),
         memory=max(fixed + batch_rows * row_bytes, whole_bytes),
         bytes_to_read=sum(
             checkpoint.nbytes_of([tensor.name for tensor in (*predicted, *averaged)])
@@ -200,20 +208,24 @@ def _averaging_problem(trajectory: Trajectory, layer: NormLayer) -> str | None:
     return None
 
 
-def batches_in_memory(threads: int) -> int:
-    """How many batches there is room for: one computed, the next read, and one written.
+def workers_of(settings: Settings, predictors: Predictors) -> int:
+    """How many threads have a batch each, from its bytes in the inputs to those in the outputs.
 
-    Each holds the window and the predictions in float32. Converting from other dtypes and casting
-    back goes in chunks. One thread does not write beside what it computes.
+    Devices compute one batch at a time; beside it one is read and one written.
     """
-    return 3 if threads > 1 else 2
+    return max(settings.threads, 3) if predictors.on_devices else settings.threads
 
 
-_MAX_BATCH_ROWS = 1 << 20
+#: Rows of a batch, whole blocks of every method of ours. Longer ones leave the processor's cache
+#: between reading and writing; of shorter ones, handing them out costs more.
+_BATCH_ROWS = 3 << 16
+#: On devices, where each batch is waited for.
+_DEVICE_BATCH_ROWS = 1 << 20
+#: A short stream is cut into so many, however many threads there are, so that all have some.
+_FEWEST_BATCHES = 32
 
-
-# A chunk on its way in or out: read in its own dtype, compared, cast back, summed in float64.
-_CHUNK_BYTES = 64 * CHUNK_ROWS
+# A row of a stretch on its way: compared, cast, summed in float64.
+_STRETCH_BYTES = 64
 
 
 def _double_bytes(checkpoints: int, rows: int, predictors: Predictors) -> int:
@@ -222,13 +234,10 @@ def _double_bytes(checkpoints: int, rows: int, predictors: Predictors) -> int:
     return 8 * (checkpoints + 4) * min(rows, CHUNK_ROWS) + exact
 
 
-def _row_bytes(checkpoints: int, settings: Settings) -> int:
-    return batches_in_memory(settings.threads) * _history_bytes(checkpoints, settings.steps)
-
-
 def _history_bytes(checkpoints: int, steps: int) -> int:
-    # Each row also has a mark for being copied, and per step one for being replaced.
-    return 4 * (checkpoints + steps) + 1 + steps
+    # Each row also has a mark for being copied, and per step one for being replaced. What was cast
+    # is kept until it is its turn to be noted in a journal.
+    return 4 * (checkpoints + steps) + 1 + steps + 8 * steps
 
 
 def _whole_bytes(
@@ -263,8 +272,15 @@ def _longest_stream(tensors: Iterable[PlannedTensor]) -> int:
     return max(rows.values())
 
 
+def _most_rows(predictors: Predictors, longest: int) -> int:
+    """How many rows a batch has where memory allows it."""
+    if predictors.on_devices:
+        return min(_DEVICE_BATCH_ROWS, longest)
+    return min(_BATCH_ROWS, -(-longest // _FEWEST_BATCHES))
+
+
 def _batch_rows(
-    max_memory: int, fixed: int, row_bytes: int, block_rows: int, longest: int, beside: int
+    max_memory: int, fixed: int, row_bytes: int, block_rows: int, most: int, beside: int
 ) -> int:
     allowed = max_memory // (1 + beside)
     if allowed < fixed + row_bytes * block_rows:
@@ -279,6 +295,5 @@ def _batch_rows(
             f"{fixed + row_bytes * block_rows} bytes, of which {fixed} for the threads; allow "
             "more, or fewer --threads"
         )
-    blocks = min((allowed - fixed) // row_bytes, max(_MAX_BATCH_ROWS, block_rows)) // block_rows
-    needed = -(-max(longest, 1) // block_rows)
-    return min(blocks, needed) * block_rows
+    blocks = (allowed - fixed) // row_bytes // block_rows
+    return min(blocks, -(-max(most, 1) // block_rows)) * block_rows

@@ -124,6 +124,11 @@ class Predictors:
         return self.rows.devices if isinstance(self.rows, DevicePredictor) else (self.rows.device,)
 
     @property
+    def on_devices(self) -> bool:
+        """Whether rows are computed on devices with memory of their own."""
+        return isinstance(self.rows, DevicePredictor)
+
+    @property
     def pinned(self) -> bool:
         """Whether batches should be in page-locked memory."""
         return isinstance(self.rows, DevicePredictor) and self.rows.pinned

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from know_cli.engine.plan import Action, PlannedTensor
 from know_cli.files import read_text
 from know_cli.kinds import Kind
+from know_cli.passes.numbers import Sums
 
 _STATUS = Path("/proc/self/status")
 
@@ -58,11 +60,17 @@ class KindReport:
             return 0.0
         return 1 - (self.predicted - self.frozen) / self.parameters
 
-    def add_change(self, absolute: float, squared: float, norm: float) -> None:
-        """Take in Σ |Θ̂ − Θ0|, Σ (Θ̂ − Θ0)² and Σ Θ0² of some predicted parameters."""
-        self.absolute_change += absolute
-        self.squared_change += squared
-        self.squared_norm += norm
+    def add_changes(self, sums: Sums) -> None:
+        """Take in Σ |Θ̂ − Θ0|, Σ (Θ̂ − Θ0)² and Σ Θ0² of predicted parameters.
+
+        Args:
+            sums: ``[cells, 3]``, added one after the other, so that it does not matter which of
+                them come together.
+        """
+        for absolute, squared, norm in sums.tolist():
+            self.absolute_change += absolute
+            self.squared_change += squared
+            self.squared_norm += norm
 
 
 @dataclass
@@ -81,7 +89,7 @@ class Report:
             error of what they hold, by the name of the first.
         peak_memory: the most bytes of this process that were resident at a time; None where the
             system does not tell.
-        seconds: time in reading, computing and writing, which overlap, and in total.
+        seconds: time in reading, computing and writing, of all threads together, and in total.
         notices: what the user should know.
     """
 
@@ -100,6 +108,7 @@ class Report:
         default_factory=lambda: {"reading": 0.0, "computing": 0.0, "writing": 0.0, "total": 0.0}
     )
     notices: list[str] = field(default_factory=list)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     @staticmethod
     def of(tensors: Iterable[PlannedTensor]) -> Report:
@@ -118,12 +127,14 @@ class Report:
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Add the time that the block takes to one of the seconds."""
+        """Add the time that the block takes to one of the seconds, in any thread."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[what] += time.perf_counter() - began
+            took = time.perf_counter() - began
+            with self._lock:
+                self.seconds[what] += took
 
     def share_to_json(self) -> dict[str, Any]:
         """What a rank has done, for :meth:`join`."""

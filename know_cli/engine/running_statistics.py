@@ -24,12 +24,16 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints import Checkpoint, Trajectory
-from know_cli.checkpoints.reading import CHUNK_ROWS, read_elements
+from know_cli.checkpoints.reading import read_elements
 from know_cli.engine.batches import Stretch
 from know_cli.engine.plan import Plan, PlannedTensor
 from know_cli.normalisation import NormLayer
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+# Of sums: whatever a block's rows are, it begins and ends on this grid.
+_GRID_ROWS = 1 << 15
 
 
 @dataclass
@@ -57,14 +61,17 @@ class ChannelSums:
     def __post_init__(self) -> None:
         self.sums = np.zeros((3, self.channels))
 
-    def add(self, start: int, row: int, before: Array, after: Array) -> None:
-        """Take in weights.
+    def measured(self, start: int, row: int, before: Array, after: Array) -> tuple[Numbers, Array]:
+        """Sum up weights, which :meth:`add` then takes in; safe in any thread.
 
         Args:
             start: position of the first within its tensor.
             row: position of the first within its batch, which starts at a block's start.
             before: ``[count]`` float64, Θ0.
             after: ``[count]`` float64, the prediction.
+
+        Returns:
+            Channels ``[parts]``, ascending, and the sums of each part ``[3, parts]``.
         """
         count = len(before)
         positions = np.arange(count)
@@ -79,6 +86,16 @@ class ChannelSums:
                 for product in (before * before, after * before, after * after)
             ]
         )
+        return channel, parts
+
+    def add(self, start: int, channel: Numbers, parts: Array) -> None:
+        """Take in what :meth:`measured` found, in the order of the weights.
+
+        Args:
+            start: position of the first weight within its tensor.
+            channel: of each part.
+            parts: the sums.
+        """
         if not self.is_begun and start % self.channel_size:
             self.leading = int(channel[0]), []
         self.is_begun = True
@@ -117,6 +134,23 @@ class ChannelSums:
         return (mean - bias_before) * projection + bias_after, variance * growth
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What is to be known of a run of one tensor's weights or biases after a step.
+
+    Attributes:
+        key: the step, and the tensor's name.
+        start: position of the first within its tensor.
+        values: of biases the values, ``[count]``, of weights the sums, ``[3, parts]``; float64.
+        channel: of weights the channel of each part; None of biases.
+    """
+
+    key: tuple[int, str]
+    start: int
+    values: Array
+    channel: Numbers | None
+
+
 class RunningStatistics:
     """What rescaling needs to know of the weights and biases that stream by, a step.
 
@@ -144,7 +178,7 @@ class RunningStatistics:
     def of(trajectory: Trajectory, plan: Plan, steps: Iterable[int]) -> RunningStatistics:
         """Of the layers that a plan rescales."""
         layers = {tensor.layer.prefix: tensor.layer for tensor in plan.rescales if tensor.layer}
-        grid = math.gcd(CHUNK_ROWS, plan.block_rows)
+        grid = math.gcd(_GRID_ROWS, plan.block_rows)
         return RunningStatistics(trajectory.first, layers.values(), grid, list(steps))
 
     def needs(self, step: int, stretch: Stretch) -> bool:
@@ -154,24 +188,38 @@ class RunningStatistics:
         names = ((step, segment.tensor.name) for segment in stretch.segments)
         return any(key in self._sums or key in self._biases for key in names)
 
-    def take_biases(self, step: int, stretch: Stretch, after: Tensor) -> None:
-        """Record a step's predictions of biases, float64, by the rows of the stretch."""
-        for segment in stretch.segments:
-            bias = self._biases.get((step, segment.tensor.name))
-            if bias is not None:
-                bias[segment.start : segment.start + segment.count] = after[segment.rows].numpy()
+    def measure(
+        self, step: int, stretch: Stretch, written: Tensor, before: Tensor, after: Tensor
+    ) -> list[Measured]:
+        """What is to be known of a stretch after a step; safe in any thread.
 
-    def take_weights(self, step: int, stretch: Stretch, before: Tensor, after: Tensor) -> None:
-        """Record weights of Θ0 and of a step, float64, by the rows of the stretch."""
+        Args:
+            step: of the prediction.
+            stretch: which rows.
+            written: ``[rows]`` float64, all that is written.
+            before: ``[rows]`` float64, Θ0; as ``after`` where it was copied.
+            after: ``[rows]`` float64, what is written, 0 where it is not finite.
+        """
+        found: list[Measured] = []
         for segment in stretch.segments:
-            sums = self._sums.get((step, segment.tensor.name))
+            key, rows = (step, segment.tensor.name), segment.rows
+            if key in self._biases:
+                found.append(Measured(key, segment.start, written[rows].numpy().copy(), None))
+            sums = self._sums.get(key)
             if sums is not None:
-                sums.add(
-                    segment.start,
-                    stretch.rows.start + segment.row,
-                    before[segment.rows].numpy(),
-                    after[segment.rows].numpy(),
-                )
+                row, old, new = stretch.rows.start + segment.row, before[rows], after[rows]
+                channel, parts = sums.measured(segment.start, row, old.numpy(), new.numpy())
+                found.append(Measured(key, segment.start, parts, channel))
+        return found
+
+    def take(self, measured: Iterable[Measured]) -> None:
+        """Take in what :meth:`measure` found, stretch after stretch."""
+        for one in measured:
+            if one.channel is None:
+                bias = self._biases[one.key]
+                bias[one.start : one.start + len(one.values)] = one.values
+            else:
+                self._sums[one.key].add(one.start, one.channel, one.values)
 
     def to_json(self) -> dict[str, Any]:
         """What this rank has taken in, for :meth:`join`."""

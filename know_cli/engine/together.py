@@ -13,16 +13,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from know_cli.checkpoints import Sink
 from know_cli.engine.batches import Buffer
 from know_cli.engine.delivery import Delivery
 from know_cli.engine.job import Job
-from know_cli.engine.pipeline import Pipeline, open_pools
+from know_cli.engine.pipeline import Pipeline, open_workers
 from know_cli.engine.plan import Batch, Copy, PlannedTensor, Stream
+from know_cli.engine.planning import workers_of
 from know_cli.engine.report import Report, peak_resident
 from know_cli.engine.run import commit, execute, finish, open_sinks, tell_of_other_files
+from know_cli.errors import CheckpointError
 from know_cli.kinds import PREDICTED_KINDS
 
 
@@ -95,37 +97,35 @@ class _Taker:
     Attributes:
         pipeline: predicts a batch once it is full.
         batches: that are still to come.
-        buffer: the one at hand.
         names: of the tensors that the job predicts row by row.
+        buffer: of the batch at hand; None where nothing is to be taken.
         batch: the one at hand; None after the last.
         filled: how many of its rows have been taken.
-        skips: whether the journal has it, so that its rows only go by.
     """
 
     pipeline: Pipeline
     batches: Iterator[Batch]
-    buffer: Buffer
     names: frozenset[str]
+    buffer: Buffer | None = None
     batch: Batch | None = None
     filled: int = 0
-    skips: bool = field(default=False)
 
     @staticmethod
     def of(job: Job, pipeline: Pipeline) -> _Taker:
-        rows = job.plan.batch_rows
-        size = len(job.trajectory)
         taker = _Taker(
             pipeline,
             job.plan.batches(),
-            Buffer.new(size, job.settings.steps, rows, job.predictors.pinned),
             frozenset(t.name for stream in job.plan.streams for t in stream.tensors),
         )
         taker._begin()
         return taker
 
     def _begin(self) -> None:
-        self.batch, self.filled = next(self.batches, None), 0
-        self.skips = self.batch is not None and self.pipeline.write_finished(self.batch)
+        self.batch, self.filled, self.buffer = next(self.batches, None), 0, None
+        # What the journal has only goes by.
+        if self.batch is not None and not self.pipeline.write_finished(self.batch):
+            self.buffer = self.pipeline.take_buffer()
+            self.buffer.clear()
 
     def take(self, window: Buffer, rows: slice) -> None:
         """Take rows of a window, and predict each batch that they fill."""
@@ -134,16 +134,17 @@ class _Taker:
         while begin < rows.stop:
             assert self.batch is not None
             count = min(rows.stop - begin, self.batch.rows - self.filled)
-            if not self.skips:
+            if self.buffer is not None:
                 own = slice(self.filled, self.filled + count)
                 taken = slice(begin, begin + count)
                 self.buffer.history[:size, own] = window.history[:, taken]
-                self.buffer.copied[own] = window.copied[taken]
+                if window.is_marked:
+                    self.buffer.copied[own] = window.copied[taken]
+                    self.buffer.is_marked = True
             begin, self.filled = begin + count, self.filled + count
             if self.filled == self.batch.rows:
-                if not self.skips:
-                    self.buffer.replaced.zero_()
-                    self.pipeline.predict_read(self.batch, self.buffer)
+                if self.buffer is not None:
+                    self.pipeline.start(self.batch, self.buffer)
                 self._begin()
 
 
@@ -151,18 +152,26 @@ def _predict(deliveries: Sequence[Delivery]) -> None:
     """All batches of all jobs, window after window, then what each needs whole."""
     jobs = [delivery.job for delivery in deliveries]
     with ExitStack() as stack:
-        reader, workers = open_pools(stack, jobs[0].settings.threads)
-        pipelines = [Pipeline(delivery.job, delivery, reader, workers) for delivery in deliveries]
+        threads = max(workers_of(job.settings, job.predictors) for job in jobs)
+        workers = open_workers(stack, threads)
+        reader = open_workers(stack, 1, "read")
+        pipelines = [Pipeline(delivery.job, delivery, workers) for delivery in deliveries]
         takers = [_Taker.of(job, one) for job, one in zip(jobs, pipelines, strict=True)]
-        # Two windows and a batch of each job take no more than two batches of each job, which is
-        # what the plans count.
+        # Two windows take no more than the spare batch of each of two jobs, which is what the
+        # plans count.
         rows = min(job.plan.batch_rows for job in jobs)
         free = [Buffer.new(len(jobs[0].trajectory), 0, rows) for _ in range(2)]
         windows = (batch for stream in _union(jobs) for batch in stream.batches(rows))
         turn, batch = 0, next(windows, None)
         pending = None if batch is None else reader.submit(pipelines[0].read, batch, free[0])
         while pending is not None:
-            read, window, turn = pending.result(), free[turn], 1 - turn
+            try:
+                read = pending.result()
+            except CheckpointError:
+                for pipeline in pipelines:
+                    pipeline.wait()  # what is wrong before it is told first
+                raise
+            window, turn = free[turn], 1 - turn
             batch = next(windows, None)
             pending = None
             if batch is not None:
@@ -170,6 +179,8 @@ def _predict(deliveries: Sequence[Delivery]) -> None:
             for taker in takers:
                 for run in _runs(read, taker.names):
                     taker.take(window, run)
+        for pipeline in pipelines:
+            pipeline.wait()
         del takers, free
         for pipeline in pipelines:
             pipeline.predict_wholes()

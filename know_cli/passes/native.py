@@ -22,7 +22,7 @@ _FUNCTIONS = {
     "passes_sum": (None, [_POINTER, _INT, _POINTER, _SIZE, _SIZE, _INT, _POINTER]),
     "passes_same": (_LONG, [_POINTER, _INT, _SIZE, _SIZE, _POINTER]),
     "passes_cast": (_INT, [_POINTER, _POINTER, _POINTER, _SIZE, _INT, _POINTER]),
-    "passes_change": (None, [_POINTER, _POINTER, _INT, _SIZE, _POINTER]),
+    "passes_changes": (None, [_POINTER, _POINTER, _INT, _SIZE, _SIZE, _SIZE, _POINTER]),
 }
 
 

@@ -22,6 +22,7 @@ from know_cli.passes.native import DTYPES, native
 
 #: ``[rows]`` bool. Of so few elements numpy makes and counts masks in a fraction of torch's time.
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Sums = np.ndarray[Any, np.dtype[np.float64]]
 
 # The bits of a float64's fraction that float32 has no room for.
 _CUT = (1 << 29) - 1
@@ -172,22 +173,40 @@ def cast_finite(values: Tensor, others: Tensor, mask: Mask | None, dtype: str) -
     return out if is_finite else None
 
 
-def change_sums(before: Tensor, after: Tensor) -> tuple[float, float, float]:
-    """Σ |after − before|, Σ (after − before)² and Σ before², in float64.
+def change_sums(before: Tensor, after: Tensor, row: int = 0, grid: int = 0) -> Sums:
+    """Σ |after − before|, Σ (after − before)² and Σ before² of each cell of a grid, in float64.
 
     Args:
         before: ``[rows]`` float32 or float64.
         after: ``[rows]`` in any float dtype.
+        row: of the first, among those that the grid divides.
+        grid: how many rows a cell has; 0 for one cell.
+
+    Returns:
+        ``[cells, 3]``.
+
+    >>> change_sums(torch.tensor([1.0, 1.0, 2.0]), torch.tensor([2.0, 1.0, 0.0]), 1, 2)
+    array([[1., 1., 1.],
+           [2., 4., 5.]])
     """
+    rows = len(before)
+    grid = grid or max(row + rows, 1)
+    leading = min(grid - row % grid, rows)
     library, dtype = native(), _NAMES.get(after.dtype)
     if library is not None and dtype is not None and before.dtype == torch.float32:
-        sums = (ctypes.c_double * 3)()
+        sums = np.empty((-(-(rows - leading) // grid) + bool(leading), 3))
         before, after = before.contiguous(), after.contiguous()
-        library.passes_change(before.data_ptr(), after.data_ptr(), DTYPES[dtype], len(before), sums)
-        return sums[0], sums[1], sums[2]
-    old = before.double()
-    change = after.double() - old
-    return float(change.abs().sum()), float(change.square().sum()), float(old.square().sum())
+        library.passes_changes(
+            before.data_ptr(), after.data_ptr(), DTYPES[dtype], rows, leading, grid,
+            sums.ctypes.data,
+        )  # fmt: skip
+        return sums
+    old = before.double().numpy()
+    change = after.double().numpy() - old
+    cuts = np.array([0, *range(leading, rows, grid)] if rows else [], np.int64)
+    with np.errstate(over="ignore"):
+        parts = (np.abs(change), np.square(change), np.square(old))
+    return np.stack([np.add.reduceat(part, cuts) for part in parts], axis=1)
 
 
 _TORCH = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

@@ -278,15 +278,15 @@ TARGET int passes_cast(const float *values, const float *others, const uint8_t *
 }
 
 /* Σ |after − before|, Σ (after − before)² and Σ before², float64, always in the same order. */
-TARGET void passes_change(const float *before, const void *after, int dtype, ptrdiff_t count,
-                          double *sums) {
+INLINE void change(const float *before, const char *after, int dtype, ptrdiff_t count,
+                   double *sums) {
     static const size_t sizes[] = {4, 2, 2, 8};
     doubles absolute[2] = {{0}}, squared[2] = {{0}}, norm[2] = {{0}};
     for (ptrdiff_t first = 0; first < count; first += BLOCK) {
         ptrdiff_t size = least(count - first, BLOCK);
         float old[BLOCK], new[BLOCK];
         memcpy(old, before + first, sizeof(float) * (size_t)size);
-        to_float(dtype, (const char *)after + sizes[dtype] * (size_t)first, size, new);
+        to_float(dtype, after + sizes[dtype] * (size_t)first, size, new);
         for (ptrdiff_t i = size; i < BLOCK && i % 8; i++) old[i] = new[i] = 0;
         for (ptrdiff_t i = 0; i < size; i += 8)
             for (int half = 0; half < 2; half++) {
@@ -304,4 +304,15 @@ TARGET void passes_change(const float *before, const void *after, int dtype, ptr
             sums[1] += squared[half][lane];
             sums[2] += norm[half][lane];
         }
+}
+
+/* What `change` sums, of each cell of `grid` numbers; the first has only `leading` of them. */
+TARGET void passes_changes(const float *before, const void *after, int dtype, ptrdiff_t count,
+                           ptrdiff_t leading, ptrdiff_t grid, double *sums) {
+    static const size_t sizes[] = {4, 2, 2, 8};
+    for (ptrdiff_t first = 0, size = leading; first < count; first += size, size = grid, sums += 3) {
+        size = least(size, count - first);
+        change(before + first, (const char *)after + sizes[dtype] * (size_t)first, dtype, size,
+               sums);
+    }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 from know_cli.checkpoints import checkpoint as module
 from know_cli.checkpoints import open_checkpoint
+from know_cli.checkpoints.open_files import OpenFiles
 from know_cli.errors import CheckpointError
 from tests.support.folders import shards, values
 
@@ -42,7 +44,25 @@ def test_more_shards_than_files_stay_open(tmp_path: Path, monkeypatch: pytest.Mo
             for number in range(5):
                 assert values(checkpoint, f"layer{number}.weight") == [number] * 3
         assert len(checkpoint._files) == 2
-    assert not checkpoint._files
+    assert len(checkpoint._files) == 0
+
+
+def test_files_that_are_read_from_stay_open(tmp_path: Path) -> None:
+    """Another file of the same number would be read instead."""
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    files = OpenFiles(1)
+    with files.using(tmp_path / "a") as first, files.using(tmp_path / "b") as second:
+        with files.using(tmp_path / "c") as third:
+            assert [os.pread(one, 1, 0) for one in (first, second, third)] == [b"a", b"b", b"c"]
+        assert len(files) == 3
+        with files.using(tmp_path / "a") as again:
+            assert again == first
+    with files.using(tmp_path / "c"), pytest.raises(FileNotFoundError), files.using(tmp_path / "d"):
+        pass
+    assert len(files) == 1
+    files.close()
+    assert len(files) == 0
 
 
 def test_folder_without_weights(tmp_path: Path) -> None:

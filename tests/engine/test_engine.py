@@ -243,7 +243,7 @@ def test_rescale_keeps_the_output_of_a_scaled_layer() -> None:
     bias, mean = torch.randn(2, 4, generator=generator).double()
     variance = torch.rand(4, generator=generator).double() + 0.5
     sums = ChannelSums(4, 6, 8)
-    sums.add(0, 0, weight.reshape(-1).numpy(), 2 * weight.reshape(-1).numpy())
+    sums.add(0, *sums.measured(0, 0, weight.reshape(-1).numpy(), 2 * weight.reshape(-1).numpy()))
     new_mean, new_variance = sums.mean_and_variance(
         mean.numpy(), variance.numpy(), bias.numpy(), 2 * bias.numpy()
     )
@@ -257,7 +257,9 @@ def test_rescale_keeps_the_output_of_a_scaled_layer() -> None:
 
 def test_a_channel_of_zeros_keeps_its_variance() -> None:
     sums = ChannelSums(2, 2, 8)
-    sums.add(0, 0, np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.5, 0.5, 2.0, 2.0]))
+    sums.add(
+        0, *sums.measured(0, 0, np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.5, 0.5, 2.0, 2.0]))
+    )
     mean, variance = sums.mean_and_variance(np.ones(2), np.ones(2), np.zeros(2), np.zeros(2))
     assert mean.tolist() == [1.0, 2.0]
     assert variance.tolist() == [1.0, 4.0]
@@ -272,12 +274,12 @@ def test_channel_sums_do_not_depend_on_the_cuts(
     before = generator.normal(size=channels * channel_size)
     after = generator.normal(size=channels * channel_size)
     whole = ChannelSums(channels, channel_size, 1 << 20)
-    whole.add(0, 0, before, after)
+    whole.add(0, *whole.measured(0, 0, before, after))
     pieces, start = ChannelSums(channels, channel_size, 1 << 20), 0
     for size in [*cuts, len(before)]:
         stop = min(start + size, len(before))
         if stop > start:
-            pieces.add(start, start, before[start:stop], after[start:stop])
+            pieces.add(start, *pieces.measured(start, start, before[start:stop], after[start:stop]))
         start = stop
     np.testing.assert_allclose(pieces.sums, whole.sums, rtol=1e-12, atol=1e-12)
     rows = before.reshape(channels, channel_size)

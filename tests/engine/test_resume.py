@@ -180,7 +180,7 @@ def test_a_journal_of_something_else_is_not_taken(
         "steps": replace(request, settings=replace(SETTINGS, steps=3)),
         "norm": replace(request, settings=replace(SETTINGS, norm=NormMode.COPY)),
         "weights": replace(request, weights="retrodiction"),
-        "memory": replace(request, settings=replace(SETTINGS, max_memory=5 << 20)),
+        "memory": replace(request, settings=replace(SETTINGS, max_memory=3 << 19)),
         "every step": replace(request, every_step=True),
     }.get(change, request)
     if change == "input":

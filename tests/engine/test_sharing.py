@@ -200,7 +200,7 @@ def test_sums_of_ranks_join_to_the_last_bit(
     def gather(sums: ChannelSums, begin: int, end: int) -> ChannelSums:
         for row in range(begin, end, 3 * grid):  # as chunks of a batch come
             stop = min(row + 3 * grid, end)
-            sums.add(row, row, before[row:stop], after[row:stop])
+            sums.add(row, *sums.measured(row, row, before[row:stop], after[row:stop]))
         return sums
 
     whole = gather(ChannelSums(channels, size, grid), 0, channels * size)

@@ -218,19 +218,35 @@ def test_every_half_comes_back(tmp_path: Path) -> None:
 
 
 @compiled
-@given(sizes, st.sampled_from(["F32", "BF16", "F16"]), seeds)
-@settings(max_examples=40)
-def test_changes_are_summed(count: int, dtype: str, seed: int) -> None:
+@given(
+    sizes,
+    st.integers(0, 3000),
+    st.integers(1, 1500),
+    st.sampled_from(["F32", "BF16", "F16"]),
+    seeds,
+)
+@settings(max_examples=60)
+def test_changes_are_summed_cell_by_cell(count: int, row: int, grid: int, dtype: str, seed: int) -> None:  # fmt: skip
     before = torch.from_numpy(np.random.default_rng(seed).normal(size=count)).float()
     after = (before * 1.01).to(TORCH[dtype])
-    change = [float(a) - float(b) for a, b in zip(after, before, strict=True)]
-    expected = (
-        math.fsum(map(abs, change)),
-        math.fsum(c * c for c in change),
-        math.fsum(float(b) ** 2 for b in before),
+    cells: dict[int, list[tuple[float, float]]] = {}
+    for i in range(count):
+        change = float(after[i]) - float(before[i])
+        cells.setdefault((row + i) // grid, []).append((change, float(before[i])))
+    expected = [
+        [
+            math.fsum(abs(c) for c, _ in of),
+            math.fsum(c * c for c, _ in of),
+            math.fsum(b * b for _, b in of),
+        ]
+        for of in cells.values()
+    ]
+    for actual in both_ways(lambda: change_sums(before, after, row, grid)):
+        assert actual.shape == (len(expected), 3)
+        assert actual == pytest.approx(np.array(expected).reshape(-1, 3), rel=1e-12, abs=1e-300)
+    assert change_sums(before, after).sum(0) == pytest.approx(
+        np.array(expected).reshape(-1, 3).sum(0), rel=1e-12, abs=1e-300
     )
-    for actual in both_ways(lambda: change_sums(before, after)):
-        assert actual == pytest.approx(expected, rel=1e-12, abs=1e-300)
 
 
 @pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF\x02\x01" + bytes(200)])

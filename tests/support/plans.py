@@ -26,6 +26,7 @@ def plan_of(tensors: Iterable[PlannedTensor], batch_rows: int, block_rows: int) 
         doubles=frozenset(tensor.name for tensor in predicted if tensor.dtype == "F64"),
         block_rows=block_rows,
         batch_rows=batch_rows,
+        stretch_rows=batch_rows,
         memory=0,
         bytes_to_read=0,
         bytes_to_write=0,
