@@ -21,13 +21,15 @@ from know_cli.checkpoints.output_checks import is_taken
 from know_cli.errors import OutputError
 from know_cli.files import output_errors, sync_folder, write_at
 from know_cli.files.folders import open_to_write
-from know_cli.files.small import reserve
+from know_cli.files.small import reserve, start_flushing
 from know_cli.files.temporary import Temporary, join_temporary, reopen_to_write
 
 if TYPE_CHECKING:
     pass
 
 _STAMPS = 1 << 31  # seconds; fits every file system
+# So many bytes are on their way to the disk while more is computed.
+_FLUSHED_TOGETHER = 16 << 20
 
 
 class Sink(Protocol):
@@ -70,6 +72,7 @@ class _Places:
         self._metadata = dict(metadata)
         self._place: dict[str, tuple[int, TensorInfo]] = {}
         self._descriptors: list[int] = []
+        self._unflushed = 0
 
     def _layouts(self) -> Iterator[tuple[Path, bytes, dict[str, TensorInfo]]]:
         """Yield for each file: its model in the other checkpoint, its header, its tensors."""
@@ -90,6 +93,11 @@ class _Places:
         descriptor, info = self._place[name]
         with output_errors(self.output):
             write_at(descriptor, data, info.begin + offset)
+        # Not exact where threads write at the same time, and need not be.
+        self._unflushed += data.nbytes
+        if self._unflushed >= _FLUSHED_TOGETHER:
+            self._unflushed = 0
+            start_flushing(descriptor)
 
     @property
     def file_bytes(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from know_cli.errors import OutputError
 from know_cli.files.names import temporary_name
 from know_cli.files.naming import give_name
 from know_cli.files.places import destination, open_descriptor_of
+
+# Of sync_file_range(2): begin to write, and wait for nothing.
+_SYNC_FILE_RANGE_WRITE = 2
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -124,6 +129,27 @@ def write_at(descriptor: int, data: memoryview, position: int) -> None:
     while len(view):
         count = os.pwrite(descriptor, view, position)
         position, view = position + count, view[count:]
+
+
+def start_flushing(descriptor: int) -> None:
+    """Have the system write what it holds of a file to disk, where it can be told so, unwaited for.
+
+    It would begin on its own only when much more is there, and flushing would then wait for all.
+    """
+    function = _sync_file_range()
+    if function is not None:
+        function(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _sync_file_range() -> Any:
+    """The C library's function of that name; None where it has none."""
+    try:
+        function = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError, TypeError):
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return function
 
 
 def reserve(descriptor: int, size: int) -> None:
