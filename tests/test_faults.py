@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -491,6 +492,25 @@ def test_a_second_name_of_another_file_is_removed_and_the_file_is_not(tmp_path: 
     assert (tmp_path / "victim").read_text() == "precious"
     assert (tmp_path / "out").read_text() == "new"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_interruption_just_after_the_second_name_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        link(*arguments, **options)
+        raise KeyboardInterrupt
+
+    (tmp_path / "out").write_text("precious")
+    place = Temporary(tmp_path / "out", is_folder=False)
+    monkeypatch.setattr(os, "link", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        place.give_name(replace=True)
+    place.discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_text() == "precious"
 
 
 @pytest.mark.parametrize("is_folder", [False, True])

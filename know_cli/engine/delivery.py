@@ -20,34 +20,15 @@ from know_cli.engine.job import Job
 from know_cli.engine.journal import Finished
 from know_cli.engine.plan import Batch, Copy, PlannedTensor
 from know_cli.engine.report import Report
-from know_cli.engine.running_statistics import Measured, RunningStatistics, averaged
+from know_cli.engine.running_statistics import RunningStatistics, averaged
 from know_cli.engine.settings import MAX_STEPS
+from know_cli.engine.written import Written
 from know_cli.errors import CheckpointError, quoted
-from know_cli.kinds import Kind
-from know_cli.passes.numbers import Mask, Sums, change_sums
+from know_cli.passes.numbers import Mask, change_sums
 
 _COPY_BYTES = 1 << 20
 # Tensors that a notice names.
 _NAMED = 5
-
-
-@dataclass
-class Written:
-    """What is to be known of a batch that is written, and not taken in yet.
-
-    Attributes:
-        batch: which one.
-        data: what was written, for the journal, in its order.
-        changes: of each stretch its kind and the sums of the last step's change.
-        measured: what rescaling needs to know.
-        facts: counts, and which rows were copied, for the journal, too.
-    """
-
-    batch: Batch
-    data: list[memoryview] = field(default_factory=list)
-    changes: list[tuple[Kind, Sums]] = field(default_factory=list)
-    measured: list[Measured] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,7 +65,14 @@ class Delivery:
 
     # ------------------------------------------------------------------ what is predicted
 
-    def write(self, batch: Batch, buffer: Buffer, truncation: float | None = None) -> Written:
+    def write(
+        self,
+        batch: Batch,
+        buffer: Buffer,
+        truncation: float | None = None,
+        *,
+        is_next: bool = False,
+    ) -> Written:
         """Write a predicted batch to every output; safe to call from several threads.
 
         Args:
@@ -92,6 +80,8 @@ class Delivery:
             buffer: where its predictions are; it is needed until :meth:`account` has returned.
             truncation: the relative error of what does not fit into its tensors, if it is a group
                 of which not all may.
+            is_next: whether all batches before it are accounted for, so that nothing needs to be
+                kept for the journal.
 
         Returns:
             What is to be known of it, for :meth:`account`.
@@ -115,7 +105,9 @@ class Delivery:
                     replaced.update(_counts(stretch, where))
                 with self.report.timed("writing"):
                     write_stretch(sink, stretch, values)
-                if self.job.journal is not None:
+                if self.job.journal is not None and is_next:
+                    self.job.journal.add(as_bytes(values))
+                elif self.job.journal is not None:
                     written.data.append(as_bytes(values))
                 copied = buffer.copied[stretch.rows] if rows else None
                 self._observe(written, step, stretch, casting.before, values, copied)

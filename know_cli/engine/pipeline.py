@@ -213,7 +213,7 @@ class Pipeline:
                 for step in range(self._steps):
                     for start, count in chunks(0, batch.rows):
                         buffer.keep_finite(size, step, slice(start, start + count))
-        self._delivery.account(self._delivery.write(batch, buffer, truncation))
+        self._delivery.account(self._delivery.write(batch, buffer, truncation, is_next=True))
 
     # ------------------------------------------------------------------ reading
 

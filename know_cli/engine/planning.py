@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from know_cli.checkpoints import Trajectory
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.checkpoints.reading import CHUNK_ROWS
 from know_cli.engine.movements import Movements
 from know_cli.engine.plan import Action, Copy, Group, Plan, PlannedTensor, Stream
 from know_cli.engine.predictor import Predictors, TensorPredictor
@@ -90,6 +89,7 @@ def make_plan(
     workers = workers_of(settings, predictors)
     # In a pass of several jobs, what is read is divided from two windows beside their batches.
     row_bytes = (workers + bool(beside)) * _history_bytes(len(trajectory), settings.steps)
+    row_bytes += workers * 8 * settings.steps  # cast, until it is its turn to be noted in a journal
     if predictors.pinned:
         row_bytes *= 2  # torch takes page-locked memory in powers of two
     doubles = frozenset(
@@ -100,7 +100,7 @@ def make_plan(
     )
     fixed, stretch_rows = workers * predictors.rows.thread_bytes, _BATCH_ROWS
     if predictors.on_devices or doubles:
-        stretch_rows = CHUNK_ROWS
+        stretch_rows = _FEW_ROWS
         fixed += workers * _STRETCH_BYTES * stretch_rows
     else:
         row_bytes += workers * _STRETCH_BYTES  # a stretch may be all of a batch
@@ -224,6 +224,8 @@ _DEVICE_BATCH_ROWS = 1 << 20
 #: A short stream is cut into so many, however many threads there are, so that all have some.
 _FEWEST_BATCHES = 32
 
+#: Rows of a stretch where it is not to be as long as a batch.
+_FEW_ROWS = 1 << 14
 # A row of a stretch on its way: compared, cast, summed in float64.
 _STRETCH_BYTES = 64
 
@@ -231,13 +233,12 @@ _STRETCH_BYTES = 64
 def _double_bytes(checkpoints: int, rows: int, predictors: Predictors) -> int:
     # A window in float64 and, beside it, Θ0, the change and what is written.
     exact = 0 if predictors.exact is None else predictors.exact.thread_bytes
-    return 8 * (checkpoints + 4) * min(rows, CHUNK_ROWS) + exact
+    return 8 * (checkpoints + 4) * min(rows, _FEW_ROWS) + exact
 
 
 def _history_bytes(checkpoints: int, steps: int) -> int:
-    # Each row also has a mark for being copied, and per step one for being replaced. What was cast
-    # is kept until it is its turn to be noted in a journal.
-    return 4 * (checkpoints + steps) + 1 + steps + 8 * steps
+    # Each row also has a mark for being copied, and per step one for being replaced.
+    return 4 * (checkpoints + steps) + 1 + steps
 
 
 def _whole_bytes(

@@ -1,4 +1,4 @@
-"""Executes a job: reads ahead, computes in worker threads, writes as it goes."""
+"""Executes a job: what is predicted in worker threads, what is copied, and what comes last."""
 
 from __future__ import annotations
 

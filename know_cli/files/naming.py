@@ -88,17 +88,18 @@ def _replace(descriptor: int, temporary: Path, name: Path) -> None:
     try:
         with suppress(FileNotFoundError):
             second.unlink()  # of a run that was killed in here
-        link_descriptor(descriptor, second)
-    except OSError as error:
-        if error.errno in _FINAL:
-            raise
-        os.replace(temporary, name)  # noqa: PTH105  tests count the calls of os
-        return
-    try:
+        try:
+            link_descriptor(descriptor, second)
+        except OSError as error:
+            if error.errno in _FINAL:
+                raise
+            os.replace(temporary, name)  # noqa: PTH105  tests count the calls of os
+            return
         temporary.unlink(missing_ok=True)
         os.replace(second, name)  # noqa: PTH105
-    except BaseException:
-        second.unlink(missing_ok=True)
+    except BaseException:  # also an interruption just after the link was made
+        if is_same(second, os.fstat(descriptor)):
+            second.unlink(missing_ok=True)
         raise
 
 

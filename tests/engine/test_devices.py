@@ -478,7 +478,7 @@ def test_several_devices_write_the_bytes_of_one(
                     inputs.bundle_of(Bundle), inputs.steps, number, [], pool
                 ),
                 paths, bundle_path, tmp_path / "out", monkeypatch, steps=steps,
-                max_memory=chance.randint(7, 20) << 20, allow_nonfinite=True,
+                max_memory=chance.randint(4, 20) << 20, allow_nonfinite=True,
             )  # fmt: skip
         contents.add((tmp_path / "out").read_bytes())
     assert len(contents) == 1
@@ -516,7 +516,7 @@ def test_page_locked_memory_counts_twice(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Torch takes it in powers of two, so that it may be nearly twice what was asked for."""
-    rows, memory = {}, 7_000_000
+    rows, memory = {}, 5_000_000
     for overlaps in (False, True):
 
         def predictors(inputs: Inputs, overlaps: bool = overlaps) -> Predictors:

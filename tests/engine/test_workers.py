@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from know_cli.engine.delivery import Delivery, Written
+from know_cli.engine.delivery import Delivery
 from know_cli.engine.pipeline import Pipeline
 from know_cli.engine.plan import Batch
 from know_cli.engine.settings import Settings
+from know_cli.engine.written import Written
 from know_cli.errors import CheckpointError
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
