@@ -181,8 +181,9 @@ def _averages(results: Mapping[str, Any]) -> Iterator[Section]:
         yield Section(
             "The mean of five folders",
             (
-                "A language model of Llama's form in bfloat16, five folders in the page cache: "
-                "each command from its start to its end, with the start of Python and torch. "
+                "A language model of Llama's form in bfloat16, five folders that are read "
+                "into the page cache before each: every command from its start to its end, with "
+                "the start of Python and torch. "
                 "mergekit is there if it was installed (extra `bench`).",
             ),
             ("", "parameters", "seconds", f"/ {COPY}", "most memory, MiB"),

@@ -33,16 +33,29 @@ class Times:
 
 
 def take_turns(
-    functions: Mapping[str, Callable[[], object]], rounds: int, *, warm_up: bool = True
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warm_up: bool = True,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, Times]:
-    """Call all functions in turn, ``rounds`` times, after one call of each to warm up."""
+    """Call all functions in turn, ``rounds`` times, after one call of each to warm up.
+
+    Args:
+        functions: by name.
+        rounds: how often each is timed.
+        warm_up: whether each is called once before.
+        before: called before each of them, and not timed.
+    """
     if warm_up:
         for function in functions.values():
+            before()
             function()
     wall: dict[str, list[float]] = {name: [] for name in functions}
     processor: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
+            before()
             began, began_processor = time.perf_counter(), time.process_time()
             function()
             processor[name].append(time.process_time() - began_processor)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
-from know_cli.cli.options import force_option, parse_named, quiet_option, usable_cores
+from know_cli.cli.options import (
+    force_option,
+    parse_named,
+    parse_shard,
+    quiet_option,
+    usable_cores,
+)
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
 from know_cli.errors import UsageError
@@ -24,7 +28,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from know_cli.evaluation.starts import Outcome
-    from know_cli.evaluation.suite import Request
 
 EPILOG = "\n\n".join(
     (
@@ -177,6 +180,15 @@ def evaluate(
             help="Trials to run at the same time, with one thread each.",
         ),
     ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            show_default="all",
+            help="Run every N-th trial, from the I-th on, for N machines or array jobs that share "
+            "FOLDER. When all are done, the same command without it collects what they found.",
+        ),
+    ] = "1/1",
     data_folder: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Where the data sets' files are, FOLDER/NAME each."),
@@ -188,6 +200,12 @@ def evaluate(
             help="Keep checkpoints, so that methods can be added later without training again.",
         ),
     ] = True,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show which trials there are and what they cost, and compute nothing."
+        ),
+    ] = False,
     force: Annotated[bool, force_option()] = False,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
@@ -220,6 +238,9 @@ def evaluate(
     )
 
     talk = Output(quiet, aside=takes_stdout(table))
+    part = parse_shard(shard)
+    if part[1] > 1 and table is not None:
+        raise UsageError("--table: a shard has only some of the results; leave it out, or --shard")
     bundles = parse_named(bundle or [], "--bundle", "PATH")
     if table is not None:
         check_report_path(table, [], "--table", force=force)
@@ -238,6 +259,8 @@ def evaluate(
             "length": length,
             "data_folder": data_folder,
             "processes": processes or usable_cores(),
+            "shard": part,
+            "dry_run": dry_run,
             "table": table,
             "force": force,
         }
@@ -263,6 +286,8 @@ def evaluate(
             suite=suite.value,
             data_folder=data_folder,
             processes=processes or usable_cores(),
+            shard=part,
+            dry_run=dry_run,
             table=table,
             force=force,
         )
@@ -274,6 +299,9 @@ def evaluate(
         raise UsageError("--measure is for --trajectory run")
     if length != 1:
         raise UsageError("--length is for --trajectory run and branches")
+    from know_cli.cli.eval_plan import show_plan
+    from know_cli.cli.eval_progress import display
+    from know_cli.cli.eval_results import shard_is_done
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.markdown import to_markdown
@@ -303,6 +331,7 @@ def evaluate(
         ),
         data_folder=data_folder,
         processes=processes or usable_cores(),
+        shard=part,
     )
     for words in running.check_methods(request):
         talk.notice(f"{words}, left out")
@@ -314,12 +343,17 @@ def evaluate(
     not_run = running.not_asked_for(request) | not_run
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
+    if dry_run:
+        show_plan(talk, request, "forgetting")
+        return
 
     outcomes: list[Outcome] = []
-    with _display(talk, request) as report:
+    with display(talk, request) as report:
         for outcome in running.evaluate(request):
             outcomes.append(outcome)
             report(outcome)
+    if shard_is_done(talk, part):
+        return
     content = of_results.to_json(request, outcomes, not_run)
     write_text(output / RESULTS, json_text(content, indent=1), replace=replaces)
     if table is not None:
@@ -329,67 +363,6 @@ def evaluate(
     talk.show("", f"wrote {output / RESULTS}")
     if table is not None:
         talk.show(f"wrote {'the tables' if talk.aside else table}")
-
-
-@contextmanager
-def _display(talk: Output, request: Request) -> Iterator[Callable[[Outcome], None]]:
-    """A live table on a terminal, one line per trial elsewhere."""
-    done: dict[str, list[Outcome]] = {task.name: [] for task in request.tasks}
-
-    def count(outcome: Outcome) -> None:
-        done[outcome.task].append(outcome)
-
-    if talk.quiet or not sys.stderr.isatty():
-
-        def report(outcome: Outcome) -> None:
-            count(outcome)
-            talk.notice(_line(outcome, sum(map(len, done.values())), request))
-
-        yield report
-        return
-    from rich.live import Live
-
-    with Live(_progress(done, request), console=talk.console(stderr=True), transient=True) as live:
-
-        def show(outcome: Outcome) -> None:
-            count(outcome)
-            live.update(_progress(done, request))
-
-        yield show
-
-
-def _line(outcome: Outcome, done: int, request: Request) -> str:
-    work = f"{outcome.computed} results computed" if outcome.computed else "all there already"
-    return (
-        f"{outcome.task}, seed {outcome.seed}: {work}, {outcome.seconds:.0f} s of processor time; "
-        f"{done} of {len(request.tasks) * request.seeds}"
-    )
-
-
-def _progress(done: Mapping[str, list[Outcome]], request: Request) -> Table:
-    from know_cli.cli.tables import new_table
-    from know_cli.evaluation.anchors import NAIVE, ORACLE, SCRATCH
-
-    table = new_table("task", "seeds", SCRATCH, NAIVE, ORACLE, "seconds per seed")
-    for name, outcomes in done.items():
-        cells = ["-"] * 4
-        if outcomes:
-            cells = [f"{_mean(outcomes, start):.3f}" for start in (SCRATCH, NAIVE, ORACLE)]
-            cells.append(f"{sum(o.seconds for o in outcomes) / len(outcomes):.0f}")
-        table.add_row(name, f"{len(outcomes)} of {request.seeds}", *cells)
-    return table
-
-
-def _mean(outcomes: list[Outcome], method: str) -> float:
-    """An anchor's mean so far, over seeds and cells."""
-    values = [
-        value
-        for outcome in outcomes
-        for start, cells in outcome.values.items()
-        if start.method == method
-        for value in cells.values()
-    ]
-    return sum(values) / len(values)
 
 
 def _task_table(task: Mapping[str, Any]) -> Table:

@@ -26,6 +26,8 @@ def evaluate_branches(
     length: float,
     data_folder: Path | None,
     processes: int,
+    shard: tuple[int, int],
+    dry_run: bool,
     table: Path | None,
     force: bool,
 ) -> None:
@@ -40,17 +42,21 @@ def evaluate_branches(
         length: of the runs, as a multiple of each task's own.
         data_folder: where the data sets' files are.
         processes: trials at the same time.
+        shard: (i, n): the trials i, i + n, i + 2n, … are run.
+        dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
         force: whether a page that exists is replaced.
 
     Raises:
         KnowError: a task or data set is missing, or a file cannot be written.
     """
-    from know_cli.cli.eval_results import gather, publish
+    from know_cli.cli.eval_plan import show_plan
+    from know_cli.cli.eval_results import gather, publish, shard_is_done
     from know_cli.cli.report_file import is_own_result
     from know_cli.evaluation.branches import suite as running
     from know_cli.evaluation.branches.markdown import to_markdown
     from know_cli.evaluation.branches.plan import find_branch_tasks
+    from know_cli.evaluation.jobs import jobs
     from know_cli.evaluation.suite import SUITES
 
     replaces = is_own_result(folder / RESULTS)
@@ -65,11 +71,17 @@ def evaluate_branches(
         length=length,
         data_folder=data_folder,
         processes=processes,
+        shard=shard,
     )
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
-    total = len(request.tasks) * request.seeds
+    if dry_run:
+        show_plan(talk, request, "branches")
+        return
+    total = len(jobs(request))
     outcomes = gather(talk, running.evaluate(request), total)
+    if shard_is_done(talk, shard):
+        return
     content = running.to_json(request, outcomes, not_run)
     publish(
         talk, content, folder / RESULTS, to_markdown, _task_table, table,

@@ -53,6 +53,8 @@ def evaluate_release(
     suite: str,
     data_folder: Path | None,
     processes: int,
+    shard: tuple[int, int],
+    dry_run: bool,
     table: Path | None,
     force: bool,
 ) -> None:
@@ -71,14 +73,18 @@ def evaluate_release(
         suite: its name.
         data_folder: where the data sets' files are.
         processes: trials at the same time.
+        shard: (i, n): the trials i, i + n, i + 2n, … are run.
+        dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
         force: whether a page that exists is replaced.
 
     Raises:
         KnowError: a task, a start, a bundle or a data set is missing, or a file cannot be written.
     """
-    from know_cli.cli.eval_results import gather, publish
+    from know_cli.cli.eval_plan import show_plan
+    from know_cli.cli.eval_results import gather, publish, shard_is_done
     from know_cli.cli.report_file import is_own_result
+    from know_cli.evaluation.jobs import jobs
     from know_cli.evaluation.release import suite as running
     from know_cli.evaluation.release.markdown import to_markdown
     from know_cli.evaluation.release.plan import check_methods, find_release_tasks
@@ -108,22 +114,32 @@ def evaluate_release(
         bundles=bundles,
         data_folder=data_folder,
         processes=processes,
+        shard=shard,
     )
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
+    if dry_run:
+        show_plan(talk, request, "release")
+        return
 
     def kept() -> Iterator[ReleaseOutcome]:
         nonlocal replaces
         outcomes: list[ReleaseOutcome] = []
         for outcome in running.evaluate(request):
             outcomes.append(outcome)
+            if shard[1] > 1:  # other shards would write the same file
+                yield outcome
+                continue
             content = to_json(request, outcomes, not_run)
             write_text(path, json_text(content, indent=1), replace=replaces)
             replaces = True
             yield outcome
 
-    total = len(request.tasks) * request.seeds
-    content = to_json(request, gather(talk, kept(), total), not_run)
+    total = len(jobs(request))
+    found = gather(talk, kept(), total)
+    if shard_is_done(talk, shard):
+        return
+    content = to_json(request, found, not_run)
     publish(
         talk, content, path, to_markdown, _task_table, table, replaces=replaces, force=force
     )  # fmt: skip

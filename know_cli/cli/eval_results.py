@@ -42,6 +42,17 @@ def gather(talk: Output, outcomes: Iterable[Found], total: int) -> list[Found]:
     return found
 
 
+def shard_is_done(talk: Output, shard: tuple[int, int]) -> bool:
+    """Whether only a part of the trials was run, which is told."""
+    index, count = shard
+    if count > 1:
+        talk.show(
+            f"shard {index + 1} of {count} is done; when all are, the same command without "
+            "--shard collects their results"
+        )
+    return count > 1
+
+
 def publish(
     talk: Output,
     content: Mapping[str, Any],

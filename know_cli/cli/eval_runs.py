@@ -55,6 +55,8 @@ def evaluate_runs(
     length: float,
     data_folder: Path | None,
     processes: int,
+    shard: tuple[int, int],
+    dry_run: bool,
     table: Path | None,
     force: bool,
 ) -> None:
@@ -70,15 +72,19 @@ def evaluate_runs(
         length: of the runs, as a multiple of each task's own.
         data_folder: where the data sets' files are.
         processes: trials at the same time.
+        shard: (i, n): the trials i, i + n, i + 2n, … are run.
+        dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
         force: whether a page that exists is replaced.
 
     Raises:
         KnowError: a task or data set is missing, or a file cannot be written.
     """
-    from know_cli.cli.eval_results import gather, publish
+    from know_cli.cli.eval_plan import show_plan
+    from know_cli.cli.eval_results import gather, publish, shard_is_done
     from know_cli.cli.report_file import is_own_result
     from know_cli.evaluation import suite as running
+    from know_cli.evaluation.jobs import jobs
     from know_cli.evaluation.runs import results as of_results
     from know_cli.evaluation.runs.markdown import to_markdown
     from know_cli.evaluation.runs.suite import evaluate
@@ -93,6 +99,7 @@ def evaluate_runs(
         wanted=Wanted(()),
         data_folder=data_folder,
         processes=processes,
+        shard=shard,
     )
     not_run = running.not_here(request)
     request = running.without(request, not_run)
@@ -100,8 +107,13 @@ def evaluate_runs(
         talk.notice(f"{name}: not run here, {reason}")
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
-    total = len(request.tasks) * request.seeds
+    if dry_run:
+        show_plan(talk, request, "run")
+        return
+    total = len(jobs(request))
     outcomes = gather(talk, evaluate(request, measures, length), total)
+    if shard_is_done(talk, shard):
+        return
     content = of_results.to_json(request, outcomes, not_run, length)
     if not content["tasks"]:
         raise UsageError(f"{folder}: has no run yet; measure pretraining first")

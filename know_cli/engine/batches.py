@@ -23,25 +23,43 @@ class Buffer:
         history: ``[S + steps, rows]`` float32: the window, most-forgotten first, then the steps.
         copied: ``[rows]`` bool, where an input is not finite and Θ0's value is taken.
         replaced: ``[steps, rows]`` bool, where a prediction is not finite and Θ0's value is.
+        halves: ``[S + steps, rows]``, the same in 16 bits, as devices get and give what is stored
+            so; None where there are no devices.
+        stored: the type of 16 bits that all of the window is stored in; None where it is not.
         is_marked: whether any row may be marked as either, which is rare.
     """
 
     history: Tensor
     copied: Tensor
     replaced: Tensor
+    halves: Tensor | None = None
+    stored: torch.dtype | None = None
     is_marked: bool = False
 
     @staticmethod
-    def new(checkpoints: int, steps: int, rows: int, pinned: bool = False) -> Buffer:
+    def new(
+        checkpoints: int, steps: int, rows: int, *, on_devices: bool = False, pinned: bool = False
+    ) -> Buffer:
         """Room for batches of up to ``rows`` rows; ``pinned`` is page-locked, for devices."""
+        halves = None
+        if on_devices:
+            halves = torch.empty(checkpoints + steps, rows, dtype=torch.float16, pin_memory=pinned)
         return Buffer(
             torch.empty(checkpoints + steps, rows, pin_memory=pinned),
             torch.zeros(rows, dtype=torch.bool),
             torch.zeros(steps, rows, dtype=torch.bool),
+            halves,
         )
 
+    def as_stored(self) -> Tensor | None:
+        """``[S + steps, rows]`` of 16 bits, where the whole window is there in its own type."""
+        if self.halves is None or self.stored is None or self.is_marked:
+            return None
+        return self.halves.view(self.stored)
+
     def clear(self) -> None:
-        """Take away all marks, for another batch."""
+        """Take away all that was noted of a batch, for another."""
+        self.stored = None
         if self.is_marked:
             self.copied.zero_()
             self.replaced.zero_()

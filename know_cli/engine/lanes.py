@@ -123,23 +123,37 @@ class Lane:
         self._queue = queue
         self._window = torch.empty(checkpoints, block_rows, device=device)
         self._out = torch.empty(steps, block_rows, device=device)
+        #: For what travels in 16 bits; torch would convert on the CPU what is copied across.
+        self._halves = torch.empty(
+            checkpoints + steps, block_rows, dtype=torch.float16, device=device
+        )
 
     def start(self, block: Block, window: Tensor, out: Tensor) -> None:
         """Begin with a block. Both tensors belong to the lane until :meth:`finish` returns.
 
         Args:
             block: of what kind the rows are, and of which tensors.
-            window: ``[S, rows]`` float32 on the CPU, most-forgotten first, θ0 last.
-            out: ``[steps, rows]`` float32 on the CPU, receives all steps.
+            window: ``[S, rows]`` on the CPU, most-forgotten first, θ0 last: float32, or one of the
+                types of 16 bits, which is widened on the device.
+            out: ``[steps, rows]`` on the CPU, of the same type, receives all steps, rounded.
         """
-        rows = window.shape[1]
+        rows, size = window.shape[1], len(window)
+        own, own_out = self._window[:, :rows], self._out[:, :rows]
+        arriving, leaving = own, own_out
+        if window.dtype != torch.float32:
+            halves = self._halves.view(window.dtype)[:, :rows]
+            arriving, leaving = halves[:size], halves[size:]
         with self._queue.filling():
             # Row by row, since only what lies together is copied without a stop on the way.
-            for to, values in zip(self._window, window, strict=True):
-                to[:rows].copy_(values, non_blocking=self.overlaps)
-            self._kernels[block.kind].predict(block, self._window[:, :rows], self._out[:, :rows])
-            for to, values in zip(out, self._out, strict=True):
-                to.copy_(values[:rows], non_blocking=self.overlaps)
+            for to, values in zip(arriving, window, strict=True):
+                to.copy_(values, non_blocking=self.overlaps)
+            if arriving is not own:
+                own.copy_(arriving)
+            self._kernels[block.kind].predict(block, own, own_out)
+            if leaving is not own_out:
+                leaving.copy_(own_out)
+            for to, values in zip(out, leaving, strict=True):
+                to.copy_(values, non_blocking=self.overlaps)
 
     def finish(self) -> None:
         """Return when the block is done, and its predictions are on the CPU."""
@@ -181,8 +195,8 @@ class DevicePredictor:
 
         Args:
             batch: whose rows these are.
-            history: ``[S + steps, rows]`` float32 on the CPU: the window, most-forgotten first,
-                θ0 at S − 1, then what receives the predictions.
+            history: ``[S + steps, rows]`` on the CPU, float32 or of 16 bits: the window,
+                most-forgotten first, θ0 at S − 1, then what receives the predictions.
 
         Yields:
             The rows of each block that is done, in order.

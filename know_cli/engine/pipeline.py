@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints.dtypes import torch_dtype
-from know_cli.checkpoints.reading import chunks, read_float32
+from know_cli.checkpoints.reading import as_bytes, chunks, read_float32
 from know_cli.engine.batches import Buffer
 from know_cli.engine.delivery import Delivery, can_be_of
 from know_cli.engine.job import Job
@@ -76,9 +76,16 @@ class Pipeline:
         self._drops_cached = job.drops_cached
         self._count = workers_of(job.settings, job.predictors)
         self._free: SimpleQueue[Buffer] = SimpleQueue()
-        rows, pinned = job.plan.batch_rows, job.predictors.pinned
         for _ in range(self._count):
-            self._free.put(Buffer.new(self._checkpoints, self._steps, rows, pinned))
+            self._free.put(
+                Buffer.new(
+                    self._checkpoints,
+                    self._steps,
+                    job.plan.batch_rows,
+                    on_devices=job.predictors.on_devices,
+                    pinned=job.predictors.pinned,
+                )
+            )
         self._started = deque[Future[None]]()
         self._last: Future[None] | None = None
         # Of devices: one batch at a time, while others are read and written.
@@ -164,10 +171,21 @@ class Pipeline:
             self._compute_blocks(batch, buffer, predictor)
 
     def _compute_on_devices(self, batch: Batch, buffer: Buffer, predictor: DevicePredictor) -> None:
-        with closing(predictor.predict(batch, buffer.history[:, : batch.rows])) as blocks:
+        size, history = self._checkpoints, buffer.history[:, : batch.rows]
+        stored = buffer.as_stored()
+        if stored is not None:
+            stored, finite = stored[:, : batch.rows], True
+            with closing(predictor.predict(batch, stored)) as blocks:
+                for rows in blocks:
+                    history[size:, rows] = stored[size:, rows].float()
+                    finite &= all(all_finite(out[rows]) for out in history[size:])
+            if finite:
+                return
+            # Whether float32 would have held what is not finite, only float32 can tell.
+        with closing(predictor.predict(batch, history)) as blocks:
             for rows in blocks:
                 for step in range(self._steps):
-                    buffer.keep_finite(self._checkpoints, step, rows)
+                    buffer.keep_finite(size, step, rows)
 
     def _compute_blocks(self, batch: Batch, buffer: Buffer, predictor: Predictor) -> None:
         size = self._checkpoints
@@ -230,12 +248,20 @@ class Pipeline:
         trajectory, size = self._job.trajectory, self._checkpoints
         with self._delivery.report.timed("reading"):
             buffer.clear()
+            if buffer.halves is not None:
+                buffer.stored = self._stored_in(batch)
+            stored = buffer.as_stored()
             finite = True
             for segment in batch.segments:
                 entries, rows = trajectory.entries(segment.tensor.name), segment.rows
                 for k, checkpoint in enumerate(trajectory.checkpoints):
                     out = buffer.history[size - 1 - k, rows]
-                    finite &= read_float32(checkpoint, entries[k], segment.start, out)
+                    if stored is None:
+                        finite &= read_float32(checkpoint, entries[k], segment.start, out)
+                    else:
+                        halves = stored[size - 1 - k, rows]
+                        checkpoint.read_into(entries[k], 2 * segment.start, as_bytes(halves))
+                        finite &= all_finite(out.copy_(halves))
                     if self._drops_cached:
                         nbytes = torch_dtype(entries[k].dtype).itemsize
                         checkpoint.drop_cached(
@@ -244,6 +270,13 @@ class Pipeline:
             if not finite:
                 self._mark_nonfinite(batch, buffer)
         return batch
+
+    def _stored_in(self, batch: Batch) -> torch.dtype | None:
+        """The type of 16 bits that all of a batch has in all checkpoints; None for others."""
+        names = {segment.tensor.name for segment in batch.segments}
+        found = {entry.dtype for name in names for entry in self._job.trajectory.entries(name)}
+        dtype = torch_dtype(found.pop())
+        return dtype if not found and dtype.itemsize == 2 else None
 
     def _mark_nonfinite(self, batch: Batch, buffer: Buffer) -> None:
         """Refuse values that are not finite, or mark and blank out their rows."""

@@ -89,6 +89,8 @@ def make_plan(
     workers = workers_of(settings, predictors)
     # In a pass of several jobs, what is read is divided from two windows beside their batches.
     row_bytes = (workers + bool(beside)) * _history_bytes(len(trajectory), settings.steps)
+    if predictors.on_devices:  # the same once more, in 16 bits
+        row_bytes += workers * 2 * (len(trajectory) + settings.steps)
     row_bytes += workers * 8 * settings.steps  # cast, until it is its turn to be noted in a journal
     if predictors.pinned:
         row_bytes *= 2  # torch takes page-locked memory in powers of two

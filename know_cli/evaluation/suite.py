@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from know_cli.errors import UsageError
+from know_cli.evaluation import jobs
 from know_cli.evaluation.chosen import choose_starts
 from know_cli.evaluation.starts import Outcome, Wanted
 from know_cli.evaluation.tasks import TASKS, Task
@@ -14,7 +15,6 @@ from know_cli.evaluation.trial import Trial
 from know_cli.evaluation.variants import is_available
 from know_cli.files import make_folder
 from know_cli.lab.data import available
-from know_cli.lab.processes import in_processes
 
 #: Number of seeds of each suite; every suite has all tasks.
 SUITES = {"small": 3, "full": 10}
@@ -33,6 +33,7 @@ class Request:
         wanted: methods and settings.
         data_folder: where the data sets' files are.
         processes: number of trials at the same time.
+        shard: (i, n): the trials i, i + n, i + 2n, … are run.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class Request:
     wanted: Wanted
     data_folder: Path | None = None
     processes: int = 1
+    shard: tuple[int, int] = (0, 1)
 
     @property
     def work(self) -> Path:
@@ -121,15 +123,7 @@ def evaluate(request: Request) -> Iterator[Outcome]:
         OutputError: the folder cannot be written, or a process was killed.
     """
     make_folder(request.work)
-    # All tasks with one seed before the next seed, so that early results cover every task.
-    jobs = [(task, seed) for seed in range(request.seeds) for task in request.tasks]
-    if request.processes == 1 or len(jobs) == 1:
-        for task, seed in jobs:
-            yield _run(request, task, seed)
-        return
-    yield from in_processes(
-        _run, [(request, *job) for job in jobs], request.processes, request.folder
-    )
+    yield from jobs.run(_run, request)
 
 
 def _run(request: Request, task: Task, seed: int) -> Outcome:

@@ -72,6 +72,9 @@ def test_functions_take_turns_after_a_call_to_warm_up() -> None:
     def called(name: str) -> Callable[[], None]:
         return lambda: calls.append(name)
 
+    take_turns({"a": called("a"), "b": called("b")}, 1, before=called("-"))
+    assert "".join(calls) == "-a-b-a-b"
+    calls.clear()
     times = take_turns({"a": called("a"), "b": called("b")}, 3)
     assert "".join(calls) == "abababab"
     assert all(len(of.wall) == len(of.processor) == 3 for of in times.values())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from know_cli.engine.devices import choose_devices
-from know_cli.engine.lanes import CudaQueue, DevicePredictor, Lane
+from know_cli.engine.lanes import CudaQueue, DevicePredictor, Direct, Lane
 from know_cli.engine.plan import Block
 from know_cli.engine.predictor import Predictors
 from know_cli.engine.settings import Settings
@@ -409,6 +409,21 @@ def test_all_that_a_lane_does_goes_into_its_queue() -> None:
     assert DevicePredictor([lane], 3, "torch").pinned
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_lane_widens_and_rounds_16_bits(dtype: torch.dtype) -> None:
+    class Third:
+        def predict(self, block: Block, history: Tensor, out: Tensor) -> None:
+            assert history.dtype == out.dtype == torch.float32
+            out.copy_(history[2:] / 3)
+
+    lane = Lane(dict.fromkeys(Kind, Third()), 3, 1, 6, CPU, Direct())
+    window = torch.arange(12).reshape(3, 4).to(dtype)
+    out = torch.empty(1, 4, dtype=dtype)
+    lane.start(block_of(Kind.FC, 4), window, out)
+    lane.finish()
+    assert torch.equal(out, (window[2:].float() / 3).to(dtype))
+
+
 def test_a_cuda_queue_is_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against a torch that has none, so that this much of it is tried."""
     log: list[str] = []
@@ -494,6 +509,56 @@ def test_several_devices_write_the_bytes_of_one(
     assert (tmp_path / "own").read_bytes() in contents
 
 
+@pytest.mark.parametrize("case", ["bfloat16", "float16", "overflow", "not finite", "another type"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_is_stored_in_16_bits_travels_so(
+    case: str, steps: int, tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bytes of float32, also where a prediction does not fit into 16 bits."""
+    dtype = torch.bfloat16 if case == "bfloat16" else torch.float16
+    trajectory = [
+        {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in state.items()
+        }
+        for state in states()
+    ]
+    for k, state in enumerate(trajectory):
+        if case == "overflow":  # some predictions go on from what float16 would not hold
+            state["fc.weight"][3] = 60_000 - 9_000 * k
+        if case == "not finite" and k == 2:
+            state["fc.weight"][3, 3] = torch.inf
+        if case == "another type" and k == 2:
+            trajectory[k] = {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+    paths = write_trajectory(tmp_path, trajectory)
+    types: list[torch.dtype] = []
+    start = SlowLane.start
+
+    def recorded(self: SlowLane, block: Block, window: Tensor, out: Tensor) -> None:
+        assert out.dtype == window.dtype
+        types.append(window.dtype)
+        start(self, block, window, out)
+
+    monkeypatch.setattr(SlowLane, "start", recorded)
+    run_on(
+        lambda inputs: slow_lanes(inputs.bundle_of(Bundle), inputs.steps, 2, []),
+        paths, bundle_path, tmp_path / "out", monkeypatch, steps=steps, allow_nonfinite=True,
+    )  # fmt: skip
+    expected = {
+        "bfloat16": {dtype}, "float16": {dtype}, "overflow": {dtype, torch.float32},
+        "not finite": {dtype, torch.float32}, "another type": {torch.float32},
+    }  # fmt: skip
+    assert set(types) == expected[case]
+    monkeypatch.setattr("know_cli.known.torch_kernel.CPU_BLOCK_ROWS", BLOCK)
+    wishes = Settings(steps=steps, allow_nonfinite=True)
+    request = Request(
+        paths, tmp_path / "own", str(bundle_path), wishes, device="cpu", kernel="torch"
+    )
+    with open_prediction(request) as opened:
+        opened.execute()
+    assert (tmp_path / "own").read_bytes() == (tmp_path / "out").read_bytes()
+
+
 @pytest.mark.parametrize("failing", ["start 2", "finish 1"])
 def test_a_device_that_fails_ends_the_run_cleanly(
     failing: str, tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -560,5 +625,5 @@ def test_batches_are_page_locked_where_devices_copy_by_themselves(
     monkeypatch.setattr(torch, "empty", recorded)
     run_on(lanes_of, paths, bundle_path, tmp_path / "out", monkeypatch, steps=2)
     # The longest kind is fc, of 1010 parameters: 11 blocks of 100.
-    assert sizes == [(5 + 2, 11 * BLOCK)] * 3
+    assert sizes == [(5 + 2, 11 * BLOCK)] * 2 * 3  # in 32 bits and in 16
     assert (tmp_path / "out").read_bytes() == expected

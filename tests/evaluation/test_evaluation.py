@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from know_cli.checkpoints import save_checkpoint
@@ -23,6 +26,7 @@ from know_cli.evaluation import trial as protocol
 from know_cli.evaluation import variants as methods
 from know_cli.evaluation.anchors import ANCHORS
 from know_cli.evaluation.hindsight import best_combination
+from know_cli.evaluation.jobs import jobs
 from know_cli.evaluation.markdown import to_markdown
 from know_cli.evaluation.starts import Outcome, Wanted
 from know_cli.evaluation.statistics import Status
@@ -38,6 +42,7 @@ from know_cli.lab.data import DataSet, Samples, glyphs, load
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.data.text import _MODULES
 from tests.support.command import Command, one_line
+from tests.support.costs import TARGET, published
 from tests.support.evaluation import tiny
 
 Values = dict[str, list[float]]
@@ -536,6 +541,9 @@ def test_find_tasks() -> None:
         (("--sessions", "4", "--bundle", f"five={FIVE}"), 2, "cannot read 4 checkpoints"),
         (("--data-folder", "nothing"), 2, "no such folder of data sets"),
         (("--table", "no/r.md"), 4, "mkdir -p no"),
+        (("--shard", "0/2"), 2, "--shard 0/2: write I/N"),
+        (("--shard", "1/2", "--table", "r.md"), 2, "a shard has only some of the results"),
+        (("--regime", "release", "--shard", "x"), 2, "--shard x: write I/N"),
         (("-o", "no/out"), 4, "mkdir -p no"),
     ],
 )  # fmt: skip
@@ -575,6 +583,75 @@ def test_the_command_and_its_second_run(
     again = know(*arguments, cwd=tmp_path)
     assert "text-language-model, seed 0: all there already" in again.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == first
+
+
+def test_shards_share_the_trials_of_one_folder(
+    tmp_path: Path, know: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("eval", "--task", "text-language-model", "--method", "average", "--seeds", "2",
+                 "--budget", "0", "-o", "out", "--processes", "1")  # fmt: skip
+    monkeypatch.setattr(hindsight, "_ITERATIONS", FEW)
+    monkeypatch.setitem(TASKS, "text-language-model", tiny("text-language-model"))
+    done = know(*arguments, "--shard", "2/2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "text-language-model, seed 1: 18 results computed" in done.stderr
+    assert done.stderr.rstrip().endswith("1 of 1")
+    assert "shard 2 of 2 is done" in done.stdout
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["work"]
+    done = know(*arguments, "--shard", "3/3", cwd=tmp_path)  # of two trials
+    assert (done.returncode, done.stderr) == (0, "")
+    done = know(*arguments, cwd=tmp_path)
+    assert "text-language-model, seed 0: 18 results computed" in done.stderr
+    assert "text-language-model, seed 1: all there already" in done.stderr
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["tasks"]["text-language-model"]["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("more", "unknown"),
+    [
+        ((), False), (("--trajectory", "run"), False),
+        (("--regime", "release", "--task", "release-cifar10-resnet-third"), True),
+        (("--trajectory", "branches", "--task", "orders-text-language-model"), False),
+    ],
+)  # fmt: skip
+def test_a_dry_run_tells_what_trials_cost(
+    more: tuple[str, ...],
+    unknown: bool,
+    tmp_path: Path,
+    know: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(running, "available", lambda folder: ["code", "manual", "cifar10"])
+    tasks = () if "--task" in more else ("--task", "text-language-model")
+    done = know("eval", *tasks, *more, "--seeds", "4", "-o", "out", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.iterdir())
+    sort = next((word for word in ("run", "branches") if word in more), "forgetting")
+    seconds = published()[sort]["seconds"]
+    name = (*tasks, *more)[-1 if "--task" in more else 1]
+    expected = "not known" if unknown else f"{4 * seconds[name] / 3600:.2f}"
+    assert next(line.split(maxsplit=2) for line in done.stdout.splitlines() if name in line) == [
+        name,
+        "4",
+        expected,
+    ]
+    assert ("at least" in done.stdout) == unknown
+
+
+def test_what_trials_cost_is_what_was_published() -> None:
+    assert json.loads(TARGET.read_text()) == published()
+
+
+@given(st.integers(0, 9), st.integers(0, 5), st.integers(1, 7))
+def test_every_trial_is_in_one_shard(tasks: int, seeds: int, count: int) -> None:
+    def request(shard: tuple[int, int]) -> running.Request:
+        names = [f"{n}" for n in range(tasks)]
+        return running.Request(Path(), names, seeds, CONTINUATION, shard=shard)  # type: ignore[arg-type]
+
+    parts = [jobs(request((index, count))) for index in range(count)]
+    assert sorted(chain.from_iterable(parts)) == sorted(jobs(request((0, 1))))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 # --- committed results -------------------------------------------------------------------------

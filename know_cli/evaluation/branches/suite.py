@@ -9,13 +9,13 @@ from typing import Any
 
 from know_cli import __version__
 from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.evaluation import jobs
 from know_cli.evaluation.branches import plan
 from know_cli.evaluation.branches.plan import BranchTask
 from know_cli.evaluation.branches.trial import BranchTrial
 from know_cli.evaluation.suite import WORK, lacking
 from know_cli.files import make_folder
 from know_cli.lab.machine import machine
-from know_cli.lab.processes import in_processes
 
 FORMAT = 1
 
@@ -31,6 +31,7 @@ class BranchRequest:
         length: of the runs, as a multiple of each task's own.
         data_folder: where the data sets' files are.
         processes: number of trials at the same time.
+        shard: (i, n): the trials i, i + n, i + 2n, … are run.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class BranchRequest:
     length: float = 1.0
     data_folder: Path | None = None
     processes: int = 1
+    shard: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,7 @@ def evaluate(request: BranchRequest) -> Iterator[BranchOutcome]:
         OutputError: the folder cannot be written, or a process was killed.
     """
     make_folder(request.folder / WORK)
-    jobs = [(request, task, seed) for seed in range(request.seeds) for task in request.tasks]
-    if request.processes == 1 or len(jobs) == 1:
-        yield from (_run(*job) for job in jobs)
-        return
-    yield from in_processes(_run, jobs, request.processes, request.folder)
+    yield from jobs.run(_run, request)
 
 
 def _run(request: BranchRequest, task: BranchTask, seed: int) -> BranchOutcome:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from know_cli.evaluation import jobs
 from know_cli.evaluation.release.plan import ReleaseTask, chosen
 from know_cli.evaluation.release.regime import SHARES
 from know_cli.evaluation.release.trial import ReleaseTrial
 from know_cli.evaluation.suite import WORK, lacking
 from know_cli.files import make_folder
-from know_cli.lab.processes import in_processes
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class ReleaseRequest:
         bundles: paths of further KNOWN bundles, by name.
         data_folder: where the data sets' files are.
         processes: number of trials at the same time.
+        shard: (i, n): the trials i, i + n, i + 2n, … are run.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class ReleaseRequest:
     bundles: Mapping[str, str] = field(default_factory=dict)
     data_folder: Path | None = None
     processes: int = 1
+    shard: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,7 @@ def evaluate(request: ReleaseRequest) -> Iterator[ReleaseOutcome]:
         OutputError: the folder cannot be written, or a process was killed.
     """
     make_folder(request.folder / WORK)
-    jobs = [(request, task, seed) for seed in range(request.seeds) for task in request.tasks]
-    if request.processes == 1 or len(jobs) == 1:
-        yield from (_run(*job) for job in jobs)
-        return
-    yield from in_processes(_run, jobs, request.processes, request.folder)
+    yield from jobs.run(_run, request)
 
 
 def _run(request: ReleaseRequest, task: ReleaseTask, seed: int) -> ReleaseOutcome:

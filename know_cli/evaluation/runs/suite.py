@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from know_cli.evaluation import jobs
 from know_cli.evaluation.runs.measures import RunMeasure
 from know_cli.evaluation.runs.trial import DOWNSTREAM, RunTrial
 from know_cli.evaluation.suite import Request
 from know_cli.evaluation.tasks import Task
 from know_cli.files import make_folder
-from know_cli.lab.processes import in_processes
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,7 @@ def evaluate(
         OutputError: the folder cannot be written, or a process was killed.
     """
     make_folder(request.work)
-    jobs = [(task, seed) for seed in range(request.seeds) for task in request.tasks]
-    if request.processes == 1 or len(jobs) == 1:
-        for task, seed in jobs:
-            yield _run(request, measures, length, task, seed)
-        return
-    yield from in_processes(
-        _run,
-        [(request, measures, length, *job) for job in jobs],
-        request.processes,
-        request.folder,
-    )
+    yield from jobs.run(_run, request, measures, length)
 
 
 def _run(
