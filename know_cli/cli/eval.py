@@ -180,6 +180,13 @@ def evaluate(
             help="Trials to run at the same time, with one thread each.",
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda[:i]|mps|xpu",
+            help="Of the release regime: where networks are trained.",
+        ),
+    ] = "cpu",
     shard: Annotated[
         str,
         typer.Option(
@@ -288,6 +295,7 @@ def evaluate(
             processes=processes or usable_cores(),
             shard=part,
             dry_run=dry_run,
+            device=device,
             table=table,
             force=force,
         )
@@ -295,6 +303,8 @@ def evaluate(
     replaces = is_own_result(output / RESULTS)
     if share:
         raise UsageError("--share is for --regime release")
+    if device != "cpu":
+        raise UsageError("--device is for --regime release")
     if measure:
         raise UsageError("--measure is for --trajectory run")
     if length != 1:

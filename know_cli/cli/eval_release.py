@@ -11,6 +11,7 @@ import typer
 from know_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
     from know_cli.cli.output import Output
@@ -55,6 +56,7 @@ def evaluate_release(
     processes: int,
     shard: tuple[int, int],
     dry_run: bool,
+    device: str,
     table: Path | None,
     force: bool,
 ) -> None:
@@ -74,6 +76,7 @@ def evaluate_release(
         data_folder: where the data sets' files are.
         processes: trials at the same time.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
+        device: where networks are trained.
         dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
         force: whether a page that exists is replaced.
@@ -115,6 +118,7 @@ def evaluate_release(
         data_folder=data_folder,
         processes=processes,
         shard=shard,
+        device=_device(device),
     )
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
@@ -143,6 +147,17 @@ def evaluate_release(
     publish(
         talk, content, path, to_markdown, _task_table, table, replaces=replaces, force=force
     )  # fmt: skip
+
+
+def _device(name: str) -> torch.device:
+    from know_cli.engine.devices import choose_devices
+
+    (device, *others) = choose_devices(name)
+    if others:
+        raise UsageError(
+            f"--device {name}: choose one, such as cuda:0; --shard shares trials between several"
+        )
+    return device
 
 
 def _task_table(task: Mapping[str, Any]) -> Table:

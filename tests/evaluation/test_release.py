@@ -25,6 +25,7 @@ from know_cli.evaluation.release.fine_tuning import (
     LOWEST,
     FineTuning,
     FineTunings,
+    shifted_and_flipped,
     tuned,
 )
 from know_cli.evaluation.release.markdown import to_markdown
@@ -132,7 +133,14 @@ def test_only_batch_norm_and_head_are_trained_first(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Training, "advance", noting)
     recipe = replace(RECIPE, optimiser="sgd", weight_decay=0.1, learning_rate=0.01, epochs=2)
-    tunings = FineTunings(recipe, model, ("head",), problem.cells[0].pool.take(torch.arange(16)), 5)
+    tunings = FineTunings(
+        recipe,
+        model,
+        ("head",),
+        problem.cells[0].pool.take(torch.arange(16)),
+        5,
+        shifted_and_flipped,
+    )
     first = tunings.at(2.0)
     # Two batches at the first phase's rate, then two epochs of two along a cosine.
     half = 0.5**0.5 / 2
@@ -205,7 +213,7 @@ def test_every_session_is_one_epoch_on_a_subset_with_the_moments_kept() -> None:
     assert (found["more-data"].steps, found["more-data"].samples) == (10, 80)
     assert len({float(state.state["conv1.weight"].sum()) for state in found.values()}) == 8
 
-    data = first_data(problem, seed)
+    data = first_data(task, problem, seed)
     subsets = nested_subsets(len(data), 0.5, 5, 0, data.targets.numpy())
     first = Training(problem.build(1), data.inputs, data.targets, batch_size=8, learning_rate=1e-3, seed=2)  # fmt: skip
     first.advance(first.epoch_steps, lambda step: 1.0)
@@ -432,7 +440,7 @@ def test_tasks_are_found_by_pattern() -> None:
     assert [t.name for t in plan.find_release_tasks(["*-sgd", "*cnn"])] == [
         "release-cifar10-cnn", "release-cifar10-resnet-sgd",
     ]  # fmt: skip
-    assert len(plan.find_release_tasks([])) == len(RELEASE_TASKS)
+    assert len(plan.find_release_tasks([])) == len(RELEASE_TASKS) - 1  # without the large one
     sgd = RELEASE_TASKS["release-cifar10-resnet-sgd"]
     assert (sgd.fine_tuning.optimiser, sgd.fine_tuning.weight_decay) == ("sgd", 5e-4)
     with pytest.raises(UsageError, match=r"--bundle continuation=…: is already the name"):
@@ -449,6 +457,10 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, know: Command) ->
         ([*release, "--share", "30"], "--share 30: choose from 25, 50, 100"),
         ([*release, "--task", "*-sgd"], "none of these tasks can run here"),
         ([*release, "--norm", "copy"], "--norm: has no effect with --regime release"),
+        ([*release, "--device", "cuda:99"], "--device cuda:99: torch sees"),
+        ([*release, "--device", "gpu"], "--device gpu: is none of"),
+        (["--device", "cuda"], "--device is for --regime release"),
+        (["--trajectory", "run", "--device", "cuda"], "--device is for --trajectory forgetting"),
         (["--share", "25"], "--share is for --regime release"),
         (["--trajectory", "run", *release], "--regime is for --trajectory forgetting, not for run"),
     ):

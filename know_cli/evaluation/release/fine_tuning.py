@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from know_cli.evaluation.tasks import Examples
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.data import AUGMENTATIONS
+from know_cli.lab.data.augmentations import affine
+from know_cli.lab.fitting import Augmentation
 from know_cli.lab.stepping import Training
 
 #: Factors of the release's rate that every start is fine-tuned at.
@@ -59,6 +61,7 @@ class FineTunings:
         fresh: names of the modules that are fresh.
         examples: images ``[n, C, H, W]`` to train on.
         seed: of order and augmentation, the same at every rate.
+        augmentation: of the images.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class FineTunings:
         fresh: Sequence[str],
         examples: Examples,
         seed: int,
+        augmentation: Augmentation,
     ) -> None:
+        self._augmentation = augmentation
         self._recipe, self._model, self._fresh = recipe, model, tuple(fresh)
         self._examples, self._seed = examples, seed
         self._is_warm = False
@@ -117,14 +122,21 @@ class FineTunings:
             seed=derived_seed(self._seed, stream),
             optimiser=optimiser,
             weight_decay=weight_decay,
-            augmentation=_augmented,
+            augmentation=self._augmentation,
         )
 
 
-def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
+def shifted_and_flipped(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images shifted by up to an eighth of their side, and flipped."""
     every = AUGMENTATIONS["image"]
     return every["flip"](every["shift"](images, generator), generator)
+
+
+#: By the name that a task gives.
+FINE_TUNING_AUGMENTATIONS: Mapping[str, Augmentation] = {
+    "": shifted_and_flipped,
+    "affine": affine,
+}
 
 
 def tuned(score: Callable[[float], float]) -> tuple[float, Mapping[float, float]]:

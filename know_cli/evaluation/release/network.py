@@ -29,6 +29,48 @@ class SmallResNet(Network):
         return seeded(lambda: _construct(shape[0], self.width, classes), seed)
 
 
+@dataclass(frozen=True)
+class ReleaseResNet18(Network):
+    """The release's ResNet18: a 7×7 convolution without a stride, and biases everywhere.
+
+    Attributes:
+        width: channels of its first stage, doubled in each of the three that follow.
+    """
+
+    architecture: str = "release-resnet18"
+    width: int = 64
+
+    def build(self, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+        """The network for images of a shape, with initial weights from a seed."""
+        return seeded(lambda: _construct_18(shape[0], self.width, classes), seed)
+
+
+#: Of each stage the width, as a multiple of the first one's, and the stride.
+_STAGES = ((1, 1), (2, 1), (4, 2), (8, 2))
+
+
+def _construct_18(channels: int, width: int, classes: int) -> nn.Module:
+    block = partial(BasicBlock, activation="relu", norm="batch", bias=True)
+    layers: dict[str, nn.Module] = {
+        "conv1": convolution(channels, width, 7, bias=True),
+        "bn1": nn.BatchNorm2d(width),
+        "act1": nn.ReLU(),
+    }
+    inputs = width
+    for number, (factor, stride) in enumerate(_STAGES, 1):
+        outputs = factor * width
+        first = block(inputs, outputs, stride)
+        if isinstance(first.downsample, nn.Sequential):
+            first.downsample[0] = convolution(inputs, outputs, 1, stride, bias=True)
+        layers[f"layer{number}"] = nn.Sequential(first, block(outputs, outputs, 1))
+        inputs = outputs
+    layers["pool"] = global_pooling("average")
+    layers["head"] = nn.Linear(inputs, classes)
+    model = named(**layers)
+    initialise(model, HE[0])
+    return model
+
+
 def _construct(channels: int, width: int, classes: int) -> nn.Module:
     block = partial(BasicBlock, activation="relu", norm="batch", bias=True)
     model = named(

@@ -41,10 +41,12 @@ class Trained:
     state: Mapping[str, Tensor]
 
 
-def first_data(problem: Problem, seed: int) -> Examples:
-    """D0: a half of the examples that there are, with every class's share."""
+def first_data(task: ReleaseTask, problem: Problem, seed: int) -> Examples:
+    """D0: all examples that there are, or a half of them with every class's share."""
     pool = problem.pool
-    half = nested_subsets(len(pool), RATE, 2, seed, pool.targets.numpy())[1]
+    if task.uses_all:
+        return pool
+    half = nested_subsets(len(pool), RATE, 2, seed, pool.targets.cpu().numpy())[1]
     return pool.take(from_numpy(half))
 
 
@@ -61,13 +63,13 @@ def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Train
     Yields:
         Θ0 (``ckpt0``) and every session (``ckpt1``, …); Θ0 trained on for as many steps as these
         took, at the same rate and with one that falls to 0; and a network with Θ0's initial weights
-        trained for one epoch on all examples.
+        trained for one epoch on all examples, where Θ0 was not.
 
     Raises:
         UsageError: there are too few examples for the sessions.
     """
-    data = first_data(problem, seed)
-    labels = data.targets.numpy()
+    data = first_data(task, problem, seed)
+    labels = data.targets.cpu().numpy()
     subsets = nested_subsets(len(data), task.rate, SESSIONS, derived_seed(seed, _SUBSETS), labels)
 
     def begin(examples: Examples) -> Training:
@@ -94,9 +96,10 @@ def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Train
         longer = anew(first, derived_seed(seed, _LONGER))
         longer.advance(steps, schedule)
         yield _state(name, longer, first.done + steps, len(data))
-    more = begin(problem.pool)
-    more.advance(more.epoch_steps, constant)
-    yield _state(MORE_DATA, more, more.done, len(problem.pool))
+    if not task.uses_all:
+        more = begin(problem.pool)
+        more.advance(more.epoch_steps, constant)
+        yield _state(MORE_DATA, more, more.done, len(problem.pool))
 
 
 def sessions(first: Training, subsets: Sequence[_Indices], seed: int) -> Iterator[Training]:

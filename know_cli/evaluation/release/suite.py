@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from know_cli.evaluation import jobs
 from know_cli.evaluation.release.plan import ReleaseTask, chosen
 from know_cli.evaluation.release.regime import SHARES
-from know_cli.evaluation.release.trial import ReleaseTrial
+from know_cli.evaluation.release.trial import CPU, ReleaseTrial
 from know_cli.evaluation.suite import WORK, lacking
 from know_cli.files import make_folder
 
@@ -28,6 +30,7 @@ class ReleaseRequest:
         bundles: paths of further KNOWN bundles, by name.
         data_folder: where the data sets' files are.
         processes: number of trials at the same time.
+        device: where networks are trained.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
     """
 
@@ -39,6 +42,7 @@ class ReleaseRequest:
     bundles: Mapping[str, str] = field(default_factory=dict)
     data_folder: Path | None = None
     processes: int = 1
+    device: torch.device = CPU
     shard: tuple[int, int] = (0, 1)
 
 
@@ -85,7 +89,7 @@ def evaluate(request: ReleaseRequest) -> Iterator[ReleaseOutcome]:
 
 
 def _run(request: ReleaseRequest, task: ReleaseTask, seed: int) -> ReleaseOutcome:
-    trial = ReleaseTrial(task, seed, request.folder / WORK, request.data_folder)
+    trial = ReleaseTrial(task, seed, request.folder / WORK, request.data_folder, request.device)
     arms = task.arms(request.bundles)
     trial.run(chosen(arms, request.methods), request.shares)
     return ReleaseOutcome(task.name, seed, trial.found(arms, SHARES), trial.computed)

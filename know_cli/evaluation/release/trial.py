@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from know_cli.checkpoints import save_checkpoint
@@ -21,6 +22,7 @@ from know_cli.evaluation import cache
 from know_cli.evaluation.anchors import LAST, NAIVE, SCRATCH
 from know_cli.evaluation.predicted import Predicted
 from know_cli.evaluation.release.fine_tuning import (
+    FINE_TUNING_AUGMENTATIONS,
     FineTunings,
     has_batch_norm,
     refresh,
@@ -38,7 +40,7 @@ from know_cli.evaluation.release.plan import (
 from know_cli.evaluation.release.pretraining import first_data, pretrained
 from know_cli.evaluation.runs.averages import re_estimate
 from know_cli.evaluation.tasks import Cell, Examples
-from know_cli.evaluation.tasks.task import permutation
+from know_cli.evaluation.tasks.task import on_device, permutation
 from know_cli.evaluation.trial import data_key, load
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
 from know_cli.lab.fitting import one_thread
@@ -47,6 +49,7 @@ from know_cli.lab.fitting import one_thread
 PROTOCOL = 1
 # Random streams of one seed.
 _HEAD, _DRAW, _FINE_TUNE = range(95, 98)
+CPU = torch.device("cpu")
 _FILES = {NAIVE: checkpoint_name(0), LAST: checkpoint_name(SESSIONS - 1)}
 
 
@@ -58,9 +61,10 @@ class ReleaseTrial:
         seed: of all random numbers, not negative.
         folder: of all trials, which contains this one's.
         data_folder: where the data sets' files are.
+        device: where networks are trained.
 
     Attributes:
-        problem: the task with its data.
+        problem: the task with its data, on the device.
         folder: of this trial.
         computed: number of trainings, predictions and fine-tunings done so far.
 
@@ -69,11 +73,19 @@ class ReleaseTrial:
     """
 
     def __init__(
-        self, task: ReleaseTask, seed: int, folder: Path, data_folder: Path | None
+        self,
+        task: ReleaseTask,
+        seed: int,
+        folder: Path,
+        data_folder: Path | None,
+        device: torch.device = CPU,
     ) -> None:
         self.task, self.seed = task, seed
-        self.problem = task.base.prepare(seed, data_folder)
-        key = cache.key("release", PROTOCOL, task.definition(), seed, data_key(self.problem))
+        problem = task.base.prepare(seed, data_folder)
+        self.problem = on_device(problem, device)
+        # Other processors round differently.
+        where = [] if device.type == "cpu" else [device.type]
+        key = cache.key("release", PROTOCOL, task.definition(), seed, data_key(problem), *where)
         self.folder = folder / task.name / f"release-{seed:04d}-{key}"
         self.computed = 0
         self._predicted: dict[str, Predicted] = {}
@@ -225,7 +237,7 @@ class ReleaseTrial:
         if arm.norm == FRESH:
             refresh(model)
         elif arm.norm == RE_ESTIMATED:
-            re_estimate(model, first_data(self.problem, self.seed))
+            re_estimate(model, first_data(self.task, self.problem, self.seed))
         return model
 
     # --- downstream ------------------------------------------------------------------------
@@ -257,6 +269,7 @@ class ReleaseTrial:
                         self.problem.fresh,
                         examples,
                         derived_seed(self.seed, _FINE_TUNE),
+                        FINE_TUNING_AUGMENTATIONS[self.task.augmentation],
                     )
                 )
             self.computed += 1

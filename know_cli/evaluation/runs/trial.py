@@ -277,5 +277,5 @@ def falling(first: int, steps: int) -> Schedule:
 
 
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy that training does not change."""
-    return {name: torch.clone(tensor) for name, tensor in state.items()}
+    """A copy in main memory that training does not change."""
+    return {name: torch.clone(tensor).cpu() for name, tensor in state.items()}

@@ -35,6 +35,15 @@ class Reduced(Classification):
         return Examples(nn.functional.avg_pool2d(examples.inputs, self.factor), examples.targets)
 
 
+@dataclass(frozen=True)
+class Whole(Classification):
+    """Classification with all images of data sets that no shipped hyper-model was taught on."""
+
+    def load(self, name: str, data_folder: Path | None) -> tuple[Examples, Examples, int]:
+        """Training and test examples, and the number of classes."""
+        return load_images(name, data_folder, whole=True)
+
+
 TASKS = tuple(
     Reduced(
         name=f"cifar10-classes-{name}",

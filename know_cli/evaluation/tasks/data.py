@@ -31,13 +31,17 @@ def evaluation_part(data: DataSet) -> Samples:
 
 
 @cache
-def load_images(name: str, data_folder: Path | None) -> tuple[Examples, Examples, int]:
+def load_images(
+    name: str, data_folder: Path | None, *, whole: bool = False
+) -> tuple[Examples, Examples, int]:
     """Standardised images of a data set for evaluation.
 
     Args:
         name: of the data set. Of ``digits`` it is the half that meta-training does not use;
             glyphs are newly drawn; for others see :func:`evaluation_part`.
         data_folder: where the data sets' files are.
+        whole: all of a data set from files, also what meta-training may use: for hyper-models that
+            were taught on other data sets, as the shipped ones were.
 
     Returns:
         Training and test examples with inputs ``[n, C, H, W]`` float32, and the number of
@@ -60,7 +64,7 @@ def load_images(name: str, data_folder: Path | None) -> tuple[Examples, Examples
         data = DataSet(name, "image", train, test, int(train.labels.max()) + 1)
     else:
         data = load(name, data_folder)
-        train, test = evaluation_part(data), data.test
+        train, test = data.train if whole else evaluation_part(data), data.test
     first, second = (
         Examples(standardise(samples.inputs, data.mean, data.deviation), samples.labels)
         for samples in (train, test)

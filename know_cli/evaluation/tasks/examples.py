@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -22,6 +23,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def to(self, device: torch.device) -> Examples:
+        """The same examples on a device."""
+        return Examples(self.inputs.to(device), self.targets.to(device))
 
     def take(self, indices: Tensor) -> Examples:
         """The examples with these int64 indices ``[m]``."""

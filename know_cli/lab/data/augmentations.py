@@ -5,6 +5,8 @@ All draw random numbers on the generator's device, so a CPU generator gives the 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -14,6 +16,8 @@ from know_cli.lab.fitting import Augmentation
 UNKNOWN_TOKEN = 0
 _LARGEST_SHIFT = 1 / 8
 _CUT_SIDE = 1 / 3
+_LARGEST_TURN = math.radians(10)
+_LARGEST_AFFINE_SHIFT, _LARGEST_ZOOM = 0.15, 0.3
 _NOISE_DEVIATION = 0.2
 _DROPPED_SHARE = 0.1
 
@@ -52,6 +56,24 @@ def shift(images: Tensor, generator: Generator) -> Tensor:
     rows = rows.view(n, 1, height, 1).expand(n, channels, height, padded.shape[3])
     columns = columns.view(n, 1, 1, width).expand(n, channels, height, width)
     return padded.gather(2, rows).gather(3, columns)
+
+
+def affine(images: Tensor, generator: Generator) -> Tensor:
+    """Turn each image by up to 10°, shift it by up to 0.15 of its sides, and scale these by ±30 %.
+
+    So the authors' release changes images; what comes in from outside is an image's border.
+    """
+    n = len(images)
+    angle, across, down, wide, high = 2 * _uniform((5, n), images, generator) - 1
+    cosine, sine = torch.cos(angle * _LARGEST_TURN), torch.sin(angle * _LARGEST_TURN)
+    wide, high = 1 + _LARGEST_ZOOM * wide, 1 + _LARGEST_ZOOM * high
+    # Positions run from −1 to 1.
+    rows = [
+        torch.stack([wide * cosine, -high * sine, 2 * _LARGEST_AFFINE_SHIFT * across], 1),
+        torch.stack([wide * sine, high * cosine, 2 * _LARGEST_AFFINE_SHIFT * down], 1),
+    ]
+    grid = nn.functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def cutout(images: Tensor, generator: Generator) -> Tensor:
