@@ -67,12 +67,21 @@ def test_it_runs_from_folders_in_the_usual_format(
     monkeypatch.setattr(fine_tuning, "HIGHEST", 1.0)
     monkeypatch.setattr(fine_tuning, "LOWEST", 1.0)
     write_cifar(tmp_path / "data")
+    seen: list[int] = []
+
+    def noted(images: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(len(images))
+        return affine(images, generator)
+
+    monkeypatch.setitem(fine_tuning.FINE_TUNING_AUGMENTATIONS, "affine", noted)  # type: ignore[arg-type]
     task = tiny()
     trial = ReleaseTrial(task, 0, tmp_path / "work", tmp_path / "data")
     arms = chosen(task.arms({}), ["longer", "shrink-0.5", "retrodiction-x8"])
     trial.run(arms, [25, 50])
     found = trial.found(arms, [25, 50])
     trained = found["pretraining"]["trained"]
+    # Θ0, its sessions and twice what they took, then two epochs of every start on 16 and on 32.
+    assert len(seen) == 16 + 2 * 8 + 4 * 2 * (2 + 4)
     assert [trained[f"ckpt{k}"]["samples"] for k in range(5)] == [64, 32, 16, 8, 4]
     assert [trained[f"ckpt{k}"]["steps"] for k in range(5)] == [8, 12, 14, 15, 16]
     assert list(found["cells"]) == ["16 images", "32 images"]
@@ -122,6 +131,8 @@ def test_its_network_has_a_wide_stem_without_stride_and_biases() -> None:
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert len(convolutions) == 1 + 4 * 4 + 3
     assert all(layer.bias is not None for layer in convolutions)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {(layer.eps, layer.momentum) for layer in norms} == {(1e-3, 0.01)}
 
 
 # --- its augmentation --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The network with BatchNorm and biases that the release regime trains."""
+"""The networks with BatchNorm and biases that the release regime trains."""
 
 from __future__ import annotations
 
@@ -68,6 +68,9 @@ def _construct_18(channels: int, width: int, classes: int) -> nn.Module:
     layers["head"] = nn.Linear(inputs, classes)
     model = named(**layers)
     initialise(model, HE[0])
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as Keras has them
+            module.eps, module.momentum = 1e-3, 0.01
     return model
 
 

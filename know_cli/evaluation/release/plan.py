@@ -67,7 +67,8 @@ class ReleaseTask:
         rate: |D(k + 1)| / |D(k)|.
         uses_all: whether D0 is all examples that there are, as in the release, so that none are
             left to train a network on more data.
-        augmentation: of the fine-tuning's images, by name; empty for shifts and flips.
+        augmentation: of all images that are trained on, by name; empty for shifts and flips in the
+            fine-tuning alone.
     """
 
     base: Task

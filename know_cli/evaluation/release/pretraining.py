@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
 from know_cli.evaluation.anchors import LONGER, MORE_DATA
+from know_cli.evaluation.release.fine_tuning import FINE_TUNING_AUGMENTATIONS
 from know_cli.evaluation.release.plan import DECAYED, SESSIONS, ReleaseTask
 from know_cli.evaluation.runs.trial import copied, falling
 from know_cli.evaluation.tasks import Examples, Problem
@@ -72,6 +73,8 @@ def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Train
     labels = data.targets.cpu().numpy()
     subsets = nested_subsets(len(data), task.rate, SESSIONS, derived_seed(seed, _SUBSETS), labels)
 
+    augmentation = FINE_TUNING_AUGMENTATIONS[task.augmentation] if task.augmentation else None
+
     def begin(examples: Examples) -> Training:
         recipe = task.base.recipe
         return Training(
@@ -82,6 +85,7 @@ def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Train
             learning_rate=recipe.learning_rate,
             seed=derived_seed(seed, _FIRST),
             weight_decay=recipe.weight_decay,
+            augmentation=augmentation,
         )
 
     first = begin(data)
