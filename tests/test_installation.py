@@ -102,7 +102,9 @@ def test_the_wheel_has_what_is_needed_and_no_more(wheel: Path) -> None:
     assert not [name for name in names if "test" in name or "__pycache__" in name]
     # Published results are read where they are, in docs/, and not shipped to everybody.
     others = [name for name in names if not name.endswith(".py") and name.startswith("know_cli/")]
-    assert {name.split("/")[1] for name in others} == {"py.typed", "weights", "known", "passes"}
+    assert {name.split("/")[1] for name in others} == {
+        "py.typed", "weights", "known", "passes", "evaluation",
+    }  # fmt: skip
     kernel = {"native_kernel.c", "passes.c"} | (
         {"_native.so"} if trouble_with_native(2) is None else set()
     )

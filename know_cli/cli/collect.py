@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,10 +36,11 @@ EPILOG = "\n\n".join(
 
 
 class CollectedRegime(str, Enum):
-    """Values of ``--regime``: those of :class:`Regime`, and ordinary runs."""
+    """Values of ``--regime``: those of :class:`Regime`, the release's, and ordinary runs."""
 
     CHAIN = Regime.CHAIN.value
     COMMON_START = Regime.COMMON_START.value
+    RELEASE = "release"
     RUN = "run"
 
 
@@ -75,7 +76,8 @@ def collect(
         CollectedRegime | None,
         typer.Option(
             help="Only chains, where each session continues from the previous one, only sessions "
-            "from a common start, or ordinary runs instead.",
+            "from a common start, both as the authors' sample script records them (release), or "
+            "ordinary runs instead.",
             show_default="both of forgettings",
         ),
     ] = None,
@@ -128,6 +130,10 @@ def collect(
     was being trained continues from its last session. Nothing is downloaded: Fashion-MNIST is
     found where Debian's package dataset-fashion-mnist installs it, others in --data-folder.
 
+    With --regime release, seven sessions of one epoch each start from the same fresh weights, at a
+    constant rate, with the release's changes of images: what 'know train --target retrodiction'
+    needs to behave as the release does.
+
     With --regime run, networks are trained once, at a constant or slowly falling rate. Each run's
     folder gets a window of 2 to 5 checkpoints, the newest one annealed by 5, 10, 20 and 40 % more
     steps, the mean of as many checkpoints after it, and in run.json the setup and the losses.
@@ -162,15 +168,20 @@ def collect(
             raise UsageError(f"--shard {shard}: there are only {trajectories} runs")
         collect_runs(talk, runs)
         return
-    if checkpoints is not None or brief or side is not None:
-        raise UsageError("--checkpoints, --brief and --side are for --regime run")
+    like_release = regime is CollectedRegime.RELEASE
+    if checkpoints is not None or brief:
+        raise UsageError("--checkpoints and --brief are for --regime run")
+    if side is not None and not like_release:
+        raise UsageError("--side is for --regime run and release")
     request = Request(
         folder=folder,
         trajectories=trajectories,
         data_sets=data_sets,
         data_folder=data_folder,
         architectures=architectures,
-        regime=None if regime is None else Regime(regime.value),
+        regime=None if regime is None or like_release else Regime(regime.value),
+        like_release=like_release,
+        side=side,
         seed=seed,
         rows_per_tensor=rows_per_tensor,
         shard=parsed,
@@ -237,10 +248,17 @@ def _line(one: Collected, totals: Totals, processes: int) -> str:
         what = (
             f"{setup['design']['architecture']} on {setup['data_set']}, "
             f"{setup['samples']} samples, rate {setup['rate']:.2f}, test accuracy "
-            f"{first['test_accuracy']:.3f}, longer {first['longer_test_accuracy']:.3f}, more data "
-            f"{recorded['-1']['measurements']['test_accuracy']:.3f}; {rows}"
+            f"{first['test_accuracy']:.3f}{_more(recorded)}; {rows}"
         )
     return f"{one.number:05d} {what}; {one.seconds or 0:.0f} s; {_progress(totals, processes)}"
+
+
+def _more(recorded: Mapping[str, Any]) -> str:
+    """What Θ0 trained longer and on more data came to, where it was."""
+    if "-1" not in recorded:
+        return ""
+    longer = recorded["0"]["measurements"]["longer_test_accuracy"]
+    return f", longer {longer:.3f}, more data {recorded['-1']['measurements']['test_accuracy']:.3f}"
 
 
 def _table(totals: Totals) -> Table:
@@ -257,6 +275,10 @@ def _table(totals: Totals) -> Table:
             str(line.trajectories),
             f"{line.data_limited / line.trajectories:.0%}",
             *(count_text(line.rows.get(kind, 0)) for kind in PREDICTED_KINDS),
-            *(f"{line.mean(key):.3f}" for key in ("full", "last", "longer", "continued")),
+            *(_share(line.mean(key)) for key in ("full", "last", "longer", "continued")),
         )
     return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

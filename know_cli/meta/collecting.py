@@ -15,10 +15,12 @@ from know_cli.files import make_folder, read_text, remove_tree, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.lab.data import DataSet, load
+from know_cli.lab.data.samples import reduced
 from know_cli.lab.processes import in_processes
 from know_cli.meta.recording import record_trajectory
+from know_cli.meta.release_setup import draw_release_setup
 from know_cli.meta.series import NotUsableError, read_facts, save_series
-from know_cli.meta.setup import draw_setup
+from know_cli.meta.setup import Setup, draw_setup
 
 _PARTIAL = ".partial-"
 LEFT_OUT = ".left-out.json"
@@ -36,6 +38,9 @@ class Request:
         data_folder: where the data sets' files are.
         architectures: names of the architectures to draw from; None for all.
         regime: of all trajectories; None for both.
+        like_release: whether they are recorded as the authors' sample script does; see
+            :mod:`~know_cli.meta.release_setup`.
+        side: images are reduced to this, in pixels; None leaves them.
         seed: of the whole collection. A trajectory depends on this seed, its number and the
             choices above, but not on shards and processes.
         rows_per_tensor: the most elements kept of one tensor.
@@ -49,6 +54,8 @@ class Request:
     data_folder: Path | None = None
     architectures: Sequence[str] | None = None
     regime: Regime | None = None
+    like_release: bool = False
+    side: int | None = None
     seed: int = 0
     rows_per_tensor: int = 40_000
     shard: tuple[int, int] = (0, 1)
@@ -57,6 +64,17 @@ class Request:
     def numbers(self) -> list[int]:
         """Numbers of the trajectories of this shard."""
         return list(range(self.shard[0], self.trajectories, self.shard[1]))
+
+    def draw(self, number: int, data_sets: Mapping[str, DataSet]) -> Setup:
+        """The setup of a trajectory.
+
+        Raises:
+            UsageError: nothing can be drawn from these choices.
+        """
+        seed = derived_seed(self.seed, number)
+        if self.like_release:
+            return draw_release_setup(seed, data_sets, self.architectures)
+        return draw_setup(seed, data_sets, self.architectures, self.regime)
 
     def file(self, number: int) -> Path:
         """The file of a collected trajectory."""
@@ -123,9 +141,11 @@ def collect(request: Request) -> Iterator[Collected]:
     ]
     if not missing:
         return
-    data = {name: load(name, request.data_folder) for name in request.data_sets}
+    data = {
+        name: reduced(load(name, request.data_folder), request.side) for name in request.data_sets
+    }
     # Choices from which nothing can be drawn fail here, before processes start.
-    draw_setup(0, data, request.architectures, request.regime)
+    request.draw(0, data)
     # Data sets are shared, so no process loads or renders them again.
     yield from in_processes(
         _collect_one,
@@ -149,9 +169,7 @@ def _prepare(request: Request, data: dict[str, DataSet]) -> None:
 def _collect_one(number: int) -> Collected:
     began = time.perf_counter()
     folder = _request.partial(number)
-    setup = draw_setup(
-        derived_seed(_request.seed, number), _data, _request.architectures, _request.regime
-    )
+    setup = _request.draw(number, _data)
     try:
         series = record_trajectory(
             setup, _data[setup.data_set], folder, rows_per_tensor=_request.rows_per_tensor

@@ -105,9 +105,9 @@ def record_trajectory(setup: Setup, data: DataSet, folder: Path, *, rows_per_ten
 
     Returns:
         A sample of the parameters in every checkpoint. Its facts have the setup, and for each
-        session its accuracies: ``train_accuracy`` and ``test_accuracy``, for session 0 also
-        ``longer_test_accuracy``, that of Θ0 trained further on D0 for as many steps as the first
-        continuation.
+        session its accuracies: ``train_accuracy`` and ``test_accuracy``, for session 0, where it
+        is continued on more data, also ``longer_test_accuracy``, that of Θ0 trained further on D0
+        for as many steps as the first continuation.
 
     Raises:
         NotUsableError: session 0 learned nothing, or the training diverged.
@@ -169,7 +169,7 @@ def _train(
         epochs, rate = max(round(setup.epochs * setup.later_epochs), 1), setup.later_rate
     _fit(setup, model, inputs, labels, epochs, rate, session.seed)
     measurements = _accuracies(model, task, inputs, labels)
-    if session.index == 0:
+    if session.index == 0 and setup.continuations:
         longer = copy.deepcopy(model)
         seed = derived_seed(setup.seed, _LONGER)
         _fit(setup, longer, inputs, labels, setup.longer_epochs, setup.later_rate, seed)

@@ -11,7 +11,7 @@ import numpy as np
 
 from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import UsageError
-from know_cli.lab.data import AUGMENTATIONS, DataSet
+from know_cli.lab.data import AFFINE, AUGMENTATIONS, DataSet
 from know_cli.lab.data.parts import is_glyphs, meta_part
 from know_cli.lab.zoo import ARCHITECTURES, Design, Inputs, random_design
 
@@ -175,7 +175,7 @@ def draw_setup(
         optimiser = "adam"
         steps *= _TRANSFORMER_STEPS
     epochs = round(steps / math.ceil(samples / batch_size))
-    augmentations = list(AUGMENTATIONS[data.kind])
+    augmentations = [name for name in AUGMENTATIONS[data.kind] if name != AFFINE]
     augmented = generator.random() < _AUGMENTED_SHARE
     same = generator.random() < _SAME_SHARE
     later_epochs = round(float(generator.uniform(0.3, 1.0)), 3)

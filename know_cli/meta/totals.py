@@ -19,8 +19,8 @@ class Line:
             :func:`~know_cli.meta.windows.is_data_limited`.
         rows: sampled parameters of each kind.
         accuracy: summed test accuracies: of Θ0 (``full``), of the most-forgotten session
-            (``last``), of Θ0 trained longer (``longer``) and on 1/r times its data
-            (``continued``).
+            (``last``), and where it was, of Θ0 trained longer (``longer``) and on 1/r times its
+            data (``continued``).
     """
 
     trajectories: int = 0
@@ -37,17 +37,19 @@ class Line:
             self.rows[kind] = self.rows.get(kind, 0) + rows
         measured = {index: entry["measurements"] for index, entry in recorded.items()}
         last = str(one.facts["sessions"] - 1)
-        for name, value in (
-            ("full", measured["0"]["test_accuracy"]),
-            ("last", measured[last]["test_accuracy"]),
-            ("longer", measured["0"]["longer_test_accuracy"]),
-            ("continued", measured["-1"]["test_accuracy"]),
-        ):
+        found = {
+            "full": measured["0"]["test_accuracy"],
+            "last": measured[last]["test_accuracy"],
+        }
+        if "-1" in measured:
+            found["longer"] = measured["0"]["longer_test_accuracy"]
+            found["continued"] = measured["-1"]["test_accuracy"]
+        for name, value in found.items():
             self.accuracy[name] = self.accuracy.get(name, 0.0) + value
 
-    def mean(self, name: str) -> float:
-        """Mean test accuracy, 0 to 1."""
-        return self.accuracy[name] / self.trajectories
+    def mean(self, name: str) -> float | None:
+        """Mean test accuracy, 0 to 1; None where it is not measured."""
+        return self.accuracy[name] / self.trajectories if name in self.accuracy else None
 
 
 @dataclass

@@ -22,13 +22,19 @@ from know_cli.lab.data import load
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.zoo import ARCHITECTURES
 from know_cli.meta import collecting
-from know_cli.meta.collecting import Request, _collect_one, existing
+from know_cli.meta.collecting import Collected, Request, _collect_one, existing
 from know_cli.meta.recording import record_trajectory
-from know_cli.meta.series import NotUsableError, load_series
+from know_cli.meta.release_setup import draw_release_setup
+from know_cli.meta.series import NotUsableError, Series, load_series, save_series
+from know_cli.meta.settings import Target
 from know_cli.meta.setup import draw_setup
-from know_cli.meta.windows import find_trajectories
+from know_cli.meta.totals import Line
+from know_cli.meta.windows import collect_windows, find_trajectories
 from tests.support.command import Command, one_line
-from tests.support.data_sets import SETS
+from tests.support.data_sets import SETS, data_set
+
+#: As many images as a data set of Fashion-MNIST's size leaves for meta-training.
+LARGE = {"fashion-mnist": data_set("fashion-mnist", 60_000)}
 
 
 @given(st.integers(0, 2**62))
@@ -75,6 +81,54 @@ def test_a_regime_can_be_asked_for() -> None:
 def test_the_second_half_of_real_data_is_never_drawn_from() -> None:
     assert len(meta_part(SETS["fashion-mnist"])) == 2000
     assert len(meta_part(SETS["digits"])) == 700
+
+
+@given(st.integers(0, 2**62))
+@settings(max_examples=100)
+def test_the_release_s_trajectories_are_as_its_sample_script_records_them(seed: int) -> None:
+    setup = draw_release_setup(seed, LARGE)
+    assert setup == draw_release_setup(seed, LARGE)
+    assert ARCHITECTURES[setup.design.architecture].kind == "image"
+    assert (setup.sessions, setup.continuations, setup.start) == (7, 0, "fresh")
+    assert (setup.epochs, setup.optimiser, setup.schedule) == (1, "adam", "constant")
+    assert (setup.weight_decay, setup.augmentation) == (0.0, "affine")
+    assert 1e-5 <= setup.learning_rate <= 4e-3
+    assert 0.3 <= setup.rate <= 0.9
+    assert setup.samples == setup.largest == 30_000
+    assert 32 <= setup.batch_size <= subset_sizes(30_000, setup.rate, 7)[-1]
+
+
+def test_the_release_s_trajectories_need_many_images() -> None:
+    with pytest.raises(UsageError, match="none of the data sets .* has 10,000 images"):
+        draw_release_setup(0, SETS)
+    with pytest.raises(UsageError, match="architecture 'text': is none that takes images"):
+        draw_release_setup(0, LARGE, ["text"])
+
+
+def test_a_trajectory_of_the_release_is_recorded_and_taught_on(tmp_path: Path) -> None:
+    data = load("digits")
+    like = draw_setup(7, {"digits": data}, ["mlp"])
+    setup = replace(
+        draw_release_setup(5, LARGE, ["mlp"]), design=like.design, data_set="digits",
+        classes=like.classes, samples=60, rate=0.8, batch_size=8, learning_rate=0.004, epochs=4,
+    )  # fmt: skip
+    series = record_trajectory(setup, data, tmp_path, rows_per_tensor=50)
+    assert series.indices == tuple(range(7))
+    assert series.facts["regime"] == "common-start"
+    recorded = series.facts["recorded"]
+    assert [recorded[str(k)]["samples"] for k in range(3)] == [60, 48, 38]
+    assert "longer_test_accuracy" not in recorded["0"]["measurements"]
+    line = Line()
+    line.add(Collected(0, series.facts, {Kind.FC: 3}))
+    assert line.mean("full") == recorded["0"]["measurements"]["test_accuracy"]
+    assert line.mean("longer") is None
+    windows = collect_windows([_saved(series, tmp_path)], target=Target.RETRODICTION)
+    assert windows.windows[Kind.FC].windows.shape[1] == 5
+
+
+def _saved(series: Series, folder: Path) -> Path:
+    save_series(series, folder / "00000.safetensors")
+    return folder / "00000.safetensors"
 
 
 def test_what_cannot_be_drawn() -> None:

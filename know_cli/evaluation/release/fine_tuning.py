@@ -13,8 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from know_cli.evaluation.tasks import Examples
 from know_cli.forgetting.recorder import derived_seed
-from know_cli.lab.data import AUGMENTATIONS
-from know_cli.lab.data.augmentations import affine
+from know_cli.lab.data import AFFINE, AUGMENTATIONS
 from know_cli.lab.fitting import Augmentation
 from know_cli.lab.stepping import Training
 
@@ -135,7 +134,7 @@ def shifted_and_flipped(images: Tensor, generator: torch.Generator) -> Tensor:
 #: By the name that a task gives.
 FINE_TUNING_AUGMENTATIONS: Mapping[str, Augmentation] = {
     "": shifted_and_flipped,
-    "affine": affine,
+    AFFINE: AUGMENTATIONS["image"][AFFINE],
 }
 
 

@@ -15,6 +15,7 @@ from know_cli.evaluation.tasks import Downstream, Recipe, Task
 from know_cli.evaluation.tasks.cifar import Reduced, Whole
 from know_cli.evaluation.tasks.classification import BACKBONES, Network
 from know_cli.evaluation.variants import Variant, is_available, of_bundle
+from know_cli.lab.data import AFFINE
 
 #: Checkpoints of a forgetting, Θ0 among them.
 SESSIONS = 5
@@ -193,7 +194,7 @@ _RESNET18 = ReleaseTask(
     ),
     FineTuning(epochs=100, head_epochs=10),
     uses_all=True,
-    augmentation="affine",
+    augmentation=AFFINE,
 )
 _CLASSES = "five classes of CIFAR-10 at 16×16 to the other five"
 #: Tasks of the release regime by name.

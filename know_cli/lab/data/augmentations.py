@@ -101,9 +101,18 @@ def token_dropout(tokens: Tensor, generator: Generator) -> Tensor:
     return tokens.masked_fill(dropped, UNKNOWN_TOKEN)
 
 
+#: What the method's authors do to images; other collections draw among the rest.
+AFFINE = "affine"
 #: Augmentations by kind of inputs and name. Each takes standardised images ``[n, C, H, W]``
 #: float32 or texts ``[n, length]`` int64, and a generator, and does not modify its input.
 AUGMENTATIONS: dict[Kind, dict[str, Augmentation]] = {
-    "image": {"none": none, "flip": flip, "shift": shift, "cutout": cutout, "noise": noise},
+    "image": {
+        "none": none,
+        "flip": flip,
+        "shift": shift,
+        "cutout": cutout,
+        "noise": noise,
+        AFFINE: affine,
+    },
     "text": {"none": none, "token-dropout": token_dropout},
 }
