@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from know_cli.checkpoints.checkpoint import Checkpoint
 from know_cli.checkpoints.checksum import remove_digest
@@ -23,9 +23,6 @@ from know_cli.files import output_errors, sync_folder, write_at
 from know_cli.files.folders import open_to_write
 from know_cli.files.small import reserve, start_flushing
 from know_cli.files.temporary import Temporary, join_temporary, reopen_to_write
-
-if TYPE_CHECKING:
-    pass
 
 _STAMPS = 1 << 31  # seconds; fits every file system
 # So many bytes are on their way to the disk while more is computed.
@@ -48,7 +45,10 @@ class Sink(Protocol):
         """Size of the output's safetensors files."""
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
-        """Write bytes of one tensor; ``offset`` counts from the start of its data."""
+        """Write bytes of one tensor; ``offset`` counts from the start of its data.
+
+        Called from several threads, never for the same bytes.
+        """
 
     def flush(self) -> None:
         """Flush files and folder to disk."""

@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -259,7 +260,7 @@ def _open_alike(request: Request) -> Prediction:
 
 
 class _Comparer:
-    """A sink that compares what it is given with a checkpoint that exists."""
+    """A sink that compares what it is given with a checkpoint that exists, in any thread."""
 
     def __init__(self, found: Checkpoint) -> None:
         self.nbytes = 0
@@ -269,19 +270,22 @@ class _Comparer:
         self.compared: set[str] = set()
         self.differences: dict[str, Difference] = {}
         self._found = found
+        self._lock = Lock()
 
     def write(self, name: str, offset: int, data: memoryview) -> None:
         """Compare bytes of one tensor, ``offset`` counted from the start of its data."""
         if not data.nbytes:
             return
-        self.compared.add(name)
         entry = self._found.tensors[name]
         expected = torch.frombuffer(data.cast("B"), dtype=torch.uint8)
         actual = torch.empty_like(expected)
         self._found.read_into(entry, offset, as_bytes(actual))
-        self.nbytes += data.nbytes
-        if not torch.equal(expected, actual):
-            self._note(name, entry.dtype, expected, actual)
+        is_same = torch.equal(expected, actual)
+        with self._lock:
+            self.compared.add(name)
+            self.nbytes += data.nbytes
+            if not is_same:
+                self._note(name, entry.dtype, expected, actual)
 
     def _note(self, name: str, dtype: str, expected: torch.Tensor, actual: torch.Tensor) -> None:
         known = self.differences.setdefault(name, Difference(name, 0, 0.0, 0.0))

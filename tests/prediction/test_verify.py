@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from know_cli.checkpoints import open_checkpoint
 from know_cli.checkpoints.checksum import check_digest, digest_path, write_digest
+from know_cli.checkpoints.reading import as_bytes
 from know_cli.engine.parts import sample
 from know_cli.engine.plan import Action, Plan, PlannedTensor
 from know_cli.engine.settings import NormMode, Settings
@@ -26,7 +29,7 @@ from know_cli.kinds import PREDICTED_KINDS, Kind, Override
 from know_cli.known.bundle import save_bundle
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
-from know_cli.prediction.verify import Verification, verify
+from know_cli.prediction.verify import Verification, _Comparer, verify
 from tests.support.bundles import random_bundle
 from tests.support.command import Command, one_line
 from tests.support.folders import shards
@@ -409,3 +412,25 @@ def test_errors_of_the_command(
     done = know("verify", *arguments.split(), cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert message in one_line(done.stderr)
+
+
+def test_differences_are_counted_whatever_thread_finds_them(tmp_path: Path) -> None:
+    """As many at a time as there are workers; none may be lost between two of them."""
+    save_file({"w": torch.zeros(64_000)}, tmp_path / "out")
+    with open_checkpoint(tmp_path / "out") as found, ThreadPoolExecutor(8) as pool:
+        comparer = _Comparer(found)
+        values = torch.zeros(100)
+        values[:3] = torch.tensor([1.0, 4.0, 2.0])
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            for job in [
+                pool.submit(comparer.write, "w", 400 * part, as_bytes(values))
+                for part in range(640)
+            ]:
+                job.result()
+        finally:
+            sys.setswitchinterval(interval)
+    (difference,) = comparer.differences.values()
+    assert (difference.elements, difference.largest, difference.relative) == (3 * 640, 4.0, 1.0)
+    assert comparer.nbytes == 256_000
