@@ -172,7 +172,7 @@ def report_tables(prediction: Prediction, report: Report) -> list[RenderableType
     speed = report.predicted * prediction.request.settings.steps / max(seconds["total"], 1e-9)
     lines.append(
         f"read {seconds['reading']:.2f} s, computed {seconds['computing']:.2f} s, wrote "
-        f"{seconds['writing']:.2f} s, in all {seconds['total']:.2f} s: "
+        f"{seconds['writing']:.2f} s (threads added up), in all {seconds['total']:.2f} s: "
         f"{count_text(speed)} parameters per second per step"
     )
     if report.peak_memory is not None:
