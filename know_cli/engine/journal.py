@@ -24,7 +24,7 @@ from typing import Any
 from know_cli.errors import CheckpointError, OutputError
 from know_cli.files import OwnFile, lock, open_file, open_own
 
-_MAGIC = b"know journal 3\n"
+_MAGIC = b"know journal 4\n"
 # Of a record's end: its length, then its CRC-32 continued from that of the data before it.
 _END = struct.Struct("<II")
 _LARGEST_END = 1 << 30

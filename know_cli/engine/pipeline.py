@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock
@@ -40,22 +40,26 @@ def predict(job: Job, delivery: Delivery) -> None:
         OutputError: an output cannot be written.
         PeerError: another rank has failed.
     """
-    with ExitStack() as stack:
-        workers = open_workers(stack, workers_of(job.settings, job.predictors))
+    with open_workers(workers_of(job.settings, job.predictors)) as workers:
         pipeline = Pipeline(job, delivery, workers)
         for batch in pipeline.unfinished(job.plan.batches()):
             pipeline.start(batch)
         pipeline.wait()
+        pipeline.drop_buffers()  # a group has the memory for itself
         pipeline.predict_wholes()
 
 
-def open_workers(stack: ExitStack, threads: int, name: str = "predict") -> ThreadPoolExecutor:
-    """Threads, of which each computes with itself alone; the stack ends them."""
+@contextmanager
+def open_workers(threads: int, name: str = "predict") -> Iterator[ThreadPoolExecutor]:
+    """Threads, of which each computes with itself alone; after an error none begins any more."""
     # One thread a block: the pool is the parallelism, and a result must not depend on how many
     # threads share a matrix product.
-    return stack.enter_context(
-        ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(1,))
-    )
+    pool = ThreadPoolExecutor(threads, name, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        # What a batch waits for was begun before it, so that it is none of those given up.
+        pool.shutdown(cancel_futures=True)
 
 
 class Pipeline:
@@ -148,13 +152,17 @@ class Pipeline:
         while self._started:
             self._started.popleft().result()
 
+    def drop_buffers(self) -> None:
+        """Let go of the batches' memory; nothing more can be started."""
+        while not self._free.empty():
+            self._free.get()
+
     def _run(self, batch: Batch, filled: Buffer | None, previous: Future[None] | None) -> None:
         buffer = filled or self._free.get()
         try:
             if filled is None:
                 self.read(batch, buffer)
-            with self._delivery.report.timed("computing"):
-                self._compute(batch, buffer)
+            self._compute(batch, buffer)
             written = self._delivery.write(batch, buffer)
             if previous is not None:
                 previous.result()  # was started before, so it is done or at work
@@ -165,10 +173,11 @@ class Pipeline:
     def _compute(self, batch: Batch, buffer: Buffer) -> None:
         predictor = self._job.predictors.rows
         if isinstance(predictor, DevicePredictor):
-            with self._devices:
+            with self._devices, self._delivery.report.timed("computing"):
                 self._compute_on_devices(batch, buffer, predictor)
         else:
-            self._compute_blocks(batch, buffer, predictor)
+            with self._delivery.report.timed("computing"):
+                self._compute_blocks(batch, buffer, predictor)
 
     def _compute_on_devices(self, batch: Batch, buffer: Buffer, predictor: DevicePredictor) -> None:
         size, history = self._checkpoints, buffer.history[:, : batch.rows]
@@ -203,8 +212,6 @@ class Pipeline:
         """Predict the tensors that the method needs whole, group after group."""
         predictor = self._job.predictors.tensors
         if predictor is not None:
-            while not self._free.empty():  # a group has the memory for itself
-                self._free.get()
             for batch in self.unfinished(self._job.plan.whole_tensors()):
                 self._predict_whole(batch, predictor)
 

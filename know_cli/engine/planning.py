@@ -119,7 +119,9 @@ def make_plan(
     )
     whole_bytes = 0
     if predictors.tensors is not None:
-        whole_bytes = _whole_bytes(wholes, len(trajectory), settings, predictors.tensors)
+        whole_bytes = _whole_bytes(
+            wholes, len(trajectory), settings, predictors.tensors, min(batch_rows, stretch_rows)
+        )
     of_action = {
         action: tuple(tensor for tensor in tensors if tensor.action is action) for action in Action
     }
@@ -215,7 +217,7 @@ def workers_of(settings: Settings, predictors: Predictors) -> int:
 
     Devices compute one batch at a time; beside it one is read and one written.
     """
-    return max(settings.threads, 3) if predictors.on_devices else settings.threads
+    return 3 if predictors.on_devices else settings.threads
 
 
 #: Rows of a batch, whole blocks of every method of ours. Longer ones leave the processor's cache
@@ -248,13 +250,14 @@ def _whole_bytes(
     checkpoints: int,
     settings: Settings,
     predictor: TensorPredictor,
+    stretch_rows: int,
 ) -> int:
     """Working memory of the largest group that is needed whole; 0 where there is none."""
     most = 0
     for group in groups:
         elements = sum(tensor.elements for tensor in group)
         history = elements * _history_bytes(checkpoints, settings.steps)
-        needed = history + predictor.nbytes(group)
+        needed = history + predictor.nbytes(group) + _STRETCH_BYTES * min(elements, stretch_rows)
         if needed > settings.max_memory:
             name = group[0].name
             beside = "" if len(group) == 1 else f", with {group[1].name!r},"

@@ -12,7 +12,7 @@ class Progress(Protocol):
         """A phase begins; ``parameters`` of work are known for it, 0 where they are not."""
 
     def advance(self, parameters: int) -> None:
-        """So many more parameters are done."""
+        """So many more parameters are done; called from any thread."""
 
 
 class Silent:

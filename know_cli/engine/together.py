@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from know_cli.engine.plan import Batch, Copy, PlannedTensor, Stream
 from know_cli.engine.planning import workers_of
 from know_cli.engine.report import Report, peak_resident
 from know_cli.engine.run import commit, execute, finish, open_sinks, tell_of_other_files
-from know_cli.errors import CheckpointError
+from know_cli.errors import KnowError
 from know_cli.kinds import PREDICTED_KINDS
 
 
@@ -151,39 +152,44 @@ class _Taker:
 def _predict(deliveries: Sequence[Delivery]) -> None:
     """All batches of all jobs, window after window, then what each needs whole."""
     jobs = [delivery.job for delivery in deliveries]
-    with ExitStack() as stack:
-        threads = max(workers_of(job.settings, job.predictors) for job in jobs)
-        workers = open_workers(stack, threads)
-        reader = open_workers(stack, 1, "read")
+    threads = max(workers_of(job.settings, job.predictors) for job in jobs)
+    with open_workers(threads) as workers, open_workers(1, "read") as reader:
         pipelines = [Pipeline(delivery.job, delivery, workers) for delivery in deliveries]
-        takers = [_Taker.of(job, one) for job, one in zip(jobs, pipelines, strict=True)]
-        # Two windows take no more than the spare batch of each of two jobs, which is what the
-        # plans count.
-        rows = min(job.plan.batch_rows for job in jobs)
-        free = [Buffer.new(len(jobs[0].trajectory), 0, rows) for _ in range(2)]
-        windows = (batch for stream in _union(jobs) for batch in stream.batches(rows))
-        turn, batch = 0, next(windows, None)
-        pending = None if batch is None else reader.submit(pipelines[0].read, batch, free[0])
-        while pending is not None:
-            try:
-                read = pending.result()
-            except CheckpointError:
-                for pipeline in pipelines:
-                    pipeline.wait()  # what is wrong before it is told first
-                raise
-            window, turn = free[turn], 1 - turn
-            batch = next(windows, None)
-            pending = None
-            if batch is not None:
-                pending = reader.submit(pipelines[0].read, batch, free[turn])
-            for taker in takers:
-                for run in _runs(read, taker.names):
-                    taker.take(window, run)
+        try:
+            _predict_windows(jobs, pipelines, reader)
+        except KnowError:
+            for pipeline in pipelines:
+                pipeline.wait()  # what is wrong before it is told first, job after job
+            raise
         for pipeline in pipelines:
             pipeline.wait()
-        del takers, free
+        for pipeline in pipelines:
+            pipeline.drop_buffers()  # a group has the memory for itself
         for pipeline in pipelines:
             pipeline.predict_wholes()
+
+
+def _predict_windows(
+    jobs: Sequence[Job], pipelines: Sequence[Pipeline], reader: ThreadPoolExecutor
+) -> None:
+    """Read all that any job predicts row by row, and start each batch as soon as it is full."""
+    takers = [_Taker.of(job, one) for job, one in zip(jobs, pipelines, strict=True)]
+    # Two windows take no more than the spare batch of each of two jobs, which is what the plans
+    # count.
+    rows = min(job.plan.batch_rows for job in jobs)
+    free = [Buffer.new(len(jobs[0].trajectory), 0, rows) for _ in range(2)]
+    windows = (batch for stream in _union(jobs) for batch in stream.batches(rows))
+    turn, batch = 0, next(windows, None)
+    pending = None if batch is None else reader.submit(pipelines[0].read, batch, free[0])
+    while pending is not None:
+        read, window, turn = pending.result(), free[turn], 1 - turn
+        batch = next(windows, None)
+        pending = None
+        if batch is not None:
+            pending = reader.submit(pipelines[0].read, batch, free[turn])
+        for taker in takers:
+            for run in _runs(read, taker.names):
+                taker.take(window, run)
 
 
 def _union(jobs: Sequence[Job]) -> Iterator[Stream]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import torch
 
@@ -122,7 +122,8 @@ def torch_kernels(
     bundle: Bundle, steps: int, device: torch.device, block_rows: int
 ) -> dict[Kind, DeviceKernel]:
     """Make torch's kernels, which share a workspace: a lane works on one kind at a time."""
-    local = threading.local()
+    # Of a lane, not of the threads that take turns with it.
+    local = SimpleNamespace()
     return {
         kind: TorchSteps(
             Kernel(state, bundle.checkpoints, bundle.preparation, device, local, block_rows), steps

@@ -40,6 +40,7 @@ wait for the cache and which eager torch cannot fuse with the products, take 34;
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -145,7 +146,8 @@ class Kernel:
         checkpoints: S.
         preparation: what is done to a window first.
         device: where it runs.
-        local: holds each thread's workspace; kernels for the same S and device may share it.
+        local: holds each thread's workspace, or one for threads that take turns; kernels for the
+            same S and device may share it.
         block_rows: rows per block; None takes the device's default.
     """
 
@@ -155,7 +157,7 @@ class Kernel:
         checkpoints: int,
         preparation: Preparation,
         device: torch.device,
-        local: threading.local | None = None,
+        local: threading.local | SimpleNamespace | None = None,
         block_rows: int | None = None,
     ) -> None:
         self.checkpoints = checkpoints

@@ -125,6 +125,7 @@ class Prediction:
                 "recipe": self.recipe.identity(Arithmetic.of(self.predictors)),
                 "files": [file_identity(path) for path in files],
                 "batch_rows": self.plan.batch_rows,
+                "stretch_rows": self.plan.stretch_rows,
                 "outputs": [[output.step, dict(output.metadata)] for output in self.outputs],
                 "tensors": [
                     (tensor.name, tensor.kind.value, tensor.action.value, tensor.whole)

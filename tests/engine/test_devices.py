@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from know_cli.engine.predictor import Predictors
 from know_cli.engine.settings import Settings
 from know_cli.errors import EXIT_USAGE, UsageError
 from know_cli.kinds import Kind
-from know_cli.known import devices
+from know_cli.known import devices, torch_kernel
 from know_cli.known.bundle import Bundle
 from know_cli.known.devices import open_devices, open_lanes, torch_kernels
 from know_cli.known.module import Preparation
@@ -557,6 +558,40 @@ def test_what_is_stored_in_16_bits_travels_so(
     with open_prediction(request) as opened:
         opened.execute()
     assert (tmp_path / "own").read_bytes() == (tmp_path / "out").read_bytes()
+
+
+def test_devices_take_three_batches_however_many_cores_there_are(
+    tmp_path: Path, bundle_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the memory of a lane does not depend on how many threads take turns with it."""
+    memory = set()
+    workspaces: list[object] = []
+    create = torch_kernel._Workspace.__init__
+
+    def counted(self: object, *arguments: object) -> None:
+        workspaces.append(self)
+        create(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch_kernel._Workspace, "__init__", counted)
+    trajectory = [{"w": state["fc.weight"].repeat(40, 1)} for state in states()]
+    paths = write_trajectory(tmp_path, trajectory)
+
+    def predictors(inputs: Inputs) -> Predictors:
+        lanes: Any = slow_lanes(inputs.bundle_of(Bundle), inputs.steps, 2, [])
+        return Predictors(DevicePredictor(lanes, inputs.checkpoints, "torch"))
+
+    monkeypatch.setattr(known, "predictors", predictors)
+    for threads in (1, 4, 96):
+        workspaces.clear()
+        settings = Settings(threads=threads, max_memory=5_000_000)
+        request = Request(
+            paths, tmp_path / "out", str(bundle_path), settings, device="cpu", force=True
+        )
+        with open_prediction(request) as opened:
+            memory.add(opened.plan.memory)
+            opened.execute()
+        assert len(workspaces) == 2
+    assert len(memory) == 1
 
 
 @pytest.mark.parametrize("failing", ["start 2", "finish 1"])

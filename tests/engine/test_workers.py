@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,56 @@ def test_batches_are_taken_into_account_in_the_order_of_the_plan(
         opened.execute()
     assert order == expected
     assert written != expected  # they did finish in another order
+
+
+def test_after_an_error_no_batch_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = write_trajectory(tmp_path, trajectory())
+    begun: list[Batch] = []
+    read = Pipeline.read
+
+    def failing(self: Pipeline, batch: Batch, *arguments: Any) -> Batch:
+        begun.append(batch)
+        time.sleep(0.02)
+        if len(begun) == 3:
+            raise CheckpointError("no more")
+        return read(self, batch, *arguments)
+
+    monkeypatch.setattr(Pipeline, "read", failing)
+    request = Request(paths, tmp_path / "out", settings=Settings(threads=2), method="average")
+    with open_prediction(request) as opened:
+        total = len(list(opened.plan.batches()))
+        with pytest.raises(CheckpointError, match="no more"):
+            opened.execute()
+    assert len(begun) <= 6 < total  # as many as are under way, and none that only waited
+
+
+def test_memory_of_batches_is_given_back_before_tensors_are_predicted_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_trajectory(tmp_path, trajectory())
+    pipelines: list[Pipeline] = []
+    begin, wholes = Pipeline.__init__, Pipeline.predict_wholes
+
+    def noted(self: Pipeline, *arguments: Any) -> None:
+        begin(self, *arguments)
+        pipelines.append(self)
+
+    def checked(self: Pipeline) -> None:
+        assert all(one._free.empty() for one in pipelines)
+        wholes(self)
+
+    monkeypatch.setattr(Pipeline, "__init__", noted)
+    monkeypatch.setattr(Pipeline, "predict_wholes", checked)
+    settings = Settings(threads=2)
+    requests = [
+        Request(paths, tmp_path / method, settings=settings, method=method)
+        for method in ("tsv", "naive")
+    ]
+    for some in (requests[:1], requests):
+        pipelines.clear()
+        with open_together([replace(one, force=True) for one in some]) as opened:
+            opened.execute()
+        assert len(pipelines) == len(some)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
