@@ -109,7 +109,7 @@ def test_the_wheel_has_what_is_needed_and_no_more(wheel: Path) -> None:
         {"_native.so"} if trouble_with_native(2) is None else set()
     )
     assert {Path(name).name for name in others if not name.endswith(".safetensors")} == {
-        "py.typed", "README.md", "manifest.json", *kernel,
+        "py.typed", "README.md", "manifest.json", "costs.json", *kernel,
     }  # fmt: skip
 
 

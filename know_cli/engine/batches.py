@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from know_cli.checkpoints import Sink
+from know_cli.checkpoints.checkpoint import TensorEntry
+from know_cli.checkpoints.dtypes import BITS
 from know_cli.checkpoints.reading import as_bytes, chunks
 from know_cli.engine.plan import Batch, Segment
 from know_cli.kinds import Kind
@@ -77,6 +79,47 @@ class Buffer:
             out.copy_(torch.where(finite, out, self.history[checkpoints - 1, rows]))
             self.replaced[step, rows] = ~finite
             self.is_marked = True
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows of a batch that lie together in a file of one checkpoint, and are read at once.
+
+    Attributes:
+        entry: the tensor that they begin in; they may go on in those after it.
+        start: position of the first within that tensor.
+        rows: in the batch.
+    """
+
+    entry: TensorEntry
+    start: int
+    rows: slice
+
+
+def adjacent(segments: Sequence[Segment], entries: Sequence[TensorEntry]) -> Iterator[Run]:
+    """Cut a batch where one checkpoint has something else between two tensors, or another type.
+
+    Tiny tensors, of which there are thousands, are mostly stored one after the other.
+
+    Args:
+        segments: of a batch.
+        entries: of each its tensor in the checkpoint.
+    """
+    begin = 0
+    for number in range(1, len(segments) + 1):
+        if number < len(segments):
+            last, entry = segments[number - 1], entries[number]
+            before, size = entries[number - 1], BITS[entry.info.dtype] // 8
+            if (
+                entry.info.begin + segments[number].start * size
+                == before.info.begin + (last.start + last.count) * size
+                and entry.info.dtype == before.info.dtype
+                and entry.path == before.path
+            ):
+                continue
+        first, last = segments[begin], segments[number - 1]
+        yield Run(entries[begin], first.start, slice(first.row, last.row + last.count))
+        begin = number
 
 
 @dataclass(frozen=True)

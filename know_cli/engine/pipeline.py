@@ -20,7 +20,7 @@ from torch import Tensor
 
 from know_cli.checkpoints.dtypes import torch_dtype
 from know_cli.checkpoints.reading import as_bytes, chunks, read_float32
-from know_cli.engine.batches import Buffer
+from know_cli.engine.batches import Buffer, adjacent
 from know_cli.engine.delivery import Delivery, can_be_of
 from know_cli.engine.job import Job
 from know_cli.engine.lanes import DevicePredictor
@@ -259,21 +259,19 @@ class Pipeline:
                 buffer.stored = self._stored_in(batch)
             stored = buffer.as_stored()
             finite = True
-            for segment in batch.segments:
-                entries, rows = trajectory.entries(segment.tensor.name), segment.rows
-                for k, checkpoint in enumerate(trajectory.checkpoints):
-                    out = buffer.history[size - 1 - k, rows]
+            entries = [trajectory.entries(segment.tensor.name) for segment in batch.segments]
+            for k, checkpoint in enumerate(trajectory.checkpoints):
+                for run in adjacent(batch.segments, [of_all[k] for of_all in entries]):
+                    out = buffer.history[size - 1 - k, run.rows]
                     if stored is None:
-                        finite &= read_float32(checkpoint, entries[k], segment.start, out)
+                        finite &= read_float32(checkpoint, run.entry, run.start, out)
                     else:
-                        halves = stored[size - 1 - k, rows]
-                        checkpoint.read_into(entries[k], 2 * segment.start, as_bytes(halves))
+                        halves = stored[size - 1 - k, run.rows]
+                        checkpoint.read_into(run.entry, 2 * run.start, as_bytes(halves))
                         finite &= all_finite(out.copy_(halves))
                     if self._drops_cached:
-                        nbytes = torch_dtype(entries[k].dtype).itemsize
-                        checkpoint.drop_cached(
-                            entries[k], segment.start * nbytes, segment.count * nbytes
-                        )
+                        nbytes = torch_dtype(run.entry.dtype).itemsize
+                        checkpoint.drop_cached(run.entry, run.start * nbytes, len(out) * nbytes)
             if not finite:
                 self._mark_nonfinite(batch, buffer)
         return batch

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import Tensor
 
+from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry
+from know_cli.checkpoints.header import TensorInfo
+from know_cli.engine.batches import adjacent
 from know_cli.engine.delivery import Delivery
 from know_cli.engine.pipeline import Pipeline
-from know_cli.engine.plan import Batch
+from know_cli.engine.plan import Action, Batch, PlannedTensor, Segment
 from know_cli.engine.settings import Settings
 from know_cli.engine.written import Written
 from know_cli.errors import CheckpointError
+from know_cli.kinds import Kind
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 from know_cli.prediction.together import open_together
@@ -49,6 +57,82 @@ def slow_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
         compute(self, *arguments)
 
     monkeypatch.setattr(Pipeline, "_compute", slow)
+
+
+def tensor(name: str, count: int) -> PlannedTensor:
+    return PlannedTensor(name, Kind.FC, Action.PREDICT, "", "F32", (count,), count, 4 * count)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3), st.sampled_from(["F32", "BF16"]), st.booleans()),
+             min_size=1, max_size=12),
+    st.integers(0, 20),
+)  # fmt: skip
+def test_what_lies_together_is_read_at_once(
+    tensors: list[tuple[int, int, str, bool]], before: int
+) -> None:
+    """Tensors of some lengths, gaps before them, types, and whether each begins a file."""
+    segments, entries, row, position, number = [], [], 0, 0, 0
+    for count, gap, dtype, begins in tensors:
+        number += begins
+        position = (0 if begins else position) + gap
+        start = before if not segments else 0  # a batch may begin within a tensor
+        size = {"F32": 4, "BF16": 2}[dtype]
+        end = position + (start + count) * size
+        name = str(len(segments))
+        entries.append(
+            TensorEntry(TensorInfo(name, dtype, (start + count,), position, end), Path(str(number)))
+        )
+        segments.append(Segment(tensor(name, start + count), start, count, row))
+        row, position = row + count, end
+    found = list(adjacent(segments, entries))
+    places = {
+        segment.row + k: (entry.path, entry.dtype, entry.info.begin + (segment.start + k) * size)
+        for segment, entry in zip(segments, entries, strict=True)
+        for size in [{"F32": 4, "BF16": 2}[entry.dtype]]
+        for k in range(segment.count)
+    }
+    read = {
+        run.rows.start + k: (
+            run.entry.path,
+            run.entry.dtype,
+            run.entry.info.begin + (run.start + k) * size,
+        )
+        for run in found
+        for size in [{"F32": 4, "BF16": 2}[run.entry.dtype]]
+        for k in range(run.rows.stop - run.rows.start)
+    }
+    assert read == places
+    # And no two could have been one.
+    for one, other in pairwise(found):
+        size = {"F32": 4, "BF16": 2}[one.entry.dtype]
+        after = one.entry.info.begin + (one.start + one.rows.stop - one.rows.start) * size
+        assert (one.entry.path, one.entry.dtype, after) != (
+            other.entry.path, other.entry.dtype, other.entry.info.begin,
+        )  # fmt: skip
+
+
+def test_tiny_tensors_are_read_many_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [{f"layer{i}.weight": torch.randn(4, 4) for i in range(2000)} for _ in range(3)]
+    paths = write_trajectory(tmp_path, states)
+    reads: list[int] = []
+    read = Checkpoint.read_with
+
+    def counted(self: Checkpoint, entry: TensorEntry, count: int, how: Any) -> None:
+        reads.append(count)
+        read(self, entry, count, how)
+
+    request = Request(paths, tmp_path / "out", settings=Settings(), method="average")
+    with open_prediction(request) as opened:
+        monkeypatch.setattr(Checkpoint, "read_with", counted)
+        opened.execute()
+    assert len(reads) < 3 * 100
+    found = load_file(tmp_path / "out")
+    for name in ("layer0.weight", "layer1234.weight", "layer1999.weight"):
+        mean = torch.stack([state[name].double() for state in states]).mean(0)
+        torch.testing.assert_close(found[name], mean.float(), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(("method", "small"), [("known", 1 << 20), ("average", 3 << 20)])
