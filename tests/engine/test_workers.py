@@ -115,7 +115,11 @@ def test_what_lies_together_is_read_at_once(
 def test_tiny_tensors_are_read_many_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    states = [{f"layer{i}.weight": torch.randn(4, 4) for i in range(2000)} for _ in range(3)]
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        {f"layer{i}.weight": torch.randn(4, 4, generator=generator) for i in range(2000)}
+        for _ in range(3)
+    ]
     paths = write_trajectory(tmp_path, states)
     reads: list[int] = []
     read = Checkpoint.read_with
@@ -132,7 +136,7 @@ def test_tiny_tensors_are_read_many_at_a_time(
     found = load_file(tmp_path / "out")
     for name in ("layer0.weight", "layer1234.weight", "layer1999.weight"):
         mean = torch.stack([state[name].double() for state in states]).mean(0)
-        torch.testing.assert_close(found[name], mean.float(), rtol=0, atol=1e-7)
+        torch.testing.assert_close(found[name], mean.float(), rtol=3e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize(("method", "small"), [("known", 1 << 20), ("average", 3 << 20)])
@@ -188,12 +192,14 @@ def test_batches_are_taken_into_account_in_the_order_of_the_plan(
 def test_after_an_error_no_batch_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = write_trajectory(tmp_path, trajectory())
     begun: list[Batch] = []
+    numbers = iter(range(1, 10**6))
     read = Pipeline.read
 
     def failing(self: Pipeline, batch: Batch, *arguments: Any) -> Batch:
         begun.append(batch)
+        number = next(numbers)
         time.sleep(0.02)
-        if len(begun) == 3:
+        if number == 3:
             raise CheckpointError("no more")
         return read(self, batch, *arguments)
 
