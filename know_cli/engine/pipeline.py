@@ -230,7 +230,6 @@ class Pipeline:
         if len(group) > 1 and buffer.is_marked:
             # A value of Θ0's would not fit the others, which are predicted together.
             buffer.copied.fill_(True)
-            buffer.is_marked = True
             out.zero_()
         else:
             with self._delivery.report.timed("computing"):
