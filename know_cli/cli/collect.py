@@ -121,6 +121,13 @@ def collect(
             show_default="as they are",
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda[:i]|mps|xpu",
+            help="Where networks are trained; several --processes share a card.",
+        ),
+    ] = "cpu",
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Record how small networks forget, for 'know train': many architectures, data and recipes.
@@ -140,6 +147,7 @@ def collect(
     """
     talk = Output(quiet)
     parsed = parse_shard(shard)
+    from know_cli.engine.devices import choose_devices
     from know_cli.lab.data import available
     from know_cli.meta.collecting import Request, existing
     from know_cli.meta.collecting import collect as collect_all
@@ -147,6 +155,12 @@ def collect(
 
     data_sets = tuple(sorted(set(data_set))) if data_set else tuple(available(data_folder))
     architectures = tuple(sorted(set(architecture))) if architecture else None
+    chosen, *others = choose_devices(device)
+    if others:
+        raise UsageError(
+            f"--device {device}: choose one, such as cuda:0; --shard shares trajectories between "
+            "several"
+        )
     if regime is CollectedRegime.RUN:
         from know_cli.cli.collect_runs import collect_runs
         from know_cli.meta.run_collecting import RunRequest
@@ -163,6 +177,7 @@ def collect(
             checkpoints=checkpoints,
             brief=brief,
             side=side,
+            device=chosen,
         )
         if not runs.numbers():
             raise UsageError(f"--shard {shard}: there are only {trajectories} runs")
@@ -186,6 +201,7 @@ def collect(
         rows_per_tensor=rows_per_tensor,
         shard=parsed,
         processes=processes or usable_cores(),
+        device=chosen,
     )
     if not request.numbers():
         raise UsageError(f"--shard {shard}: there are only {trajectories} trajectories")

@@ -183,8 +183,9 @@ def evaluate(
     device: Annotated[
         str,
         typer.Option(
-            metavar="auto|cpu|cuda[:i]|mps|xpu",
-            help="Of the release regime: where networks are trained.",
+            metavar="auto|cpu|cuda[:i]|cuda:all|mps|xpu",
+            help="Where networks are trained; with cuda:all trials take the cards in turn. "
+            "Several --processes share a card.",
         ),
     ] = "cpu",
     shard: Annotated[
@@ -266,6 +267,7 @@ def evaluate(
             "length": length,
             "data_folder": data_folder,
             "processes": processes or usable_cores(),
+            "device": device,
             "shard": part,
             "dry_run": dry_run,
             "table": table,
@@ -303,8 +305,6 @@ def evaluate(
     replaces = is_own_result(output / RESULTS)
     if share:
         raise UsageError("--share is for --regime release")
-    if device != "cpu":
-        raise UsageError("--device is for --regime release")
     if measure:
         raise UsageError("--measure is for --trajectory run")
     if length != 1:
@@ -312,6 +312,7 @@ def evaluate(
     from know_cli.cli.eval_plan import show_plan
     from know_cli.cli.eval_progress import display
     from know_cli.cli.eval_results import shard_is_done
+    from know_cli.engine.devices import choose_devices
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.markdown import to_markdown
@@ -341,6 +342,7 @@ def evaluate(
         ),
         data_folder=data_folder,
         processes=processes or usable_cores(),
+        devices=choose_devices(device),
         shard=part,
     )
     for words in running.check_methods(request):

@@ -26,6 +26,7 @@ def evaluate_branches(
     length: float,
     data_folder: Path | None,
     processes: int,
+    device: str,
     shard: tuple[int, int],
     dry_run: bool,
     table: Path | None,
@@ -42,6 +43,7 @@ def evaluate_branches(
         length: of the runs, as a multiple of each task's own.
         data_folder: where the data sets' files are.
         processes: trials at the same time.
+        device: where networks are trained; with ``cuda:all`` trials take them in turn.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
         dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
@@ -53,6 +55,7 @@ def evaluate_branches(
     from know_cli.cli.eval_plan import show_plan
     from know_cli.cli.eval_results import gather, publish, shard_is_done
     from know_cli.cli.report_file import is_own_result
+    from know_cli.engine.devices import choose_devices
     from know_cli.evaluation.branches import suite as running
     from know_cli.evaluation.branches.markdown import to_markdown
     from know_cli.evaluation.branches.plan import find_branch_tasks
@@ -71,6 +74,7 @@ def evaluate_branches(
         length=length,
         data_folder=data_folder,
         processes=processes,
+        devices=choose_devices(device),
         shard=shard,
     )
     if not request.tasks:

@@ -11,7 +11,6 @@ import typer
 from know_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
 
     from know_cli.cli.output import Output
@@ -76,7 +75,7 @@ def evaluate_release(
         data_folder: where the data sets' files are.
         processes: trials at the same time.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
-        device: where networks are trained.
+        device: where networks are trained; with ``cuda:all`` trials take them in turn.
         dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
         force: whether a page that exists is replaced.
@@ -87,6 +86,7 @@ def evaluate_release(
     from know_cli.cli.eval_plan import show_plan
     from know_cli.cli.eval_results import gather, publish, shard_is_done
     from know_cli.cli.report_file import is_own_result
+    from know_cli.engine.devices import choose_devices
     from know_cli.evaluation.jobs import jobs
     from know_cli.evaluation.release import suite as running
     from know_cli.evaluation.release.markdown import to_markdown
@@ -118,7 +118,7 @@ def evaluate_release(
         data_folder=data_folder,
         processes=processes,
         shard=shard,
-        device=_device(device),
+        devices=choose_devices(device),
     )
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
@@ -147,17 +147,6 @@ def evaluate_release(
     publish(
         talk, content, path, to_markdown, _task_table, table, replaces=replaces, force=force
     )  # fmt: skip
-
-
-def _device(name: str) -> torch.device:
-    from know_cli.engine.devices import choose_devices
-
-    (device, *others) = choose_devices(name)
-    if others:
-        raise UsageError(
-            f"--device {name}: choose one, such as cuda:0; --shard shares trials between several"
-        )
-    return device
 
 
 def _task_table(task: Mapping[str, Any]) -> Table:

@@ -29,7 +29,6 @@ _OF_FORGETTINGS = {
     "budget": "--budget",
     "regime": "--regime",
     "share": "--share",
-    "device": "--device",
 }
 
 
@@ -56,6 +55,7 @@ def evaluate_runs(
     length: float,
     data_folder: Path | None,
     processes: int,
+    device: str,
     shard: tuple[int, int],
     dry_run: bool,
     table: Path | None,
@@ -73,6 +73,7 @@ def evaluate_runs(
         length: of the runs, as a multiple of each task's own.
         data_folder: where the data sets' files are.
         processes: trials at the same time.
+        device: where networks are trained; with ``cuda:all`` trials take them in turn.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
         dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
@@ -84,6 +85,7 @@ def evaluate_runs(
     from know_cli.cli.eval_plan import show_plan
     from know_cli.cli.eval_results import gather, publish, shard_is_done
     from know_cli.cli.report_file import is_own_result
+    from know_cli.engine.devices import choose_devices
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.jobs import jobs
     from know_cli.evaluation.runs import results as of_results
@@ -100,6 +102,7 @@ def evaluate_runs(
         wanted=Wanted(()),
         data_folder=data_folder,
         processes=processes,
+        devices=choose_devices(device),
         shard=shard,
     )
     not_run = running.not_here(request)

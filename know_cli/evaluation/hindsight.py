@@ -40,7 +40,9 @@ def best_combination(
             changed.
     """
     names = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
-    numbers = torch.zeros(len(names), len(states), requires_grad=True)
+    device = examples.inputs.device
+    states = [{name: tensor.to(device) for name, tensor in state.items()} for state in states]
+    numbers = torch.zeros(len(names), len(states), device=device, requires_grad=True)
     model.load_state_dict({**model.state_dict(), **states[0]})
     model.train()
     step = torch.optim.Adam([numbers], _LEARNING_RATE)

@@ -3,44 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+import torch
+
+from know_cli.lab.machine import CPU
 from know_cli.lab.processes import in_processes
 
 Outcome = TypeVar("Outcome")
 
 
-class Trials(Protocol):
+#: Folder for everything that is trained, in the output folder.
+WORK = "work"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
     """What every evaluation is asked for.
 
     Attributes:
-        folder: for the output.
+        folder: for the output; everything that is trained goes into its folder ``work``.
         tasks: to run.
         seeds: number of seeds, from 0.
+        data_folder: where the data sets' files are.
         processes: number of trials at the same time.
+        devices: where networks are trained; trials take them in turn.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
     """
 
-    @property
-    def folder(self) -> Path:
-        """For the output."""
+    folder: Path
+    tasks: Sequence[Any]
+    seeds: int
+    data_folder: Path | None = None
+    processes: int = 1
+    devices: tuple[torch.device, ...] = (CPU,)
+    shard: tuple[int, int] = (0, 1)
 
     @property
-    def tasks(self) -> Sequence[Any]:
-        """Tasks to run."""
+    def work(self) -> Path:
+        """The folder of everything that trials train."""
+        return self.folder / WORK
 
     @property
-    def seeds(self) -> int:
-        """Number of seeds, from 0."""
-
-    @property
-    def processes(self) -> int:
-        """Number of trials at the same time."""
-
-    @property
-    def shard(self) -> tuple[int, int]:
-        """The trials i, i + n, i + 2n, … are run."""
+    def device(self) -> torch.device:
+        """The first of the devices: that of a trial, in what it is given."""
+        return self.devices[0]
 
 
 def jobs(request: Trials) -> list[tuple[Any, int]]:
@@ -57,15 +66,18 @@ def run(function: Callable[..., Outcome], request: Trials, *shared: Any) -> Iter
     """Run all trials of a shard, yielding their outcomes as they are finished.
 
     Args:
-        function: runs one, given the request, what is shared, a task and a seed; defined at the
-            top of a module, so that a process can import it.
+        function: runs one, given the request with the trial's device alone, what is shared, a
+            task and a seed; defined at the top of a module, so that a process can import it.
         request: which trials.
         shared: other arguments.
 
     Raises:
         OutputError: a process was killed.
     """
-    wanted = [(request, *shared, *job) for job in jobs(request)]
+    single = [replace(request, devices=(device,)) for device in request.devices]
+    wanted = [
+        (single[number % len(single)], *shared, *job) for number, job in enumerate(jobs(request))
+    ]
     if request.processes == 1 or len(wanted) <= 1:
         yield from (function(*arguments) for arguments in wanted)
         return

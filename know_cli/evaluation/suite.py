@@ -9,6 +9,7 @@ from pathlib import Path
 from know_cli.errors import UsageError
 from know_cli.evaluation import jobs
 from know_cli.evaluation.chosen import choose_starts
+from know_cli.evaluation.jobs import Trials
 from know_cli.evaluation.starts import Outcome, Wanted
 from know_cli.evaluation.tasks import TASKS, Task
 from know_cli.evaluation.trial import Trial
@@ -18,36 +19,18 @@ from know_cli.lab.data import available
 
 #: Number of seeds of each suite; every suite has all tasks.
 SUITES = {"small": 3, "full": 10}
-#: Folder for everything that is trained, in the output folder.
-WORK = "work"
 
 
-@dataclass(frozen=True)
-class Request:
+@dataclass(frozen=True, kw_only=True)
+class Request(Trials):
     """What is to be evaluated.
 
     Attributes:
-        folder: for the output; everything that is trained goes into its folder ``work``.
-        tasks: to run.
-        seeds: number of seeds, from 0.
         wanted: methods and settings.
-        data_folder: where the data sets' files are.
-        processes: number of trials at the same time.
-        shard: (i, n): the trials i, i + n, i + 2n, … are run.
     """
 
-    folder: Path
     tasks: Sequence[Task]
-    seeds: int
     wanted: Wanted
-    data_folder: Path | None = None
-    processes: int = 1
-    shard: tuple[int, int] = (0, 1)
-
-    @property
-    def work(self) -> Path:
-        """The folder of everything that trials train."""
-        return self.folder / WORK
 
 
 def not_here(request: Request) -> dict[str, str]:
@@ -127,4 +110,5 @@ def evaluate(request: Request) -> Iterator[Outcome]:
 
 
 def _run(request: Request, task: Task, seed: int) -> Outcome:
-    return Trial(task, seed, request.work, request.data_folder).run(request.wanted, choose_starts)
+    trial = Trial(task, seed, request.work, request.data_folder, request.device)
+    return trial.run(request.wanted, choose_starts)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, from_numpy, nn
 
 from know_cli.checkpoints import save_checkpoint
@@ -33,12 +34,13 @@ from know_cli.evaluation.hindsight import best_combination
 from know_cli.evaluation.predicted import Loads, Predicted
 from know_cli.evaluation.starts import SESSIONS, Chosen, Outcome, Start, Wanted
 from know_cli.evaluation.tasks import Cell, Examples, Problem, Recipe, Task
-from know_cli.evaluation.tasks.task import RATE, permutation, train
+from know_cli.evaluation.tasks.task import RATE, on_device, permutation, train
 from know_cli.evaluation.variants import is_available
 from know_cli.files import remove_file
 from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
 from know_cli.lab.fitting import one_thread
+from know_cli.lab.machine import CPU
 
 #: To be raised with every change of what this module computes.
 PROTOCOL = 2
@@ -67,9 +69,10 @@ class Trial:
         seed: of all random numbers, not negative.
         folder: of all trials, which contains this one's.
         data_folder: where the data sets' files are.
+        device: where networks are trained.
 
     Attributes:
-        problem: the task with its data.
+        problem: the task with its data, on the device.
         key: a hash of everything that determines what is trained.
         computed: number of trainings, predictions and fine-tunings done so far.
         seconds: processor time of these, and of earlier ones whose results were used.
@@ -78,11 +81,21 @@ class Trial:
         UsageError: a data set is missing.
     """
 
-    def __init__(self, task: Task, seed: int, folder: Path, data_folder: Path | None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        seed: int,
+        folder: Path,
+        data_folder: Path | None,
+        device: torch.device = CPU,
+    ) -> None:
         self.task = task
         self.seed = seed
-        self.problem: Problem = task.prepare(seed, data_folder)
-        self.key = cache.key(PROTOCOL, task.definition(), seed, data_key(self.problem))
+        problem = task.prepare(seed, data_folder)
+        self.problem: Problem = on_device(problem, device)
+        self.key = cache.key(
+            PROTOCOL, task.definition(), seed, data_key(problem), *cache.place(device)
+        )
         self.folder = folder / task.name / f"seed-{seed:04d}-{self.key}"
         self.seconds = 0.0
         self.computed = 0
@@ -364,9 +377,9 @@ class _State:
 
 
 def recorded(model: nn.Module) -> dict[str, Tensor]:
-    """A network's state dict without frozen parameters."""
+    """A network's state dict without frozen parameters, in main memory."""
     frozen = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    return {name: t.cpu() for name, t in model.state_dict().items() if name not in frozen}
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], fresh: Sequence[str] = ()) -> None:

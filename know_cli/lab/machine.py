@@ -11,6 +11,8 @@ import torch
 
 from know_cli.files import read_text
 
+CPU = torch.device("cpu")
+
 
 def machine() -> dict[str, Any]:
     """Processor, cores, system and versions of this machine, in plain types."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import KnowError, OutputError
 from know_cli.files import make_folder, read_text, remove_tree, write_text
@@ -16,6 +18,7 @@ from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.data.samples import reduced
+from know_cli.lab.machine import CPU
 from know_cli.lab.processes import in_processes
 from know_cli.meta.recording import record_trajectory
 from know_cli.meta.release_setup import draw_release_setup
@@ -46,6 +49,7 @@ class Request:
         rows_per_tensor: the most elements kept of one tensor.
         shard: (i, n): this run collects the trajectories i, i + n, i + 2n, …
         processes: how many train at the same time, each with one thread.
+        device: where they train.
     """
 
     folder: Path
@@ -60,6 +64,7 @@ class Request:
     rows_per_tensor: int = 40_000
     shard: tuple[int, int] = (0, 1)
     processes: int = 1
+    device: torch.device = CPU
 
     def numbers(self) -> list[int]:
         """Numbers of the trajectories of this shard."""
@@ -172,7 +177,11 @@ def _collect_one(number: int) -> Collected:
     setup = _request.draw(number, _data)
     try:
         series = record_trajectory(
-            setup, _data[setup.data_set], folder, rows_per_tensor=_request.rows_per_tensor
+            setup,
+            _data[setup.data_set],
+            folder,
+            rows_per_tensor=_request.rows_per_tensor,
+            device=_request.device,
         )
         save_series(series, _request.file(number))
     except NotUsableError as error:

@@ -16,6 +16,7 @@ from know_cli.forgetting.subsets import nested_subsets
 from know_cli.lab.data import AUGMENTATIONS, DataSet, Samples, standardise
 from know_cli.lab.data.parts import meta_part
 from know_cli.lab.fitting import accuracy, fit
+from know_cli.lab.machine import CPU
 from know_cli.lab.zoo import build
 from know_cli.meta.run_setup import RunSetup
 from know_cli.meta.series import NotUsableError, Series, read_trajectory
@@ -35,25 +36,32 @@ _START, _LONGER, _POOL = 10, 11, 12
 class Task:
     """A classification task on some classes of a data set, ready for training.
 
+    Args:
+        setup: of the trajectory or the run.
+        data: the data set that the setup names.
+        device: for all samples.
+
     Attributes:
         inputs: ``[n, …]`` training samples as networks take them, no more than are needed.
         labels: ``[n]`` int64, renumbered from 0.
         test_inputs, test_labels: at most 1,000 samples that no session trains on.
         start_inputs, start_labels: other training samples, for a pretrained common start.
+        device: that they are on.
     """
 
-    def __init__(self, setup: Setup | RunSetup, data: DataSet) -> None:
+    def __init__(self, setup: Setup | RunSetup, data: DataSet, device: torch.device = CPU) -> None:
         generator = np.random.default_rng([setup.seed, _POOL])
         part = meta_part(data)
         inputs, labels = self._of_classes(setup, data, part)
         order = torch.from_numpy(generator.permutation(len(labels)))
         used, others = order[: setup.largest], order[setup.largest :]
-        self.inputs, self.labels = inputs[used], labels[used]
+        self.inputs, self.labels = inputs[used].to(device), labels[used].to(device)
         others = others[:_START_SAMPLES]
-        self.start_inputs, self.start_labels = inputs[others], labels[others]
+        self.start_inputs, self.start_labels = inputs[others].to(device), labels[others].to(device)
         inputs, labels = self._of_classes(setup, data, data.test)
         chosen = torch.from_numpy(generator.permutation(len(labels))[:_MEASURED])
-        self.test_inputs, self.test_labels = inputs[chosen], labels[chosen]
+        self.test_inputs, self.test_labels = inputs[chosen].to(device), labels[chosen].to(device)
+        self.device = device
 
     @staticmethod
     def _of_classes(
@@ -94,7 +102,14 @@ def unseen_samples(setup: RunSetup, data: DataSet, most: int) -> tuple[Tensor, T
     return inputs, labels[chosen]
 
 
-def record_trajectory(setup: Setup, data: DataSet, folder: Path, *, rows_per_tensor: int) -> Series:
+def record_trajectory(
+    setup: Setup,
+    data: DataSet,
+    folder: Path,
+    *,
+    rows_per_tensor: int,
+    device: torch.device = CPU,
+) -> Series:
     """Train all sessions and continuations of a trajectory.
 
     Args:
@@ -102,6 +117,7 @@ def record_trajectory(setup: Setup, data: DataSet, folder: Path, *, rows_per_ten
         data: the data set that the setup names.
         folder: for the checkpoints; sessions that are already in it are not trained again.
         rows_per_tensor: the most elements kept of one tensor.
+        device: where the networks are trained.
 
     Returns:
         A sample of the parameters in every checkpoint. Its facts have the setup, and for each
@@ -112,13 +128,13 @@ def record_trajectory(setup: Setup, data: DataSet, folder: Path, *, rows_per_ten
     Raises:
         NotUsableError: session 0 learned nothing, or the training diverged.
     """
-    task = Task(setup, data)
+    task = Task(setup, data, device)
     subsets = nested_subsets(
         setup.largest,
         setup.rate,
         setup.continuations + setup.sessions,
         setup.seed,
-        task.labels.numpy(),
+        task.labels.cpu().numpy(),
     )
     recorder = Recorder(
         folder,
@@ -146,18 +162,18 @@ def _check_learned(share: float, classes: int) -> None:
 
 def _common_start(setup: Setup, task: Task) -> Mapping[str, Tensor]:
     seed = derived_seed(setup.seed, _START)
-    model = build(setup.design, seed)
+    model = build(setup.design, seed).to(task.device)
     if setup.start == "pretrained" and len(task.start_labels):
         batches = math.ceil(len(task.start_labels) / setup.batch_size)
         epochs = max(round(_START_STEPS / batches), 1)
         _fit(setup, model, task.start_inputs, task.start_labels, epochs, 1.0, seed)
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.clone().cpu() for name, tensor in model.state_dict().items()}
 
 
 def _train(
     setup: Setup, task: Task, session: TrainingSession
 ) -> tuple[nn.Module, dict[str, float]]:
-    model = build(setup.design, session.seed)
+    model = build(setup.design, session.seed).to(task.device)
     if session.start is not None:
         model.load_state_dict(session.start)
     samples = torch.from_numpy(session.indices)

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from know_cli.errors import KnowError, OutputError
 from know_cli.files import make_folder, read_text, remove_tree, rename_new, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.data.samples import reduced
+from know_cli.lab.machine import CPU
 from know_cli.lab.processes import in_processes
 from know_cli.meta.collecting import LEFT_OUT
 from know_cli.meta.run_recording import RUN_RECORD, record_run
@@ -38,6 +41,7 @@ class RunRequest:
             above, but not on shards and processes.
         shard: (i, n): this call collects the runs i, i + n, i + 2n, …
         processes: how many train at the same time, each with one thread.
+        device: where they train.
         checkpoints: of each run's window; None draws their number.
         brief: whether all that is recorded of what came after the window is one annealing.
         side: images are reduced to this, in pixels; None leaves them.
@@ -51,6 +55,7 @@ class RunRequest:
     seed: int = 0
     shard: tuple[int, int] = (0, 1)
     processes: int = 1
+    device: torch.device = CPU
     checkpoints: int | None = None
     brief: bool = False
     side: int | None = None
@@ -155,7 +160,7 @@ def _collect_one(number: int) -> CollectedRun:
     )
     try:
         remove_tree(partial, quietly=True)
-        facts = record_run(setup, _data[setup.data_set], partial)
+        facts = record_run(setup, _data[setup.data_set], partial, _request.device)
         # A run is there as a whole or not at all.
         rename_new(partial, _request.place(number))
     except NotUsableError as error:

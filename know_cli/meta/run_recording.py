@@ -25,6 +25,7 @@ from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.averaging import combine, shape_of
 from know_cli.lab.data import AUGMENTATIONS, DataSet
 from know_cli.lab.fitting import one_thread
+from know_cli.lab.machine import CPU
 from know_cli.lab.stepping import Training
 from know_cli.lab.zoo import Design, build
 from know_cli.meta.recording import Task
@@ -69,13 +70,16 @@ def rebuild(facts: Mapping[str, Any], data: DataSet) -> tuple[nn.Module, Task]:
 
 
 @one_thread()
-def record_run(setup: RunSetup, data: DataSet, folder: Path) -> dict[str, Any]:
+def record_run(
+    setup: RunSetup, data: DataSet, folder: Path, device: torch.device = CPU
+) -> dict[str, Any]:
     """Train a run and its continuations, and write them.
 
     Args:
         setup: of the run.
         data: the data set that the setup names.
         folder: for the files; created if missing.
+        device: where the network is trained.
 
     Returns:
         The contents of ``run.json``: the ``setup``; ``measured``, by name the ``loss`` and
@@ -88,8 +92,8 @@ def record_run(setup: RunSetup, data: DataSet, folder: Path) -> dict[str, Any]:
         OutputError: the folder cannot be written.
     """
     make_folder(folder)
-    task = Task(setup, data)
-    model = build(setup.design, derived_seed(setup.seed, _INITIAL))
+    task = Task(setup, data, device)
+    model = build(setup.design, derived_seed(setup.seed, _INITIAL)).to(device)
     run = Training(
         model,
         task.inputs,
@@ -146,7 +150,7 @@ def _falling(first: float, begin: int, steps: int) -> Any:
 
 
 def _copied(model: nn.Module) -> State:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.clone().cpu() for name, tensor in model.state_dict().items()}
 
 
 def _mean(states: list[State]) -> State:

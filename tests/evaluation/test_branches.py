@@ -187,7 +187,7 @@ def test_the_page_says_what_the_numbers_say() -> None:
 
 
 def test_outcomes_become_results_in_the_order_of_seeds(tmp_path: Path) -> None:
-    request = suite.BranchRequest(tmp_path, [tiny(Sort.ORDERS)], 2)
+    request = suite.BranchRequest(folder=tmp_path, tasks=[tiny(Sort.ORDERS)], seeds=2)
     outcomes = list(suite.evaluate(request))
     assert [outcome.seed for outcome in outcomes] == [0, 1]
     content = json.loads(json.dumps(suite.to_json(request, outcomes[::-1], {})))

@@ -66,7 +66,7 @@ def test_only_the_examples_of_the_fine_tuning_are_seen_and_nothing_is_done_twice
     again = Trial(TINY, 1, tmp_path, None).run(Wanted((), budget=BUDGET), chosen.choose_starts)
     assert again.computed == 0
     assert (again.searches, again.values) == (first.searches, first.values)
-    request = Request(tmp_path, [TINY], 1, Wanted((), budget=BUDGET))
+    request = Request(folder=tmp_path, tasks=[TINY], seeds=1, wanted=Wanted((), budget=BUDGET))
     content = results.to_json(request, [again], {})["tasks"][TASK]
     assert content["searches"][cell.name] == [found]
     assert results.start_name(content["starts"][-1]) == "chosen"

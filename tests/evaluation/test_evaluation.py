@@ -435,10 +435,14 @@ def test_processes_compute_what_one_computes(tmp_path: Path) -> None:
     # Nothing is replaced in processes of their own, so that the network must be a little one.
     task = replace(tiny("text-language-model"), width=8, heads=1, depth=1)
     wanted = Wanted(methods.find_variants(["average"]))
-    request = running.Request(tmp_path / "a", [task], 2, wanted, processes=2)
+    request = running.Request(
+        folder=tmp_path / "a", tasks=[task], seeds=2, wanted=wanted, processes=2
+    )
     outcomes = {outcome.seed: outcome for outcome in running.evaluate(request)}
     assert sorted(outcomes) == [0, 1]
-    (alone,) = running.evaluate(running.Request(tmp_path / "b", [task], 1, wanted))
+    (alone,) = running.evaluate(
+        running.Request(folder=tmp_path / "b", tasks=[task], seeds=1, wanted=wanted)
+    )
     assert fingerprint(alone) == fingerprint(outcomes[0])
     assert fingerprint(alone) != fingerprint(outcomes[1])
 
@@ -457,9 +461,13 @@ def test_variants_and_numbers_of_checkpoints() -> None:
         methods.find_variants(["magic"])
     five = methods.of_bundle("five", str(FIVE))
     assert [methods.is_available(five, count) for count in (4, 5)] == [False, True]
-    request = running.Request(Path(), [], 1, Wanted([five, mean], sessions=(4, 5)))
+    request = running.Request(
+        folder=Path(), tasks=[], seeds=1, wanted=Wanted([five, mean], sessions=(4, 5))
+    )
     assert running.check_methods(request) == ["five cannot read 4 checkpoints"]
-    request = running.Request(Path(), [], 1, Wanted([five], sessions=(4,)))
+    request = running.Request(
+        folder=Path(), tasks=[], seeds=1, wanted=Wanted([five], sessions=(4,))
+    )
     with pytest.raises(UsageError, match="'five': cannot read 4 checkpoints"):
         running.check_methods(request)
 
@@ -495,7 +503,7 @@ def test_a_corrupt_bundle_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_little_data")
 def test_tables_are_computed_from_the_json(tmp_path: Path) -> None:
     task = tiny("fashion-classes-cnn")
-    request = running.Request(tmp_path, [task], 2, CONTINUATION)
+    request = running.Request(folder=tmp_path, tasks=[task], seeds=2, wanted=CONTINUATION)
     outcomes = list(running.evaluate(request))
     content = json.loads(json.dumps(results.to_json(request, outcomes, {"other": "not found"})))
     found = content["tasks"][task.name]
@@ -647,7 +655,9 @@ def test_what_trials_cost_is_what_was_published() -> None:
 def test_every_trial_is_in_one_shard(tasks: int, seeds: int, count: int) -> None:
     def request(shard: tuple[int, int]) -> running.Request:
         names = [f"{n}" for n in range(tasks)]
-        return running.Request(Path(), names, seeds, CONTINUATION, shard=shard)  # type: ignore[arg-type]
+        return running.Request(
+            folder=Path(), tasks=names, seeds=seeds, wanted=CONTINUATION, shard=shard
+        )  # type: ignore[arg-type]
 
     parts = [jobs(request((index, count))) for index in range(count)]
     assert sorted(chain.from_iterable(parts)) == sorted(jobs(request((0, 1))))

@@ -417,7 +417,9 @@ def test_one_seed_says_nothing() -> None:
 @pytest.mark.usefixtures("_few_rates")
 def test_outcomes_become_results_in_the_order_of_seeds(tmp_path: Path) -> None:
     task = tiny()
-    request = suite.ReleaseRequest(tmp_path, [task], 2, (25,), ("shrink-0.5",))
+    request = suite.ReleaseRequest(
+        folder=tmp_path, tasks=[task], seeds=2, shares=(25,), methods=("shrink-0.5",)
+    )
     outcomes = list(suite.evaluate(request))
     assert [outcome.seed for outcome in outcomes] == [0, 1]
     del outcomes[1].found["cells"]["8 images"]["shrink-0.5"]
@@ -459,8 +461,9 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, know: Command) ->
         ([*release, "--norm", "copy"], "--norm: has no effect with --regime release"),
         ([*release, "--device", "cuda:99"], "--device cuda:99: torch sees"),
         ([*release, "--device", "gpu"], "--device gpu: is none of"),
-        (["--device", "cuda"], "--device is for --regime release"),
-        (["--trajectory", "run", "--device", "cuda"], "--device is for --trajectory forgetting"),
+        (["--device", "cuda:99"], "--device cuda:99: torch sees"),
+        (["--trajectory", "run", "--device", "cuda:99"], "--device cuda:99: torch sees"),
+        (["--trajectory", "branches", "--device", "cuda:99"], "--device cuda:99: torch sees"),
         (["--share", "25"], "--share is for --regime release"),
         (["--trajectory", "run", *release], "--regime is for --trajectory forgetting, not for run"),
     ):

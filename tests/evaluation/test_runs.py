@@ -426,7 +426,7 @@ def test_what_was_measured_before_is_shown_as_well(
     starts = ("last", "average-3", "annealed-20")
     for module in (running, protocol):
         monkeypatch.setattr(module, "DOWNSTREAM", starts)
-    request = Request(tmp_path, [tiny(TEXT)], 2, Wanted(()))
+    request = Request(folder=tmp_path, tasks=[tiny(TEXT)], seeds=2, wanted=Wanted(()))
     (first, second) = running.evaluate(request, [RunMeasure.PRETRAINING])
     assert first.found["cosine"] is None
     assert [first.seed, second.seed] == [0, 1]

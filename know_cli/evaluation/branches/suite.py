@@ -13,34 +13,24 @@ from know_cli.evaluation import jobs
 from know_cli.evaluation.branches import plan
 from know_cli.evaluation.branches.plan import BranchTask
 from know_cli.evaluation.branches.trial import BranchTrial
-from know_cli.evaluation.suite import WORK, lacking
+from know_cli.evaluation.jobs import Trials
+from know_cli.evaluation.suite import lacking
 from know_cli.files import make_folder
 from know_cli.lab.machine import machine
 
 FORMAT = 1
 
 
-@dataclass(frozen=True)
-class BranchRequest:
+@dataclass(frozen=True, kw_only=True)
+class BranchRequest(Trials):
     """What is to be evaluated.
 
     Attributes:
-        folder: for the output; what trials find goes into its folder ``work``.
-        tasks: to run.
-        seeds: number of seeds, from 0.
         length: of the runs, as a multiple of each task's own.
-        data_folder: where the data sets' files are.
-        processes: number of trials at the same time.
-        shard: (i, n): the trials i, i + n, i + 2n, … are run.
     """
 
-    folder: Path
     tasks: Sequence[BranchTask]
-    seeds: int
     length: float = 1.0
-    data_folder: Path | None = None
-    processes: int = 1
-    shard: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -70,12 +60,14 @@ def evaluate(request: BranchRequest) -> Iterator[BranchOutcome]:
         UsageError: a task lacks data.
         OutputError: the folder cannot be written, or a process was killed.
     """
-    make_folder(request.folder / WORK)
+    make_folder(request.work)
     yield from jobs.run(_run, request)
 
 
 def _run(request: BranchRequest, task: BranchTask, seed: int) -> BranchOutcome:
-    trial = BranchTrial(task, seed, request.folder / WORK, request.data_folder, request.length)
+    trial = BranchTrial(
+        task, seed, request.work, request.data_folder, request.length, request.device
+    )
     return BranchOutcome(task.name, seed, trial.run())
 
 

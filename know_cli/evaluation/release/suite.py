@@ -7,43 +7,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from know_cli.evaluation import jobs
+from know_cli.evaluation.jobs import Trials
 from know_cli.evaluation.release.plan import ReleaseTask, chosen
 from know_cli.evaluation.release.regime import SHARES
-from know_cli.evaluation.release.trial import CPU, ReleaseTrial
-from know_cli.evaluation.suite import WORK, lacking
+from know_cli.evaluation.release.trial import ReleaseTrial
+from know_cli.evaluation.suite import lacking
 from know_cli.files import make_folder
 
 
-@dataclass(frozen=True)
-class ReleaseRequest:
+@dataclass(frozen=True, kw_only=True)
+class ReleaseRequest(Trials):
     """What is to be evaluated.
 
     Attributes:
-        folder: for the output; what trials train and find goes into its folder ``work``.
-        tasks: to run.
-        seeds: number of seeds, from 0.
         shares: of the downstream examples, in per cent.
         methods: labels of starts or patterns of them; none for all.
         bundles: paths of further KNOWN bundles, by name.
-        data_folder: where the data sets' files are.
-        processes: number of trials at the same time.
-        device: where networks are trained.
-        shard: (i, n): the trials i, i + n, i + 2n, … are run.
     """
 
-    folder: Path
     tasks: Sequence[ReleaseTask]
-    seeds: int
     shares: Sequence[int] = SHARES
     methods: Sequence[str] = ()
     bundles: Mapping[str, str] = field(default_factory=dict)
-    data_folder: Path | None = None
-    processes: int = 1
-    device: torch.device = CPU
-    shard: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -84,12 +70,12 @@ def evaluate(request: ReleaseRequest) -> Iterator[ReleaseOutcome]:
         CheckpointError: a bundle cannot be used.
         OutputError: the folder cannot be written, or a process was killed.
     """
-    make_folder(request.folder / WORK)
+    make_folder(request.work)
     yield from jobs.run(_run, request)
 
 
 def _run(request: ReleaseRequest, task: ReleaseTask, seed: int) -> ReleaseOutcome:
-    trial = ReleaseTrial(task, seed, request.folder / WORK, request.data_folder, request.device)
+    trial = ReleaseTrial(task, seed, request.work, request.data_folder, request.device)
     arms = task.arms(request.bundles)
     trial.run(chosen(arms, request.methods), request.shares)
     return ReleaseOutcome(task.name, seed, trial.found(arms, SHARES), trial.computed)

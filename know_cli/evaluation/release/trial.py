@@ -44,12 +44,12 @@ from know_cli.evaluation.tasks.task import on_device, permutation
 from know_cli.evaluation.trial import data_key, load
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
 from know_cli.lab.fitting import one_thread
+from know_cli.lab.machine import CPU
 
 #: To be raised with every change of what this module and those it uses compute.
 PROTOCOL = 1
 # Random streams of one seed.
 _HEAD, _DRAW, _FINE_TUNE = range(95, 98)
-CPU = torch.device("cpu")
 _FILES = {NAIVE: checkpoint_name(0), LAST: checkpoint_name(SESSIONS - 1)}
 
 
@@ -83,9 +83,9 @@ class ReleaseTrial:
         self.task, self.seed = task, seed
         problem = task.base.prepare(seed, data_folder)
         self.problem = on_device(problem, device)
-        # Other processors round differently.
-        where = [] if device.type == "cpu" else [device.type]
-        key = cache.key("release", PROTOCOL, task.definition(), seed, data_key(problem), *where)
+        key = cache.key(
+            "release", PROTOCOL, task.definition(), seed, data_key(problem), *cache.place(device)
+        )
         self.folder = folder / task.name / f"release-{seed:04d}-{key}"
         self.computed = 0
         self._predicted: dict[str, Predicted] = {}

@@ -66,7 +66,7 @@ def _mean_iou(model: nn.Module, examples: Examples) -> float:
             counts = torch.zeros(classes, classes, dtype=torch.int64)
         asked = targets >= 0
         pairs = targets[asked] * classes + outputs.argmax(1)[asked]
-        counts += torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+        counts += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
     both = counts.diagonal()
     either = counts.sum(0) + counts.sum(1) - both
     # A class that occurs neither in the targets nor in the answers does not count.
