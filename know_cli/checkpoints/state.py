@@ -93,8 +93,12 @@ def save_checkpoint(
             temporary.discard()
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, *, folders: bool = False) -> dict[str, Tensor]:
     """Read a whole checkpoint into tensors on the CPU.
+
+    Args:
+        path: of its file.
+        folders: whether a folder of several files will do, too.
 
     Raises:
         CheckpointError: it is missing or corrupt, or changes while it is read.
@@ -103,7 +107,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     from know_cli.checkpoints.reading import read_tensor
 
     with open_checkpoint(path) as checkpoint:
-        if checkpoint.is_folder:
+        if checkpoint.is_folder and not folders:
             raise UsageError(f"{path}: is a folder; name its .safetensors file")
         state = {name: read_tensor(checkpoint, one) for name, one in checkpoint.tensors.items()}
         checkpoint.check_unchanged()

@@ -24,6 +24,7 @@ EPILOG = "\n\n".join(
         "Examples:",
         "know forget train.py:session run --size 50000 --sessions 5 --rate 0.5",
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors",
+        "know forget train.py:session run --size 50000 --from public.safetensors",
         "know forget train.py:session run --size 50000 --branches 4",
         "know-predict run/ckpt0 run/branch1..branch4 -o fused.safetensors",
     )
@@ -108,7 +109,17 @@ def forget(
         typer.Option(
             metavar="CKPT",
             help="Start every session from this .safetensors file instead of the previous session; "
-            "of branches, the model that they go on from.",
+            "with --branches the same as --from.",
+        ),
+    ] = None,
+    first: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="CKPT",
+            help="A model that is trained already, such as a public one: a .safetensors file, or a "
+            "folder of them. It is session 0, which is then not trained, or what branches go on "
+            "from.",
         ),
     ] = None,
     trajectories: Annotated[
@@ -142,6 +153,11 @@ def forget(
             other = "--sessions" if sessions is not None else "--before"
             raise UsageError(f"{other}: is for a forgetting; leave it out with --branches")
         rates = (1.0, 1.0) if rate in (None, "1", "1.0") else parse_rates(rate)
+    if start is not None and first is not None:
+        raise UsageError(
+            "--start and --from exclude each other: all sessions would begin at the one, and "
+            "session 1 at the other; leave one out"
+        )
     if trajectories is None and rates[0] != rates[1]:
         raise UsageError(f"--rate {rate}: a range needs --trajectories")
     import torch
@@ -160,7 +176,8 @@ def forget(
         options=options,
         size=size,
         labels=None if labels is None else load_labels(labels),
-        start=start,
+        start=start if branches is None else None,
+        first=first if branches is None else first or start,
     )
     numbers: list[int | None] = [None] if trajectories is None else list(range(trajectories))
     began, trained, kept = time.perf_counter(), 0, 0

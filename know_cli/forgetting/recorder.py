@@ -94,6 +94,8 @@ class Recorder:
         function: name of the training function for the record, also part of the identity.
         start: state dict that every session starts from (the regime of the authors' sample
             script); without it each session continues from the previous one (the paper's text).
+        first: state dict of a Θ0 that is trained already, such as a public model's; session 0 is
+            then not yielded, but recorded as it is. Without it session 0 trains Θ0.
 
     Raises:
         UsageError: the folder holds another trajectory.
@@ -125,13 +127,20 @@ class Recorder:
         options: Mapping[str, str] | None = None,
         function: str = "",
         start: Mapping[str, Tensor] | None = None,
+        first: Mapping[str, Tensor] | None = None,
     ) -> None:
+        if start is not None and first is not None:
+            raise UsageError(
+                "a common start and a Θ0 that is trained already exclude each other: all sessions "
+                "would begin at the one, and session 1 at the other"
+            )
         if not 0 <= before < len(subsets):
             raise UsageError(
                 f"{before} of {len(subsets)} subsets held back as larger data sets: at least one "
                 "must remain for session 0"
             )
         self._begin(folder, rate, seed, options, start)
+        self._first = None if first is None else dict(first)
         self._subsets = {
             number - before: np.asarray(subset, dtype=np.int64)
             for number, subset in enumerate(subsets)
@@ -155,6 +164,7 @@ class Recorder:
 
     # What other recorders have in other ways: names, the record's file, shares, seeds, metadata.
     _record_name = RECORD
+    _first: dict[str, Tensor] | None = None
 
     def _begin(
         self,
@@ -203,9 +213,11 @@ class Recorder:
         digest.update(json.dumps(facts).encode())
         for index in self.indices:
             digest.update(self._subsets[index].tobytes())
-        for name, tensor in sorted((self._common_start or {}).items()):
+        for name, tensor in sorted((self._common_start or self._first or {}).items()):
             digest.update(name.encode())
             digest.update(as_bytes(tensor.detach().cpu()))
+        if self._first is not None:
+            digest.update(b"first")
         return digest.hexdigest()[:12]
 
     def _resume(self) -> None:
@@ -252,7 +264,10 @@ class Recorder:
                     f"{self.folder}: {self._open.name} was not saved; call save() first"
                 )
             self._open = self._session(index)
-            yield self._open
+            if index == 0 and self._first is not None:
+                self.save(self._open, self._first)
+            else:
+                yield self._open
 
     def _start(self, index: int) -> dict[str, Tensor] | None:
         if index >= 0 and self._common_start is not None:

@@ -179,8 +179,9 @@ class Protocol:
         options: passed to the training function.
         size: number of samples, unless there are labels.
         labels: classes of the samples; None asks the training function.
-        start: checkpoint that every session starts from; None for a chain. Of branches, their Θ0,
-            which is then not trained.
+        start: checkpoint that every session starts from; None for a chain.
+        first: checkpoint of a Θ0 that is trained already, of a forgetting or of branches; None
+            trains it.
         branches: record so many branches of Θ0 instead of a forgetting, each on a share ``rates``
             of the data; 0 is a forgetting.
     """
@@ -193,6 +194,7 @@ class Protocol:
     size: int | None = None
     labels: NDArray[Any] | None = None
     start: Path | None = None
+    first: Path | None = None
     branches: int = 0
 
 
@@ -233,6 +235,7 @@ def open_recorder(
             f"{function.name}: does not declare its number of samples; give --size or --labels"
         )
     start = None if protocol.start is None else read_state(protocol.start)
+    first = None if protocol.first is None else read_state(protocol.first, folders=True)
     if protocol.branches:
         return BranchRecorder(
             folder,
@@ -243,7 +246,7 @@ def open_recorder(
             labels=labels,
             options=protocol.options,
             function=function.name,
-            start=start,
+            start=first,
         )
     subsets = nested_subsets(size, rate, protocol.before + protocol.sessions, seed, labels)
     return Recorder(
@@ -255,6 +258,7 @@ def open_recorder(
         options=protocol.options,
         function=function.name,
         start=start,
+        first=first,
     )
 
 

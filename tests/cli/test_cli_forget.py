@@ -111,3 +111,32 @@ def test_starts_every_session_from_a_given_checkpoint(folder: Path, know: Comman
     )
     assert done.returncode == 3
     assert "no.safetensors: no such file" in done.stderr
+
+
+def test_a_model_that_is_trained_already_is_session_0(folder: Path, know: Command) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    (folder / "public").mkdir()
+    save_file({"w": torch.full((3,), 1000.0)}, folder / "public" / "model.safetensors")
+    record = (
+        "forget", "mine.py:session", "run", "--labels", "mine:names", "--sessions", "3",
+        "--from", "public",
+    )  # fmt: skip
+    done = know(*record, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "2 sessions trained" in done.stdout
+    values = [load_file(folder / "run" / f"ckpt{k}.safetensors")["w"][0].item() for k in range(3)]
+    assert values == [1000, 1020, 1030]  # as it was, then 20 and 10 of 40 samples
+    found = know("predict", *(f"run/ckpt{k}" for k in range(3)), "--method", "average", "-o",
+                 "out.safetensors", cwd=folder)  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    done = know(*record, cwd=folder)
+    assert "0 sessions trained" in done.stdout
+    save_file({"w": torch.full((3,), 1001.0)}, folder / "public" / "model.safetensors")
+    other = know(*record, cwd=folder)
+    assert other.returncode == 2
+    assert "is of another trajectory" in other.stderr
+    both = know(*record, "--start", "public/model.safetensors", cwd=folder)
+    assert both.returncode == 2
+    assert "--start and --from exclude each other" in " ".join(both.stderr.split())

@@ -116,7 +116,7 @@ def test_an_interrupted_recording_continues(script: Path, know: Command) -> None
 def test_branches_of_a_start_on_parts_of_the_data(script: Path, know: Command) -> None:
     save_file({"w.bias": torch.full((3,), 7.0)}, script / "base.safetensors")
     done = know("forget", "train.py:train", "run", "--branches", "2", "--rate", "0.25",
-                "--start", "base.safetensors", cwd=script)  # fmt: skip
+                "--from", "base.safetensors", cwd=script)  # fmt: skip
     assert done.returncode == EXIT_DONE, done.stderr
     run = script / "run"
     assert sorted(p.stem for p in run.glob("*.safetensors")) == ["branch1", "branch2"]
