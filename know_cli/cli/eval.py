@@ -188,6 +188,16 @@ def evaluate(
             "Several --processes share a card.",
         ),
     ] = "cpu",
+    first: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="CKPT",
+            show_default=False,
+            help="Of the release regime: a model that is trained already, such as a public one, as "
+            "Θ0; a .safetensors file or a folder of them.",
+        ),
+    ] = None,
     shard: Annotated[
         str,
         typer.Option(
@@ -298,6 +308,7 @@ def evaluate(
             shard=part,
             dry_run=dry_run,
             device=device,
+            first=first,
             table=table,
             force=force,
         )
@@ -305,6 +316,8 @@ def evaluate(
     replaces = is_own_result(output / RESULTS)
     if share:
         raise UsageError("--share is for --regime release")
+    if first is not None:
+        raise UsageError("--from is for --regime release")
     if measure:
         raise UsageError("--measure is for --trajectory run")
     if length != 1:

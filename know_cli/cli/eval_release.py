@@ -56,6 +56,7 @@ def evaluate_release(
     shard: tuple[int, int],
     dry_run: bool,
     device: str,
+    first: Path | None,
     table: Path | None,
     force: bool,
 ) -> None:
@@ -76,6 +77,7 @@ def evaluate_release(
         processes: trials at the same time.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
         device: where networks are trained; with ``cuda:all`` trials take them in turn.
+        first: checkpoint of a Θ0 that is trained already; None trains it.
         dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
         force: whether a page that exists is replaced.
@@ -119,6 +121,7 @@ def evaluate_release(
         processes=processes,
         shard=shard,
         devices=choose_devices(device),
+        first=first,
     )
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")

@@ -29,6 +29,7 @@ _OF_FORGETTINGS = {
     "budget": "--budget",
     "regime": "--regime",
     "share": "--share",
+    "first": "--from",
 }
 
 

@@ -16,6 +16,7 @@ from know_cli.evaluation.trial import Trial
 from know_cli.evaluation.variants import is_available
 from know_cli.files import make_folder
 from know_cli.lab.data import available
+from know_cli.lab.pictures import found_pictures
 
 #: Number of seeds of each suite; every suite has all tasks.
 SUITES = {"small": 3, "full": 10}
@@ -52,7 +53,7 @@ def lacking(needs: Mapping[str, Sequence[str]], data_folder: Path | None) -> dic
     Raises:
         UsageError: the folder of data sets does not exist.
     """
-    here = set(available(data_folder))
+    here = {*available(data_folder), *found_pictures(data_folder)}
     missing = {task: [name for name in of if name not in here] for task, of in needs.items()}
     return {task: f"not found here: {', '.join(of)}" for task, of in missing.items() if of}
 

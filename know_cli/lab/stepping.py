@@ -86,6 +86,8 @@ class Training:
                 chosen = self._batch()
                 batch = inputs[chosen]
                 if self._augmentation is not None:
+                    if batch.dtype == torch.uint8:
+                        batch = batch.float() / 255
                     seed = derived_seed(self._seed, _AUGMENTATION, self.done)
                     batch = self._augmentation(batch, torch.Generator().manual_seed(seed))
                 torch.manual_seed(derived_seed(self._seed, _NOISE, self.done))

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from know_cli.evaluation import cache, jobs
+from know_cli.evaluation.branches.plan import find_branch_tasks
 from know_cli.evaluation.branches.trial import BranchTrial
 from know_cli.evaluation.jobs import Trials
 from know_cli.evaluation.runs.trial import RunTrial
 from know_cli.evaluation.starts import Wanted
+from know_cli.evaluation.tasks import TASKS, Downstream
 from know_cli.evaluation.trial import Trial
 from know_cli.evaluation.variants import find_variants
 from know_cli.lab.data import available, load
 from know_cli.meta.collecting import Request
 from know_cli.meta.collecting import collect as collect_trajectories
 from know_cli.meta.run_collecting import RunRequest, collect_runs
-from tests.evaluation.test_branches import tiny as tiny_branches
-from tests.evaluation.test_chosen import TINY
 from tests.support.command import Command, one_line
 
 CARDS = tuple(torch.device("cuda", number) for number in range(3))
+_TASK = TASKS["glyphs-alphabets-cnn"]
+TINY = replace(
+    _TASK,
+    samples=34,
+    recipe=replace(_TASK.recipe, epochs=1, batch_size=16),
+    downstream=(Downstream(8, 1, repetitions=1),),
+    tested=40,
+)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 
@@ -84,10 +93,9 @@ def test_a_forgetting_is_measured_on_a_card(tmp_path: Path) -> None:
 def test_runs_and_branches_are_measured_on_a_card(tmp_path: Path) -> None:
     run = RunTrial(TINY, 0, tmp_path, None, 0.2, CARDS[0])
     assert set(run.pretraining()["values"]) >= {"last", "average-5"}
-    from know_cli.evaluation.branches.plan import Sort
-
-    for sort in (Sort.ORDERS, Sort.TASKS):
-        found = BranchTrial(tiny_branches(sort), 0, tmp_path, None, 0.2, CARDS[0]).run()
+    for name in ("orders-glyphs-*", "tasks-*"):
+        task = find_branch_tasks([name])[0]
+        found = BranchTrial(task, 0, tmp_path, None, 0.02, CARDS[0]).run()
         assert len(found["branches"]) > 1
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from know_cli.evaluation.release import fine_tuning
 from know_cli.evaluation.release.network import ReleaseResNet18
-from know_cli.evaluation.release.plan import RELEASE_TASKS, ReleaseTask, chosen, find_release_tasks
+from know_cli.evaluation.release.plan import RELEASE_TASKS, chosen, find_release_tasks
+from know_cli.evaluation.release.task import ReleaseTask
 from know_cli.evaluation.release.trial import ReleaseTrial
 from know_cli.evaluation.tasks import Downstream, Examples
 from know_cli.evaluation.tasks.measures import ACCURACY

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from know_cli.evaluation.tasks import Examples
 from know_cli.forgetting.recorder import derived_seed
-from know_cli.lab.data import AFFINE, AUGMENTATIONS
+from know_cli.lab.data import AFFINE, AUGMENTATIONS, UNCHANGED
 from know_cli.lab.fitting import Augmentation
 from know_cli.lab.stepping import Training
 
@@ -134,6 +134,7 @@ def shifted_and_flipped(images: Tensor, generator: torch.Generator) -> Tensor:
 #: By the name that a task gives.
 FINE_TUNING_AUGMENTATIONS: Mapping[str, Augmentation] = {
     "": shifted_and_flipped,
+    UNCHANGED: AUGMENTATIONS["image"][UNCHANGED],
     AFFINE: AUGMENTATIONS["image"][AFFINE],
 }
 

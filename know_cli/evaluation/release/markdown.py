@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from know_cli.evaluation.anchors import NAIVE
-from know_cli.evaluation.release.plan import RE_ESTIMATED, STORED
 from know_cli.evaluation.release.results import (
     OWN_RATE,
     Standing,
@@ -18,6 +17,7 @@ from know_cli.evaluation.release.results import (
     at_tuned_rate,
     paired,
 )
+from know_cli.evaluation.release.task import RE_ESTIMATED, STORED
 from know_cli.evaluation.runs.wording import difference_text, digits
 from know_cli.evaluation.statistics import Estimate, mean_estimate
 

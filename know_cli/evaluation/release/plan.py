@@ -1,142 +1,21 @@
-"""Tasks of the release regime, and the starts that they compare."""
+"""The tasks of the release regime, and the choice among them and their starts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from know_cli.errors import UsageError
-from know_cli.evaluation.anchors import LAST, LONGER, MORE_DATA, NAIVE, SCRATCH
+from know_cli.evaluation.anchors import NAIVE
 from know_cli.evaluation.release.fine_tuning import FineTuning
 from know_cli.evaluation.release.network import ReleaseResNet18, SmallResNet
-from know_cli.evaluation.tasks import Downstream, Recipe, Task
+from know_cli.evaluation.release.recipes import captions, domains, segmentation, transfer
+from know_cli.evaluation.release.task import SESSIONS, SHIPPED, Arm, ReleaseTask
+from know_cli.evaluation.tasks import Downstream, Recipe
 from know_cli.evaluation.tasks.cifar import Reduced, Whole
 from know_cli.evaluation.tasks.classification import BACKBONES, Network
-from know_cli.evaluation.variants import Variant, is_available, of_bundle
+from know_cli.evaluation.variants import is_available, of_bundle
 from know_cli.lab.data import AFFINE
-
-#: Checkpoints of a forgetting, Θ0 among them.
-SESSIONS = 5
-#: Θ0 trained on for as many steps as the forgetting takes, while the rate falls to 0 in a line.
-DECAYED = "longer-decayed"
-#: Starts that are trained, not predicted.
-TRAINED = (NAIVE, LONGER, DECAYED, MORE_DATA, LAST)
-#: Factors of Θ0's weights.
-SHRUNK = (0.9, 0.7, 0.5, 0.4)
-#: Steps of each prediction that are measured.
-STEPS = (1, 3)
-#: The shipped families of KNOWN.
-SHIPPED = ("continuation", "retrodiction")
-#: Whole BatchNorm layers: as a new network has them; as the start has them; as the start has them,
-#: with running statistics measured on the pre-training's examples.
-FRESH, STORED, RE_ESTIMATED = "fresh", "stored", "re-estimated"
-#: Validation examples for the choice of the rate.
-VALIDATION = 2000
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A start of the fine-tuning.
-
-    Attributes:
-        name: of the start.
-        variant: the method that predicts it; None if it is trained or has fresh weights.
-        step: of the prediction.
-        norm: treatment of BatchNorm layers.
-    """
-
-    name: str
-    variant: Variant | None = None
-    step: int = 1
-    norm: str = FRESH
-
-    @property
-    def label(self) -> str:
-        """For the command line and tables; the usual treatment is not named."""
-        return self.name if self.norm == FRESH else f"{self.name}-{self.norm}"
-
-
-@dataclass(frozen=True)
-class ReleaseTask:
-    """A task in the release regime.
-
-    Attributes:
-        base: its data, network and pre-training.
-        fine_tuning: of every start.
-        rate: |D(k + 1)| / |D(k)|.
-        uses_all: whether D0 is all examples that there are, as in the release, so that none are
-            left to train a network on more data.
-        augmentation: of all images that are trained on, by name; empty for shifts and flips in the
-            fine-tuning alone.
-    """
-
-    base: Task
-    fine_tuning: FineTuning
-    rate: float = 0.5
-    uses_all: bool = False
-    augmentation: str = ""
-
-    @property
-    def name(self) -> str:
-        """For the command line."""
-        return self.base.name
-
-    @property
-    def title(self) -> str:
-        """What is transferred to what, with which network."""
-        return self.base.title
-
-    def definition(self) -> dict[str, Any]:
-        """The task in plain types."""
-        # What is as usual is left out, so that what was trained before these could differ stays.
-        other = {"uses_all": self.uses_all, "augmentation": self.augmentation}
-        return {
-            **self.base.definition(),
-            "rate": self.rate,
-            "fine_tuning": asdict(self.fine_tuning),
-            **{name: value for name, value in other.items() if value},
-        }
-
-    def arms(self, bundles: Mapping[str, str]) -> list[Arm]:
-        """Every start: those of the main comparison, then other treatments of BatchNorm.
-
-        Args:
-            bundles: paths of further KNOWN bundles, by name.
-        """
-        variants = [Variant(name, {"weights": name}) for name in SHIPPED]
-        variants += [of_bundle(name, path) for name, path in bundles.items()]
-        predicted = [arm for variant in variants for arm in self._of_steps(variant)]
-        shrunk = [_shrunk(factor) for factor in SHRUNK]
-        main = [
-            *(Arm(name) for name in TRAINED if not (self.uses_all and name == MORE_DATA)),
-            *shrunk,
-            *predicted,
-            Arm("average", Variant("average", {"method": "average"}, steps=False)),
-            Arm(SCRATCH),
-        ]
-        treated = [NAIVE, _shrunk(0.5).name, *(self._label(name, STEPS[-1]) for name in SHIPPED)]
-        by_name = {arm.name: arm for arm in main}
-        others = [
-            replace(by_name[name], norm=norm) for name in treated for norm in (STORED, RE_ESTIMATED)
-        ]
-        return main + others
-
-    def _of_steps(self, variant: Variant) -> Iterator[Arm]:
-        for step in STEPS:
-            yield Arm(self._label(variant.label, step), variant, step)
-
-    def _label(self, name: str, step: int) -> str:
-        """The name with the factor of the data that a step stands for."""
-        return f"{name}-x{round(self.rate**-step)}"
-
-
-def _shrunk(factor: float) -> Arm:
-    name = f"shrink-{factor:g}"
-    options = {"lambda": factor}
-    return Arm(name, Variant(name, {"method": "shrink", "options": options}, steps=False))
-
 
 _ADAM = FineTuning()
 # For SGD the release has no rate; from this one the grid goes either way.
@@ -195,6 +74,7 @@ _RESNET18 = ReleaseTask(
     FineTuning(epochs=100, head_epochs=10),
     uses_all=True,
     augmentation=AFFINE,
+    steps=(1, 2, 3),
 )
 _CLASSES = "five classes of CIFAR-10 at 16×16 to the other five"
 #: Tasks of the release regime by name.
@@ -225,6 +105,10 @@ RELEASE_TASKS = {
             domain="colour",
         ),
         _RESNET18,
+        *transfer.TASKS,
+        *domains.TASKS,
+        *segmentation.TASKS,
+        *captions.TASKS,
     )
 }  # fmt: skip
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
+from know_cli.checkpoints.state import read_state
+from know_cli.errors import UsageError
 from know_cli.evaluation.anchors import LONGER, MORE_DATA
 from know_cli.evaluation.release.fine_tuning import FINE_TUNING_AUGMENTATIONS
-from know_cli.evaluation.release.plan import DECAYED, SESSIONS, ReleaseTask
+from know_cli.evaluation.release.task import DECAYED, SESSIONS, ReleaseTask
 from know_cli.evaluation.runs.trial import copied, falling
 from know_cli.evaluation.tasks import Examples, Problem
 from know_cli.evaluation.tasks.task import RATE
-from know_cli.evaluation.trial import recorded
+from know_cli.evaluation.trial import load, recorded
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
 from know_cli.lab.stepping import Training
@@ -47,11 +50,51 @@ def first_data(task: ReleaseTask, problem: Problem, seed: int) -> Examples:
     pool = problem.pool
     if task.uses_all:
         return pool
-    half = nested_subsets(len(pool), RATE, 2, seed, pool.targets.cpu().numpy())[1]
+    half = nested_subsets(len(pool), RATE, 2, seed, _labels(pool))[1]
     return pool.take(from_numpy(half))
 
 
-def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Trained]:
+def given_start(problem: Problem, path: Path) -> dict[str, Tensor]:
+    """The weights of a Θ0 that is trained already, such as a public model's.
+
+    Args:
+        problem: whose network they are of; modules that are fresh downstream may have another
+            shape, and then stay as a new network has them.
+        path: of the checkpoint, a file or a folder.
+
+    Returns:
+        By name, all that fits; running counts and the like may be missing.
+
+    Raises:
+        UsageError: a tensor is missing, has another shape, or is none of the network's.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    found = read_state(path, folders=True)
+    model = problem.build(0)
+    head = tuple(f"{name}." for name in problem.fresh)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    trained = {name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    for name, tensor in found.items():
+        if name.startswith(head):
+            continue
+        if name not in wanted:
+            raise UsageError(f"--from {path}: has a tensor {name!r}, which the network lacks")
+        if tuple(tensor.shape) != wanted[name]:
+            raise UsageError(
+                f"--from {path}: tensor {name!r} has the shape {list(tensor.shape)}, the "
+                f"network's has {list(wanted[name])}"
+            )
+    for name in sorted(trained - found.keys()):
+        if not name.startswith(head):
+            raise UsageError(f"--from {path}: lacks the tensor {name!r}, which the network has")
+    return {
+        name: tensor for name, tensor in found.items() if tuple(tensor.shape) == wanted.get(name)
+    }
+
+
+def pretrained(
+    task: ReleaseTask, problem: Problem, seed: int, given: Mapping[str, Tensor] | None = None
+) -> Iterator[Trained]:
     """Train Θ0, its sessions, and what they are compared with.
 
     Adam's moments are kept from one session to the next, and in what trains Θ0 longer.
@@ -60,6 +103,8 @@ def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Train
         task: with the recipe of an epoch.
         problem: its data.
         seed: of initial weights, order and subsets.
+        given: the weights of a Θ0 that is trained already, as :func:`given_start` returns them;
+            its optimiser's moments are not known, and nothing is trained on more data.
 
     Yields:
         Θ0 (``ckpt0``) and every session (``ckpt1``, …); Θ0 trained on for as many steps as these
@@ -70,8 +115,8 @@ def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Train
         UsageError: there are too few examples for the sessions.
     """
     data = first_data(task, problem, seed)
-    labels = data.targets.cpu().numpy()
-    subsets = nested_subsets(len(data), task.rate, SESSIONS, derived_seed(seed, _SUBSETS), labels)
+    shuffle = derived_seed(seed, _SUBSETS)
+    subsets = nested_subsets(len(data), task.rate, SESSIONS, shuffle, _labels(data))
 
     augmentation = FINE_TUNING_AUGMENTATIONS[task.augmentation] if task.augmentation else None
 
@@ -89,7 +134,10 @@ def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Train
         )
 
     first = begin(data)
-    first.advance(first.epoch_steps, constant)
+    if given is None:
+        first.advance(task.base.recipe.epochs * first.epoch_steps, constant)
+    else:
+        load(first.model, given)
     yield _state(checkpoint_name(0), first, first.done, len(data))
     steps = 0
     for number, run in enumerate(sessions(first, subsets, seed), 1):
@@ -100,7 +148,7 @@ def pretrained(task: ReleaseTask, problem: Problem, seed: int) -> Iterator[Train
         longer = anew(first, derived_seed(seed, _LONGER))
         longer.advance(steps, schedule)
         yield _state(name, longer, first.done + steps, len(data))
-    if not task.uses_all:
+    if given is None and not task.uses_all:
         more = begin(problem.pool)
         more.advance(more.epoch_steps, constant)
         yield _state(MORE_DATA, more, more.done, len(problem.pool))
@@ -133,6 +181,11 @@ def anew(run: Training, seed: int, positions: Tensor | None = None) -> Training:
 def constant(step: int) -> float:
     """The rate as a share of the given one, at every step."""
     return 1.0
+
+
+def _labels(examples: Examples) -> _Indices | None:
+    """The class of each example, so that subsets keep the classes' shares; None of maps."""
+    return examples.targets.cpu().numpy() if examples.targets.dim() == 1 else None
 
 
 def _state(name: str, run: Training, steps: int, samples: int) -> Trained:

@@ -11,9 +11,9 @@ import numpy as np
 from know_cli import __version__
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.evaluation.anchors import NAIVE
-from know_cli.evaluation.release.plan import ReleaseTask
 from know_cli.evaluation.release.regime import Regime
 from know_cli.evaluation.release.suite import ReleaseOutcome, ReleaseRequest
+from know_cli.evaluation.release.task import ReleaseTask
 from know_cli.evaluation.statistics import Estimate, mean_estimate
 from know_cli.lab.machine import machine
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from know_cli.evaluation import jobs
+from know_cli.evaluation.anchors import MORE_DATA
 from know_cli.evaluation.jobs import Trials
-from know_cli.evaluation.release.plan import ReleaseTask, chosen
+from know_cli.evaluation.release.plan import chosen
 from know_cli.evaluation.release.regime import SHARES
+from know_cli.evaluation.release.task import ReleaseTask
 from know_cli.evaluation.release.trial import ReleaseTrial
 from know_cli.evaluation.suite import lacking
 from know_cli.files import make_folder
@@ -24,12 +26,14 @@ class ReleaseRequest(Trials):
         shares: of the downstream examples, in per cent.
         methods: labels of starts or patterns of them; none for all.
         bundles: paths of further KNOWN bundles, by name.
+        first: checkpoint of a Θ0 that is trained already; None trains it.
     """
 
     tasks: Sequence[ReleaseTask]
     shares: Sequence[int] = SHARES
     methods: Sequence[str] = ()
     bundles: Mapping[str, str] = field(default_factory=dict)
+    first: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,11 @@ def evaluate(request: ReleaseRequest) -> Iterator[ReleaseOutcome]:
 
 
 def _run(request: ReleaseRequest, task: ReleaseTask, seed: int) -> ReleaseOutcome:
-    trial = ReleaseTrial(task, seed, request.work, request.data_folder, request.device)
+    trial = ReleaseTrial(
+        task, seed, request.work, request.data_folder, request.device, request.first
+    )
     arms = task.arms(request.bundles)
+    if request.first is not None:
+        arms = [arm for arm in arms if arm.name != MORE_DATA]
     trial.run(chosen(arms, request.methods), request.shares)
     return ReleaseOutcome(task.name, seed, trial.found(arms, SHARES), trial.computed)

@@ -28,16 +28,14 @@ from know_cli.evaluation.release.fine_tuning import (
     refresh,
     tuned,
 )
-from know_cli.evaluation.release.plan import (
+from know_cli.evaluation.release.pretraining import first_data, given_start, pretrained
+from know_cli.evaluation.release.task import (
     FRESH,
     RE_ESTIMATED,
     SESSIONS,
-    STEPS,
-    VALIDATION,
     Arm,
     ReleaseTask,
 )
-from know_cli.evaluation.release.pretraining import first_data, pretrained
 from know_cli.evaluation.runs.averages import re_estimate
 from know_cli.evaluation.tasks import Cell, Examples
 from know_cli.evaluation.tasks.task import on_device, permutation
@@ -62,6 +60,7 @@ class ReleaseTrial:
         folder: of all trials, which contains this one's.
         data_folder: where the data sets' files are.
         device: where networks are trained.
+        first: checkpoint of a Θ0 that is trained already, a file or a folder; None trains it.
 
     Attributes:
         problem: the task with its data, on the device.
@@ -69,7 +68,8 @@ class ReleaseTrial:
         computed: number of trainings, predictions and fine-tunings done so far.
 
     Raises:
-        UsageError: a data set is missing.
+        UsageError: a data set is missing, or the checkpoint is of another network.
+        CheckpointError: the checkpoint cannot be read.
     """
 
     def __init__(
@@ -79,13 +79,17 @@ class ReleaseTrial:
         folder: Path,
         data_folder: Path | None,
         device: torch.device = CPU,
+        first: Path | None = None,
     ) -> None:
         self.task, self.seed = task, seed
         problem = task.base.prepare(seed, data_folder)
         self.problem = on_device(problem, device)
+        self._first = None if first is None else given_start(problem, first)
+        given = [] if self._first is None else [cache.tensors_key(self._first)]
         key = cache.key(
-            "release", PROTOCOL, task.definition(), seed, data_key(problem), *cache.place(device)
-        )
+            "release", PROTOCOL, task.definition(), seed, data_key(problem), *cache.place(device),
+            *given,
+        )  # fmt: skip
         self.folder = folder / task.name / f"release-{seed:04d}-{key}"
         self.computed = 0
         self._predicted: dict[str, Predicted] = {}
@@ -162,7 +166,7 @@ class ReleaseTrial:
     def _train(self) -> dict[str, Any]:
         began = time.process_time()
         keys, trained, parameters = {}, {}, 0
-        for state in pretrained(self.task, self.problem, self.seed):
+        for state in pretrained(self.task, self.problem, self.seed, self._first):
             save_checkpoint(self._path(state.name), state.state, {"format": "pt"})
             self.computed += 1
             keys[state.name] = cache.tensors_key(state.state)
@@ -210,7 +214,13 @@ class ReleaseTrial:
             checkpoints = {str(k): {"key": keys[f"ckpt{k}"]} for k in range(SESSIONS)}
             # Other treatments of BatchNorm begin with its layers as Θ0 has them.
             self._predicted[label] = Predicted(
-                self, arm.variant, NormMode.COPY, SESSIONS, max(STEPS), checkpoints, self.task.rate
+                self,
+                arm.variant,
+                NormMode.COPY,
+                SESSIONS,
+                max(self.task.steps),
+                checkpoints,
+                self.task.rate,
             )
         return self._predicted[label]
 
@@ -251,7 +261,7 @@ class ReleaseTrial:
     def _validation(self) -> Examples:
         """Examples that no condition trains on, and none of which is tested on."""
         most = max(cell.downstream.size for cell in self.problem.cells)
-        return self.problem.cells[0].pool.take(self._order[most:][:VALIDATION])
+        return self.problem.cells[0].pool.take(self._order[most:][: self.task.validation])
 
     def _measured(self, arm: Arm, cell: Cell) -> None:
         """Fine-tune a start at the rates that the search for the best one asks for."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from know_cli.evaluation.tasks.examples import Examples
 
 _ROWS = 500
+# Of a batch's inputs; what networks make of them takes a hundred times as much.
+_NUMBERS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class Measure:
 def _outputs(model: nn.Module, examples: Examples) -> Iterator[tuple[Tensor, Tensor]]:
     """Outputs ``[m, classes, …]`` and targets ``[m, …]``, batch by batch."""
     model.eval()
+    rows = max(1, min(_ROWS, _NUMBERS // max(examples.inputs[:1].numel(), 1)))
     parts = zip(
-        torch.split(examples.inputs, _ROWS), torch.split(examples.targets, _ROWS), strict=True
+        torch.split(examples.inputs, rows), torch.split(examples.targets, rows), strict=True
     )
     with torch.inference_mode():
         for inputs, targets in parts:

@@ -101,13 +101,15 @@ def token_dropout(tokens: Tensor, generator: Generator) -> Tensor:
     return tokens.masked_fill(dropped, UNKNOWN_TOKEN)
 
 
+#: None, where it is to be said by name.
+UNCHANGED = "none"
 #: What the method's authors do to images; other collections draw among the rest.
 AFFINE = "affine"
 #: Augmentations by kind of inputs and name. Each takes standardised images ``[n, C, H, W]``
 #: float32 or texts ``[n, length]`` int64, and a generator, and does not modify its input.
 AUGMENTATIONS: dict[Kind, dict[str, Augmentation]] = {
     "image": {
-        "none": none,
+        UNCHANGED: none,
         "flip": flip,
         "shift": shift,
         "cutout": cutout,
