@@ -109,7 +109,7 @@ def test_the_wheel_has_what_is_needed_and_no_more(wheel: Path) -> None:
         {"_native.so"} if trouble_with_native(2) is None else set()
     )
     assert {Path(name).name for name in others if not name.endswith(".safetensors")} == {
-        "py.typed", "README.md", "manifest.json", "costs.json", *kernel,
+        "py.typed", "README.md", "manifest.json", "costs.json", "seconds.json", *kernel,
     }  # fmt: skip
 
 
@@ -125,5 +125,5 @@ def test_core_dependencies_are_the_agreed_five(wheel: Path) -> None:
     core = {need.split(">")[0] for need in needs if "extra ==" not in need}
     extras = {line.split(": ")[1] for line in lines if line.startswith("Provides-Extra: ")}
     assert core == {"torch", "safetensors", "numpy", "typer", "rich"}
-    libraries = {"bench", "choose", "keras", "lightning", "plot", "transformers"}
+    libraries = {"bench", "choose", "keras", "lightning", "paper", "plot", "transformers"}
     assert extras == {"collect", "demo", "dev", "round-trips", "test", *libraries}

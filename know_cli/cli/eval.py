@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,8 +24,6 @@ from know_cli.evaluation.runs.measures import RunMeasure
 from know_cli.files import missing_folder
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from know_cli.evaluation.starts import Outcome
 
 EPILOG = "\n\n".join(
@@ -40,6 +37,7 @@ EPILOG = "\n\n".join(
         "know eval --trajectory run --suite full -o runs --table runs.md",
         "know eval --regime release --task release-cifar10-resnet --share 25 --data-folder DATA "
         "-o release --table release.md",
+        "know eval --paper -o release",
     )
 )
 RESULTS = "results.json"
@@ -56,16 +54,16 @@ class Suite(str, Enum):
 def evaluate(
     context: typer.Context,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "-o",
             "--output",
             metavar="FOLDER",
             show_default=False,
             help="For results.json (runs.json, branches.json, release.json), and in 'work' "
-            "everything that is trained, for the next run.",
+            "everything that is trained, for the next run. With --paper, where results are.",
         ),
-    ],
+    ] = None,
     trajectory: Annotated[
         TrajectoryKind,
         typer.Option(
@@ -224,6 +222,14 @@ def evaluate(
             "--dry-run", help="Show which trials there are and what they cost, and compute nothing."
         ),
     ] = False,
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper",
+            help="Instead, show the paper's tables, with what --regime release wrote into FOLDER "
+            "beside its figures; with --dry-run, what its experiments take.",
+        ),
+    ] = False,
     force: Annotated[bool, force_option()] = False,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
@@ -262,6 +268,16 @@ def evaluate(
     bundles = parse_named(bundle or [], "--bundle", "PATH")
     if table is not None:
         check_report_path(table, [], "--table", force=force)
+    if paper:
+        from know_cli.cli.eval_paper import check_paper, show_paper
+
+        check_paper(context)
+        show_paper(
+            talk, folder=output, data_folder=data_folder, dry_run=dry_run, table=table, force=force
+        )
+        return
+    if output is None:
+        raise UsageError("-o/--output is missing: name a folder for the results")
     if not output.parent.is_dir():
         raise missing_folder(output.parent)
     if trajectory is not TrajectoryKind.FORGETTING:
@@ -324,7 +340,7 @@ def evaluate(
         raise UsageError("--length is for --trajectory run and branches")
     from know_cli.cli.eval_plan import show_plan
     from know_cli.cli.eval_progress import display
-    from know_cli.cli.eval_results import shard_is_done
+    from know_cli.cli.eval_results import forgetting_table, shard_is_done
     from know_cli.engine.devices import choose_devices
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
@@ -384,28 +400,7 @@ def evaluate(
     if table is not None:
         write_out(table, to_markdown(printable_texts(content)), force=force)
     for name, of_task in content["tasks"].items():
-        talk.show("", f"{name}: {of_task['title']}", _task_table(of_task))
+        talk.show("", f"{name}: {of_task['title']}", forgetting_table(of_task))
     talk.show("", f"wrote {output / RESULTS}")
     if table is not None:
         talk.show(f"wrote {'the tables' if talk.aside else table}")
-
-
-def _task_table(task: Mapping[str, Any]) -> Table:
-    """Every start of a task: mean over its cells, paired difference and recovered gain."""
-    from know_cli.cli.tables import new_table
-    from know_cli.evaluation.anchors import NAIVE
-    from know_cli.evaluation.results import ALL, comparisons
-
-    found, scale = comparisons(task)[ALL], task["measure"]["scale"]
-    unit = f"{task['measure']['name']}, {task['measure']['unit']}"
-    table = new_table(f"start ({found.status.value})", unit, "− naive (95 %)", "recovered gain")
-    for name, mean in found.means.items():
-        difference, gain = "-", "-"
-        if name != NAIVE:
-            estimate = found.differences[name]
-            difference = f"{scale * estimate.value:+.2f} ± {scale * estimate.half_width:.2f}"
-        if name in found.gains:
-            estimate = found.gains[name]
-            gain = f"{estimate.value:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"
-        table.add_row(name, f"{scale * mean:.2f}", difference, gain)
-    return table

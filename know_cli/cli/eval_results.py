@@ -90,3 +90,24 @@ def publish(
     talk.show("", f"wrote {path}")
     if table is not None:
         talk.show(f"wrote {'the tables' if talk.aside else table}")
+
+
+def forgetting_table(task: Mapping[str, Any]) -> Table:
+    """Every start of a task: mean over its cells, paired difference and recovered gain."""
+    from know_cli.cli.tables import new_table
+    from know_cli.evaluation.anchors import NAIVE
+    from know_cli.evaluation.results import ALL, comparisons
+
+    found, scale = comparisons(task)[ALL], task["measure"]["scale"]
+    unit = f"{task['measure']['name']}, {task['measure']['unit']}"
+    table = new_table(f"start ({found.status.value})", unit, "− naive (95 %)", "recovered gain")
+    for name, mean in found.means.items():
+        difference, gain = "-", "-"
+        if name != NAIVE:
+            estimate = found.differences[name]
+            difference = f"{scale * estimate.value:+.2f} ± {scale * estimate.half_width:.2f}"
+        if name in found.gains:
+            estimate = found.gains[name]
+            gain = f"{estimate.value:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"
+        table.add_row(name, f"{scale * mean:.2f}", difference, gain)
+    return table

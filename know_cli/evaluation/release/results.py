@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from know_cli import __version__
+from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.errors import UsageError
 from know_cli.evaluation.anchors import NAIVE
 from know_cli.evaluation.release.regime import Regime
 from know_cli.evaluation.release.suite import ReleaseOutcome, ReleaseRequest
 from know_cli.evaluation.release.task import ReleaseTask
 from know_cli.evaluation.statistics import Estimate, mean_estimate
+from know_cli.files import read_text
 from know_cli.lab.machine import machine
 
 FORMAT = 1
@@ -52,6 +57,31 @@ def to_json(
         "tasks": tasks,
         "not_run": dict(not_run),
     }
+
+
+def read_release(path: Path) -> dict[str, Any]:
+    """Read the JSON that :func:`to_json` made.
+
+    Raises:
+        UsageError: the file cannot be read, or is no result of the release regime.
+    """
+    try:
+        found = json.loads(read_text(path, MAX_BYTES))
+        if found["regime"] != Regime.RELEASE.value or found["format"] != FORMAT:
+            raise ValueError("another regime or format")
+        for task in found["tasks"].values():
+            for cell in task["cells"].values():
+                at_own_rate(cell)
+                at_tuned_rate(cell)
+            float(task["facts"]["measure"]["scale"])
+            max(int(one["size"]) for one in task["definition"]["downstream"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: is no result of 'know eval --regime release' ({type(error).__name__}: "
+            f"{error}); name the folder that it wrote release.json into"
+        ) from error
+    result: dict[str, Any] = found
+    return result
 
 
 def _task(task: ReleaseTask, outcomes: Sequence[ReleaseOutcome]) -> dict[str, Any]:
