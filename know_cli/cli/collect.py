@@ -36,12 +36,22 @@ EPILOG = "\n\n".join(
 
 
 class CollectedRegime(str, Enum):
-    """Values of ``--regime``: those of :class:`Regime`, the release's, and ordinary runs."""
+    """Values of ``--regime``: those of :class:`Regime`, the release's two, and ordinary runs."""
 
     CHAIN = Regime.CHAIN.value
     COMMON_START = Regime.COMMON_START.value
     RELEASE = "release"
+    RELEASE_CHAIN = "release-chain"
     RUN = "run"
+
+
+_REGIMES = {
+    None: None,
+    CollectedRegime.CHAIN: Regime.CHAIN,
+    CollectedRegime.COMMON_START: Regime.COMMON_START,
+    CollectedRegime.RELEASE: Regime.COMMON_START,
+    CollectedRegime.RELEASE_CHAIN: Regime.CHAIN,
+}
 
 
 def collect(
@@ -76,8 +86,8 @@ def collect(
         CollectedRegime | None,
         typer.Option(
             help="Only chains, where each session continues from the previous one, only sessions "
-            "from a common start, both as the authors' sample script records them (release), or "
-            "ordinary runs instead.",
+            "from a common start; either as the method's authors record them (release-chain, or as "
+            "their sample script does, release); or ordinary runs instead.",
             show_default="both of forgettings",
         ),
     ] = None,
@@ -138,8 +148,9 @@ def collect(
     found where Debian's package dataset-fashion-mnist installs it, others in --data-folder.
 
     With --regime release, seven sessions of one epoch each start from the same fresh weights, at a
-    constant rate, with the release's changes of images: what 'know train --target retrodiction'
-    needs to behave as the release does.
+    constant rate, with the release's changes of images, as in its authors' sample script; with
+    --regime release-chain each goes on from the one before, as in the paper. Trajectories of the
+    same number have the same setup in both.
 
     With --regime run, networks are trained once, at a constant or slowly falling rate. Each run's
     folder gets a window of 2 to 5 checkpoints, the newest one annealed by 5, 10, 20 and 40 % more
@@ -183,18 +194,18 @@ def collect(
             raise UsageError(f"--shard {shard}: there are only {trajectories} runs")
         collect_runs(talk, runs)
         return
-    like_release = regime is CollectedRegime.RELEASE
+    like_release = regime in (CollectedRegime.RELEASE, CollectedRegime.RELEASE_CHAIN)
     if checkpoints is not None or brief:
         raise UsageError("--checkpoints and --brief are for --regime run")
     if side is not None and not like_release:
-        raise UsageError("--side is for --regime run and release")
+        raise UsageError("--side is for --regime run, release and release-chain")
     request = Request(
         folder=folder,
         trajectories=trajectories,
         data_sets=data_sets,
         data_folder=data_folder,
         architectures=architectures,
-        regime=None if regime is None or like_release else Regime(regime.value),
+        regime=_REGIMES[regime],
         like_release=like_release,
         side=side,
         seed=seed,

@@ -41,8 +41,8 @@ class Request:
         data_folder: where the data sets' files are.
         architectures: names of the architectures to draw from; None for all.
         regime: of all trajectories; None for both.
-        like_release: whether they are recorded as the authors' sample script does; see
-            :mod:`~know_cli.meta.release_setup`.
+        like_release: whether they are recorded as the method's authors do, as chains or from a
+            common start; see :mod:`~know_cli.meta.release_setup`.
         side: images are reduced to this, in pixels; None leaves them.
         seed: of the whole collection. A trajectory depends on this seed, its number and the
             choices above, but not on shards and processes.
@@ -78,7 +78,8 @@ class Request:
         """
         seed = derived_seed(self.seed, number)
         if self.like_release:
-            return draw_release_setup(seed, data_sets, self.architectures)
+            chain = self.regime is Regime.CHAIN
+            return draw_release_setup(seed, data_sets, self.architectures, chain=chain)
         return draw_setup(seed, data_sets, self.architectures, self.regime)
 
     def file(self, number: int) -> Path:

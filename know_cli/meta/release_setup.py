@@ -1,8 +1,9 @@
-"""The setup of a trajectory as the sample script of the method's authors records them.
+"""The setup of a trajectory as the method's authors record them.
 
-Networks of fresh weights, the same for all sessions, are each trained for a single epoch at a
-constant rate on ever smaller parts of the data, with the release's changes of images; the sampling
-rate, the learning rate and the batch size are drawn anew for every trajectory.
+Each session is a single epoch at a constant rate on ever smaller parts of the data, with the
+release's changes of images; the sampling rate, the learning rate and the batch size are drawn anew
+for every trajectory. In the authors' sample script all sessions start from the same fresh weights;
+in the paper, and in what accompanies the authors' data, each goes on from the one before.
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ _FEWEST_SAMPLES = 10_000
 
 
 def draw_release_setup(
-    seed: int, data_sets: Mapping[str, DataSet], architectures: Sequence[str] | None = None
+    seed: int,
+    data_sets: Mapping[str, DataSet],
+    architectures: Sequence[str] | None = None,
+    *,
+    chain: bool = False,
 ) -> Setup:
     """Draw a trajectory's setup from its seed.
 
@@ -35,6 +40,7 @@ def draw_release_setup(
         seed: not negative.
         data_sets: to choose from, by name; those of images are.
         architectures: to choose from; None for all that take images.
+        chain: whether each session goes on from the one before; all else is drawn alike.
 
     Raises:
         UsageError: an architecture takes no images, or no data set has enough of them.
@@ -72,7 +78,7 @@ def draw_release_setup(
         rate=rate,
         sessions=_SESSIONS,
         continuations=0,
-        start="fresh",
+        start=None if chain else "fresh",
         epochs=1,
         later_epochs=1.0,
         continued_epochs=1.0,

@@ -44,7 +44,7 @@ def test_a_brief_record_has_one_annealing_and_no_future(tmp_path: Path) -> None:
         (("--brief",), "--checkpoints and --brief are for --regime run"),
         (("--checkpoints", "3"), "--checkpoints and --brief are for --regime run"),
         (("--regime", "release", "--brief"), "--checkpoints and --brief are for --regime run"),
-        (("--side", "16"), "--side is for --regime run and release"),
+        (("--side", "16"), "--side is for --regime run, release and"),
     ],
 )
 def test_forgettings_have_no_such_options(

@@ -95,6 +95,12 @@ def test_the_release_s_trajectories_are_as_its_sample_script_records_them(seed: 
     assert 1e-5 <= setup.learning_rate <= 4e-3
     assert 0.3 <= setup.rate <= 0.9
     assert setup.samples == setup.largest == 30_000
+    assert replace(setup, start=None) == draw_release_setup(seed, LARGE, chain=True)
+    request = Request(Path(), 1, [], seed=3, like_release=True, regime=Regime.COMMON_START)
+    first, second = (
+        replace(request, regime=regime).draw(0, LARGE) for regime in (request.regime, Regime.CHAIN)
+    )
+    assert (first.start, second.start) == ("fresh", None)
     assert 32 <= setup.batch_size <= subset_sizes(30_000, setup.rate, 7)[-1]
 
 
@@ -105,16 +111,17 @@ def test_the_release_s_trajectories_need_many_images() -> None:
         draw_release_setup(0, LARGE, ["text"])
 
 
-def test_a_trajectory_of_the_release_is_recorded_and_taught_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chain", [False, True])
+def test_a_trajectory_of_the_release_is_recorded_and_taught_on(chain: bool, tmp_path: Path) -> None:
     data = load("digits")
     like = draw_setup(7, {"digits": data}, ["mlp"])
     setup = replace(
-        draw_release_setup(5, LARGE, ["mlp"]), design=like.design, data_set="digits",
+        draw_release_setup(5, LARGE, ["mlp"], chain=chain), design=like.design, data_set="digits",
         classes=like.classes, samples=60, rate=0.8, batch_size=8, learning_rate=0.004, epochs=4,
     )  # fmt: skip
     series = record_trajectory(setup, data, tmp_path, rows_per_tensor=50)
     assert series.indices == tuple(range(7))
-    assert series.facts["regime"] == "common-start"
+    assert series.facts["regime"] == ("chain" if chain else "common-start")
     recorded = series.facts["recorded"]
     assert [recorded[str(k)]["samples"] for k in range(3)] == [60, 48, 38]
     assert "longer_test_accuracy" not in recorded["0"]["measurements"]
