@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,7 +12,6 @@ from know_cli.cli.options import (
     every_option,
     last_option,
     no_progress_option,
-    parse_named,
     quiet_option,
     trajectory_option,
 )
@@ -23,14 +19,15 @@ from know_cli.cli.output import Output
 from know_cli.cli.picture_file import check_picture
 from know_cli.cli.plot_choice import EPILOG as CHOICE_EPILOG
 from know_cli.cli.plot_choice import choice
-from know_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from know_cli.kinds import Override
-    from know_cli.plots.plane import Plane
-    from know_cli.plots.points import Points
+from know_cli.cli.plot_points import (
+    Own,
+    draw_landscape_of,
+    measured_points,
+    plot_request,
+    points_table,
+)
+from know_cli.cli.plot_trial import EPILOG as TRIAL_EPILOG
+from know_cli.cli.plot_trial import trial
 
 TRAJECTORY_EPILOG = "\n\n".join(
     (
@@ -110,29 +107,6 @@ _Quiet = Annotated[bool, quiet_option()]
 _NoProgress = Annotated[bool, no_progress_option()]
 
 
-@dataclass(frozen=True)
-class _Request:
-    """The request of a command about checkpoints, as far as it can be checked at once."""
-
-    sessions: list[Path]
-    predictions: list[tuple[str | None, Path]]
-    others: dict[str, Path]
-    overrides: tuple[Override, ...]
-    picture: Path
-    suffix: str
-    json: Path | None
-    force: bool
-    trajectory: TrajectoryKind | None
-
-    def check(self, inputs: list[Path]) -> None:
-        """Check that the outputs can be written and are not inputs."""
-        from know_cli.cli.report_file import check_report_path
-
-        check_picture(self.picture, inputs, force=self.force)
-        if self.json is not None:
-            check_report_path(self.json, [*inputs, self.picture], "--json", force=self.force)
-
-
 def trajectory(
     checkpoints: _Checkpoints,
     output: _Picture,
@@ -155,18 +129,18 @@ def trajectory(
     from know_cli.cli.report_file import takes_stdout, write_report
 
     talk = Output(quiet, aside=takes_stdout(json))
-    own = _Own(checkpoints, trajectory, last, every)
-    request = _request(own, output, prediction, other, kind, json, force, talk)
+    own = Own(checkpoints, trajectory, last, every)
+    request = plot_request(own, output, prediction, other, kind, json, force, talk)
     from know_cli.files import write_bytes
     from know_cli.plots.points import describe
     from know_cli.plots.trajectory import draw_trajectory
 
-    with _measured(request, talk, bar=not no_progress) as (points, names, plane):
+    with measured_points(request, talk, bar=not no_progress) as (points, names, plane):
         content = draw_trajectory(points.points, *plane.first_two, request.suffix)
         if json is not None:
             write_report(json, describe(points, names, plane), force=force)
         write_bytes(output, content, replace=force)
-        talk.show(_table(points, plane), f"wrote {output}")
+        talk.show(points_table(points, plane), f"wrote {output}")
 
 
 def landscape(
@@ -216,38 +190,22 @@ def landscape(
     combination of the checkpoints; tensors that are not predicted, such as BatchNorm's running
     statistics, are the first checkpoint's.
     """
-    from know_cli.cli.report_file import takes_stdout, write_report
+    from know_cli.cli.report_file import takes_stdout
 
     talk = Output(quiet, aside=takes_stdout(json))
-    own = _Own(checkpoints, trajectory, last, every)
-    request = _request(own, output, prediction, other, kind, json, force, talk)
-    from know_cli.cli.progress import progress_for
-    from know_cli.files import write_bytes
-    from know_cli.plots import grid as work
-    from know_cli.plots.landscape import draw_landscape
-    from know_cli.plots.points import describe
+    own = Own(checkpoints, trajectory, last, every)
+    request = plot_request(own, output, prediction, other, kind, json, force, talk)
+    from know_cli.plots.grid import load_evaluation
 
-    evaluation = work.load_evaluation(evaluate)
-    with _measured(request, talk, bar=not no_progress) as (points, names, plane):
-        places = work.grid_around(plane, grid, margin)
-        with progress_for(talk, bar=not no_progress, unit="points") as progress:
-            progress.phase("evaluating", grid * grid)
-            values = work.evaluate_grid(
-                places,
-                lambda x, y: work.combine(points.checkpoints, names, plane.coefficients(x, y)),
-                evaluation,
-                progress.advance,
-            )
-        text = label or evaluate.rpartition(":")[2]
-        content = draw_landscape(
-            points.points, *plane.first_two, places, values, text, request.suffix
-        )
-        if json is not None:
-            described = describe(points, names, plane)
-            described |= work.describe(places, values, evaluate, text)
-            write_report(json, described, force=force)
-        write_bytes(output, content, replace=force)
-        talk.show(f"{text}: {values.min():.4g} to {values.max():.4g}", f"wrote {output}")
+    draw_landscape_of(
+        request,
+        talk,
+        load_evaluation(evaluate),
+        label or evaluate.rpartition(":")[2],
+        grid=grid,
+        margin=margin,
+        bar=not no_progress,
+    )
 
 
 def results(
@@ -301,116 +259,7 @@ def results(
 COMMANDS = (
     ("trajectory", trajectory, "Checkpoints and predictions in a plane.", TRAJECTORY_EPILOG),
     ("landscape", landscape, "The same plane with contours of your measure.", LANDSCAPE_EPILOG),
+    ("trial", trial, "The landscape around a trial of 'know eval'.", TRIAL_EPILOG),
     ("results", results, "The results of 'know eval' as curves.", RESULTS_EPILOG),
     ("choose", choice, "The candidates of 'know choose' with their intervals.", CHOICE_EPILOG),
 )
-
-
-@dataclass(frozen=True)
-class _Own:
-    """The trajectory's own checkpoints, as the command line names them."""
-
-    checkpoints: list[str]
-    trajectory: TrajectoryKind | None
-    last: int | None
-    every: int | None
-
-
-def _request(
-    own: _Own,
-    output: Path,
-    prediction: list[str] | None,
-    other: list[str] | None,
-    kind: list[str] | None,
-    json: Path | None,
-    force: bool,
-    talk: Output,
-) -> _Request:
-    """Check everything that can be checked before torch is imported or a file is opened."""
-    from know_cli.checkpoints.arguments import find_checkpoints
-    from know_cli.checkpoints.paths import check_count, expand_arguments
-    from know_cli.kinds import parse_override
-    from know_cli.plots.picture import require_matplotlib
-
-    suffix = check_picture(output, [], force=force)
-    sessions, trajectory = find_checkpoints(
-        own.checkpoints, own.trajectory, talk.notice, last=own.last, every=own.every
-    )
-    check_count(sessions, trajectory)
-    named = parse_named(other or [], "--other", "FILE")
-    others = {name: expand_arguments([path])[0] for name, path in named.items()}
-    try:
-        overrides = tuple(parse_override(text) for text in kind or ())
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    request = _Request(
-        sessions,
-        _predictions(prediction or []),
-        others,
-        overrides,
-        output,
-        suffix,
-        json,
-        force,
-        trajectory,
-    )
-    request.check([*sessions, *(path for _, path in request.predictions), *others.values()])
-    require_matplotlib()
-    return request
-
-
-def _predictions(texts: list[str]) -> list[tuple[str | None, Path]]:
-    """Parse ``[NAME=]FILE``; a text that is the path of a file is taken as one, even with =."""
-    from know_cli.checkpoints.paths import expand_arguments
-    from know_cli.errors import CheckpointError
-
-    found: list[tuple[str | None, Path]] = []
-    for text in texts:
-        name, _, rest = text.partition("=")
-        try:
-            found += [(None, path) for path in expand_arguments([text])]
-        except CheckpointError:
-            if not (name and rest):
-                raise
-            found.append((name, expand_arguments([rest])[0]))
-    return found
-
-
-@contextmanager
-def _measured(
-    request: _Request, talk: Output, *, bar: bool
-) -> Iterator[tuple[Points, list[str], Plane]]:
-    """Open the checkpoints; yield them, the names of the tensors that count, and their plane."""
-    from know_cli.cli.progress import progress_for
-    from know_cli.plots.plane import inner_products, principal_axes
-    from know_cli.plots.points import measured_tensors, open_points
-
-    with open_points(
-        request.sessions,
-        request.predictions,
-        request.others,
-        request.overrides,
-        request.trajectory,
-    ) as points:
-        request.check([file for each in points.checkpoints for file in each.headers])
-        for notice in points.trajectory.notices:
-            talk.notice(notice)
-        names = measured_tensors(points.trajectory, request.overrides)
-        with progress_for(talk, bar=bar) as progress:
-            products = inner_products(points.checkpoints, names, progress)
-        ends = [len(points.trajectory) - 1, 0]
-        if points.trajectory.kind is TrajectoryKind.RUN:  # its latest checkpoint is the first
-            ends.reverse()
-        yield points, names, principal_axes(products, *ends)
-
-
-def _table(points: Points, plane: Plane) -> Table:
-    from know_cli.cli.tables import new_table
-
-    coordinates, shares = plane.first_two
-    axes = [f"axis {k} ({share:.1%})" for k, share in enumerate(shares, start=1)]
-    table = new_table("checkpoint", *axes, "from the plane", "from Θ0")
-    for k, point in enumerate(points.points):
-        numbers = (*coordinates[k], plane.off_plane[k], plane.distances[0, k])
-        table.add_row(point.name, *(f"{number:.4g}" for number in numbers))
-    return table

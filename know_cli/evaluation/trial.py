@@ -7,8 +7,8 @@ only what is missing. On one machine with one version of torch, the seed determi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from know_cli.evaluation.starts import SESSIONS, Chosen, Outcome, Start, Wanted
 from know_cli.evaluation.tasks import Cell, Examples, Problem, Recipe, Task
 from know_cli.evaluation.tasks.task import RATE, on_device, permutation, train
 from know_cli.evaluation.variants import is_available
+from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.files import remove_file
 from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
@@ -295,6 +296,13 @@ class Trial:
                         start = Start(variant.label, step, norm.value, count)
                         yield start, weights_key, _State(self, None, predicted, step)
 
+    @one_thread()
+    def checkpoints(self) -> list[Path]:
+        """The files of all sessions' checkpoints; what is missing of the trial is trained."""
+        with cache.held(self.folder):
+            self._trained()
+            return [self.checkpoint(index) for index in range(SESSIONS)]
+
     def checkpoint(self, index: int) -> Path:
         """The file of a session, which is trained again if it is missing."""
         path = self.folder / checkpoint_name(index)
@@ -374,41 +382,3 @@ class _State:
         if self.predicted is not None:
             return self.predicted.states()[self.step]
         return None if self.anchor is None else self.trial.anchor(self.anchor)
-
-
-def recorded(model: nn.Module) -> dict[str, Tensor]:
-    """A network's state dict without frozen parameters, in main memory."""
-    frozen = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
-    return {name: t.cpu() for name, t in model.state_dict().items() if name not in frozen}
-
-
-def load(model: nn.Module, state: Mapping[str, Tensor], fresh: Sequence[str] = ()) -> None:
-    """Load a checkpoint into a network, except for modules that keep their fresh weights.
-
-    Args:
-        model: modified in place; tensors that the checkpoint lacks are unchanged.
-        state: of the checkpoint; a name that the network lacks is an error.
-        fresh: names of modules to leave out.
-    """
-    prefixes = tuple(f"{name}." for name in fresh)
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
-    model.load_state_dict({**model.state_dict(), **kept})
-
-
-def data_key(problem: Problem) -> str:
-    """A hash of all of a problem's data."""
-    tensors = {"pool": problem.pool, "test": problem.test}
-    facts = []
-    for cell in problem.cells:
-        tensors |= {f"{cell.name} pool": cell.pool, f"{cell.name} test": cell.test}
-        facts.append([cell.name, asdict(cell.downstream)])
-    # Cells often share examples.
-    seen: dict[int, str] = {}
-    for examples in tensors.values():
-        for tensor in (examples.inputs, examples.targets):
-            seen.setdefault(id(tensor), cache.tensors_key({"": tensor}))
-    hashes = [
-        [name, seen[id(examples.inputs)], seen[id(examples.targets)]]
-        for name, examples in sorted(tensors.items())
-    ]
-    return cache.key(facts, hashes)

@@ -22,7 +22,7 @@ from know_cli.evaluation.runs.trial import copied, falling, warmed_up
 from know_cli.evaluation.tasks import Examples, Problem, Task
 from know_cli.evaluation.tasks.classification import Classification
 from know_cli.evaluation.tasks.task import on_device, permutation
-from know_cli.evaluation.trial import data_key, load, recorded
+from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.averaging import combine
 from know_cli.lab.fitting import one_thread

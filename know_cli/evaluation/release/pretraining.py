@@ -18,7 +18,7 @@ from know_cli.evaluation.release.task import DECAYED, SESSIONS, ReleaseTask
 from know_cli.evaluation.runs.trial import copied, falling
 from know_cli.evaluation.tasks import Examples, Problem
 from know_cli.evaluation.tasks.task import RATE
-from know_cli.evaluation.trial import load, recorded
+from know_cli.evaluation.weights import load, recorded
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
 from know_cli.lab.stepping import Training

@@ -39,7 +39,7 @@ from know_cli.evaluation.release.task import (
 from know_cli.evaluation.runs.averages import re_estimate
 from know_cli.evaluation.tasks import Cell, Examples
 from know_cli.evaluation.tasks.task import on_device, permutation
-from know_cli.evaluation.trial import data_key, load
+from know_cli.evaluation.weights import data_key, load
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
 from know_cli.lab.fitting import one_thread
 from know_cli.lab.machine import CPU
@@ -193,6 +193,13 @@ class ReleaseTrial:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
+
+    @one_thread()
+    def checkpoints(self) -> list[Path]:
+        """The files of all sessions' checkpoints; what is missing of the trial is trained."""
+        with cache.held(self.folder):
+            self._trained()
+            return [self.checkpoint(index) for index in range(SESSIONS)]
 
     def checkpoint(self, index: int) -> Path:
         """The file of a session's checkpoint, which is trained again if it is missing."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from know_cli.evaluation.runs import plan
 from know_cli.evaluation.tasks import Cell, Problem
 from know_cli.evaluation.tasks.task import permutation, train
-from know_cli.evaluation.trial import load
+from know_cli.evaluation.weights import load
 from know_cli.forgetting.recorder import derived_seed
 
 # Random streams of one seed.

@@ -22,7 +22,7 @@ from know_cli.evaluation.runs.averages import AVERAGES, Average, coefficients, r
 from know_cli.evaluation.runs.fine_tuning import tuned_value
 from know_cli.evaluation.tasks import Problem, Task
 from know_cli.evaluation.tasks.task import on_device
-from know_cli.evaluation.trial import data_key, load, recorded
+from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.averaging import combine, has_running_statistics, shape_of
 from know_cli.lab.fitting import one_thread

@@ -1,0 +1,143 @@
+"""``know plot trial``: the loss landscape around a trial of ``know eval``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from know_cli.cli.options import no_progress_option, parse_named, quiet_option
+from know_cli.cli.output import Output
+from know_cli.cli.picture_file import check_picture
+from know_cli.cli.plot_points import PlotRequest, draw_landscape_of
+from know_cli.evaluation.landscape_measure import LandscapeMeasure
+
+EPILOG = "\n\n".join(
+    (
+        "Examples:",
+        "know plot trial evaluation --task fashion-classes-cnn -o landscape.png",
+        "know plot trial release --task release-cifar10-resnet --seed 2 --method retrodiction "
+        "--bundle authors=authors --measure score --data-folder DATA -o landscape.svg",
+    )
+)
+
+
+def trial(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", show_default=False, help="The output folder of 'know eval'."
+        ),
+    ],
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", show_default=False, help="One of its tasks, of either regime."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE.png|.svg", show_default=False, help="The picture."
+        ),
+    ],
+    seed: Annotated[int, typer.Option(min=0, help="Of the trial.")] = 0,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABEL",
+            show_default="continuation, retrodiction",
+            help="A method whose predictions are drawn; repeatable.",
+        ),
+    ] = None,
+    bundle: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            show_default=False,
+            help="Also draw what this KNOWN bundle predicts, under this name; repeatable.",
+        ),
+    ] = None,
+    measure: Annotated[
+        LandscapeMeasure,
+        typer.Option(
+            help="Of the pre-training's test examples: their mean cross entropy, or the task's own "
+            "score, such as the accuracy."
+        ),
+    ] = LandscapeMeasure.LOSS,
+    data_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the data sets' files are, FOLDER/NAME each."),
+    ] = None,
+    grid: Annotated[
+        int, typer.Option(metavar="N", min=3, max=201, help="Points along each axis.")
+    ] = 13,
+    margin: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=10.0, help="Margin around the checkpoints, as a share of their extent."
+        ),
+    ] = 0.2,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            show_default=False,
+            help="Write what is drawn as JSON; - is standard output.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
+    quiet: Annotated[bool, quiet_option()] = False,
+    no_progress: Annotated[bool, no_progress_option()] = False,
+) -> None:
+    """Draw the loss landscape around the checkpoints of a trial, with predictions from them.
+
+    It is the plane of the first two principal axes of all that is drawn: Θ0 to Θ4, predictions, Θ0
+    trained longer, and on more data. BatchNorm's running statistics are measured again at each
+    point. What FOLDER lacks of the trial is trained first.
+    """
+    from know_cli.cli.report_file import takes_stdout
+
+    talk = Output(quiet, aside=takes_stdout(json))
+    suffix = check_picture(output, [], force=force)
+    from know_cli.plots.picture import require_matplotlib
+
+    require_matplotlib()
+    from know_cli.errors import UsageError
+    from know_cli.evaluation.jobs import WORK
+    from know_cli.evaluation.landscape import find_trial, measured, pictured
+    from know_cli.evaluation.variants import find_variants, of_bundle
+    from know_cli.plots.grid import Evaluation
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; name the one that 'know eval' wrote into")
+    bundles = parse_named(bundle or [], "--bundle", "PATH")
+    variants = find_variants(method or ["continuation", "retrodiction"])
+    variants += [of_bundle(name, path) for name, path in bundles.items()]
+    one = find_trial(task, seed, folder / WORK, data_folder)
+    function, label = measured(one, measure)
+    with tempfile.TemporaryDirectory() as predicted:
+        drawn = pictured(one, variants, Path(predicted))
+        request = PlotRequest(
+            sessions=list(drawn.sessions),
+            predictions=[(None, path) for path in drawn.predictions],
+            others=dict(drawn.others),
+            overrides=(),
+            picture=output,
+            suffix=suffix,
+            json=json,
+            force=force,
+            trajectory=None,
+        )
+        request.check([])
+        draw_landscape_of(
+            request,
+            talk,
+            Evaluation(f"{task}, seed {seed}", function),
+            label,
+            grid=grid,
+            margin=margin,
+            bar=not no_progress,
+        )

@@ -1,0 +1,142 @@
+"""``know plot trial``: the landscape around a trial of either regime."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from know_cli.evaluation import hindsight
+from know_cli.evaluation.landscape import find_trial, measured, pictured
+from know_cli.evaluation.landscape_measure import LandscapeMeasure
+from know_cli.evaluation.release.plan import RELEASE_TASKS
+from know_cli.evaluation.release.trial import ReleaseTrial
+from know_cli.evaluation.runs.averages import re_estimate
+from know_cli.evaluation.tasks import TASKS, Downstream
+from know_cli.evaluation.trial import Trial
+from know_cli.evaluation.variants import find_variants
+from tests.support.command import Command, one_line
+
+NAME = "text-language-model"
+RELEASED = "release-cifar10-resnet"
+
+
+@pytest.fixture(autouse=True)
+def _little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks with little data; that of the release regime is on glyphs."""
+    task = TASKS[NAME]
+    tiny = replace(
+        task,
+        samples=34,
+        recipe=replace(task.recipe, epochs=1, batch_size=16),
+        downstream=(Downstream(8, 1, repetitions=1),),
+        tested=40,
+    )
+    monkeypatch.setitem(TASKS, NAME, tiny)
+    released = RELEASE_TASKS[RELEASED]
+    base = replace(
+        released.base, source="glyphs-greek", target="glyphs-greek", samples=80, tested=40
+    )  # type: ignore[call-arg]
+    monkeypatch.setitem(RELEASE_TASKS, RELEASED, replace(released, base=base))
+    monkeypatch.setattr(hindsight, "_ITERATIONS", 2)
+
+
+def test_trials_of_both_regimes_are_found(tmp_path: Path) -> None:
+    assert isinstance(find_trial(NAME, 0, tmp_path, None), Trial)
+    assert isinstance(find_trial(RELEASED, 0, tmp_path, None), ReleaseTrial)
+
+
+def test_what_is_drawn_of_a_trial(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    trial = find_trial(NAME, 0, tmp_path / "work", None)
+    drawn = pictured(trial, find_variants(["continuation", "average"]), tmp_path / "made")
+    assert [path.name for path in drawn.sessions] == [f"ckpt{k}.safetensors" for k in range(5)]
+    assert [path.stem for path in drawn.predictions] == [
+        "continuation-1", "continuation-2", "continuation-3", "average-1",
+    ]  # fmt: skip
+    assert list(drawn.others) == ["longer", "more data"]
+    first, *others = (load_file(path) for path in drawn.sessions)
+    mean = load_file(drawn.predictions[-1])
+    name = "blocks.0.fc1.weight"
+    expected = sum((state[name] for state in others), first[name]) / 5
+    torch.testing.assert_close(mean[name], expected)
+
+
+def test_the_measures_are_those_of_the_pre_training_s_test(tmp_path: Path) -> None:
+    trial = find_trial(RELEASED, 0, tmp_path / "work", None)
+    state = load_file(trial.checkpoints()[0])
+    model = trial.problem.build(0)
+    model.load_state_dict(state)
+    re_estimate(model, trial.problem.pool)
+    test = trial.problem.test
+    with torch.inference_mode():
+        outputs = model(test.inputs)
+    loss, name = measured(trial, LandscapeMeasure.LOSS)
+    assert name == "loss"
+    assert loss(state) == pytest.approx(
+        float(nn.functional.cross_entropy(outputs, test.targets)), rel=1e-5
+    )
+    score, name = measured(trial, LandscapeMeasure.SCORE)
+    assert name == "accuracy (points)"
+    right = (outputs.argmax(1) == test.targets).float().mean()
+    assert score(state) == pytest.approx(100 * float(right), rel=1e-5)
+
+
+def test_the_command_draws_a_trial_and_trains_what_is_missing(
+    tmp_path: Path, know: Command
+) -> None:
+    (tmp_path / "out").mkdir()
+    arguments = (
+        "plot", "trial", "out", "--task", NAME, "-o", "a.png", "--grid", "3",
+        "--method", "continuation", "--json", "a.json",
+    )  # fmt: skip
+    done = know(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((tmp_path / "a.json").read_text())
+    names = [point["name"] for point in found["points"]]
+    assert names == [
+        *(f"Θ{k}" for k in range(5)),
+        *(f"continuation ×{factor}" for factor in (2, 4, 8)),
+        "longer",
+        "more data",
+    ]
+    values = np.array(found["grid"]["values"])
+    assert values.shape == (3, 3)
+    assert (values > 0).all()
+    assert f"loss: {values.min():.4g} to {values.max():.4g}" in done.stdout
+    before = (tmp_path / "a.png").read_bytes()
+    again = know(*arguments[:-2], "--force", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere", "--task", NAME), "nowhere: no such folder; name the one that 'know eval' wr"),
+        ((".", "--task", "no-task"), "--task no-task: there is none; choose from fashion-classes"),
+        ((".", "--task", NAME, "--method", "no"), "unknown method 'no'; choose from continuation"),
+        ((".", "--task", "release-cifar10-cnn"), "data set 'cifar10': nothing in"),
+    ],
+)
+def test_usage_errors(
+    arguments: tuple[str, ...], words: str, tmp_path: Path, know: Command
+) -> None:
+    done = know("plot", "trial", *arguments, "-o", "a.png", cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in one_line(done.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_exists_is_kept(tmp_path: Path, know: Command) -> None:
+    (tmp_path / "a.png").write_text("mine")
+    done = know("plot", "trial", ".", "--task", NAME, "-o", "a.png", cwd=tmp_path, process=True)
+    assert done.returncode == 4
+    assert (tmp_path / "a.png").read_text() == "mine"
