@@ -62,10 +62,14 @@ def not_asked_for(request: Request) -> dict[str, str]:
     """Large tasks that a request does not include, with what it takes to run them."""
     asked = {task.name for task in request.tasks}
     return {
-        name: f"large; --task {name}, with {' and '.join(task.data_sets)} in --data-folder"
+        name: f"large; --task {name}{_with(task.data_sets)}"
         for name, task in TASKS.items()
         if task.large and name not in asked
     }
+
+
+def _with(data_sets: Sequence[str]) -> str:
+    return f", with {' and '.join(data_sets)} in --data-folder" if data_sets else ""
 
 
 def without(request: Request, names: Collection[str]) -> Request:

@@ -529,10 +529,26 @@ def test_tables_are_computed_from_the_json(tmp_path: Path) -> None:
 
 
 def test_find_tasks() -> None:
-    assert [task.name for task in find_tasks(["text-*"])] == ["text-language-model", "text-lora"]
+    assert [task.name for task in find_tasks(["text-l*"])] == ["text-language-model", "text-lora"]
     assert len(find_tasks(["*"])) == len(TASKS)
     assert find_tasks([]) == [task for task in TASKS.values() if not task.large]
-    assert {task.name for task in TASKS.values() if task.large} == {"cifar100-cifar10-resnet18"}
+    large = {task.name: task for task in TASKS.values() if task.large}
+    assert set(large) == {
+        "cifar100-cifar10-resnet18", "cifar10-classes-resnet18", "text-decoder",
+    }  # fmt: skip
+    asked = running.Request(folder=Path(), tasks=[], seeds=1, wanted=CONTINUATION)
+    assert running.not_asked_for(asked) == {
+        "cifar100-cifar10-resnet18": "large; --task cifar100-cifar10-resnet18, with cifar100 and "
+        "cifar10 in --data-folder",
+        "cifar10-classes-resnet18": "large; --task cifar10-classes-resnet18, with cifar10 in "
+        "--data-folder",
+        "text-decoder": "large; --task text-decoder",
+    }
+    sizes = {
+        name: sum(p.numel() for p in large[name].prepare(0, None).build(0).parameters())
+        for name in ("text-decoder",)
+    }
+    assert sizes == {"text-decoder": 3_221_601}
     with pytest.raises(UsageError, match="unknown task 'imagenet'"):
         find_tasks(["imagenet"])
 

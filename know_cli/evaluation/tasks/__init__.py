@@ -28,6 +28,7 @@ TASKS: dict[str, Task] = {
         *domains.TASKS,
         *scenes.TASKS,
         *cifar.TASKS,
+        *cifar.LARGE_TASKS,
     )
 }
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import nn
 
-from know_cli.evaluation.tasks.classification import BACKBONES, Classification
+from know_cli.evaluation.tasks.classification import BACKBONES, Classification, ResNet18Network
 from know_cli.evaluation.tasks.data import load_images
 from know_cli.evaluation.tasks.examples import Examples
-from know_cli.evaluation.tasks.task import Downstream
+from know_cli.evaluation.tasks.task import Downstream, Recipe
 
 _DATA_SET = "cifar10"
 _CLASSES = 5
@@ -61,4 +61,20 @@ TASKS = tuple(
         target_classes=_CLASSES,
     )
     for name in ("resnet", "vit")
+)
+# One step up in scale: two hundred times as many parameters, of which the images are as few.
+LARGE_TASKS = (
+    Reduced(
+        name="cifar10-classes-resnet18",
+        title="five classes of CIFAR-10 at 16×16 to the other five, ResNet18",
+        samples=600,
+        recipe=Recipe(20, 1e-3),
+        downstream=(Downstream(50, 20, 1e-3, 1), Downstream(200, 10, 1e-3, 1)),
+        large=True,
+        network=ResNet18Network(),
+        source=_DATA_SET,
+        source_classes=_CLASSES,
+        target=_DATA_SET,
+        target_classes=_CLASSES,
+    ),
 )

@@ -196,6 +196,21 @@ TASKS = (
         ),
         tested=400,
     ),
+    Text(
+        name="text-decoder",
+        title="a language model of three million parameters of Python's manual to source code",
+        samples=600,
+        recipe=Recipe(20, 1e-3, batch_size=16, weight_decay=0.1),
+        downstream=(
+            Downstream(20, 16, 5e-4, repetitions=1),
+            Downstream(80, 10, 5e-4, repetitions=1),
+        ),
+        tested=400,
+        large=True,
+        width=256,
+        heads=8,
+        depth=4,
+    ),
     Lora(
         name="text-lora",
         title="adapters of a frozen language model, from source code to other source code",
