@@ -19,6 +19,7 @@ from know_cli.cli.options import (
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
 from know_cli.errors import UsageError
+from know_cli.evaluation.precision import Precision
 from know_cli.evaluation.release.regime import Regime
 from know_cli.evaluation.runs.measures import RunMeasure
 from know_cli.files import missing_folder
@@ -186,6 +187,13 @@ def evaluate(
             "Several --processes share a card.",
         ),
     ] = "cpu",
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="In which networks compute; with bfloat16 weights and sums stay float32. What was "
+            "trained in one is not mixed with the other."
+        ),
+    ] = Precision.FLOAT32,
     first: Annotated[
         Path | None,
         typer.Option(
@@ -294,6 +302,7 @@ def evaluate(
             "data_folder": data_folder,
             "processes": processes or usable_cores(),
             "device": device,
+            "precision": precision,
             "shard": part,
             "dry_run": dry_run,
             "table": table,
@@ -324,6 +333,7 @@ def evaluate(
             shard=part,
             dry_run=dry_run,
             device=device,
+            precision=precision,
             first=first,
             table=table,
             force=force,
@@ -372,6 +382,7 @@ def evaluate(
         data_folder=data_folder,
         processes=processes or usable_cores(),
         devices=choose_devices(device),
+        precision=precision,
         shard=part,
     )
     for words in running.check_methods(request):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from know_cli.errors import UsageError
+from know_cli.evaluation.precision import Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +28,7 @@ def evaluate_branches(
     data_folder: Path | None,
     processes: int,
     device: str,
+    precision: Precision,
     shard: tuple[int, int],
     dry_run: bool,
     table: Path | None,
@@ -44,6 +46,7 @@ def evaluate_branches(
         data_folder: where the data sets' files are.
         processes: trials at the same time.
         device: where networks are trained; with ``cuda:all`` trials take them in turn.
+        precision: in which networks compute.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
         dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
@@ -75,6 +78,7 @@ def evaluate_branches(
         data_folder=data_folder,
         processes=processes,
         devices=choose_devices(device),
+        precision=precision,
         shard=shard,
     )
     if not request.tasks:

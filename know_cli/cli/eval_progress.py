@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from know_cli.cli.eval_results import time_left
 from know_cli.evaluation.jobs import jobs
 
 if TYPE_CHECKING:
@@ -26,11 +28,14 @@ def display(talk: Output, request: Request) -> Iterator[Callable[[Outcome], None
     def count(outcome: Outcome) -> None:
         done[outcome.task].append(outcome)
 
+    began = time.perf_counter()
     if talk.quiet or not sys.stderr.isatty():
 
         def report(outcome: Outcome) -> None:
             count(outcome)
-            talk.notice(_line(outcome, sum(map(len, done.values())), request))
+            finished, total = sum(map(len, done.values())), len(jobs(request))
+            left = time_left(time.perf_counter() - began, finished, total)
+            talk.notice(f"{_line(outcome)}; {finished} of {total}{left}")
 
         yield report
         return
@@ -45,12 +50,9 @@ def display(talk: Output, request: Request) -> Iterator[Callable[[Outcome], None
         yield show
 
 
-def _line(outcome: Outcome, done: int, request: Request) -> str:
+def _line(outcome: Outcome) -> str:
     work = f"{outcome.computed} results computed" if outcome.computed else "all there already"
-    return (
-        f"{outcome.task}, seed {outcome.seed}: {work}, {outcome.seconds:.0f} s of processor time; "
-        f"{done} of {len(jobs(request))}"
-    )
+    return f"{outcome.task}, seed {outcome.seed}: {work}, {outcome.seconds:.0f} s of processor time"
 
 
 def _progress(done: Mapping[str, list[Outcome]], request: Request) -> Table:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from know_cli.errors import UsageError
+from know_cli.evaluation.precision import Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,6 +57,7 @@ def evaluate_release(
     shard: tuple[int, int],
     dry_run: bool,
     device: str,
+    precision: Precision,
     first: Path | None,
     table: Path | None,
     force: bool,
@@ -77,6 +79,7 @@ def evaluate_release(
         processes: trials at the same time.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
         device: where networks are trained; with ``cuda:all`` trials take them in turn.
+        precision: in which networks compute.
         first: checkpoint of a Θ0 that is trained already; None trains it.
         dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
@@ -121,6 +124,7 @@ def evaluate_release(
         processes=processes,
         shard=shard,
         devices=choose_devices(device),
+        precision=precision,
         first=first,
     )
     if not request.tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -36,10 +37,28 @@ def gather(talk: Output, outcomes: Iterable[Found], total: int) -> list[Found]:
         total: their number.
     """
     found: list[Found] = []
+    began = time.perf_counter()
     for outcome in outcomes:
         found.append(outcome)
-        talk.notice(f"{outcome.task}, seed {outcome.seed}: {len(found)} of {total}")
+        left = time_left(time.perf_counter() - began, len(found), total)
+        talk.notice(f"{outcome.task}, seed {outcome.seed}: {len(found)} of {total}{left}")
     return found
+
+
+def time_left(passed: float, done: int, total: int) -> str:
+    """How long the rest takes if it goes on as it did, in words; empty at the end.
+
+    >>> time_left(3600, 4, 6)
+    ', about 30 min left'
+    >>> time_left(7, 6, 6)
+    ''
+    """
+    if done >= total:
+        return ""
+    minutes = passed / done * (total - done) / 60
+    return (
+        f", about {minutes:.0f} min left" if minutes < 120 else f", about {minutes / 60:.0f} h left"
+    )
 
 
 def shard_is_done(talk: Output, shard: tuple[int, int]) -> bool:

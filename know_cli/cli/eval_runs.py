@@ -10,6 +10,7 @@ import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.errors import UsageError
+from know_cli.evaluation.precision import Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,6 +58,7 @@ def evaluate_runs(
     data_folder: Path | None,
     processes: int,
     device: str,
+    precision: Precision,
     shard: tuple[int, int],
     dry_run: bool,
     table: Path | None,
@@ -75,6 +77,7 @@ def evaluate_runs(
         data_folder: where the data sets' files are.
         processes: trials at the same time.
         device: where networks are trained; with ``cuda:all`` trials take them in turn.
+        precision: in which networks compute.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
         dry_run: show what there is to run, and compute nothing.
         table: for the page; None for no page.
@@ -104,6 +107,7 @@ def evaluate_runs(
         data_folder=data_folder,
         processes=processes,
         devices=choose_devices(device),
+        precision=precision,
         shard=shard,
     )
     not_run = running.not_here(request)

@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from know_cli.checkpoints.reading import as_bytes
@@ -34,14 +33,6 @@ def key(*facts: Any) -> str:
     """A hash of JSON values, as hexadecimal digits."""
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
-
-
-def place(device: torch.device) -> list[str]:
-    """What a key has of the device that something was trained on: processors round differently.
-
-    Nothing for the CPU, so that a trial's folder is the same with and without a choice.
-    """
-    return [] if device.type == "cpu" else [device.type]
 
 
 def tensors_key(tensors: Mapping[str, Tensor]) -> str:

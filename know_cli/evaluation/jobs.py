@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from know_cli.evaluation.place import Place
+from know_cli.evaluation.precision import Precision
 from know_cli.lab.machine import CPU
 from know_cli.lab.processes import in_processes
 
@@ -30,6 +32,7 @@ class Trials:
         data_folder: where the data sets' files are.
         processes: number of trials at the same time.
         devices: where networks are trained; trials take them in turn.
+        precision: in which networks compute.
         shard: (i, n): the trials i, i + n, i + 2n, … are run.
     """
 
@@ -39,6 +42,7 @@ class Trials:
     data_folder: Path | None = None
     processes: int = 1
     devices: tuple[torch.device, ...] = (CPU,)
+    precision: Precision = Precision.FLOAT32
     shard: tuple[int, int] = (0, 1)
 
     @property
@@ -47,9 +51,9 @@ class Trials:
         return self.folder / WORK
 
     @property
-    def device(self) -> torch.device:
-        """The first of the devices: that of a trial, in what it is given."""
-        return self.devices[0]
+    def place(self) -> Place:
+        """Where a trial trains: of what it is given the only device."""
+        return Place(self.devices[0], self.precision)
 
 
 def jobs(request: Trials) -> list[tuple[Any, int]]:

@@ -29,7 +29,6 @@ from know_cli.evaluation.statistics import (
 from know_cli.evaluation.suite import Request
 from know_cli.evaluation.tasks.task import RATE
 from know_cli.files import read_text
-from know_cli.lab.machine import machine
 
 FORMAT = 1
 #: Name of the mean over all cells of a task, which is treated like a cell.
@@ -92,7 +91,7 @@ def to_json(
     return {
         "format": FORMAT,
         "version": __version__,
-        "machine": machine(),
+        "machine": request.place.machine(),
         "settings": {
             "seeds": request.seeds,
             "rate": RATE,

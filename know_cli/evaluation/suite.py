@@ -115,5 +115,5 @@ def evaluate(request: Request) -> Iterator[Outcome]:
 
 
 def _run(request: Request, task: Task, seed: int) -> Outcome:
-    trial = Trial(task, seed, request.work, request.data_folder, request.device)
+    trial = Trial(task, seed, request.work, request.data_folder, request.place)
     return trial.run(request.wanted, choose_starts)

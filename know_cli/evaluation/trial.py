@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, from_numpy, nn
 
 from know_cli.checkpoints import save_checkpoint
@@ -31,17 +30,17 @@ from know_cli.evaluation.anchors import (
     SCRATCH,
 )
 from know_cli.evaluation.hindsight import best_combination
+from know_cli.evaluation.place import USUAL, Place, placed
 from know_cli.evaluation.predicted import Loads, Predicted
 from know_cli.evaluation.starts import SESSIONS, Chosen, Outcome, Start, Wanted
 from know_cli.evaluation.tasks import Cell, Examples, Problem, Recipe, Task
-from know_cli.evaluation.tasks.task import RATE, on_device, permutation, train
+from know_cli.evaluation.tasks.task import RATE, permutation, train
 from know_cli.evaluation.variants import is_available
 from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.files import remove_file
 from know_cli.forgetting.recorder import Recorder, checkpoint_name, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
 from know_cli.lab.fitting import one_thread
-from know_cli.lab.machine import CPU
 
 #: To be raised with every change of what this module computes.
 PROTOCOL = 2
@@ -70,10 +69,10 @@ class Trial:
         seed: of all random numbers, not negative.
         folder: of all trials, which contains this one's.
         data_folder: where the data sets' files are.
-        device: where networks are trained.
+        place: where networks are trained.
 
     Attributes:
-        problem: the task with its data, on the device.
+        problem: the task with its data, in its place.
         key: a hash of everything that determines what is trained.
         computed: number of trainings, predictions and fine-tunings done so far.
         seconds: processor time of these, and of earlier ones whose results were used.
@@ -88,15 +87,13 @@ class Trial:
         seed: int,
         folder: Path,
         data_folder: Path | None,
-        device: torch.device = CPU,
+        place: Place = USUAL,
     ) -> None:
         self.task = task
         self.seed = seed
         problem = task.prepare(seed, data_folder)
-        self.problem: Problem = on_device(problem, device)
-        self.key = cache.key(
-            PROTOCOL, task.definition(), seed, data_key(problem), *cache.place(device)
-        )
+        self.problem: Problem = placed(problem, place)
+        self.key = cache.key(PROTOCOL, task.definition(), seed, data_key(problem), *place.facts())
         self.folder = folder / task.name / f"seed-{seed:04d}-{self.key}"
         self.seconds = 0.0
         self.computed = 0

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from know_cli.evaluation import cache, jobs
 from know_cli.evaluation.branches.plan import find_branch_tasks
 from know_cli.evaluation.branches.trial import BranchTrial
 from know_cli.evaluation.jobs import Trials
+from know_cli.evaluation.place import Place, in_precision
+from know_cli.evaluation.precision import Precision
 from know_cli.evaluation.runs.trial import RunTrial
 from know_cli.evaluation.starts import Wanted
 from know_cli.evaluation.tasks import TASKS, Downstream
@@ -36,7 +41,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 
 def _seen(request: Trials, extra: str, task: str, seed: int) -> tuple[str, str, int, str]:
-    return extra, task, seed, str(request.device)
+    return extra, task, seed, str(request.place.device)
 
 
 def test_trials_take_the_devices_in_turn(tmp_path: Path) -> None:
@@ -51,10 +56,62 @@ def test_trials_take_the_devices_in_turn(tmp_path: Path) -> None:
 
 
 def test_what_another_processor_trained_has_another_key() -> None:
-    cpu, *others = (cache.place(torch.device(name)) for name in ("cpu", "cuda:0", "mps"))
-    assert cpu == []  # as before there was a choice
-    assert len({cache.key("trial", *place) for place in (cpu, *others)}) == 3
-    assert cache.place(CARDS[0]) == cache.place(CARDS[1])
+    devices = [torch.device(name) for name in ("cpu", "cuda:0", "mps")]
+    facts = [Place(device, precision).facts() for device in devices for precision in Precision]
+    assert facts[0] == []  # as before there was a choice
+    assert len({cache.key("trial", *of) for of in facts}) == 6
+    assert Place(CARDS[0]).facts() == Place(CARDS[1]).facts()
+
+
+def test_a_network_in_bfloat16_keeps_its_weights_and_outputs_in_float32() -> None:
+    seen: list[torch.dtype] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.layer(x)
+            seen.append(found.dtype)
+            if len(x) == 1:
+                raise RuntimeError("one is too few")
+            return found
+
+    torch.manual_seed(0)
+    plain = Watched()
+    model = in_precision(copy.deepcopy(plain), Place(precision=Precision.BFLOAT16))
+    assert in_precision(plain, Place()) is plain
+    x = torch.randn(3, 8)
+    for one in (model, copy.deepcopy(model)):
+        out = one(x)
+        assert seen.pop() == torch.bfloat16
+        assert out.dtype == torch.float32
+        torch.testing.assert_close(out, plain(x), rtol=0.02, atol=0.02)
+        assert seen.pop() == torch.float32  # the network beside it is as it was
+        out.sum().backward()
+        assert one.layer.weight.grad.dtype == torch.float32
+    with pytest.raises(RuntimeError, match="one is too few"):
+        model(x[:1])
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_results_tell_of_the_precision() -> None:
+    usual, other = (Place(precision=precision).machine() for precision in Precision)
+    assert other["processor"] == f"{usual['processor']}, in bfloat16"
+    assert {**other, "processor": usual["processor"]} == usual
+
+
+def test_trials_in_bfloat16_are_trials_of_their_own(tmp_path: Path) -> None:
+    wanted = Wanted(tuple(find_variants(["average"])), steps=1)
+    first = Trial(TINY, 1, tmp_path, None)
+    other = Trial(TINY, 1, tmp_path, None, Place(precision=Precision.BFLOAT16))
+    assert first.key != other.key
+    values = [one.run(wanted).values for one in (first, other)]
+    assert values[0].keys() == values[1].keys()
+    weights = [load_file(one.folder / "ckpt0.safetensors") for one in (first, other)]
+    assert all(tensor.dtype != torch.bfloat16 for tensor in weights[1].values())
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize(
@@ -80,10 +137,10 @@ def test_a_device_that_is_not_there_is_named(
 @needs_cuda
 def test_a_forgetting_is_measured_on_a_card(tmp_path: Path) -> None:
     wanted = Wanted(tuple(find_variants(["continuation"])), steps=1)
-    first = Trial(TINY, 1, tmp_path, None, CARDS[0])
+    first = Trial(TINY, 1, tmp_path, None, Place(CARDS[0]))
     assert first.problem.pool.inputs.is_cuda
     outcome = first.run(wanted)
-    again = Trial(TINY, 1, tmp_path, None, CARDS[0]).run(wanted)
+    again = Trial(TINY, 1, tmp_path, None, Place(CARDS[0])).run(wanted)
     assert again.computed == 0
     assert again.values == outcome.values
     assert Trial(TINY, 1, tmp_path, None).key != first.key
@@ -91,11 +148,11 @@ def test_a_forgetting_is_measured_on_a_card(tmp_path: Path) -> None:
 
 @needs_cuda
 def test_runs_and_branches_are_measured_on_a_card(tmp_path: Path) -> None:
-    run = RunTrial(TINY, 0, tmp_path, None, 0.2, CARDS[0])
+    run = RunTrial(TINY, 0, tmp_path, None, 0.2, Place(CARDS[0]))
     assert set(run.pretraining()["values"]) >= {"last", "average-5"}
     for name in ("orders-glyphs-*", "tasks-*"):
         task = find_branch_tasks([name])[0]
-        found = BranchTrial(task, 0, tmp_path, None, 0.02, CARDS[0]).run()
+        found = BranchTrial(task, 0, tmp_path, None, 0.02, Place(CARDS[0])).run()
         assert len(found["branches"]) > 1
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from know_cli.evaluation.place import Place, placed
 from know_cli.evaluation.release import fine_tuning
 from know_cli.evaluation.release.network import ReleaseResNet18
 from know_cli.evaluation.release.plan import RELEASE_TASKS, chosen, find_release_tasks
@@ -18,7 +19,7 @@ from know_cli.evaluation.release.task import ReleaseTask
 from know_cli.evaluation.release.trial import ReleaseTrial
 from know_cli.evaluation.tasks import Downstream, Examples
 from know_cli.evaluation.tasks.measures import ACCURACY
-from know_cli.evaluation.tasks.task import Cell, Problem, on_device
+from know_cli.evaluation.tasks.task import Cell, Problem
 from know_cli.known.shipped import weights_folder
 from know_cli.lab.data import augmentations
 from know_cli.lab.data.augmentations import affine
@@ -196,7 +197,7 @@ def test_a_problem_moves_to_a_device_whole() -> None:
         cells, ACCURACY, ACCURACY,
     )  # fmt: skip
     meta = torch.device("meta")
-    moved = on_device(problem, meta)
+    moved = placed(problem, Place(meta))
     every = [moved.pool, moved.test, *(part for c in moved.cells for part in (c.pool, c.test))]
     assert all(tensor.device == meta for one in every for tensor in (one.inputs, one.targets))
     assert moved.cells[0].pool is moved.cells[1].pool  # not twice in the device's memory

@@ -16,7 +16,6 @@ from know_cli.evaluation.branches.trial import BranchTrial
 from know_cli.evaluation.jobs import Trials
 from know_cli.evaluation.suite import lacking
 from know_cli.files import make_folder
-from know_cli.lab.machine import machine
 
 FORMAT = 1
 
@@ -66,7 +65,7 @@ def evaluate(request: BranchRequest) -> Iterator[BranchOutcome]:
 
 def _run(request: BranchRequest, task: BranchTask, seed: int) -> BranchOutcome:
     trial = BranchTrial(
-        task, seed, request.work, request.data_folder, request.length, request.device
+        task, seed, request.work, request.data_folder, request.length, request.place
     )
     return BranchOutcome(task.name, seed, trial.run())
 
@@ -101,7 +100,7 @@ def to_json(
         "format": FORMAT,
         "trajectory": TrajectoryKind.BRANCHES.value,
         "version": __version__,
-        "machine": machine(),
+        "machine": request.place.machine(),
         "settings": {
             "seeds": request.seeds,
             "length": request.length,

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from know_cli.evaluation import cache
 from know_cli.evaluation.branches import plan
 from know_cli.evaluation.branches.plan import BranchTask, Sort
+from know_cli.evaluation.place import USUAL, Place, placed
 from know_cli.evaluation.runs.fine_tuning import middle_cell, tuned_value
 from know_cli.evaluation.runs.plan import for_run
 from know_cli.evaluation.runs.trial import copied, falling, warmed_up
 from know_cli.evaluation.tasks import Examples, Problem, Task
 from know_cli.evaluation.tasks.classification import Classification
-from know_cli.evaluation.tasks.task import on_device, permutation
+from know_cli.evaluation.tasks.task import permutation
 from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.averaging import combine
 from know_cli.lab.fitting import one_thread
-from know_cli.lab.machine import CPU
 from know_cli.lab.stepping import Training
 
 #: To be raised with every change of what this module and those it uses compute.
@@ -45,7 +45,7 @@ class BranchTrial:
         folder: of all trials, which contains this one's.
         data_folder: where the data sets' files are.
         length: of the run that is branched, as a multiple of the task's own.
-        device: where networks are trained.
+        place: where networks are trained.
 
     Raises:
         UsageError: a data set is missing.
@@ -58,21 +58,21 @@ class BranchTrial:
         folder: Path,
         data_folder: Path | None,
         length: float = 1.0,
-        device: torch.device = CPU,
+        place: Place = USUAL,
     ) -> None:
         self.task, self.seed = task, seed
         self.base = _base(task, length)
         problem = self.base.prepare(seed, data_folder)
-        self.problem: Problem = on_device(problem, device)
+        self.problem: Problem = placed(problem, place)
         splits = (
             self.base.further_splits(seed, data_folder, plan.BRANCHES)
             if task.sort is Sort.TASKS and isinstance(self.base, Classification)
             else []
         )
-        self._splits = [split.to(device) for split in splits]
+        self._splits = [split.to(place.device) for split in splits]
         key = cache.key(
             "branches", PROTOCOL, task.sort.value, self.base.definition(), seed,
-            data_key(problem), *cache.place(device),
+            data_key(problem), *place.facts(),
         )  # fmt: skip
         self.folder = folder / task.name / f"branches-{seed:04d}-{key}"
 

@@ -20,7 +20,6 @@ from know_cli.evaluation.release.suite import ReleaseOutcome, ReleaseRequest
 from know_cli.evaluation.release.task import ReleaseTask
 from know_cli.evaluation.statistics import Estimate, mean_estimate
 from know_cli.files import read_text
-from know_cli.lab.machine import machine
 
 FORMAT = 1
 #: The release's rate, as a factor of itself.
@@ -52,7 +51,7 @@ def to_json(
         "trajectory": TrajectoryKind.FORGETTING.value,
         "regime": Regime.RELEASE.value,
         "version": __version__,
-        "machine": machine(),
+        "machine": request.place.machine(),
         "settings": {"seeds": request.seeds},
         "tasks": tasks,
         "not_run": dict(not_run),

@@ -80,7 +80,7 @@ def evaluate(request: ReleaseRequest) -> Iterator[ReleaseOutcome]:
 
 def _run(request: ReleaseRequest, task: ReleaseTask, seed: int) -> ReleaseOutcome:
     trial = ReleaseTrial(
-        task, seed, request.work, request.data_folder, request.device, request.first
+        task, seed, request.work, request.data_folder, request.place, request.first
     )
     arms = task.arms(request.bundles)
     if request.first is not None:

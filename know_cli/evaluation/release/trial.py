@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from know_cli.checkpoints import save_checkpoint
@@ -20,6 +19,7 @@ from know_cli.checkpoints.state import read_state
 from know_cli.engine.settings import NormMode
 from know_cli.evaluation import cache
 from know_cli.evaluation.anchors import LAST, NAIVE, SCRATCH
+from know_cli.evaluation.place import USUAL, Place, placed
 from know_cli.evaluation.predicted import Predicted
 from know_cli.evaluation.release.fine_tuning import (
     FINE_TUNING_AUGMENTATIONS,
@@ -38,11 +38,10 @@ from know_cli.evaluation.release.task import (
 )
 from know_cli.evaluation.runs.averages import re_estimate
 from know_cli.evaluation.tasks import Cell, Examples
-from know_cli.evaluation.tasks.task import on_device, permutation
+from know_cli.evaluation.tasks.task import permutation
 from know_cli.evaluation.weights import data_key, load
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
 from know_cli.lab.fitting import one_thread
-from know_cli.lab.machine import CPU
 
 #: To be raised with every change of what this module and those it uses compute.
 PROTOCOL = 1
@@ -59,11 +58,11 @@ class ReleaseTrial:
         seed: of all random numbers, not negative.
         folder: of all trials, which contains this one's.
         data_folder: where the data sets' files are.
-        device: where networks are trained.
+        place: where networks are trained.
         first: checkpoint of a Θ0 that is trained already, a file or a folder; None trains it.
 
     Attributes:
-        problem: the task with its data, on the device.
+        problem: the task with its data, in its place.
         folder: of this trial.
         computed: number of trainings, predictions and fine-tunings done so far.
 
@@ -78,16 +77,16 @@ class ReleaseTrial:
         seed: int,
         folder: Path,
         data_folder: Path | None,
-        device: torch.device = CPU,
+        place: Place = USUAL,
         first: Path | None = None,
     ) -> None:
         self.task, self.seed = task, seed
         problem = task.base.prepare(seed, data_folder)
-        self.problem = on_device(problem, device)
+        self.problem = placed(problem, place)
         self._first = None if first is None else given_start(problem, first)
         given = [] if self._first is None else [cache.tensors_key(self._first)]
         key = cache.key(
-            "release", PROTOCOL, task.definition(), seed, data_key(problem), *cache.place(device),
+            "release", PROTOCOL, task.definition(), seed, data_key(problem), *place.facts(),
             *given,
         )  # fmt: skip
         self.folder = folder / task.name / f"release-{seed:04d}-{key}"

@@ -19,7 +19,6 @@ from know_cli.evaluation.runs.suite import RunOutcome
 from know_cli.evaluation.statistics import Estimate, mean_estimate, recovered_gain
 from know_cli.evaluation.suite import Request
 from know_cli.files import read_text
-from know_cli.lab.machine import machine
 
 FORMAT = 1
 #: A value for each seed; None where it has not been measured.
@@ -56,7 +55,7 @@ def to_json(
         "format": FORMAT,
         "trajectory": TrajectoryKind.RUN.value,
         "version": __version__,
-        "machine": machine(),
+        "machine": request.place.machine(),
         "settings": {
             "seeds": request.seeds,
             "length": length,

@@ -53,7 +53,7 @@ def evaluate(
 def _run(
     request: Request, measures: Sequence[RunMeasure], length: float, task: Task, seed: int
 ) -> RunOutcome:
-    trial = RunTrial(task, seed, request.work, request.data_folder, length, request.device)
+    trial = RunTrial(task, seed, request.work, request.data_folder, length, request.place)
     if RunMeasure.PRETRAINING in measures or RunMeasure.DOWNSTREAM in measures:
         trial.pretraining()
     if RunMeasure.COSINE in measures:

@@ -17,16 +17,15 @@ from torch import Tensor
 from know_cli.checkpoints import save_checkpoint
 from know_cli.checkpoints.state import read_state
 from know_cli.evaluation import cache
+from know_cli.evaluation.place import USUAL, Place, placed
 from know_cli.evaluation.runs import plan
 from know_cli.evaluation.runs.averages import AVERAGES, Average, coefficients, re_estimate
 from know_cli.evaluation.runs.fine_tuning import tuned_value
 from know_cli.evaluation.tasks import Problem, Task
-from know_cli.evaluation.tasks.task import on_device
 from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.averaging import combine, has_running_statistics, shape_of
 from know_cli.lab.fitting import one_thread
-from know_cli.lab.machine import CPU
 from know_cli.lab.stepping import Schedule, Training
 
 #: To be raised with every change of what this module and those it uses compute.
@@ -55,11 +54,11 @@ class RunTrial:
         folder: of all trials, which contains this one's.
         data_folder: where the data sets' files are.
         length: of the run, as a multiple of the task's own.
-        device: where networks are trained.
+        place: where networks are trained.
 
     Attributes:
         task: with the data and the length of a run.
-        problem: the task with its data, on the device.
+        problem: the task with its data, in its place.
 
     Raises:
         UsageError: a data set is missing.
@@ -72,14 +71,14 @@ class RunTrial:
         folder: Path,
         data_folder: Path | None,
         length: float = 1.0,
-        device: torch.device = CPU,
+        place: Place = USUAL,
     ) -> None:
         self.task = plan.for_run(task, length)
         self.seed = seed
         problem = self.task.prepare(seed, data_folder)
-        self.problem: Problem = on_device(problem, device)
+        self.problem: Problem = placed(problem, place)
         self.key = cache.key(
-            "run", PROTOCOL, self.task.definition(), seed, data_key(problem), *cache.place(device)
+            "run", PROTOCOL, self.task.definition(), seed, data_key(problem), *place.facts()
         )
         self.folder = folder / task.name / f"run-{seed:04d}-{self.key}"
 

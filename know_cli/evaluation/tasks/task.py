@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,26 +102,6 @@ class Problem:
     cells: tuple[Cell, ...]
     pretraining_measure: Measure
     measure: Measure
-
-
-def on_device(problem: Problem, device: torch.device) -> Problem:
-    """The problem with all its examples, and the networks that it builds, on a device."""
-    moved: dict[int, Examples] = {}  # cells share theirs
-
-    def move(examples: Examples) -> Examples:
-        if id(examples) not in moved:
-            moved[id(examples)] = examples.to(device)
-        return moved[id(examples)]
-
-    cells = (replace(c, pool=move(c.pool), test=move(c.test)) for c in problem.cells)
-    return replace(
-        problem,
-        pool=move(problem.pool),
-        test=move(problem.test),
-        build=lambda seed: problem.build(seed).to(device),
-        build_downstream=lambda seed: problem.build_downstream(seed).to(device),
-        cells=tuple(cells),
-    )
 
 
 @dataclass(frozen=True)
