@@ -86,6 +86,11 @@ RELEASE_TASKS = {
             "cifar10-cnn", f"{_CLASSES}, {BACKBONES['cnn'].title}", BACKBONES["cnn"].network
         ),
         _task(
+            "cifar10-pyramid",
+            f"{_CLASSES}, {BACKBONES['pyramid'].title} such as PVTv2",
+            BACKBONES["pyramid"].network,
+        ),
+        _task(
             "cifar10-resnet-sgd",
             f"{_CLASSES}, {_RESNET}, fine-tuned by SGD with momentum and weight decay",
             SmallResNet(),
