@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from know_cli.evaluation.release.fine_tuning import (
 )
 from know_cli.evaluation.release.markdown import to_markdown
 from know_cli.evaluation.release.plan import RELEASE_TASKS, chosen
-from know_cli.evaluation.release.pretraining import first_data, pretrained, sessions
+from know_cli.evaluation.release.pretraining import first_data, other_data, pretrained, sessions
 from know_cli.evaluation.release.task import Arm, ReleaseTask
 from know_cli.evaluation.release.trial import ReleaseTrial
 from know_cli.evaluation.tasks import Downstream, Examples
@@ -246,6 +246,36 @@ def test_a_decayed_continuation_goes_less_far_than_one_at_the_same_rate() -> Non
     assert 0 < distance("longer-decayed") < distance("longer")
 
 
+def test_hindsight_fits_what_is_not_in_the_first_data(tmp_path: Path) -> None:
+    task = tiny()
+    trial = ReleaseTrial(task, 3, tmp_path, None)
+    arm = next(arm for arm in task.arms({}) if arm.name == "hindsight")
+    trial.run([arm], [25])
+    problem = trial.problem
+    own, other = first_data(task, problem, 3), other_data(task, problem, 3)
+    assert not rows(own.inputs) & rows(other.inputs)
+    assert rows(own.inputs) | rows(other.inputs) == rows(problem.pool.inputs)
+
+    def loss(state: Mapping[str, Tensor]) -> float:
+        model = problem.build(0)
+        model.load_state_dict({**model.state_dict(), **state})
+        model.train()  # as it was fitted, by the batch's statistics
+        return float(nn.functional.cross_entropy(model(other.inputs), other.targets).detach())
+
+    path = trial.folder / "hindsight.safetensors"
+    state = read_state(path)
+    assert loss(state) < min(loss(read_state(trial.checkpoint(k))) for k in range(5)) - 0.05
+    computed = trial.computed
+    assert "hindsight" in trial.found([arm], [25])["cells"]["8 images"]
+    path.unlink()  # it is made again where a start is needed
+    model = trial.start(arm)
+    torch.testing.assert_close(model.get_parameter("conv1.weight"), state["conv1.weight"])
+    assert trial.computed == computed + 1
+    everything = replace(task, uses_all=True)
+    assert not len(other_data(everything, problem, 3))
+    assert "hindsight" not in [one.label for one in everything.arms({})]
+
+
 # --- starts ------------------------------------------------------------------------------------
 
 
@@ -443,7 +473,7 @@ def test_tasks_are_found_by_pattern() -> None:
     assert [t.name for t in plan.find_release_tasks(["*-sgd", "*cnn"])] == [
         "release-cifar10-cnn", "release-cifar10-resnet-sgd",
     ]  # fmt: skip
-    assert len(plan.find_release_tasks([])) == 6  # without the large ones
+    assert len(plan.find_release_tasks([])) == 8  # without the large ones
     sgd = RELEASE_TASKS["release-cifar10-resnet-sgd"]
     assert (sgd.fine_tuning.optimiser, sgd.fine_tuning.weight_decay) == ("sgd", 5e-4)
     with pytest.raises(UsageError, match=r"--bundle continuation=…: is already the name"):

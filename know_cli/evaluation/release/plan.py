@@ -32,6 +32,8 @@ def _task(
     fine_tuning: FineTuning = _ADAM,
     rate: float = 0.5,
     domain: str = "",
+    target: tuple[str, int, str] = ("cifar10", 5, ""),
+    factor: int = 2,
 ) -> ReleaseTask:
     base = Reduced(
         name=f"release-{name}",
@@ -48,9 +50,11 @@ def _task(
         network=network,
         source=source[0],
         source_classes=source[1],
-        target="cifar10",
-        target_classes=5,
+        target=target[0],
+        target_classes=target[1],
         source_domain=domain,
+        target_domain=target[2],
+        factor=factor,
     )
     return ReleaseTask(base, fine_tuning, rate)
 
@@ -108,6 +112,19 @@ RELEASE_TASKS = {
             SmallResNet(),
             source=("fashion-mnist", 10),
             domain="colour",
+        ),
+        _task(
+            "cifar10-fashion-resnet",
+            f"CIFAR-10 at 16×16 to Fashion-MNIST in colours, {_RESNET}",
+            SmallResNet(),
+            source=("cifar10", 10),
+            target=("fashion-mnist", 10, "colour"),
+        ),
+        _task(
+            "cifar10-whole-resnet",
+            f"five classes of CIFAR-10 at 32×32 to the other five, {_RESNET}",
+            SmallResNet(),
+            factor=1,
         ),
         _RESNET18,
         *transfer.TASKS,

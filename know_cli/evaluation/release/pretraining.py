@@ -50,8 +50,20 @@ def first_data(task: ReleaseTask, problem: Problem, seed: int) -> Examples:
     pool = problem.pool
     if task.uses_all:
         return pool
-    half = nested_subsets(len(pool), RATE, 2, seed, _labels(pool))[1]
-    return pool.take(from_numpy(half))
+    return pool.take(from_numpy(_half(pool, seed)))
+
+
+def other_data(task: ReleaseTask, problem: Problem, seed: int) -> Examples:
+    """What D(−1) has and D0 has not; nothing where D0 is all that there is."""
+    pool = problem.pool
+    if task.uses_all:
+        return pool.take(from_numpy(np.zeros(0, np.int64)))
+    others = np.setdiff1d(np.arange(len(pool), dtype=np.int64), _half(pool, seed))
+    return pool.take(from_numpy(others))
+
+
+def _half(pool: Examples, seed: int) -> _Indices:
+    return nested_subsets(len(pool), RATE, 2, seed, _labels(pool))[1]
 
 
 def given_start(problem: Problem, path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from know_cli.evaluation import jobs
-from know_cli.evaluation.anchors import MORE_DATA
+from know_cli.evaluation.anchors import HINDSIGHT, MORE_DATA
 from know_cli.evaluation.jobs import Trials
 from know_cli.evaluation.release.plan import chosen
 from know_cli.evaluation.release.regime import SHARES
@@ -84,6 +84,6 @@ def _run(request: ReleaseRequest, task: ReleaseTask, seed: int) -> ReleaseOutcom
     )
     arms = task.arms(request.bundles)
     if request.first is not None:
-        arms = [arm for arm in arms if arm.name != MORE_DATA]
+        arms = [arm for arm in arms if arm.name not in (MORE_DATA, HINDSIGHT)]
     trial.run(chosen(arms, request.methods), request.shares)
     return ReleaseOutcome(task.name, seed, trial.found(arms, SHARES), trial.computed)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from know_cli.evaluation.anchors import LAST, LONGER, MORE_DATA, NAIVE, SCRATCH
+from know_cli.evaluation.anchors import HINDSIGHT, LAST, LONGER, MORE_DATA, NAIVE, SCRATCH
 from know_cli.evaluation.release.fine_tuning import FineTuning
 from know_cli.evaluation.tasks import Task
 from know_cli.evaluation.variants import Variant, of_bundle
@@ -16,7 +16,9 @@ SESSIONS = 5
 #: Θ0 trained on for as many steps as the forgetting takes, while the rate falls to 0 in a line.
 DECAYED = "longer-decayed"
 #: Starts that are trained, not predicted.
-TRAINED = (NAIVE, LONGER, DECAYED, MORE_DATA, LAST)
+TRAINED = (NAIVE, LONGER, DECAYED, MORE_DATA, LAST, HINDSIGHT)
+# Of these, what examples beside D0 are needed for.
+_OF_MORE_DATA = (MORE_DATA, HINDSIGHT)
 #: Factors of Θ0's weights.
 SHRUNK = (0.9, 0.7, 0.5, 0.4)
 #: Steps of each prediction that are measured, unless a task has others.
@@ -112,7 +114,7 @@ class ReleaseTask:
         predicted = [arm for variant in variants for arm in self._of_steps(variant)]
         shrunk = [_shrunk(factor) for factor in SHRUNK]
         main = [
-            *(Arm(name) for name in TRAINED if not (self.uses_all and name == MORE_DATA)),
+            *(Arm(name) for name in TRAINED if not (self.uses_all and name in _OF_MORE_DATA)),
             *shrunk,
             *predicted,
             Arm("average", Variant("average", {"method": "average"}, steps=False)),

@@ -18,7 +18,8 @@ from know_cli.checkpoints import save_checkpoint
 from know_cli.checkpoints.state import read_state
 from know_cli.engine.settings import NormMode
 from know_cli.evaluation import cache
-from know_cli.evaluation.anchors import LAST, NAIVE, SCRATCH
+from know_cli.evaluation.anchors import HINDSIGHT, LAST, NAIVE, SCRATCH
+from know_cli.evaluation.hindsight import best_combination
 from know_cli.evaluation.place import USUAL, Place, placed
 from know_cli.evaluation.predicted import Predicted
 from know_cli.evaluation.release.fine_tuning import (
@@ -28,7 +29,7 @@ from know_cli.evaluation.release.fine_tuning import (
     refresh,
     tuned,
 )
-from know_cli.evaluation.release.pretraining import first_data, given_start, pretrained
+from know_cli.evaluation.release.pretraining import first_data, given_start, other_data, pretrained
 from know_cli.evaluation.release.task import (
     FRESH,
     RE_ESTIMATED,
@@ -39,14 +40,14 @@ from know_cli.evaluation.release.task import (
 from know_cli.evaluation.runs.averages import re_estimate
 from know_cli.evaluation.tasks import Cell, Examples
 from know_cli.evaluation.tasks.task import permutation
-from know_cli.evaluation.weights import data_key, load
+from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
 from know_cli.lab.fitting import one_thread
 
 #: To be raised with every change of what this module and those it uses compute.
 PROTOCOL = 1
 # Random streams of one seed.
-_HEAD, _DRAW, _FINE_TUNE = range(95, 98)
+_HEAD, _DRAW, _FINE_TUNE, _HINDSIGHT = range(95, 99)
 _FILES = {NAIVE: checkpoint_name(0), LAST: checkpoint_name(SESSIONS - 1)}
 
 
@@ -234,13 +235,36 @@ class ReleaseTrial:
         """A hash of a start's weights; None if it is not known and is not to be computed."""
         if arm.name == SCRATCH:
             return ""
+        if arm.name == HINDSIGHT:
+            return self._hindsight_key(compute)
         if arm.variant is None:
             name = _FILES.get(arm.name, f"{arm.name}.safetensors").removesuffix(".safetensors")
             return str(self._trained()["keys"][name])
         prediction = self._prediction(arm)
         return prediction.keys()[arm.step] if compute or prediction.is_known else None
 
+    def _hindsight_key(self, compute: bool) -> str | None:
+        """A hash of the combination of the checkpoints that fits what D0 lacks best."""
+        path = self.folder / f"{HINDSIGHT}.json"
+        found = cache.read(path)
+        if found is None and compute:
+            found = {"key": cache.tensors_key(self._combine())}
+            cache.write(path, found)
+        return None if found is None else str(found["key"])
+
+    def _combine(self) -> dict[str, Tensor]:
+        states = [read_state(self.checkpoint(index)) for index in range(SESSIONS)]
+        model = self.problem.build(0)
+        other = other_data(self.task, self.problem, self.seed)
+        best_combination(model, states, other, derived_seed(self.seed, _HINDSIGHT))
+        self.computed += 1
+        state = recorded(model)
+        save_checkpoint(self._path(HINDSIGHT), state, {"format": "pt"})
+        return state
+
     def _state(self, arm: Arm) -> Mapping[str, Tensor]:
+        if arm.name == HINDSIGHT and not self._path(HINDSIGHT).exists():
+            return self._combine()
         if arm.variant is None:
             return read_state(self._file(_FILES.get(arm.name, f"{arm.name}.safetensors")))
         return self._prediction(arm).states()[arm.step]
