@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from know_cli.checkpoints.metadata import Regime
-from know_cli.cli.options import parse_shard, quiet_option, usable_cores
+from know_cli.cli.options import parse_shard, quiet_option, usual_processes
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS
@@ -108,7 +108,7 @@ def collect(
         typer.Option(
             min=1,
             help="Trajectories to train at the same time, with one thread each.",
-            show_default="one per core",
+            show_default="one per core, or per card",
         ),
     ] = None,
     checkpoints: Annotated[
@@ -184,7 +184,7 @@ def collect(
             architectures=architectures,
             seed=seed,
             shard=parsed,
-            processes=processes or usable_cores(),
+            processes=processes or usual_processes(device),
             checkpoints=checkpoints,
             brief=brief,
             side=side,
@@ -211,7 +211,7 @@ def collect(
         seed=seed,
         rows_per_tensor=rows_per_tensor,
         shard=parsed,
-        processes=processes or usable_cores(),
+        processes=processes or usual_processes(device),
         device=chosen,
     )
     if not request.numbers():

@@ -14,7 +14,7 @@ from know_cli.cli.options import (
     parse_named,
     parse_shard,
     quiet_option,
-    usable_cores,
+    usual_processes,
 )
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
@@ -62,7 +62,8 @@ def evaluate(
             metavar="FOLDER",
             show_default=False,
             help="For results.json (runs.json, branches.json, release.json), and in 'work' "
-            "everything that is trained, for the next run. With --paper, where results are.",
+            "everything that is trained, for the next run. With --paper, where release.json is, or "
+            "folders that have one.",
         ),
     ] = None,
     trajectory: Annotated[
@@ -175,7 +176,7 @@ def evaluate(
             metavar="N",
             min=1,
             max=1024,
-            show_default="one per core",
+            show_default="one per core, or per card",
             help="Trials to run at the same time, with one thread each.",
         ),
     ] = None,
@@ -300,7 +301,7 @@ def evaluate(
             "suite": suite.value,
             "length": length,
             "data_folder": data_folder,
-            "processes": processes or usable_cores(),
+            "processes": processes or usual_processes(device),
             "device": device,
             "precision": precision,
             "shard": part,
@@ -329,7 +330,7 @@ def evaluate(
             seeds=seeds,
             suite=suite.value,
             data_folder=data_folder,
-            processes=processes or usable_cores(),
+            processes=processes or usual_processes(device),
             shard=part,
             dry_run=dry_run,
             device=device,
@@ -380,7 +381,7 @@ def evaluate(
             budget=budget,
         ),
         data_folder=data_folder,
-        processes=processes or usable_cores(),
+        processes=processes or usual_processes(device),
         devices=choose_devices(device),
         precision=precision,
         shard=part,

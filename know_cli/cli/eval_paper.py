@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -42,7 +42,8 @@ def show_paper(
 
     Args:
         talk: to the user.
-        folder: where ``know eval --regime release`` wrote its results; None for none.
+        folder: where ``know eval --regime release`` wrote its results, or a folder of such
+            folders; None for none.
         data_folder: where the data sets' files are.
         dry_run: show what the experiments take instead.
         table: for all tables as Markdown; None for no page.
@@ -52,7 +53,6 @@ def show_paper(
         UsageError: the folder has no such results.
         OutputError: the page cannot be written.
     """
-    from know_cli.cli.eval_release import RESULTS
     from know_cli.cli.report_file import write_out
     from know_cli.cli.tables import new_table
     from know_cli.evaluation.paper.page import COLUMNS, CONTROLS_TEXT, rows_of, to_markdown
@@ -62,7 +62,9 @@ def show_paper(
     if dry_run:
         _show_experiments(talk, data_folder)
         return
-    tasks = {} if folder is None else read_release(folder / RESULTS)["tasks"]
+    tasks: dict[str, Any] = {}
+    for path in [] if folder is None else _results(folder):
+        tasks = {**read_release(path)["tasks"], **tasks}
     for paper in PAPER_TABLES:
         shown = new_table(*COLUMNS)
         for row in rows_of(paper, tasks):
@@ -74,6 +76,25 @@ def show_paper(
     if table is not None:
         write_out(table, to_markdown(tasks), force=force)
         talk.show(f"wrote {'the tables' if talk.aside else table}")
+
+
+def _results(folder: Path) -> list[Path]:
+    """The results in a folder, then those in its folders; of one task the first count.
+
+    Raises:
+        UsageError: there are none.
+    """
+    from know_cli.cli.eval_release import RESULTS
+
+    found = [
+        path for path in (folder / RESULTS, *sorted(folder.glob(f"*/{RESULTS}"))) if path.exists()
+    ]
+    if not found:
+        raise UsageError(
+            f"{folder}: has no {RESULTS}, and no folder that has; name one that 'know eval "
+            "--regime release' wrote into, or leave -o out"
+        )
+    return found
 
 
 def _show_experiments(talk: Output, data_folder: Path | None) -> None:
@@ -100,7 +121,8 @@ def _show_experiments(talk: Output, data_folder: Path | None) -> None:
     )
     talk.show(
         "",
-        f"Hours are of one core of {measured_seconds()['processor']}, for one seed with all starts "
-        f"and all conditions, from the time of a few steps; {total:,.0f} in all. On a GPU nothing "
-        "has been measured. Sizes are those of the published data sets.",
+        f"Hours are of one core of {measured_seconds()['processor']}, for one seed with every "
+        "start (BatchNorm fresh; its other treatments cost half as much again) in all conditions, "
+        f"from the time of a few steps; {total:,.0f} in all. On a GPU nothing has been "
+        "measured. Sizes are those of the published data sets.",
     )

@@ -88,6 +88,7 @@ def evaluate_release(
     Raises:
         KnowError: a task, a start, a bundle or a data set is missing, or a file cannot be written.
     """
+    from know_cli.checkpoints import open_checkpoint
     from know_cli.cli.eval_plan import show_plan
     from know_cli.cli.eval_results import gather, publish, shard_is_done
     from know_cli.cli.report_file import is_own_result
@@ -108,6 +109,9 @@ def evaluate_release(
         raise UsageError(
             f"--share {unknown[0]}: choose from {', '.join(str(share) for share in SHARES)}"
         )
+    if first is not None:  # before pictures are read, which takes minutes
+        with open_checkpoint(first):
+            pass
     asked = find_release_tasks(tasks)
     check_methods(asked, bundles, methods)
     not_run = running.not_here(asked, data_folder)

@@ -56,6 +56,7 @@ _NO_MEMORY = (
     "not enough memory",
     "Cannot allocate memory",
     "failed to map",
+    "out of memory",  # of a device
 )
 _INTERRUPTED = "interrupted; the output is left as it was"
 
@@ -264,8 +265,8 @@ def _of_the_system(error: Exception) -> str | None:
     )
     if lacks:
         return (
-            "the system gives no more memory; use less: --max-memory, --threads 1, or raise "
-            "'ulimit -v'; the output is left as it was"
+            "the system gives no more memory; use less: --max-memory, --threads 1, fewer "
+            "--processes, or raise 'ulimit -v'; the output is left as it was"
         )
     return None
 

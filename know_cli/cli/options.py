@@ -172,6 +172,21 @@ def parse_shard(text: str) -> tuple[int, int]:
     return number - 1, count
 
 
+def usual_processes(device: str) -> int:
+    """Trials at the same time, where nobody says how many: one a core, or one a card.
+
+    Args:
+        device: as ``--device`` has it.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    from know_cli.engine.devices import choose_devices
+
+    first, *others = choose_devices(device)
+    return usable_cores() if first.type == "cpu" else 1 + len(others)
+
+
 def usable_cores() -> int:
     """Processor cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):

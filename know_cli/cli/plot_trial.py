@@ -13,6 +13,7 @@ from know_cli.cli.output import Output
 from know_cli.cli.picture_file import check_picture
 from know_cli.cli.plot_points import PlotRequest, draw_landscape_of
 from know_cli.evaluation.landscape_measure import LandscapeMeasure
+from know_cli.evaluation.precision import Precision
 
 EPILOG = "\n\n".join(
     (
@@ -71,6 +72,25 @@ def trial(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where the data sets' files are, FOLDER/NAME each."),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|cpu|cuda[:i]|mps|xpu",
+            help="Where the trial was trained, and is measured.",
+        ),
+    ] = "cpu",
+    precision: Annotated[
+        Precision, typer.Option(help="In which the trial was trained, and is measured.")
+    ] = Precision.FLOAT32,
+    first: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="CKPT",
+            show_default=False,
+            help="Of the release regime: the checkpoint that the trial began with.",
+        ),
+    ] = None,
     grid: Annotated[
         int, typer.Option(metavar="N", min=3, max=201, help="Points along each axis.")
     ] = 13,
@@ -96,27 +116,42 @@ def trial(
 
     It is the plane of the first two principal axes of all that is drawn: Θ0 to Θ4, predictions, Θ0
     trained longer, and on more data. BatchNorm's running statistics are measured again at each
-    point. What FOLDER lacks of the trial is trained first.
+    point. Checkpoints that were not kept (--no-keep) are trained again.
     """
-    from know_cli.cli.report_file import takes_stdout
+    from know_cli.cli.report_file import check_report_path, takes_stdout
 
     talk = Output(quiet, aside=takes_stdout(json))
     suffix = check_picture(output, [], force=force)
+    if json is not None:
+        check_report_path(json, [output], "--json", force=force)
     from know_cli.plots.picture import require_matplotlib
 
     require_matplotlib()
+    from know_cli.engine.devices import choose_devices
     from know_cli.errors import UsageError
     from know_cli.evaluation.jobs import WORK
     from know_cli.evaluation.landscape import find_trial, measured, pictured
-    from know_cli.evaluation.variants import find_variants, of_bundle
+    from know_cli.evaluation.place import Place
+    from know_cli.evaluation.starts import SESSIONS
+    from know_cli.evaluation.variants import VARIANTS, find_variants, is_available, of_bundle
     from know_cli.plots.grid import Evaluation
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; name the one that 'know eval' wrote into")
     bundles = parse_named(bundle or [], "--bundle", "PATH")
     variants = find_variants(method or ["continuation", "retrodiction"])
-    variants += [of_bundle(name, path) for name, path in bundles.items()]
-    one = find_trial(task, seed, folder / WORK, data_folder)
+    for name, path in bundles.items():
+        if name in [variant.label for variant in VARIANTS]:
+            raise UsageError(f"--bundle {name}=…: is already the name of a method")
+        variants.append(of_bundle(name, path))
+    for variant in variants:
+        if not is_available(variant, SESSIONS):
+            raise UsageError(f"method {variant.label!r}: cannot read {SESSIONS} checkpoints")
+    chosen, *others = choose_devices(device)
+    if others:
+        raise UsageError(f"--device {device}: choose one, such as cuda:0")
+    place = Place(chosen, precision)
+    one = find_trial(task, seed, folder / WORK, data_folder, place, first)
     function, label = measured(one, measure)
     with tempfile.TemporaryDirectory() as predicted:
         drawn = pictured(one, variants, Path(predicted))

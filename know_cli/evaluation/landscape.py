@@ -14,6 +14,7 @@ from know_cli.engine.settings import NormMode
 from know_cli.errors import UsageError
 from know_cli.evaluation.anchors import LONGER, MORE_DATA
 from know_cli.evaluation.landscape_measure import LandscapeMeasure
+from know_cli.evaluation.place import USUAL, Place
 from know_cli.evaluation.release.fine_tuning import has_batch_norm
 from know_cli.evaluation.release.plan import RELEASE_TASKS
 from know_cli.evaluation.release.trial import ReleaseTrial
@@ -47,30 +48,49 @@ class Pictured:
     others: Mapping[str, Path]
 
 
-def find_trial(name: str, seed: int, work: Path, data_folder: Path | None) -> AnyTrial:
-    """A trial of either regime.
+def find_trial(
+    name: str,
+    seed: int,
+    work: Path,
+    data_folder: Path | None,
+    place: Place = USUAL,
+    first: Path | None = None,
+) -> AnyTrial:
+    """A trial of either regime, which was run.
 
     Args:
         name: of the task.
         seed: of the trial.
         work: folder of all trials.
         data_folder: where the data sets' files are.
+        place: where it was trained.
+        first: of the release regime, the checkpoint that it began with.
 
     Raises:
-        UsageError: there is no such task, or its data are missing.
+        UsageError: there is no such task or trial, or the task's data are missing.
     """
+    trial: AnyTrial
     if name in RELEASE_TASKS:
-        return ReleaseTrial(RELEASE_TASKS[name], seed, work, data_folder)
-    if name not in TASKS:
+        trial = ReleaseTrial(RELEASE_TASKS[name], seed, work, data_folder, place, first)
+    elif name not in TASKS:
         raise UsageError(
             f"--task {name}: there is none; choose from {', '.join([*TASKS, *RELEASE_TASKS])}"
         )
-    return Trial(TASKS[name], seed, work, data_folder)
+    elif first is not None:
+        raise UsageError(f"--from: task {name} is not of the release regime; leave it out")
+    else:
+        trial = Trial(TASKS[name], seed, work, data_folder, place)
+    if not trial.folder.is_dir():
+        raise UsageError(
+            f"{trial.folder}: there is no such trial of task {name} with seed {seed}; run it with "
+            "'know eval', and name the same --device, --precision, --from and data here"
+        )
+    return trial
 
 
 @one_thread()
 def pictured(trial: AnyTrial, variants: Sequence[Variant], folder: Path) -> Pictured:
-    """Predict from a trial's checkpoints, which are trained where they are missing.
+    """Predict from a trial's checkpoints, which are trained again where they were not kept.
 
     Args:
         trial: with its folder.
@@ -86,10 +106,10 @@ def pictured(trial: AnyTrial, variants: Sequence[Variant], folder: Path) -> Pict
     if isinstance(trial, ReleaseTrial):
         rate, steps = trial.task.rate, max(trial.task.steps)
     predictions: list[Path] = []
-    for variant in variants:
+    for number, variant in enumerate(variants):
         states = predict(variant, sessions, NormMode.COPY, steps, rate)
         for step, state in states.items():
-            path = folder / f"{variant.label}-{step}.safetensors"
+            path = folder / f"{number}-{step}.safetensors"
             # As of a prediction, so that its steps are one series.
             of = Session(-step, rate**-step, rate, _TRAJECTORY).to_metadata()
             told = {METHOD: variant.label, STEPS: str(step)}

@@ -40,9 +40,9 @@ class Place:
         """What results tell of it: as :func:`~know_cli.lab.machine.machine`, of the device."""
         found = machine()
         if self.device.type == "cuda":
-            found["processor"] = torch.cuda.get_device_name(self.device)
+            found["processor"] += f" with {torch.cuda.get_device_name(self.device)}"
         elif self.device.type != "cpu":
-            found["processor"] = self.device.type
+            found["processor"] += f" with {self.device.type}"
         if self.precision is not Precision.FLOAT32:
             found["processor"] += f", in {self.precision.value}"
         return found

@@ -184,7 +184,7 @@ class Trial:
     def _subsets(self) -> list[Any]:
         """Indices of the samples of D(−1), of D0 and so on."""
         targets = self.problem.pool.targets
-        labels = targets.numpy() if targets.dim() == 1 else None
+        labels = targets.cpu().numpy() if targets.dim() == 1 else None
         return nested_subsets(len(self.problem.pool), RATE, SESSIONS + 1, self.seed, labels)
 
     @property

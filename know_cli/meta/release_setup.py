@@ -60,8 +60,8 @@ def draw_release_setup(
     ]
     if not names:
         raise UsageError(
-            f"--regime release: none of the data sets {', '.join(sorted(data_sets))} has "
-            f"{_FEWEST_SAMPLES:,} images for meta-training"
+            "--regime release and release-chain: none of the data sets "
+            f"{', '.join(sorted(data_sets))} has {_FEWEST_SAMPLES:,} images for meta-training"
         )
     architecture = str(generator.choice(sorted(architectures or of_images)))
     data = data_sets[str(generator.choice(names))]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from know_cli.cli.options import usable_cores, usual_processes
 from know_cli.evaluation import cache, jobs
 from know_cli.evaluation.branches.plan import find_branch_tasks
 from know_cli.evaluation.branches.trial import BranchTrial
@@ -19,7 +20,7 @@ from know_cli.evaluation.place import Place, in_precision
 from know_cli.evaluation.precision import Precision
 from know_cli.evaluation.runs.trial import RunTrial
 from know_cli.evaluation.starts import Wanted
-from know_cli.evaluation.tasks import TASKS, Downstream
+from know_cli.evaluation.tasks import TASKS, Downstream, Examples
 from know_cli.evaluation.trial import Trial
 from know_cli.evaluation.variants import find_variants
 from know_cli.lab.data import available, load
@@ -132,6 +133,38 @@ def test_a_device_that_is_not_there_is_named(
     assert done.returncode == 2
     assert "--device cuda:99: torch sees" in one_line(done.stderr)
     assert not list(tmp_path.iterdir())
+
+
+class OnACard:
+    """Labels that, as those on a card, have to be moved before numpy can read them."""
+
+    def __init__(self, labels: torch.Tensor) -> None:
+        self.cpu, self.dim = labels.cpu, labels.dim
+        self._count = len(labels)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def numpy(self) -> None:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+def test_subsets_are_drawn_wherever_the_labels_are(tmp_path: Path) -> None:
+    trial, other = (Trial(TINY, 1, tmp_path, None) for _ in range(2))
+    pool = other.problem.pool
+    moved = Examples(pool.inputs, OnACard(pool.targets))  # type: ignore[arg-type]
+    other.problem = replace(other.problem, pool=moved)
+    pairs = list(zip(trial._subsets, other._subsets, strict=True))
+    assert len(pairs) == 6
+    assert all((one == two).all() for one, two in pairs)
+
+
+def test_without_a_choice_there_is_a_trial_a_core_or_a_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert usual_processes("cpu") == usable_cores()
+    monkeypatch.setattr("know_cli.engine.devices.choose_devices", lambda name: CARDS)
+    assert usual_processes("cuda:all") == 3
 
 
 @needs_cuda

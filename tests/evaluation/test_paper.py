@@ -111,6 +111,11 @@ def test_the_command_shows_tables_and_writes_a_page(tmp_path: Path, know: Comman
         "| 50 % | KNOWN ×8 | 93.11 ± 0.19 | 94.00 (+3.00 ± 2.48) | 95.00 (+3.00 ± 2.48) |"
         in written
     )
+    (tmp_path / "release").rename(tmp_path / "inner")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "inner").rename(tmp_path / "all" / "resnet18")  # folders of several runs
+    done = know("eval", "--paper", "-o", "all", cwd=tmp_path)
+    assert "94.00 (+3.00 ± 2.48)" in done.stdout
     again = know("eval", "--paper", "--table", "paper.md", cwd=tmp_path)
     assert again.returncode == 4
     assert (tmp_path / "paper.md").read_text() == written
@@ -134,7 +139,7 @@ def test_the_plan_lists_data_sizes_and_hours(tmp_path: Path, know: Command) -> N
         (("--paper", "--seeds", "3"), "--seeds: has no effect with --paper; leave it out"),
         (
             ("--paper", "-o", "nowhere"),
-            "release.json: is no result of 'know eval --regime release'",
+            "nowhere: has no release.json, and no folder that has",
         ),
         (("--paper", "--dry-run", "--data-folder", "no"), "no: no such folder of data sets"),
         ((), "-o/--output is missing: name a folder for the results"),

@@ -248,6 +248,11 @@ def test_the_command_names_what_is_missing(tmp_path: Path, know: Command) -> Non
     done = know(*release, "--task", "*-deeplab", cwd=tmp_path)
     assert done.returncode == 2
     assert "not run here, not found here: VOC2012, cityscapes" in done.stderr
+    write(tiny("release-imagenet100-cub-pvt"), tmp_path / "data")
+    for more in ((), ("--dry-run",)):  # before a picture is read
+        done = know(*release, "--task", "*-cub-pvt", "--from", "no", *more, cwd=tmp_path)
+        assert done.returncode == 3
+        assert "no.safetensors: no such file" in done.stderr or "no: no such" in done.stderr
     done = know("eval", "-o", "out", "--from", "a", cwd=tmp_path)
     assert done.returncode == 2
     assert "--from is for --regime release" in one_line(done.stderr)

@@ -143,6 +143,41 @@ def test_broken_layouts_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         find_pictures("stanford-cars", tmp_path)
 
 
+def test_what_lies_beside_pictures_does_not_count(tmp_path: Path) -> None:
+    for name in ("imagenet-100", "PACS"):
+        WRITERS[name](tmp_path / name, 4)
+    train = tmp_path / "imagenet-100" / "train"
+    before = find_pictures("imagenet-100", tmp_path)
+    picture_sets.picture(train / ".cache" / "a.jpg", 1)
+    (train / "empty").mkdir()
+    picture_sets.picture(train / "n01440764" / "._hidden.jpg", 1)
+    assert find_pictures("imagenet-100", tmp_path) == before
+    domains = find_domains(tmp_path)
+    (tmp_path / "PACS" / "splits").mkdir()
+    assert find_domains(tmp_path) == domains
+
+
+@pytest.mark.parametrize("line", ['1.jpg,"never closed\n', f"1.jpg,{'x' * 140_000}\n"])
+def test_captions_that_are_no_table_are_refused(line: str, tmp_path: Path) -> None:
+    WRITERS["flickr8k"](tmp_path / "flickr8k", 4)
+    with (tmp_path / "flickr8k" / "captions.txt").open("a") as file:
+        file.write(line)
+    with pytest.raises(UsageError, match=r"captions\.txt: cannot be read"):
+        find_pictures("flickr8k", tmp_path)
+
+
+def test_mixed_pictures_keep_their_labels(tmp_path: Path) -> None:
+    WRITERS["imagenet-100"](tmp_path / "imagenet-100", 8)
+    part = find_pictures("imagenet-100", tmp_path).train
+    mixed = part.mixed()
+    assert mixed == part.mixed()
+    pairs = list(zip(part.pictures, part.labels, strict=True))
+    again = list(zip(mixed.pictures, mixed.labels, strict=True))
+    assert again != pairs
+    assert sorted(again) == pairs
+    assert set(mixed.labels[:8]) == {0, 1}  # the first half is not of one class
+
+
 def test_every_layout_is_described() -> None:
     assert set(WRITERS) == {*PICTURE_SETS, "PACS"}
     assert all(one.marks and one.layout for one in PICTURE_SETS.values())

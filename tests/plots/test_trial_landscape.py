@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from know_cli.errors import UsageError
 from know_cli.evaluation import hindsight
 from know_cli.evaluation.landscape import find_trial, measured, pictured
 from know_cli.evaluation.landscape_measure import LandscapeMeasure
+from know_cli.evaluation.place import Place
+from know_cli.evaluation.precision import Precision
 from know_cli.evaluation.release.plan import RELEASE_TASKS
 from know_cli.evaluation.release.trial import ReleaseTrial
 from know_cli.evaluation.runs.averages import re_estimate
@@ -47,19 +50,33 @@ def _little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hindsight, "_ITERATIONS", 2)
 
 
-def test_trials_of_both_regimes_are_found(tmp_path: Path) -> None:
-    assert isinstance(find_trial(NAME, 0, tmp_path, None), Trial)
-    assert isinstance(find_trial(RELEASED, 0, tmp_path, None), ReleaseTrial)
+def run(name: str, work: Path) -> None:
+    """A trial with its checkpoints."""
+    if name in TASKS:
+        Trial(TASKS[name], 0, work, None).checkpoints()
+    else:
+        ReleaseTrial(RELEASE_TASKS[name], 0, work, None).checkpoints()
+
+
+def test_trials_of_both_regimes_are_found_if_they_were_run(tmp_path: Path) -> None:
+    for name, sort in ((NAME, Trial), (RELEASED, ReleaseTrial)):
+        with pytest.raises(UsageError, match=f"no such trial of task {name} with seed 0; run it"):
+            find_trial(name, 0, tmp_path, None)
+        run(name, tmp_path)
+        assert isinstance(find_trial(name, 0, tmp_path, None), sort)
+        with pytest.raises(UsageError, match="no such trial"):  # not one in float32
+            find_trial(name, 0, tmp_path, None, Place(precision=Precision.BFLOAT16))
+    with pytest.raises(UsageError, match=f"--from: task {NAME} is not of the release regime"):
+        find_trial(NAME, 0, tmp_path, None, first=tmp_path / "a.safetensors")
 
 
 def test_what_is_drawn_of_a_trial(tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
+    run(NAME, tmp_path / "work")
     trial = find_trial(NAME, 0, tmp_path / "work", None)
     drawn = pictured(trial, find_variants(["continuation", "average"]), tmp_path / "made")
     assert [path.name for path in drawn.sessions] == [f"ckpt{k}.safetensors" for k in range(5)]
-    assert [path.stem for path in drawn.predictions] == [
-        "continuation-1", "continuation-2", "continuation-3", "average-1",
-    ]  # fmt: skip
+    assert [path.stem for path in drawn.predictions] == ["0-1", "0-2", "0-3", "1-1"]
     assert list(drawn.others) == ["longer", "more data"]
     first, *others = (load_file(path) for path in drawn.sessions)
     mean = load_file(drawn.predictions[-1])
@@ -69,6 +86,7 @@ def test_what_is_drawn_of_a_trial(tmp_path: Path) -> None:
 
 
 def test_the_measures_are_those_of_the_pre_training_s_test(tmp_path: Path) -> None:
+    run(RELEASED, tmp_path / "work")
     trial = find_trial(RELEASED, 0, tmp_path / "work", None)
     state = load_file(trial.checkpoints()[0])
     model = trial.problem.build(0)
@@ -88,10 +106,8 @@ def test_the_measures_are_those_of_the_pre_training_s_test(tmp_path: Path) -> No
     assert score(state) == pytest.approx(100 * float(right), rel=1e-5)
 
 
-def test_the_command_draws_a_trial_and_trains_what_is_missing(
-    tmp_path: Path, know: Command
-) -> None:
-    (tmp_path / "out").mkdir()
+def test_the_command_draws_a_trial(tmp_path: Path, know: Command) -> None:
+    run(NAME, tmp_path / "out" / "work")
     arguments = (
         "plot", "trial", "out", "--task", NAME, "-o", "a.png", "--grid", "3",
         "--method", "continuation", "--json", "a.json",
@@ -124,6 +140,9 @@ def test_the_command_draws_a_trial_and_trains_what_is_missing(
         ((".", "--task", "no-task"), "--task no-task: there is none; choose from fashion-classes"),
         ((".", "--task", NAME, "--method", "no"), "unknown method 'no'; choose from continuation"),
         ((".", "--task", "release-cifar10-cnn"), "data set 'cifar10': nothing in"),
+        ((".", "--task", NAME), "there is no such trial of task text-language-model with seed 0"),
+        ((".", "--task", NAME, "--bundle", "average=x"), "--bundle average=…: is already the name"),
+        ((".", "--task", NAME, "--device", "cuda:99"), "--device cuda:99: torch sees"),
     ],
 )
 def test_usage_errors(
@@ -140,3 +159,9 @@ def test_a_picture_that_exists_is_kept(tmp_path: Path, know: Command) -> None:
     done = know("plot", "trial", ".", "--task", NAME, "-o", "a.png", cwd=tmp_path, process=True)
     assert done.returncode == 4
     assert (tmp_path / "a.png").read_text() == "mine"
+    (tmp_path / "a.json").write_text("mine")  # told before anything is computed
+    done = know(
+        "plot", "trial", ".", "--task", NAME, "-o", "b.png", "--json", "a.json", cwd=tmp_path
+    )
+    assert done.returncode == 4
+    assert (tmp_path / "a.json").read_text() == "mine"

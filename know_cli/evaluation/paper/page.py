@@ -12,6 +12,7 @@ from know_cli.evaluation.runs.wording import difference_text, digits
 
 NOT_RUN = "not run here"
 CONTROLS_TEXT = (
+    "KNOWN of here is the shipped family retrodiction, not the weights that the authors released. "
     f"Controls, which the paper has no figures of, are {', '.join(CONTROLS)}: Θ0 trained for as "
     "long as the forgetting takes, at the same rate and while it falls to 0; the most forgotten "
     "checkpoint; the mean of all; Θ0's weights halved; fresh weights."

@@ -20,6 +20,7 @@ from know_cli.evaluation.release.results import (
 from know_cli.evaluation.release.task import RE_ESTIMATED, STORED
 from know_cli.evaluation.runs.wording import difference_text, digits
 from know_cli.evaluation.statistics import Estimate, mean_estimate
+from know_cli.lab.data import AFFINE, UNCHANGED
 
 _TREATMENTS = (f"-{STORED}", f"-{RE_ESTIMATED}")
 _Cell = Mapping[str, Any]
@@ -35,7 +36,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     """
     lines = [*_heading(results), *_reading(results["tasks"]), *_explanation()]
     for name, task in results["tasks"].items():
-        lines += _task(name, task)
+        lines += _task(name, task, results["settings"].get("from"))
     if results["not_run"]:
         lines += ["## Not run here", "", "| task | reason |", "|---|---|"]
         lines += [f"| {name} | {reason} |" for name, reason in results["not_run"].items()]
@@ -125,49 +126,72 @@ def _explanation() -> Iterator[str]:
     yield "## How it is measured"
     yield ""
     yield (
-        "The release's protocol in miniature. Θ0 is trained for one epoch by Adam at a constant "
-        "rate of 1e-3, and each of four sessions for one epoch more on a subset, with Adam's "
-        "moments kept: nothing is converged, and `last`, the most forgotten checkpoint, has had "
-        "nearly twice Θ0's steps. `longer` is Θ0 trained on for as many steps as the sessions "
-        "took, `longer-decayed` the same while the rate falls to 0; `more-data` is trained for "
-        "one epoch on twice the data; `hindsight` is the combination of the five checkpoints, "
-        "tensor by tensor, that fits best what D0 lacks of these, which no method can know; "
-        "`average` is the mean of the five checkpoints; `shrink-λ` "
-        "multiplies the weights of Θ0 by λ, not its biases; a prediction's name ends with the "
-        "factor of the data that it stands for. `scratch` has fresh weights. Every start gets "
-        "fresh BatchNorm layers, as the release's predictions do, unless its name says `stored` "
-        "(as they were) or `re-estimated` (with running statistics measured on the "
-        "pre-training's examples)."
+        "The release's protocol, mostly in miniature. Θ0 is trained by Adam at a constant rate, "
+        "and each of four sessions for one epoch more on a subset, with Adam's moments kept: "
+        "nothing is converged, and `last`, the most forgotten checkpoint, has had more steps than "
+        "Θ0. `longer` is Θ0 trained on for as many steps as the sessions took, `longer-decayed` "
+        "the same while the rate falls to 0; `more-data` is trained like Θ0 on twice the data; "
+        "`hindsight` is the combination of the five checkpoints, tensor by tensor, that fits best "
+        "what D0 lacks of these, which no method can know; `average` is the mean of the five "
+        "checkpoints; `shrink-λ` multiplies the weights of Θ0 by λ, not its biases; a "
+        "prediction's name ends with the factor of the data that it stands for. `scratch` has "
+        "fresh weights. Every start gets fresh BatchNorm layers, as the release's predictions do, "
+        "unless its name says `stored` (as they were) or `re-estimated` (with running statistics "
+        "measured on the pre-training's examples)."
     )
     yield ""
     yield (
-        "Downstream, BatchNorm and a fresh head are trained first (three epochs of Adam at 1e-3), "
-        "then everything for 30 epochs in batches of 128, on images that are shifted and flipped, "
-        "while the rate falls to 0 along half a cosine from the release's 4e-4, or a multiple of "
-        "it. The tuned rate of a start is the best on validation examples, out of factors of 2, "
-        "which are extended until two of them are beyond the best on either side; it is chosen "
-        "anew for every start, condition and seed. Accuracy is measured on test examples that "
-        "neither training nor choice has seen."
+        "Downstream, BatchNorm and a fresh head are trained first, then everything, while the "
+        "rate falls to 0 along half a cosine from the base rate (the release's, for Adam), or a "
+        "multiple of it. The tuned rate of a start is the best on validation examples, out of "
+        "factors of 2, which are extended until two of them are beyond the best on either side; "
+        "it is chosen anew for every start, condition and seed. What is measured has been seen "
+        "by neither training nor choice."
     )
     yield ""
 
 
-def _task(name: str, task: Mapping[str, Any]) -> Iterator[str]:
+_IMAGES = {
+    "": "on images that are shifted and flipped",
+    AFFINE: "on images that are turned, shifted and zoomed, as in the pre-training",
+    UNCHANGED: "on images as they are",
+}
+
+
+def _protocol(definition: Mapping[str, Any], given: str | None) -> str:
+    """How a task is pre-trained and fine-tuned, in sentences."""
+    first, then = definition["recipe"], definition["fine_tuning"]
+    begin = (
+        f"Θ0 is `{given}`, which was trained already"
+        if given
+        else f"Θ0 is trained for {_number(first['epochs'], 'epoch')} in batches of "
+        f"{first['batch_size']} at {first['learning_rate']:g}"
+    )
+    decay = f" with weight decay {then['weight_decay']:g}" if then["weight_decay"] else ""
+    optimiser = "Adam" if then["optimiser"] == "adam" else "SGD with momentum"
+    return (
+        f"{begin}. Downstream, the first phase is {_number(then['head_epochs'], 'epoch')} of Adam "
+        f"at {then['head_rate']:g}, the second {_number(then['epochs'], 'epoch')} of {optimiser}"
+        f"{decay} in batches of {then['batch_size']}, "
+        f"{_IMAGES[definition.get('augmentation', '')]}; the base rate is "
+        f"{then['learning_rate']:g}."
+    )
+
+
+def _task(name: str, task: Mapping[str, Any], given: str | None) -> Iterator[str]:
     facts, definition = task["facts"], task["definition"]
     scale = facts["measure"]["scale"]
-    recipe = definition["fine_tuning"]
+    measure = facts["measure"]
     yield f"## {name}"
     yield ""
     yield (
         f"{task['title'][0].upper()}{task['title'][1:]}: {facts['parameters']:,} parameters, "
         f"r = {definition['rate']:.3g}; {_number(len(task['seeds']), 'seed')}, "
         f"{facts['validated']:,} examples for validation and {facts['downstream_tested']:,} for "
-        f"the test. The base rate is {recipe['learning_rate']:g}"
-        + (f", weight decay {recipe['weight_decay']:g}" if recipe["weight_decay"] else "")
-        + ". What the pre-training made, by its own test:"
+        f"the test. {_protocol(definition, given)} What the pre-training made, by its own test:"
     )
     yield ""
-    yield "| | steps | samples of the last epoch | accuracy |"
+    yield f"| | steps | samples of the last epoch | {measure['name']} |"
     yield "|---|---:|---:|---:|"
     for state, found in task["trained"].items():
         yield (
@@ -176,14 +200,15 @@ def _task(name: str, task: Mapping[str, Any]) -> Iterator[str]:
         )
     yield ""
     for condition, cell in task["cells"].items():
-        yield from _condition(name, condition, cell, scale)
+        yield from _condition(name, condition, cell, measure)
 
 
-def _condition(name: str, condition: str, cell: _Cell, scale: float) -> Iterator[str]:
-    starts = main_starts(cell)
+def _condition(name: str, condition: str, cell: _Cell, measure: Mapping[str, Any]) -> Iterator[str]:
+    starts, scale = main_starts(cell), measure["scale"]
     yield f"### {name}, {condition}"
     yield ""
-    yield f"Accuracy in points, {_seeds(starts)}:"
+    what = f"{measure['name'][0].upper()}{measure['name'][1:]}"
+    yield f"{what} in {measure['unit']}, {_seeds(starts)}:"
     yield ""
     yield from _table(starts, list(starts), scale)
     treated = [name for name in cell if name not in starts]

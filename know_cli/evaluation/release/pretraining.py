@@ -162,7 +162,7 @@ def pretrained(
         yield _state(name, longer, first.done + steps, len(data))
     if given is None and not task.uses_all:
         more = begin(problem.pool)
-        more.advance(more.epoch_steps, constant)
+        more.advance(task.base.recipe.epochs * more.epoch_steps, constant)
         yield _state(MORE_DATA, more, more.done, len(problem.pool))
 
 

@@ -52,7 +52,10 @@ def to_json(
         "regime": Regime.RELEASE.value,
         "version": __version__,
         "machine": request.place.machine(),
-        "settings": {"seeds": request.seeds},
+        "settings": {
+            "seeds": request.seeds,
+            "from": None if request.first is None else request.first.name,
+        },
         "tasks": tasks,
         "not_run": dict(not_run),
     }

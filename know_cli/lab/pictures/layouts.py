@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from know_cli.errors import UsageError
 from know_cli.files import open_file, read_text
 
+_MIXING = 2  # the seed
 _ENDINGS = (".jpg", ".jpeg", ".png")
 
 
@@ -33,6 +36,11 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.pictures)
+
+    def mixed(self) -> Part:
+        """The same in an order that is always the same, and tells nothing."""
+        order = np.random.default_rng(_MIXING).permutation(len(self))
+        return Part([self.pictures[k] for k in order], [self.labels[k] for k in order])
 
 
 @dataclass(frozen=True)
@@ -69,22 +77,28 @@ def class_folders(folder: Path) -> tuple[list[Path], list[int], list[str]]:
     """Pictures, labels and class names of a folder with a folder for each class.
 
     Classes are numbered in the order of their names; pictures may lie in folders of their class's.
+    What is hidden, and folders without pictures, do not count.
 
     Raises:
         UsageError: there is none.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    names: list[str] = []
     pictures: list[Path] = []
     labels: list[int] = []
-    for number, name in enumerate(names):
-        found = sorted(
-            path for path in (folder / name).rglob("*") if path.suffix.lower() in _ENDINGS
-        )
-        pictures += found
-        labels += [number] * len(found)
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        found = sorted(path for path in place.rglob("*") if _is_picture(path))
+        if found and not place.name.startswith("."):
+            pictures += found
+            labels += [len(names)] * len(found)
+            names.append(place.name)
     if not pictures:
         raise UsageError(f"{folder}: has no folders of pictures; there is to be one for each class")
     return pictures, labels, names
+
+
+def _is_picture(path: Path) -> bool:
+    # Systems and tools leave hidden files beside pictures, some with a picture's ending.
+    return path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
 
 
 def train_and_val(folder: Path) -> Found:
@@ -187,9 +201,11 @@ def flickr8k(folder: Path) -> Found:
     """
     captions: dict[str, list[str]] = {}
     listed = folder / "captions.txt"
-    rows = csv.reader(io.StringIO(read_text(listed)))
-    next(rows, None)  # the names of the columns
-    for row in rows:
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(listed)), strict=True))
+    except csv.Error as error:
+        raise UsageError(f"{listed}: cannot be read ({error}); get it again") from error
+    for row in rows[1:]:  # the first has the names of the columns
         if len(row) < 2:
             raise UsageError(f"{listed}: a line has no caption; get it again")
         captions.setdefault(row[0], []).append(",".join(row[1:]))
@@ -202,21 +218,24 @@ def flickr8k(folder: Path) -> Found:
     return Found(part(names[:-tested]), part(names[-tested:]), 0)
 
 
-def domains(folder: Path) -> Mapping[str, Part]:
+def domains(folder: Path, names: Sequence[str]) -> Mapping[str, Part]:
     """``DOMAIN/CLASS/…`` by domain, as PACS is kept; all domains have the same classes.
+
+    Args:
+        folder: of the data set.
+        names: of its domains.
 
     Raises:
         UsageError: they differ.
     """
     parts: dict[str, Part] = {}
     first: list[str] = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            pictures, labels, names = class_folders(path)
-            first = first or names
-            if names != first:
-                raise UsageError(f"{path}: has folders of other classes than {folder} elsewhere")
-            parts[path.name] = Part(pictures, labels)
+    for domain in names:
+        pictures, labels, classes = class_folders(folder / domain)
+        first = first or classes
+        if classes != first:
+            raise UsageError(f"{folder / domain}: has folders of other classes than {names[0]}")
+        parts[domain] = Part(pictures, labels)
     return parts
 
 

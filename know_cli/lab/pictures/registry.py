@@ -76,8 +76,9 @@ def find_domains(data_folder: Path | None) -> dict[str, Part]:
         UsageError: it is not there, or its domains have different classes.
     """
     layout = "a folder for each domain, with one for each class"
-    found = _read(PACS, data_folder, layout, layouts.domains)
-    return {name: found[name] for name in _PACS_DOMAINS}
+    return dict(
+        _read(PACS, data_folder, layout, lambda folder: layouts.domains(folder, _PACS_DOMAINS))
+    )
 
 
 def _read(name: str, data_folder: Path | None, layout: str, read: Callable[[Path], Read]) -> Read:

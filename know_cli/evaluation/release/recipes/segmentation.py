@@ -46,6 +46,7 @@ class Segmentation(PictureTask):
         side = self.side
 
         def maps(part: Part, width: int, table: list[int]) -> Examples:
+            part = part.mixed()
             return Examples(
                 decoded_pictures(part.pictures, side, width),
                 decoded_classes(part.labels, side, width, table),
