@@ -437,6 +437,25 @@ def test_the_page_says_what_the_numbers_say() -> None:
     assert "| other | why |" in page
 
 
+def test_half_the_weights_are_compared_with_twice_the_rate() -> None:
+    def by_rate(rates: dict[str, list[Any]]) -> dict[str, Any]:
+        best = rates["1"]
+        found = {name: {"values": of, "validation": of} for name, of in rates.items()}
+        return {"factors": [1.0] * 3, "tuned": best, "rates": found}
+
+    found = content()
+    cell = found["tasks"]["noise"]["cells"]["8 images"]
+    cell["naive"] = by_rate({"1": NAIVE, "2": [0.60, 0.70, 0.65], "4": [0.60, 0.70, None]})
+    cell["shrink-0.5"] = by_rate({"1": [0.60, 0.71, 0.64], "2": [0.61, 0.71, None], "8": NAIVE})
+    page = to_markdown(found)
+    # 10, 11 and 9 points above at the same rate; 0, 1 and −1 at twice of it: t(2) = 4.3027 over √3.
+    assert "| ×1 | +10.00 ± 2.48 | +0.00 ± 2.48 |" in page
+    # Of two seeds 1 and 1 point in either.
+    assert "| ×2 | +1.00 ± 0.00 | +1.00 ± 0.00 |" in page
+    assert "| ×8 | +" not in page  # Θ0 has neither that rate nor twice of it
+    assert "with its weights halved" not in to_markdown(content())
+
+
 def test_one_seed_says_nothing() -> None:
     found = content()
     cell = found["tasks"]["noise"]["cells"]["8 images"]

@@ -22,6 +22,7 @@ from know_cli.evaluation.runs.wording import difference_text, digits
 from know_cli.evaluation.statistics import Estimate, mean_estimate
 from know_cli.lab.data import AFFINE, UNCHANGED
 
+HALVED = "shrink-0.5"
 _TREATMENTS = (f"-{STORED}", f"-{RE_ESTIMATED}")
 _Cell = Mapping[str, Any]
 
@@ -222,6 +223,34 @@ def _condition(name: str, condition: str, cell: _Cell, measure: Mapping[str, Any
         yield ""
         yield from _table(cell, [name for name in shown if name in cell], scale)
     yield from _curves(starts, scale)
+    if HALVED in starts:
+        yield from _halved(starts, scale)
+
+
+def _halved(starts: _Cell, scale: float) -> Iterator[str]:
+    """Half the weights at a rate against Θ0 at that rate and at twice of it."""
+    halved, naive = (starts[name]["rates"] for name in (HALVED, NAIVE))
+    rows = []
+    for factor in sorted(halved, key=float):
+        cells = []
+        for other in (factor, f"{2 * float(factor):g}"):
+            pairs = (
+                paired(halved[factor]["values"], naive[other]["values"]) if other in naive else []
+            )
+            differences = [first - second for first, second in pairs]
+            cells.append(difference_text(mean_estimate(differences), scale) if pairs else "")
+        if any(cells):
+            rows.append(f"| ×{float(factor):g} | {' | '.join(cells)} |")
+    yield (
+        "Θ0 with its weights halved against Θ0 itself, at the same rate and at twice the rate: "
+        "where a normalisation layer is behind every layer, the second is nothing by construction, "
+        "but for what the other layers change."
+    )
+    yield ""
+    yield "| rate | − naive at the same | − naive at twice |"
+    yield "|---|---:|---:|"
+    yield from rows
+    yield ""
 
 
 def _untreated(name: str) -> str:
@@ -257,7 +286,7 @@ def _chosen(factors: Sequence[float | None]) -> str:
 
 def _curves(starts: _Cell, scale: float) -> Iterator[str]:
     """The accuracy by rate of Θ0, of its weights halved, and of every prediction by a bundle."""
-    shown = [name for name in starts if name in (NAIVE, "shrink-0.5") or _is_predicted(name)]
+    shown = [name for name in starts if name in (NAIVE, HALVED) or _is_predicted(name)]
     factors = sorted({float(factor) for name in shown for factor in starts[name]["rates"]})
     yield (
         "By the rate, as a factor of the release's: the mean over the seeds that were fine-tuned "
