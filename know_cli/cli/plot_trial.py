@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -134,6 +133,7 @@ def trial(
     from know_cli.evaluation.place import Place
     from know_cli.evaluation.starts import SESSIONS
     from know_cli.evaluation.variants import VARIANTS, find_variants, is_available, of_bundle
+    from know_cli.files import make_folder, remove_tree, temporary_name
     from know_cli.plots.grid import Evaluation
 
     if not folder.is_dir():
@@ -153,8 +153,10 @@ def trial(
     place = Place(chosen, precision)
     one = find_trial(task, seed, folder / WORK, data_folder, place, first)
     function, label = measured(one, measure)
-    with tempfile.TemporaryDirectory() as predicted:
-        drawn = pictured(one, variants, Path(predicted))
+    predicted = one.folder / temporary_name()
+    make_folder(predicted)
+    try:
+        drawn = pictured(one, variants, predicted)
         request = PlotRequest(
             sessions=list(drawn.sessions),
             predictions=[(None, path) for path in drawn.predictions],
@@ -176,3 +178,5 @@ def trial(
             margin=margin,
             bar=not no_progress,
         )
+    finally:
+        remove_tree(predicted, quietly=True)
