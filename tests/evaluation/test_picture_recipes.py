@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,6 +182,19 @@ def test_a_checkpoint_of_another_network_is_refused(
         ReleaseTrial(
             task, 0, tmp_path / "work", tmp_path / "data", first=tmp_path / "model.safetensors"
         )
+
+
+def test_libraries_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        UsageError, match=r"PVTv2 needs transformers: pip install 'know-predict\[pa"
+    ):
+        pvt_classifier(2, 0)
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    with pytest.raises(
+        UsageError, match=r"DeepLabV3\+ needs segmentation-models-pytorch, which can"
+    ):
+        networks.deep_lab(2, 0)
 
 
 def test_too_few_pictures_are_told(tmp_path: Path) -> None:
