@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from know_cli.cli.options import usable_cores, usual_processes
-from know_cli.evaluation import cache, jobs
+from know_cli.evaluation import cache, hindsight, jobs
 from know_cli.evaluation.branches.plan import find_branch_tasks
 from know_cli.evaluation.branches.trial import BranchTrial
 from know_cli.evaluation.jobs import Trials
@@ -103,7 +103,10 @@ def test_results_tell_of_the_precision() -> None:
     assert {**other, "processor": usual["processor"]} == usual
 
 
-def test_trials_in_bfloat16_are_trials_of_their_own(tmp_path: Path) -> None:
+def test_trials_in_bfloat16_are_trials_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hindsight, "_ITERATIONS", 2)
     wanted = Wanted(tuple(find_variants(["average"])), steps=1)
     first = Trial(TINY, 1, tmp_path, None)
     other = Trial(TINY, 1, tmp_path, None, Place(precision=Precision.BFLOAT16))
