@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from know_cli.checkpoints.metadata import Regime
-from know_cli.cli.options import parse_shard, quiet_option, usual_processes
+from know_cli.cli.options import data_folder_option, parse_shard, quiet_option, usual_processes
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS
@@ -70,10 +70,7 @@ def collect(
             show_default="all that are found",
         ),
     ] = None,
-    data_folder: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where the data sets' files are, FOLDER/NAME each."),
-    ] = None,
+    data_folder: Annotated[Path | None, data_folder_option()] = None,
     architecture: Annotated[
         list[str] | None,
         typer.Option(

@@ -10,6 +10,7 @@ import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.options import (
+    data_folder_option,
     force_option,
     parse_named,
     parse_shard,
@@ -214,10 +215,7 @@ def evaluate(
             "FOLDER. When all are done, the same command without it collects what they found.",
         ),
     ] = "1/1",
-    data_folder: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where the data sets' files are, FOLDER/NAME each."),
-    ] = None,
+    data_folder: Annotated[Path | None, data_folder_option()] = None,
     keep: Annotated[
         bool,
         typer.Option(

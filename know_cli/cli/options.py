@@ -55,6 +55,44 @@ def force_option() -> Any:
     return typer.Option("--force", help="Replace a report that exists.")
 
 
+def data_folder_option() -> Any:
+    """``--data-folder`` of commands that train on data sets."""
+    return typer.Option(metavar="FOLDER", help="Where the data sets' files are, FOLDER/NAME each.")
+
+
+def picture_option() -> Any:
+    """``--output`` of commands that draw."""
+    return typer.Option(
+        "-o", "--output", metavar="FILE.png|.svg", show_default=False, help="The picture."
+    )
+
+
+def force_picture_option() -> Any:
+    """``--force`` of commands that draw."""
+    return typer.Option("--force", help="Replace an existing picture.")
+
+
+def drawn_json_option() -> Any:
+    """``--json`` of commands that draw."""
+    return typer.Option(
+        metavar="FILE.json",
+        show_default=False,
+        help="Write what is drawn as JSON; - is standard output.",
+    )
+
+
+def grid_option() -> Any:
+    """``--grid`` of landscapes."""
+    return typer.Option(metavar="N", min=3, max=201, help="Points along each axis.")
+
+
+def margin_option() -> Any:
+    """``--margin`` of landscapes."""
+    return typer.Option(
+        min=0.0, max=10.0, help="Margin around the checkpoints, as a share of their extent."
+    )
+
+
 def trajectory_option(panel: str | None = None) -> Any:
     """``--trajectory``; see :func:`quiet_option`."""
     return typer.Option(

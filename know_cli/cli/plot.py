@@ -9,9 +9,14 @@ import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.options import (
+    drawn_json_option,
     every_option,
+    force_picture_option,
+    grid_option,
     last_option,
+    margin_option,
     no_progress_option,
+    picture_option,
     quiet_option,
     trajectory_option,
 )
@@ -50,7 +55,6 @@ RESULTS_EPILOG = "\n\n".join(
         "--method 'shrink-*' -o results.svg",
     )
 )
-_FEWEST_POINTS, _MOST_POINTS = 3, 201
 
 _Checkpoints = Annotated[
     list[str],
@@ -65,9 +69,7 @@ _Last = Annotated[int | None, last_option()]
 _Every = Annotated[int | None, every_option()]
 _Picture = Annotated[
     Path,
-    typer.Option(
-        "-o", "--output", metavar="FILE.png|.svg", show_default=False, help="The picture."
-    ),
+    picture_option(),
 ]
 _Prediction = Annotated[
     list[str] | None,
@@ -94,14 +96,10 @@ _Kind = Annotated[
         "Repeatable.",
     ),
 ]
-_Force = Annotated[bool, typer.Option("--force", help="Replace an existing picture.")]
+_Force = Annotated[bool, force_picture_option()]
 _Json = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE.json",
-        show_default=False,
-        help="Write what is drawn as JSON; - is standard output.",
-    ),
+    drawn_json_option(),
 ]
 _Quiet = Annotated[bool, quiet_option()]
 _NoProgress = Annotated[bool, no_progress_option()]
@@ -162,15 +160,11 @@ def landscape(
     other: _Other = None,
     grid: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=_FEWEST_POINTS, max=_MOST_POINTS, help="Points along each axis."
-        ),
+        grid_option(),
     ] = 13,
     margin: Annotated[
         float,
-        typer.Option(
-            min=0.0, max=10.0, help="Margin around the checkpoints, as a share of their extent."
-        ),
+        margin_option(),
     ] = 0.2,
     label: Annotated[
         str | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from know_cli.cli.options import quiet_option
+from know_cli.cli.options import force_picture_option, picture_option, quiet_option
 from know_cli.cli.output import Output
 from know_cli.cli.picture_file import check_picture
 
@@ -30,11 +30,9 @@ def choice(
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "-o", "--output", metavar="FILE.png|.svg", show_default=False, help="The picture."
-        ),
+        picture_option(),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
+    force: Annotated[bool, force_picture_option()] = False,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Draw every candidate of 'know choose' with its interval, in order, and the line of Θ0.

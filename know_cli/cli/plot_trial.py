@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from know_cli.cli.options import no_progress_option, parse_named, quiet_option
+from know_cli.cli.options import (
+    data_folder_option,
+    drawn_json_option,
+    force_picture_option,
+    grid_option,
+    margin_option,
+    no_progress_option,
+    parse_named,
+    picture_option,
+    quiet_option,
+)
 from know_cli.cli.output import Output
 from know_cli.cli.picture_file import check_picture
 from know_cli.cli.plot_points import PlotRequest, draw_landscape_of
@@ -39,9 +49,7 @@ def trial(
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "-o", "--output", metavar="FILE.png|.svg", show_default=False, help="The picture."
-        ),
+        picture_option(),
     ],
     seed: Annotated[int, typer.Option(min=0, help="Of the trial.")] = 0,
     method: Annotated[
@@ -67,10 +75,7 @@ def trial(
             "score, such as the accuracy."
         ),
     ] = LandscapeMeasure.LOSS,
-    data_folder: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where the data sets' files are, FOLDER/NAME each."),
-    ] = None,
+    data_folder: Annotated[Path | None, data_folder_option()] = None,
     device: Annotated[
         str,
         typer.Option(
@@ -90,24 +95,16 @@ def trial(
             help="Of the release regime: the checkpoint that the trial began with.",
         ),
     ] = None,
-    grid: Annotated[
-        int, typer.Option(metavar="N", min=3, max=201, help="Points along each axis.")
-    ] = 13,
+    grid: Annotated[int, grid_option()] = 13,
     margin: Annotated[
         float,
-        typer.Option(
-            min=0.0, max=10.0, help="Margin around the checkpoints, as a share of their extent."
-        ),
+        margin_option(),
     ] = 0.2,
     json: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            show_default=False,
-            help="Write what is drawn as JSON; - is standard output.",
-        ),
+        drawn_json_option(),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing picture.")] = False,
+    force: Annotated[bool, force_picture_option()] = False,
     quiet: Annotated[bool, quiet_option()] = False,
     no_progress: Annotated[bool, no_progress_option()] = False,
 ) -> None:

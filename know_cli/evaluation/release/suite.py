@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from know_cli.evaluation import jobs
-from know_cli.evaluation.anchors import HINDSIGHT, MORE_DATA
 from know_cli.evaluation.jobs import Trials
 from know_cli.evaluation.release.plan import chosen
 from know_cli.evaluation.release.regime import SHARES
-from know_cli.evaluation.release.task import ReleaseTask
+from know_cli.evaluation.release.task import OF_MORE_DATA, ReleaseTask
 from know_cli.evaluation.release.trial import ReleaseTrial
 from know_cli.evaluation.suite import lacking
 from know_cli.files import make_folder
@@ -84,6 +83,6 @@ def _run(request: ReleaseRequest, task: ReleaseTask, seed: int) -> ReleaseOutcom
     )
     arms = task.arms(request.bundles)
     if request.first is not None:
-        arms = [arm for arm in arms if arm.name not in (MORE_DATA, HINDSIGHT)]
+        arms = [arm for arm in arms if arm.name not in OF_MORE_DATA]
     trial.run(chosen(arms, request.methods), request.shares)
     return ReleaseOutcome(task.name, seed, trial.found(arms, SHARES), trial.computed)

@@ -17,8 +17,8 @@ SESSIONS = 5
 DECAYED = "longer-decayed"
 #: Starts that are trained, not predicted.
 TRAINED = (NAIVE, LONGER, DECAYED, MORE_DATA, LAST, HINDSIGHT)
-# Of these, what examples beside D0 are needed for.
-_OF_MORE_DATA = (MORE_DATA, HINDSIGHT)
+#: Of these, what examples beside D0 are needed for.
+OF_MORE_DATA = (MORE_DATA, HINDSIGHT)
 #: Factors of Θ0's weights.
 SHRUNK = (0.9, 0.7, 0.5, 0.4)
 #: Steps of each prediction that are measured, unless a task has others.
@@ -114,7 +114,7 @@ class ReleaseTask:
         predicted = [arm for variant in variants for arm in self._of_steps(variant)]
         shrunk = [_shrunk(factor) for factor in SHRUNK]
         main = [
-            *(Arm(name) for name in TRAINED if not (self.uses_all and name in _OF_MORE_DATA)),
+            *(Arm(name) for name in TRAINED if not (self.uses_all and name in OF_MORE_DATA)),
             *shrunk,
             *predicted,
             Arm("average", Variant("average", {"method": "average"}, steps=False)),

@@ -261,5 +261,5 @@ def _matlab(path: Path, name: str) -> Any:
     try:
         with open_file(path) as file:
             return loadmat(file)[name]
-    except (MatReadError, ValueError, TypeError, NotImplementedError, KeyError) as error:
+    except (MatReadError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise UsageError(f"{path}: cannot be read ({error!r}); get it again") from error
