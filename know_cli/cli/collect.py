@@ -128,6 +128,24 @@ def collect(
             show_default="as they are",
         ),
     ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1000,
+            help="With --regime release and release-chain: the most samples that the first session "
+            "has. 'know train --objective network' teaches with the others.",
+            show_default="all",
+        ),
+    ] = None,
+    largest_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=32,
+            help="Likewise: the largest batch that is drawn. A session of the release's may be of "
+            "a few steps only.",
+            show_default="the last session's samples",
+        ),
+    ] = None,
     device: Annotated[
         str,
         typer.Option(
@@ -169,6 +187,9 @@ def collect(
             f"--device {device}: choose one, such as cuda:0; --shard shares trajectories between "
             "several"
         )
+    like_release = regime in (CollectedRegime.RELEASE, CollectedRegime.RELEASE_CHAIN)
+    if (samples, largest_batch) != (None, None) and not like_release:
+        raise UsageError("--samples and --largest-batch are for --regime release and release-chain")
     if regime is CollectedRegime.RUN:
         from know_cli.cli.collect_runs import collect_runs
         from know_cli.meta.run_collecting import RunRequest
@@ -191,7 +212,6 @@ def collect(
             raise UsageError(f"--shard {shard}: there are only {trajectories} runs")
         collect_runs(talk, runs)
         return
-    like_release = regime in (CollectedRegime.RELEASE, CollectedRegime.RELEASE_CHAIN)
     if checkpoints is not None or brief:
         raise UsageError("--checkpoints and --brief are for --regime run")
     if side is not None and not like_release:
@@ -205,6 +225,8 @@ def collect(
         regime=_REGIMES[regime],
         like_release=like_release,
         side=side,
+        most_samples=samples,
+        largest_batch=largest_batch,
         seed=seed,
         rows_per_tensor=rows_per_tensor,
         shard=parsed,

@@ -54,8 +54,8 @@ def train(
     objective: Annotated[
         Objective,
         typer.Option(
-            help="weights: KNOWN, by its distance to a target; network: the hyper-model for "
-            "ordinary runs, by what the networks of collected runs say with its weights."
+            help="weights: KNOWN, by its distance to a target; network: the hyper-model settle, by "
+            "what the networks of collected runs or forgettings say with its weights."
         ),
     ] = Objective.WEIGHTS,
     output: Annotated[
@@ -253,11 +253,12 @@ def train(
     well it does on held-out trajectories, compared with simple rules. An interrupted run continues
     with the kind that it was training.
 
-    With --objective network it trains the hyper-model of --method settle on ordinary runs that
-    'know collect --regime run' wrote, by the cross entropy of their networks with the predicted
-    weights, on samples that the runs were not trained on. Of the options above, --checkpoints,
-    --learning-rate, --seed, --holdout, --hold-out-architecture, --threads, --json and --force
-    apply; the last ones apply to it alone.
+    With --objective network it trains the hyper-model of --method settle, on ordinary runs that
+    'know collect --regime run' wrote, or on forgettings of 'know collect' (with --regime
+    release-chain, --samples leaves samples unseen): by the cross entropy of their networks with
+    the predicted weights, on samples that they were not trained on. Of the options above,
+    --checkpoints, --learning-rate, --seed, --holdout, --hold-out-architecture, --threads, --json
+    and --force apply; the last ones apply to it alone.
     """
     from know_cli.cli.report_file import takes_stdout
 

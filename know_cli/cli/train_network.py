@@ -1,4 +1,4 @@
-"""``know train --objective network``: teach the hyper-model for runs through the networks."""
+"""``know train --objective network``: teach the hyper-model settle through the networks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from know_cli.cli.output import Output
+from know_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
     from know_cli.meta.network_settings import NetworkSettings
 
 
-_HEADING = (
-    "Accuracy and cross entropy over the last checkpoint, on samples that the runs have not seen; "
-    "mean over runs held out ± 95 % interval; ahead: taught one − this, run by run"
-)
+#: By kind of trajectory, what gains are counted from.
+_BASES = {"run": "the last checkpoint", "forgetting": "Θ0"}
 _COLUMNS = ("start", "points", "nats", "settle ahead by points", "by nats")
 _GROUPS = {
-    "runs": "runs held out",
-    "architectures": "runs of architectures that were never taught on",
+    "runs": "{} held out",
+    "architectures": "{} of architectures that were never taught on",
 }
 
 
@@ -34,7 +33,7 @@ class NetworkRequest:
     """What is asked for.
 
     Attributes:
-        runs: folders of runs.
+        runs: folders of runs, or of collected forgettings.
         output: for the bundle; None where one is only measured.
         settings: how to teach.
         holdout: share of the runs that is held out.
@@ -75,9 +74,12 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     settings, output = request.settings, request.output
     assert output is not None
     runs = _load(talk, request, settings.checkpoints)
+    if settings.distance and any(run.annealed is None for run in runs):
+        raise UsageError("--distance is to annealed weights, which forgettings have not")
     split = split_runs(runs, request.holdout, settings.seed, request.architectures)
     counts = ", ".join(f"{len(found)} {name}" for name, found in split.held_out.items())
-    talk.notice(f"{len(split.training)} runs to learn from; held out: {counts}")
+    what = split.training[0].trajectory.plural
+    talk.notice(f"{len(split.training)} {what} to learn from; held out: {counts}")
     extra: dict[str, Any] = {
         "holdout": request.holdout,
         "held_out_architectures": list(request.architectures),
@@ -102,7 +104,7 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
         write_report(request.json, facts, force=force)
     if request.table is not None:
         write_out(request.table, network_markdown(facts), force=force)
-    talk.show(*_tables(facts["gains"]), f"wrote {output}: {bundle.digest}")
+    talk.show(*_tables(facts), f"wrote {output}: {bundle.digest}")
 
 
 def measure_networks(talk: Output, request: NetworkRequest, bundle: Path, *, force: bool) -> None:
@@ -120,6 +122,12 @@ def measure_networks(talk: Output, request: NetworkRequest, bundle: Path, *, for
     torch.set_num_threads(request.threads or 1)
     loaded = load_bundle(bundle)
     runs = _load(talk, request, loaded.checkpoints)
+    for run in runs:
+        if run.trajectory is not loaded.trajectory:
+            raise UsageError(
+                f"{bundle}: was taught on {loaded.trajectory.plural}, and {run.name} is of "
+                f"{run.trajectory.text}"
+            )
     began = time.process_time()
     facts = measure_bundle(loaded, runs)
     facts["processor_seconds"] = round(time.process_time() - began)
@@ -127,14 +135,14 @@ def measure_networks(talk: Output, request: NetworkRequest, bundle: Path, *, for
         write_report(request.json, facts, force=force)
     if request.table is not None:
         write_out(request.table, network_markdown(facts), force=force)
-    talk.show(*_tables(facts["gains"]))
+    talk.show(*_tables(facts))
 
 
 def _load(talk: Output, request: NetworkRequest, checkpoints: int) -> list[NetworkRun]:
-    """The runs that can be used; what is left out is told."""
-    from know_cli.meta.network_data import find_runs, load_runs
+    """What can be used of what was recorded; what is left out is told."""
+    from know_cli.meta.network_forgettings import load_networks
 
-    runs, left_out = load_runs(find_runs(request.runs), checkpoints, request.data_folder)
+    runs, left_out = load_networks(request.runs, checkpoints, request.data_folder)
     reasons: dict[str, list[Path]] = {}
     for path, reason in left_out.items():
         reasons.setdefault(reason, []).append(path)
@@ -150,25 +158,34 @@ def _line(progress: Progress, steps: int) -> str:
     parts = [f"step {progress.step} of {steps}", f"{progress.seconds:.0f} s"]
     for group, table in progress.gains.items():
         found = table.to_json()
-        best = best_average_of(found)
+        base, best = next(iter(found["ahead"])), best_average_of(found)
         parts.append(
-            f"{group}: {_text(found['accuracy'][TAUGHT])} points over last, "
+            f"{group}: {_text(found['accuracy'][TAUGHT])} points over {base}, "
             f"{_text(found['ahead'][best])} over {best}"
         )
     return "; ".join(parts)
 
 
-def _tables(gains: Mapping[str, Mapping[str, Any]]) -> list[RenderableType]:
-    """One table per group of held-out runs."""
+def _tables(facts: Mapping[str, Any]) -> list[RenderableType]:
+    """One table per group of what was held out."""
     from know_cli.cli.tables import new_table
 
-    lines: list[RenderableType] = [_HEADING]
-    for group, found in gains.items():
+    lines: list[RenderableType] = [_heading(facts)]
+    for group, found in facts["gains"].items():
         table = new_table(*_COLUMNS)
         for cells in _rows(found):
             table.add_row(*cells)
         lines += ["", f"{found['runs']} {group} held out", table]
     return lines
+
+
+def _heading(facts: Mapping[str, Any]) -> str:
+    kind = facts["trajectory"]
+    return (
+        f"Accuracy and cross entropy over {_BASES[kind]}, on samples that the {kind}s have not "
+        f"seen; mean over {kind}s held out ± 95 % interval; ahead: taught one − this, {kind} by "
+        f"{kind}"
+    )
 
 
 def network_markdown(facts: Mapping[str, Any]) -> str:
@@ -178,27 +195,32 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
         facts: what ``--json`` writes.
     """
     settings, gains = facts["settings"], facts["gains"]
+    what = f"{facts['trajectory']}s"
+    base = next(iter(next(iter(gains.values()))["ahead"]))
     # Bundles that were taught before an option was there have none of it.
     calibrated = ", logits at their best temperature" if settings.get("calibrated") else ""
     distance = f", with {settings['distance']:g} of the distance" if settings["distance"] else ""
     lines = [
-        "# The hyper-model for runs, taught through the networks",
+        f"# The hyper-model for {what}, taught through the networks",
         "",
         f"{settings['checkpoints']} checkpoints, {facts['parameters']} parameters, a width of "
-        f"{settings['width']} ({facts['digest']}), taught on {len(facts['taught_on'])} runs in "
-        f"{settings['steps']} steps of {settings['runs']} runs{calibrated}{distance}; "
+        f"{settings['width']} ({facts['digest']}), taught on {len(facts['taught_on'])} {what} in "
+        f"{settings['steps']} steps of {settings['runs']} {what}{calibrated}{distance}; "
         f"{facts['processor_seconds']} s of one processor with all measurements.",
         "",
-        f"{_HEADING}.",
+        f"{_heading(facts)}.",
     ]
     for group, found in gains.items():
-        lines += ["", f"## {found['runs']} {_GROUPS[group]}", "", _line_of(_COLUMNS)]
+        title = _GROUPS[group].format(what)
+        lines += ["", f"## {found['runs']} {title}", "", _line_of(_COLUMNS)]
         lines += ["|---|---:|---:|---:|---:|", *map(_line_of, _rows(found))]
     if not facts["curve"]:
         return "\n".join(lines) + "\n"
     lines += ["", "## Gain against effort", ""]
     names = [
-        f"{group}: {what}" for group in gains for what in ("points over last", "over the best mean")
+        f"{group}: {over}"
+        for group in gains
+        for over in (f"points over {base}", "over the best mean")
     ]
     lines += [_line_of(["step", "training loss", *names]), "|---:|" + "---:|" * (len(names) + 1)]
     for point in facts["curve"]:

@@ -10,13 +10,20 @@ from typing import Any
 
 from torch import Tensor
 
+from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, parse_json
 from know_cli.checkpoints.state import read_state
 from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.evaluation.tasks.task import RATE
-from know_cli.files import remove_file, temporary_name
-from know_cli.known.bundle import load_bundle
-from know_cli.known.shipped import find_bundle
+from know_cli.files import read_bytes, remove_file, temporary_name
+from know_cli.known.shipped import MANIFEST
+from know_cli.methods.registry import (
+    DEFAULT_METHOD,
+    METHODS,
+    Method,
+    find_method,
+    open_bundle,
+)
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 
@@ -55,8 +62,23 @@ VARIANTS: tuple[Variant, ...] = (
 
 
 def of_bundle(label: str, path: str) -> Variant:
-    """KNOWN with one of the user's bundles."""
+    """The method that reads one of the user's bundles: KNOWN, or what its manifest names.
+
+    Whether the bundle can be used is for :func:`is_available` to say.
+    """
+    try:
+        model = parse_json(read_bytes(Path(path) / MANIFEST, MAX_BYTES)).get("model")
+    except (OSError, BadJsonError, AttributeError):
+        model = None
+    for method in METHODS:
+        if model is not None and method.hyper_model == model:
+            return Variant(label, {"weights": path, "method": method.name}, steps=False)
     return Variant(label, {"weights": path})
+
+
+def method_of(variant: Variant) -> Method:
+    """The method that a variant stands for."""
+    return find_method(variant.request.get("method", DEFAULT_METHOD))
 
 
 def find_variants(labels: Sequence[str]) -> list[Variant]:
@@ -82,22 +104,25 @@ def is_available(variant: Variant, sessions: int) -> bool:
     if "weights" not in variant.request:
         return True
     try:
-        path = find_bundle(variant.request["weights"], sessions)
+        bundle = open_bundle(method_of(variant), variant.request["weights"], sessions)
     except CheckpointError:
         return False
-    return load_bundle(path).checkpoints == sessions
+    return bundle is not None and bundle.checkpoints == sessions
 
 
 @cache
-def _bundle_digest(weights: str, sessions: int) -> str:
-    return load_bundle(find_bundle(weights, sessions)).digest
+def _bundle_digest(method: str, weights: str, sessions: int) -> str:
+    bundle = open_bundle(find_method(method), weights, sessions)
+    assert bundle is not None
+    return bundle.digest
 
 
 def identity(variant: Variant, sessions: int, rate: float = RATE) -> dict[str, Any]:
     """In plain types, what determines predictions besides checkpoints and normalisation."""
     facts = {name: value for name, value in variant.request.items() if name != "weights"}
     if "weights" in variant.request:
-        facts["bundle"] = _bundle_digest(variant.request["weights"], sessions)
+        weights = variant.request["weights"]
+        facts["bundle"] = _bundle_digest(method_of(variant).name, weights, sessions)
     return facts | {"sessions": sessions, "rate": rate}
 
 

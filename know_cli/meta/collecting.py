@@ -44,6 +44,8 @@ class Request:
         like_release: whether they are recorded as the method's authors do, as chains or from a
             common start; see :mod:`~know_cli.meta.release_setup`.
         side: images are reduced to this, in pixels; None leaves them.
+        most_samples, largest_batch: like the release only, see
+            :func:`~know_cli.meta.release_setup.draw_release_setup`.
         seed: of the whole collection. A trajectory depends on this seed, its number and the
             choices above, but not on shards and processes.
         rows_per_tensor: the most elements kept of one tensor.
@@ -60,6 +62,8 @@ class Request:
     regime: Regime | None = None
     like_release: bool = False
     side: int | None = None
+    most_samples: int | None = None
+    largest_batch: int | None = None
     seed: int = 0
     rows_per_tensor: int = 40_000
     shard: tuple[int, int] = (0, 1)
@@ -79,7 +83,14 @@ class Request:
         seed = derived_seed(self.seed, number)
         if self.like_release:
             chain = self.regime is Regime.CHAIN
-            return draw_release_setup(seed, data_sets, self.architectures, chain=chain)
+            return draw_release_setup(
+                seed,
+                data_sets,
+                self.architectures,
+                chain=chain,
+                most_samples=self.most_samples,
+                largest_batch=self.largest_batch,
+            )
         return draw_setup(seed, data_sets, self.architectures, self.regime)
 
     def file(self, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""Teaches a bundle of the hyper-model for runs, and says what it gains on runs held out."""
+"""Teaches a bundle through networks, and says what it gains on trajectories held out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.errors import UsageError
 from know_cli.meta.manifest import versions
 from know_cli.meta.network_data import NetworkRun
@@ -68,7 +69,7 @@ def split_runs(
     if not training or not held_out:
         raise UsageError(
             f"{len(runs)} runs cannot be split with a share of {holdout:g} held out: at least one "
-            "is needed on each side; record more with 'know collect --regime run'"
+            f"is needed on each side; {_more(runs)}"
         )
     return RunSplit(training, held_out)
 
@@ -89,8 +90,7 @@ def not_taught_on(bundle: SettleBundle, runs: Sequence[NetworkRun]) -> dict[str,
     found = {name: group for name, group in groups.items() if group}
     if not found:
         raise UsageError(
-            f"{bundle.source}: was taught on all {len(runs)} of these runs; record more with "
-            "'know collect --regime run'"
+            f"{bundle.source}: was taught on all {len(runs)} of these runs; {_more(runs)}"
         )
     return found
 
@@ -107,6 +107,12 @@ def measure_bundle(bundle: SettleBundle, runs: Sequence[NetworkRun]) -> dict[str
         found[name] = gains(HeldOut(group, bundle.checkpoints).measured(model)).to_json()
     held_out = {name: sorted(run.name for run in group) for name, group in groups.items()}
     return {**bundle.to_json(), "held_out": held_out, "gains": found, "curve": []}
+
+
+def _more(runs: Sequence[NetworkRun]) -> str:
+    kinds = {run.trajectory for run in runs}
+    regime = "release-chain" if kinds == {TrajectoryKind.FORGETTING} else "run"
+    return f"record more with 'know collect --regime {regime}'"
 
 
 def _place(seed: int, name: str) -> float:
@@ -193,4 +199,4 @@ def teach_bundle(
         "curve": curve,
         "versions": versions(),
     }
-    return SettleBundle.of(model, manifest)
+    return SettleBundle.of(model, manifest, split.training[0].trajectory)

@@ -1,4 +1,8 @@
-"""Collected runs in memory, with data that they have not seen: what networks are taught with."""
+"""Collected runs in memory, with data that they have not seen: what networks are taught with.
+
+Forgettings are read by :mod:`know_cli.meta.network_forgettings` and are used alike, the newest of
+their checkpoints being Θ0, the one that a prediction starts from.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
 from know_cli.engine.movements import Course, course_of
 from know_cli.errors import KnowError, UsageError
@@ -23,6 +28,7 @@ from know_cli.lab.zoo import Design, build
 from know_cli.meta.recording import unseen_samples
 from know_cli.meta.run_recording import RUN_RECORD, annealed_file, checkpoint_file
 from know_cli.meta.run_setup import RunSetup
+from know_cli.meta.setup import Setup
 
 #: The annealed continuation that gains are compared with.
 ANNEALED = 0.2
@@ -36,24 +42,30 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class NetworkRun:
-    """A collected run.
+    """A collected run, or a forgetting.
 
     Attributes:
-        name: of its folder, with the last digits of its seed.
+        name: of its folder or file, with the last digits of its seed.
         setup: of the run.
-        states: its checkpoints, the oldest first.
-        annealed: the newest one annealed by 20 % more steps.
+        states: its checkpoints, the oldest first; of a forgetting the most forgotten.
+        annealed: the newest one annealed by 20 % more steps; None of a forgetting.
         model: the network, whose weights are replaced at every use.
         inputs, labels: samples of the task that the run was not trained on.
     """
 
     name: str
-    setup: RunSetup
+    setup: RunSetup | Setup
     states: Sequence[State]
-    annealed: State
+    annealed: State | None
     model: nn.Module
     inputs: Tensor
     labels: Tensor
+
+    @property
+    def trajectory(self) -> TrajectoryKind:
+        """The kind of trajectory that it is."""
+        is_run = isinstance(self.setup, RunSetup)
+        return TrajectoryKind.RUN if is_run else TrajectoryKind.FORGETTING
 
     @cached_property
     def kinds(self) -> dict[str, Kind]:
@@ -134,12 +146,21 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     """
     found = []
     for path in paths:
-        here = [path] if (path / RUN_RECORD).exists() else []
-        here += sorted(record.parent for record in path.glob(f"*/{RUN_RECORD}"))
+        here = _runs_in(path)
         if not here:
             raise UsageError(f"{path}: holds no runs; record some with 'know collect --regime run'")
         found += here
     return found
+
+
+def holds_runs(path: Path) -> bool:
+    """Whether a folder is a run's, or has some in it."""
+    return bool(_runs_in(path))
+
+
+def _runs_in(path: Path) -> list[Path]:
+    here = [path] if (path / RUN_RECORD).exists() else []
+    return here + sorted(record.parent for record in path.glob(f"*/{RUN_RECORD}"))
 
 
 def load_runs(

@@ -1,4 +1,4 @@
-"""What the hyper-model for runs gains on runs that it was not taught on, beside all averages."""
+"""What a hyper-model gains on trajectories that it was not taught on, beside all averages."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.lab.averaging import combine
 from know_cli.meta.network_data import NetworkRun, State, Window, outputs
 from know_cli.meta.network_training import predicted
 from know_cli.settle.module import Settle
 
-LAST, ANNEALED, TAUGHT = "last", "annealed-20", "settle"
+NAIVE, LAST, ANNEALED, TAUGHT = "naive", "last", "annealed-20", "settle"
+#: What others are compared with: the newest checkpoint of a run, Θ0 of a forgetting.
+_BASES = {TrajectoryKind.RUN: LAST, TrajectoryKind.FORGETTING: NAIVE}
 _ROWS = 500
 #: Unseen samples that are measured on at most.
 _MOST = 1000
@@ -97,7 +100,9 @@ class HeldOut:
         return len(self._runs)
 
     def _measure_fixed(self, run: NetworkRun) -> list[dict[str, Measured]]:
-        ends = {LAST: run.states[-1], ANNEALED: run.annealed}
+        ends = {_BASES[run.trajectory]: run.states[-1]}
+        if run.annealed is not None:
+            ends[ANNEALED] = run.annealed
         of_run = {name: measure(run, state) for name, state in ends.items()}
         found = []
         for window in windows_of(run, self._checkpoints):
@@ -105,6 +110,8 @@ class HeldOut:
                 name: measure(run, combine(window.states, numbers))
                 for name, numbers in averages(self._checkpoints).items()
             }
+            if run.trajectory is TrajectoryKind.FORGETTING:
+                means = {LAST: measure(run, window.states[0]), **means}
             found.append({**of_run, **means})
         return found
 
@@ -129,11 +136,12 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Gains:
-    """Gains over the last checkpoint, and of the taught one over the others; means over runs.
+    """Gains over the newest checkpoint, and of the taught one over the others; means over runs.
 
     Attributes:
         runs: their number.
-        accuracy, loss: by name, points and nats that it is better than the last checkpoint.
+        accuracy, loss: by name, points and nats that it is better than the newest checkpoint,
+            which is the first of them.
         ahead, ahead_loss: by name, points and nats that the taught one is better than it.
     """
 
@@ -170,6 +178,7 @@ def gains(found: Sequence[Mapping[str, Any]]) -> Gains:
     for entry in found:
         runs.setdefault(entry["run"], []).append(entry["measured"])
     names = list(next(iter(runs.values()))[0])
+    base = names[0]
 
     def over(first: str, second: str, accuracy: bool) -> Interval:
         def better(one: Mapping[str, Measured]) -> float:
@@ -182,8 +191,8 @@ def gains(found: Sequence[Mapping[str, Any]]) -> Gains:
     others = [name for name in names if name != TAUGHT]
     return Gains(
         len(runs),
-        {name: over(name, LAST, True) for name in names},
-        {name: over(name, LAST, False) for name in names},
+        {name: over(name, base, True) for name in names},
+        {name: over(name, base, False) for name in names},
         {name: over(TAUGHT, name, True) for name in others},
         {name: over(TAUGHT, name, False) for name in others},
     )

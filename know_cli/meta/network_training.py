@@ -3,6 +3,7 @@
 A step takes some runs and a window of each, predicts the weights, and follows the gradient of the
 logarithm of the networks' cross entropy on samples that their runs were not trained on. Running
 statistics are those of the window's distributions, mixed in closed form, as a prediction's are.
+Forgettings are learned from alike; their networks normalise by the batch.
 """
 
 from __future__ import annotations
@@ -174,8 +175,10 @@ def _differentiable(state: Mapping[str, Tensor]) -> State:
 def _distance(weights: Mapping[str, Tensor], window: Window) -> Tensor:
     """Squared distance to the annealed weights as a share of the average's."""
     far = near = torch.zeros(())
+    annealed = window.run.annealed
+    assert annealed is not None
     for name in window.run.kinds:
-        wanted = window.run.annealed[name]
+        wanted = annealed[name]
         near = near + (weights[name] - wanted).square().sum()
         far = far + (window.stacked(name).mean(0).view_as(wanted) - wanted).square().sum()
     return near / far.clamp(min=1e-30)

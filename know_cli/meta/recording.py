@@ -76,11 +76,11 @@ class Task:
         return inputs, labels[labels >= 0]
 
 
-def unseen_samples(setup: RunSetup, data: DataSet, most: int) -> tuple[Tensor, Tensor]:
-    """Samples of a run's :class:`Task` that it was not trained on, nor anything is evaluated on.
+def unseen_samples(setup: Setup | RunSetup, data: DataSet, most: int) -> tuple[Tensor, Tensor]:
+    """Samples of a :class:`Task` that it was not trained on, nor anything is evaluated on.
 
     Args:
-        setup: of the run.
+        setup: of the trajectory or the run.
         data: the data set that the setup names.
         most: how many at most.
 

@@ -33,6 +33,8 @@ def draw_release_setup(
     architectures: Sequence[str] | None = None,
     *,
     chain: bool = False,
+    most_samples: int | None = None,
+    largest_batch: int | None = None,
 ) -> Setup:
     """Draw a trajectory's setup from its seed.
 
@@ -41,6 +43,10 @@ def draw_release_setup(
         data_sets: to choose from, by name; those of images are.
         architectures: to choose from; None for all that take images.
         chain: whether each session goes on from the one before; all else is drawn alike.
+        most_samples: that the first session has; the others of the data set are seen by none, so
+            that networks can be taught with them. None takes all.
+        largest_batch: that is drawn, at least 32; None is the number of the last session's samples,
+            as in the release, with which most sessions take a few steps only.
 
     Raises:
         UsageError: an architecture takes no images, or no data set has enough of them.
@@ -66,9 +72,14 @@ def draw_release_setup(
     architecture = str(generator.choice(sorted(architectures or of_images)))
     data = data_sets[str(generator.choice(names))]
     samples = len(meta_part(data))
+    if most_samples is not None:
+        samples = min(samples, most_samples)
     # The last session has a full batch of the smallest size.
     lowest = max(_RATES[0], (_SMALLEST_BATCH / samples) ** (1 / (_SESSIONS - 1)))
     rate = math.ceil(1000 * generator.uniform(lowest, _RATES[1])) / 1000
+    largest = samples * rate ** (_SESSIONS - 1)
+    if largest_batch is not None:
+        largest = min(largest, largest_batch)
     return Setup(
         seed=seed,
         design=random_design(architecture, Inputs(data.kind, data.shape), data.classes, generator),
@@ -84,7 +95,7 @@ def draw_release_setup(
         continued_epochs=1.0,
         learning_rate=float(f"{generator.uniform(*_LEARNING_RATES):.3g}"),
         later_rate=1.0,
-        batch_size=int(generator.uniform(_SMALLEST_BATCH, samples * rate ** (_SESSIONS - 1))),
+        batch_size=int(generator.uniform(_SMALLEST_BATCH, largest)),
         optimiser="adam",
         weight_decay=0.0,
         schedule="constant",

@@ -197,7 +197,7 @@ ONLY_FOR: Mapping[str, tuple[TrajectoryKind, ...]] = {
     "linear": _FORGETTING_OR_RUN,
     "logfit": (TrajectoryKind.FORGETTING,),
     "tsv": (TrajectoryKind.FORGETTING,),
-    "settle": (TrajectoryKind.RUN,),
+    "settle": _FORGETTING_OR_RUN,
 }
 
 

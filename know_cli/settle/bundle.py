@@ -1,4 +1,4 @@
-"""A bundle of the hyper-model for runs: its weights, and a manifest that says how it was taught.
+"""A bundle of the hyper-model ``settle``: its weights, and a manifest that says how it was taught.
 
 On disk it is a folder with ``settle.safetensors`` and ``manifest.json``;
 :mod:`know_cli.settle.shipped` finds it.
@@ -31,16 +31,18 @@ FORMAT = 1
 TARGET = "network"
 _WEIGHTS = "settle.safetensors"
 _WIDEST = 1024
+_TRAJECTORIES = (TrajectoryKind.RUN.value, TrajectoryKind.FORGETTING.value)
 
 
 @dataclass(frozen=True)
 class SettleBundle:
-    """The hyper-model for runs, ready to use.
+    """The hyper-model, ready to use.
 
     Attributes:
         state: the state dict of a :class:`~know_cli.settle.module.Settle`, float32.
         checkpoints: S, the length of the windows that it reads.
         hidden, width: see :class:`~know_cli.settle.module.Settle`.
+        trajectory: the kind of trajectory that it was taught on, and reads.
         manifest: the content of its manifest (settings, runs, gains, versions).
         source: where it was read from.
     """
@@ -49,13 +51,9 @@ class SettleBundle:
     checkpoints: int
     hidden: int
     width: int
+    trajectory: TrajectoryKind = TrajectoryKind.RUN
     manifest: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
-
-    @property
-    def trajectory(self) -> TrajectoryKind:
-        """The kind of trajectory that it was taught on."""
-        return TrajectoryKind.RUN
 
     @property
     def target(self) -> str:
@@ -63,10 +61,13 @@ class SettleBundle:
         return TARGET
 
     @staticmethod
-    def of(model: Settle, manifest: Mapping[str, Any]) -> SettleBundle:
+    def of(
+        model: Settle, manifest: Mapping[str, Any], trajectory: TrajectoryKind = TrajectoryKind.RUN
+    ) -> SettleBundle:
         """That of a module, with entries for the manifest."""
         state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        return SettleBundle(state, model.checkpoints, model.hidden, model.width, dict(manifest))
+        sizes = model.checkpoints, model.hidden, model.width
+        return SettleBundle(state, *sizes, trajectory, dict(manifest))
 
     def to_json(self) -> dict[str, Any]:
         """Its manifest as it is written."""
@@ -122,7 +123,8 @@ def load_bundle(path: Path) -> SettleBundle:
             )
         if not torch.isfinite(state[name]).all():
             raise CheckpointError(f"{file}: tensor {name!r} is not finite")
-    bundle = SettleBundle(state, checkpoints, hidden, width, manifest, path)
+    trajectory = TrajectoryKind(manifest["trajectory"])
+    bundle = SettleBundle(state, checkpoints, hidden, width, trajectory, manifest, path)
     if bundle.digest != manifest["digest"]:
         raise CheckpointError(
             f"{path}: weights and {MANIFEST} do not belong together (digest {bundle.digest}, "
@@ -142,6 +144,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             and 0 < manifest["hidden"] <= _WIDEST
             and 0 <= manifest["width"] <= _WIDEST
             and isinstance(manifest["digest"], str)
+            and manifest["trajectory"] in _TRAJECTORIES
         )
     except (OSError, BadJsonError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -150,8 +153,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not fine:
         raise CheckpointError(
             f"{path}: is not a manifest of format {FORMAT} of a hyper-model for runs; it needs "
-            f"format, model ({MODEL}), checkpoints ({FEWEST} to {MAX_CHECKPOINTS}), hidden, width "
-            "and digest"
+            f"format, model ({MODEL}), checkpoints ({FEWEST} to {MAX_CHECKPOINTS}), hidden, width, "
+            "trajectory and digest"
         )
     return dict(manifest)
 

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
 from know_cli.engine.settings import NormMode
 from know_cli.errors import UsageError
@@ -39,6 +40,8 @@ from know_cli.evaluation.variants import Variant, predict
 from know_cli.forgetting.subsets import nested_subsets
 from know_cli.lab.fitting import one_thread
 from know_cli.lab.stepping import Training
+from know_cli.settle.bundle import SettleBundle, save_bundle
+from know_cli.settle.module import Settle
 from tests.support.command import Command, one_line
 
 CLASSES = 10
@@ -319,6 +322,23 @@ def test_starts_are_what_their_names_say(tmp_path: Path) -> None:
             for name, tensor in reset[step].items()
             if not name.startswith("head") and "num_batches" not in name
         )
+
+
+def test_averages_are_of_normalisation_layers_too(tmp_path: Path) -> None:
+    task = tiny("release-cifar10-pyramid")
+    save_bundle(SettleBundle.of(Settle(5), {}, TrajectoryKind.FORGETTING), tmp_path / "settle")
+    every = {arm.label: arm for arm in task.arms({"untaught": str(tmp_path / "settle")})}
+    trial = ReleaseTrial(task, 0, tmp_path, None)
+    states = [read_state(path) for path in trial.checkpoints()]
+    norms = [name for name in states[0] if "norm" in name]
+    assert norms
+    for label in ("average", "untaught"):  # which is the mean, as long as it is untaught
+        found = trial.start(every[label]).state_dict()
+        for name in norms:
+            mean = torch.stack([state[name].double() for state in states]).mean(0)
+            torch.testing.assert_close(found[name].double(), mean, rtol=1e-6, atol=1e-7)
+    known = trial.start(every["retrodiction-x2"]).state_dict()
+    assert all(torch.equal(known[name], states[0][name]) for name in norms)
 
 
 def test_networks_without_batch_norm_have_no_treatments_of_it(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def test_a_brief_record_has_one_annealing_and_no_future(tmp_path: Path) -> None:
         (("--checkpoints", "3"), "--checkpoints and --brief are for --regime run"),
         (("--regime", "release", "--brief"), "--checkpoints and --brief are for --regime run"),
         (("--side", "16"), "--side is for --regime run, release and"),
+        (("--samples", "9000"), "--samples and --largest-batch are for --regime release and"),
+        (("--regime", "run", "--largest-batch", "64"), "--samples and --largest-batch are for"),
     ],
 )
 def test_forgettings_have_no_such_options(

@@ -102,6 +102,11 @@ def test_the_release_s_trajectories_are_as_its_sample_script_records_them(seed: 
     )
     assert (first.start, second.start) == ("fresh", None)
     assert 32 <= setup.batch_size <= subset_sizes(30_000, setup.rate, 7)[-1]
+    fewer = draw_release_setup(seed, LARGE, most_samples=12_000, largest_batch=64)
+    assert fewer.samples == 12_000
+    assert 32 <= fewer.batch_size <= min(64, max(32, subset_sizes(12_000, fewer.rate, 7)[-1]))
+    asked = replace(request, most_samples=12_000, largest_batch=64).draw(0, LARGE)
+    assert (asked.samples, asked.batch_size <= 64) == (12_000, True)
 
 
 def test_the_release_s_trajectories_need_many_images() -> None:

@@ -280,7 +280,7 @@ def test_the_command_trains_a_bundle(know: Command, folder: Path, tmp_path: Path
 def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     found = know("train", tmp_path / "none", "-o", tmp_path / "b", "--objective", "network")
-    assert "holds no runs; record some with 'know collect --regime run'" in one_line(found.stderr)
+    assert "holds no runs and no collected forgettings; record some with" in one_line(found.stderr)
     network = ("--objective", "network", "--evaluate")
     found = know("train", folder, *network, "a", "--evaluate", "b")
     assert found.returncode == 2

@@ -260,10 +260,10 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
         paths, tmp_path / "out", str(bundle), method="settle", trajectory=TrajectoryKind.RUN
     )
     assert open_bundle(find_method("settle"), str(bundle), 4) is not None
-    with pytest.raises(UsageError, match="--method settle: is for runs"):
+    with pytest.raises(UsageError, match="--method settle: is for forgettings and runs"):
         Request(
             paths, request.output, str(bundle), method="settle",
-            trajectory=TrajectoryKind.FORGETTING,
+            trajectory=TrajectoryKind.BRANCHES,
         )  # fmt: skip
     with pytest.raises(KnowError, match="nowhere: neither a folder with a hyper-model for runs"):
         Request(paths, request.output, "nowhere", method="settle")

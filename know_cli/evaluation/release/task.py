@@ -107,7 +107,7 @@ class ReleaseTask:
         """Every start: those of the main comparison, then other treatments of BatchNorm.
 
         Args:
-            bundles: paths of further KNOWN bundles, by name.
+            bundles: paths of further bundles, by name.
         """
         variants = [Variant(name, {"weights": name}) for name in SHIPPED]
         variants += [of_bundle(name, path) for name, path in bundles.items()]
@@ -132,6 +132,9 @@ class ReleaseTask:
         return main + others
 
     def _of_steps(self, variant: Variant) -> Iterator[Arm]:
+        if not variant.steps:
+            yield Arm(variant.label, variant)
+            return
         for step in self.steps:
             yield Arm(self._label(variant.label, step), variant, step)
 

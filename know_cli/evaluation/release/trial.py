@@ -40,6 +40,7 @@ from know_cli.evaluation.release.task import (
 from know_cli.evaluation.runs.averages import re_estimate
 from know_cli.evaluation.tasks import Cell, Examples
 from know_cli.evaluation.tasks.task import permutation
+from know_cli.evaluation.variants import method_of
 from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
 from know_cli.lab.fitting import one_thread
@@ -219,11 +220,13 @@ class ReleaseTrial:
         if label not in self._predicted:
             keys = self._trained()["keys"]
             checkpoints = {str(k): {"key": keys[f"ckpt{k}"]} for k in range(SESSIONS)}
-            # Other treatments of BatchNorm begin with its layers as Θ0 has them.
+            # Averages are of normalisation layers, too; for all else BatchNorm is as Θ0 has it,
+            # which other treatments of it begin with.
+            is_average = method_of(arm.variant).norm is NormMode.AVERAGE
             self._predicted[label] = Predicted(
                 self,
                 arm.variant,
-                NormMode.COPY,
+                NormMode.AVERAGE if is_average else NormMode.COPY,
                 SESSIONS,
                 max(self.task.steps),
                 checkpoints,

@@ -1,0 +1,169 @@
+"""Collected forgettings as networks: whole tensors, and data that no session was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from know_cli.errors import CheckpointError, UsageError
+from know_cli.forgetting.recorder import derived_seed
+from know_cli.kinds import PREDICTED_KINDS
+from know_cli.lab.data import DataSet, load
+from know_cli.lab.data.samples import reduced
+from know_cli.lab.zoo import Design, build
+from know_cli.meta.network_data import (
+    FEWEST_UNSEEN,
+    MOST_UNSEEN,
+    NetworkRun,
+    State,
+    find_runs,
+    holds_runs,
+    load_runs,
+)
+from know_cli.meta.recording import unseen_samples
+from know_cli.meta.series import Series, load_series
+from know_cli.meta.setup import Setup
+from know_cli.meta.windows import find_trajectories
+
+
+class _PartialError(Exception):
+    """A series has not all elements of a tensor."""
+
+
+def load_networks(
+    paths: Sequence[Path], checkpoints: int, data_folder: Path | None
+) -> tuple[list[NetworkRun], dict[Path, str]]:
+    """Read runs, or collected forgettings, with their networks and data.
+
+    Args:
+        paths: folders of runs, files of forgettings, or folders of these.
+        checkpoints: S; shorter ones are of no use.
+        data_folder: where the data sets' files are.
+
+    Returns:
+        All of one kind, and the reasons why others were left out.
+
+    Raises:
+        KnowError: a file is corrupt.
+        UsageError: there are none in one of the paths, some are runs and some forgettings, or a
+            data set is missing.
+    """
+    of_runs = [path for path in paths if holds_runs(path)]
+    others = [path for path in paths if path not in of_runs]
+    if of_runs and others:
+        raise UsageError(
+            f"{of_runs[0]} holds runs and {others[0]} does not; teach on one kind of trajectory"
+        )
+    if of_runs:
+        return load_runs(find_runs(of_runs), checkpoints, data_folder)
+    files = [file for path in others for file in _trajectories_in(path)]
+    return load_forgettings(files, checkpoints, data_folder)
+
+
+def _trajectories_in(path: Path) -> list[Path]:
+    try:
+        return find_trajectories([path])
+    except UsageError as error:
+        raise UsageError(
+            f"{path}: holds no runs and no collected forgettings; record some with 'know collect "
+            "--regime run' or 'know collect'"
+        ) from error
+
+
+def load_forgettings(
+    files: Sequence[Path], checkpoints: int, data_folder: Path | None
+) -> tuple[list[NetworkRun], dict[Path, str]]:
+    """Read collected forgettings with their networks and data.
+
+    Their networks normalise by the batch, as predicted starts with fresh BatchNorm layers do:
+    running statistics are not recorded.
+
+    Args:
+        files: that ``know collect`` wrote.
+        checkpoints: S; of shorter ones no use can be made.
+        data_folder: where the data sets' files are.
+
+    Returns:
+        The forgettings, and the reasons why others were left out.
+
+    Raises:
+        CheckpointError: a file is corrupt.
+        UsageError: a data set is missing, or a forgetting was recorded by somebody else.
+    """
+    data: dict[tuple[str, int | None], DataSet] = {}
+    found, left_out = [], {}
+    for file in files:
+        if file.is_dir():
+            raise UsageError(
+                f"{file}: nothing says how its networks were made; take what 'know collect' wrote"
+            )
+        series = load_series(file)
+        setup = _setup(series, file)
+        if setup.sessions < checkpoints:
+            left_out[file] = f"fewer than {checkpoints} sessions"
+            continue
+        wanted = setup.design.inputs
+        side = wanted.side if wanted.kind == "image" else None
+        if (setup.data_set, side) not in data:
+            data[setup.data_set, side] = reduced(load(setup.data_set, data_folder), side)
+        inputs, labels = unseen_samples(setup, data[setup.data_set, side], MOST_UNSEEN)
+        if len(labels) < FEWEST_UNSEEN:
+            left_out[file] = (
+                f"fewer than {FEWEST_UNSEEN} samples that it has not seen (--samples leaves some)"
+            )
+            continue
+        # What never moves is as the first session's network had it.
+        model = build(setup.design, derived_seed(setup.seed, 0, 0))
+        try:
+            states = _states(series, model.state_dict())
+        except _PartialError as error:
+            left_out[file] = f"{error}, which --rows-per-tensor can keep whole"
+            continue
+        name = f"{file.stem}-{setup.seed % 16**8:08x}"
+        _normalise_by_batch(model.eval().requires_grad_(False))
+        found.append(NetworkRun(name, setup, states, None, model, inputs, labels))
+    return found, left_out
+
+
+def _setup(series: Series, file: Path) -> Setup:
+    try:
+        stored = dict(series.facts["setup"])
+        stored["design"] = Design.from_json(stored["design"])
+        stored["classes"] = tuple(stored["classes"])
+        return Setup(**stored)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}: does not say how its networks were made ({error!r}); collect it again"
+        ) from error
+
+
+def _states(series: Series, first: Mapping[str, torch.Tensor]) -> list[State]:
+    """The trained tensors of every session, the most forgotten first."""
+    columns = series.columns(sorted((k for k in series.indices if k >= 0), reverse=True))
+    fixed = {
+        name: tensor
+        for name, tensor in first.items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    }
+    states: list[State] = [dict(fixed) for _ in columns]
+    for kind in PREDICTED_KINDS:
+        numbers = torch.from_numpy(series.tensors[kind])
+        for number in sorted(set(numbers.tolist())):
+            name = series.names[number]
+            rows = torch.from_numpy(series.values[kind])[numbers == number]
+            if name not in first or rows.shape[0] != first[name].numel():
+                raise _PartialError(f"only a part of tensor {name!r} is kept")
+            for state, column in zip(states, columns, strict=True):
+                state[name] = rows[:, column].reshape(first[name].shape)
+    return states
+
+
+def _normalise_by_batch(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+            module.track_running_stats = False

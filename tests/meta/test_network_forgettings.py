@@ -1,0 +1,224 @@
+"""``know train --objective network`` on forgettings: whole networks from collected files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.checkpoints.state import read_state
+from know_cli.cli.train_network import network_markdown
+from know_cli.engine.settings import NormMode
+from know_cli.errors import CheckpointError, UsageError
+from know_cli.evaluation.variants import is_available, method_of, of_bundle
+from know_cli.forgetting.recorder import checkpoint_name
+from know_cli.lab.data import load
+from know_cli.lab.data.samples import reduced
+from know_cli.lab.fitting import one_thread
+from know_cli.meta.network_bundle import split_runs, teach_bundle
+from know_cli.meta.network_data import NetworkRun, outputs
+from know_cli.meta.network_forgettings import load_networks
+from know_cli.meta.network_settings import NetworkSettings
+from know_cli.meta.network_training import predicted
+from know_cli.meta.recording import Task, record_trajectory
+from know_cli.meta.series import save_series
+from know_cli.meta.setup import Setup, draw_setup
+from know_cli.settle.bundle import SettleBundle, load_bundle, save_bundle
+from know_cli.settle.module import Settle
+from tests.support.command import Command, one_line
+
+SETTINGS = NetworkSettings(checkpoints=3, hidden=4, steps=3, runs=2, batch=16)
+_DATA = "digits"
+#: Small ones, by architecture and seed; the last two have BatchNorm.
+NETWORKS = (("mlp", 50), ("mlp", 54), ("mlp", 64), ("cnn", 70))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def setup(architecture: str, seed: int) -> Setup:
+    data = load(_DATA)
+    drawn = draw_setup(seed, {_DATA: data}, [architecture])
+    return replace(
+        drawn, samples=60, rate=0.8, sessions=4, continuations=0, start=None, epochs=3, later_epochs=1.0,
+        later_rate=1.0, learning_rate=0.004, batch_size=8, optimiser="adam", schedule="constant",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The files of four collected forgettings, and the checkpoints that these are of."""
+    files, checkpoints = (tmp_path_factory.mktemp(name) for name in ("files", "checkpoints"))
+    with one_thread():
+        for number, drawn in enumerate(NETWORKS):
+            name = f"{number:05d}"
+            series = record_trajectory(
+                setup(*drawn), load(_DATA), checkpoints / name, rows_per_tensor=40_000
+            )
+            save_series(series, files / f"{name}.safetensors")
+    return files, checkpoints
+
+
+@pytest.fixture(scope="module")
+def networks(recorded: tuple[Path, Path]) -> list[NetworkRun]:
+    found, left_out = load_networks([recorded[0]], 3, None)
+    assert not left_out
+    return found
+
+
+def test_networks_are_those_that_were_recorded(
+    networks: list[NetworkRun], recorded: tuple[Path, Path]
+) -> None:
+    assert [run.setup.design.architecture for run in networks] == [one for one, _ in NETWORKS]
+    for number, run in enumerate(networks):
+        assert run.trajectory is TrajectoryKind.FORGETTING
+        assert run.annealed is None
+        # Θ0 is the newest of them, as a prediction has it.
+        for index, state in enumerate(reversed(run.states)):
+            whole = read_state(recorded[1] / f"{number:05d}" / checkpoint_name(index))
+            wanted = {name for name in whole if "running" not in name and "num_" not in name}
+            assert set(state) == wanted
+            for name in wanted:
+                assert torch.equal(state[name], whole[name]), name
+
+
+def test_batch_norm_takes_the_statistics_of_the_batch(networks: list[NetworkRun]) -> None:
+    run = networks[-1]
+    data = reduced(load(_DATA), run.setup.design.inputs.side)
+    inputs = Task(run.setup, data).test_inputs[:40]
+    found = outputs(run, run.states[-1], inputs)
+    # A layer that normalises by the batch has another answer where the batch is another one.
+    parts = torch.cat([outputs(run, run.states[-1], part) for part in inputs.split(20)])
+    assert not torch.allclose(found, parts, atol=1e-3)
+    mlp = networks[0]
+    inputs = Task(mlp.setup, reduced(load(_DATA), mlp.setup.design.inputs.side)).test_inputs[:40]
+    parts = torch.cat([outputs(mlp, mlp.states[-1], part) for part in inputs.split(20)])
+    torch.testing.assert_close(outputs(mlp, mlp.states[-1], inputs), parts)
+
+
+def test_unseen_samples_are_none_of_a_session_s(networks: list[NetworkRun]) -> None:
+    for run in networks:
+        task = Task(run.setup, reduced(load(_DATA), run.setup.design.inputs.side))
+        trained = {row.numpy().tobytes() for row in task.inputs}
+        twice = sum(row.numpy().tobytes() in trained for row in run.inputs)
+        assert twice <= 2  # digits that look the same
+        assert len(run.labels) >= 200
+
+
+def test_an_untaught_one_predicts_the_average(networks: list[NetworkRun]) -> None:
+    for run in networks:
+        window = run.window(3, 1, 0)
+        assert window.states[-1] is run.states[-1]
+        weights, _ = predicted(Settle(3), window)
+        for name, tensor in weights.items():
+            mean = sum(state[name].double() for state in window.states) / 3
+            torch.testing.assert_close(tensor.double(), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_taught_reads_forgettings_and_says_so(
+    networks: list[NetworkRun], tmp_path: Path
+) -> None:
+    split = split_runs(networks, 0.5, 3)
+    bundle = teach_bundle(split, SETTINGS, {})
+    assert bundle.trajectory is TrajectoryKind.FORGETTING
+    save_bundle(bundle, tmp_path / "bundle")
+    loaded = load_bundle(tmp_path / "bundle")
+    assert loaded.trajectory is TrajectoryKind.FORGETTING
+    (gains,) = loaded.manifest["gains"].values()
+    assert next(iter(gains["accuracy"])) == "naive"
+    assert gains["accuracy"]["naive"] == [0.0, 0.0] or gains["runs"] == 1
+    assert {"last", "average-3", "settle"} <= set(gains["accuracy"])
+    assert "annealed-20" not in gains["accuracy"]
+    page = network_markdown({**loaded.to_json(), "processor_seconds": 1})
+    assert page.startswith("# The hyper-model for forgettings, taught through the networks\n")
+    assert "cross entropy over Θ0, on samples that the forgettings have not seen" in page
+    assert "points over naive" in page
+    # As a start of an evaluation it is an average of all, normalisation layers with it.
+    variant = of_bundle("taught", str(tmp_path / "bundle"))
+    assert method_of(variant).name == "settle"
+    assert method_of(variant).norm is NormMode.AVERAGE
+    assert not variant.steps
+    assert is_available(variant, 3)
+    assert not is_available(variant, 5)
+    assert method_of(of_bundle("other", str(tmp_path))).name == "known"
+
+
+def test_a_bundle_for_the_other_kind_is_refused(
+    know: Command, recorded: tuple[Path, Path], tmp_path: Path
+) -> None:
+    save_bundle(SettleBundle.of(Settle(3), {}), tmp_path / "runs")
+    save_bundle(SettleBundle.of(Settle(3), {}, TrajectoryKind.FORGETTING), tmp_path / "forgettings")
+    names = [recorded[1] / "00000" / f"ckpt{k}.safetensors" for k in range(3)]
+    output = tmp_path / "out.safetensors"
+    found = know(
+        "predict", *names, "-o", output, "--method", "settle", "--weights", tmp_path / "runs"
+    )
+    assert found.returncode == 3
+    assert "taught on runs, and these checkpoints are of a forgetting" in one_line(found.stderr)
+    arguments = ("--method", "settle", "--weights", tmp_path / "forgettings")
+    found = know("predict", *names, "-o", output, *arguments, "-q")
+    assert found.returncode == 0, found.stderr
+    states = [read_state(name) for name in names]
+    for name, tensor in read_state(output).items():
+        if tensor.is_floating_point() and "running" not in name:
+            mean = sum(state[name].double() for state in states) / 3
+            torch.testing.assert_close(tensor.double(), mean, rtol=1e-6, atol=1e-7)
+    network = ("train", recorded[0], "--objective", "network", "--evaluate")
+    found = know(*network, tmp_path / "runs")
+    assert found.returncode == 2
+    assert "was taught on runs, and 00000-" in one_line(found.stderr)
+
+
+def test_the_command_teaches_on_forgettings(
+    know: Command, recorded: tuple[Path, Path], tmp_path: Path
+) -> None:
+    arguments = ["train", recorded[0], "-o", tmp_path / "bundle", "--objective", "network"]
+    settings = ["--checkpoints", 3, "--meta-steps", 2, "--runs-per-step", 2, "--holdout", 0.5]
+    done = know(*arguments, *settings, "--seed", 3)
+    assert done.returncode == 0, done.stderr
+    assert "forgettings to learn from" in done.stderr
+    assert "points over naive" in done.stderr
+    assert "Accuracy and cross entropy over Θ0" in " ".join(done.stdout.split())
+    assert load_bundle(tmp_path / "bundle").trajectory is TrajectoryKind.FORGETTING
+    found = know(*arguments, *settings, "--distance", 0.5, "--force")
+    assert found.returncode == 2
+    assert "--distance is to annealed weights, which forgettings have not" in found.stderr
+
+
+def test_what_cannot_be_taught_on_is_said(
+    networks: list[NetworkRun], recorded: tuple[Path, Path], tmp_path: Path
+) -> None:
+    found, left_out = load_networks([recorded[0]], 5, None)
+    assert (found, set(left_out.values())) == ([], {"fewer than 5 sessions"})
+    for name in ("part", "all", "none"):
+        (tmp_path / name).mkdir()
+    series = record_trajectory(
+        setup("mlp", 50), load(_DATA), recorded[1] / "00000", rows_per_tensor=5
+    )
+    save_series(series, tmp_path / "part" / "00000.safetensors")
+    found, left_out = load_networks([tmp_path / "part"], 3, None)
+    assert not found
+    (reason,) = left_out.values()
+    assert "only a part of tensor 'fc1.weight' is kept, which --rows-per-tensor can" in reason
+    everything = replace(setup("mlp", 50), samples=640)
+    series = replace(series, facts={**series.facts, "setup": everything.to_json()})
+    save_series(series, tmp_path / "all" / "00000.safetensors")
+    (reason,) = load_networks([tmp_path / "all"], 3, None)[1].values()
+    assert "fewer than 200 samples that it has not seen (--samples leaves some)" in reason
+    facts = {name: value for name, value in series.facts.items() if name != "setup"}
+    save_series(replace(series, facts=facts), tmp_path / "none" / "00000.safetensors")
+    with pytest.raises(CheckpointError, match="does not say how its networks were made"):
+        load_networks([tmp_path / "none"], 3, None)
+    with pytest.raises(UsageError, match="nothing says how its networks were made; take what"):
+        load_networks([recorded[1] / "00000"], 3, None)
+    (tmp_path / "runs" / "00000").mkdir(parents=True)
+    (tmp_path / "runs" / "00000" / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"runs holds runs and .*files.* does not"):
+        load_networks([recorded[0], tmp_path / "runs"], 3, None)
