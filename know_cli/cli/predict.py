@@ -26,10 +26,10 @@ from know_cli.cli.output import Output
 from know_cli.engine.devices import DEVICE_NAMES
 from know_cli.engine.settings import MAX_STEPS, FrozenMode, NormMode
 from know_cli.known.kernels import AUTO, KERNEL_NAMES
+from know_cli.methods.bundles import default_method
 from know_cli.methods.decay import LoraMode
 from know_cli.methods.registry import (
     DEFAULT_METHODS,
-    default_method,
     describe_methods,
     find_method,
     parse_options,

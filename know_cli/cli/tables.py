@@ -89,10 +89,14 @@ def trajectory_text(trajectory: Trajectory) -> str:
 
 
 def _method_text(prediction: Prediction) -> str:
+    from know_cli.methods.registry import find_method
+
     words = [prediction.recipe.method, *(f"{k}={v}" for k, v in prediction.recipe.options.items())]
     bundle = prediction.bundle
     if bundle is None:
         return " ".join(words)
+    if find_method(prediction.recipe.method).hyper_model != "known":
+        return " ".join([*words, bundle.digest[:8]])
     known = f"KNOWN {bundle.target} {bundle.digest[:8]}"
     return known if prediction.recipe.method == "known" else f"{' '.join(words)} of {known}"
 

@@ -10,20 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, parse_json
 from know_cli.checkpoints.state import read_state
 from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.evaluation.tasks.task import RATE
-from know_cli.files import read_bytes, remove_file, temporary_name
-from know_cli.known.shipped import MANIFEST
-from know_cli.methods.registry import (
-    DEFAULT_METHOD,
-    METHODS,
-    Method,
-    find_method,
-    open_bundle,
-)
+from know_cli.files import remove_file, temporary_name
+from know_cli.methods.bundles import method_of_bundle, open_bundle
+from know_cli.methods.registry import DEFAULT_METHOD, Method, find_method
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 
@@ -62,18 +55,11 @@ VARIANTS: tuple[Variant, ...] = (
 
 
 def of_bundle(label: str, path: str) -> Variant:
-    """The method that reads one of the user's bundles: KNOWN, or what its manifest names.
-
-    Whether the bundle can be used is for :func:`is_available` to say.
-    """
-    try:
-        model = parse_json(read_bytes(Path(path) / MANIFEST, MAX_BYTES)).get("model")
-    except (OSError, BadJsonError, AttributeError):
-        model = None
-    for method in METHODS:
-        if model is not None and method.hyper_model == model:
-            return Variant(label, {"weights": path, "method": method.name}, steps=False)
-    return Variant(label, {"weights": path})
+    """The method that reads one of the user's bundles, with it."""
+    method = method_of_bundle(path)
+    if method.name == DEFAULT_METHOD:
+        return Variant(label, {"weights": path})
+    return Variant(label, {"weights": path, "method": method.name}, steps=False)
 
 
 def method_of(variant: Variant) -> Method:

@@ -10,9 +10,8 @@ import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.paths import MIN_CHECKPOINTS
@@ -201,19 +200,6 @@ ONLY_FOR: Mapping[str, tuple[TrajectoryKind, ...]] = {
 }
 
 
-def default_method(kind: TrajectoryKind | None, weights: str | None = None) -> str:
-    """The method where none is named.
-
-    Args:
-        kind: of the checkpoints; None is a forgetting.
-        weights: a bundle that is named, which tells that a hyper-model is wanted.
-
-    >>> default_method(TrajectoryKind.RUN)
-    'average'
-    """
-    return DEFAULT_METHOD if weights else DEFAULT_METHODS[kind or TrajectoryKind.FORGETTING]
-
-
 def check_suited(
     method: Method,
     kind: TrajectoryKind,
@@ -307,78 +293,6 @@ def complete_options(method: Method, values: Mapping[str, Value]) -> dict[str, V
     if method.check is not None:
         method.check(complete)
     return complete
-
-
-def check_weights(method: Method, weights: str | None) -> None:
-    """Refuse a name that cannot be a bundle of a method's hyper-model.
-
-    Raises:
-        UsageError: the method reads no bundle (the message lists those that do), or there is none
-            of that name.
-    """
-    if weights is None:
-        return
-    if method.hyper_model is None:
-        readers = ", ".join(other.name for other in METHODS if other.reads_bundle)
-        raise UsageError(
-            f"--weights {weights}: --method {method.name} reads no KNOWN; leave it out, or take "
-            f"one of {readers}"
-        )
-    _shipped(method).check_weights_name(weights)
-
-
-def open_bundle(method: Method, weights: str | None, checkpoints: int) -> HyperModelBundle | None:
-    """Load the bundle of a method's hyper-model; None for methods that read none.
-
-    Args:
-        method: the method that reads it.
-        weights: name of a shipped family, or a path; None is the hyper-model's default.
-        checkpoints: S.
-
-    Raises:
-        UsageError: there is no bundle of that name.
-        CheckpointError: it is damaged, or there is none for that number of checkpoints.
-
-    >>> open_bundle(find_method("known"), "continuation", 5).checkpoints
-    5
-    """
-    if method.hyper_model is None:
-        return None
-    path = _shipped(method).find_bundle(weights, checkpoints)
-    bundle: HyperModelBundle = _bundles(method).load_bundle(path)
-    return bundle
-
-
-def bundle_with_digest(
-    method: Method, digest: str, weights: str | None, checkpoints: int
-) -> str | None:
-    """Find the bundle with a digest, among the shipped ones or at ``weights``.
-
-    Returns:
-        Its folder; None if there is none with that digest.
-
-    Raises:
-        UsageError: there is no bundle of that name.
-        CheckpointError: it is damaged, or there is none for that number of checkpoints.
-    """
-    if method.hyper_model is None:
-        return None
-    shipped = _shipped(method)
-    if weights is None:
-        paths = [sizes[checkpoints] for sizes in shipped.shipped().values() if checkpoints in sizes]
-    else:
-        paths = [shipped.find_bundle(weights, checkpoints)]
-    load = _bundles(method).load_bundle
-    # Absolute, since a path has to look like one to be taken for one.
-    return next((str(path.absolute()) for path in paths if load(path).digest == digest), None)
-
-
-def _shipped(method: Method) -> Any:
-    return import_module(f"know_cli.{method.hyper_model}.shipped")
-
-
-def _bundles(method: Method) -> Any:
-    return import_module(f"know_cli.{method.hyper_model}.bundle")
 
 
 def describe_methods() -> str:

@@ -29,8 +29,9 @@ from know_cli.errors import OutputError, UsageError
 from know_cli.files import destination
 from know_cli.files.protected import Protected, is_within
 from know_cli.kinds import Kind, Override, only_copied
+from know_cli.methods.bundles import open_bundle
 from know_cli.methods.inputs import Inputs
-from know_cli.methods.registry import HyperModelBundle, check_suited, open_bundle
+from know_cli.methods.registry import HyperModelBundle, check_suited
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.recipe import Arithmetic, Recipe, output_metadata
 from know_cli.prediction.request import DEFAULT_RATE, Request

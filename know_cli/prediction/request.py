@@ -12,12 +12,12 @@ from know_cli.engine.devices import check_device_name
 from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import UsageError
 from know_cli.known.kernels import AUTO, check_kernel_name
+from know_cli.methods.bundles import check_weights
 from know_cli.methods.registry import (
     DEFAULT_METHOD,
     Method,
     Value,
     check_suited,
-    check_weights,
     complete_options,
     find_method,
 )

@@ -29,7 +29,8 @@ from know_cli.engine.progress import Progress, Silent
 from know_cli.engine.run import execute
 from know_cli.errors import CheckpointError, UsageError, quoted
 from know_cli.known.kernels import AUTO
-from know_cli.methods.registry import bundle_with_digest, find_method
+from know_cli.methods.bundles import bundle_with_digest
+from know_cli.methods.registry import find_method
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.recipe import Recipe

@@ -20,7 +20,8 @@ from know_cli.engine.movements import Course, course_of
 from know_cli.engine.settings import Settings
 from know_cli.errors import CheckpointError, KnowError, UsageError
 from know_cli.kinds import Kind
-from know_cli.methods.registry import find_method, open_bundle
+from know_cli.methods.bundles import open_bundle
+from know_cli.methods.registry import find_method
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 from know_cli.prediction.verify import verify
