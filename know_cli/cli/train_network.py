@@ -77,9 +77,11 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     if settings.distance and any(run.annealed is None for run in runs):
         raise UsageError("--distance is to annealed weights, which forgettings have not")
     split = split_runs(runs, request.holdout, settings.seed, request.architectures)
-    counts = ", ".join(f"{len(found)} {name}" for name, found in split.held_out.items())
     what = split.training[0].trajectory.plural
-    talk.notice(f"{len(split.training)} {what} to learn from; held out: {counts}")
+    counts = [
+        f"{len(found)} {_GROUPS[group].format(what)}" for group, found in split.held_out.items()
+    ]
+    talk.notice(f"{len(split.training)} {what} to learn from, and {', '.join(counts)}")
     extra: dict[str, Any] = {
         "holdout": request.holdout,
         "held_out_architectures": list(request.architectures),
@@ -90,7 +92,7 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
         split,
         settings,
         extra,
-        lambda progress: talk.notice(_line(progress, settings.steps)),
+        lambda progress: talk.notice(_line(progress, settings.steps, what)),
         every=request.every,
         partial=partial,
     )
@@ -152,17 +154,16 @@ def _load(talk: Output, request: NetworkRequest, checkpoints: int) -> list[Netwo
     return runs
 
 
-def _line(progress: Progress, steps: int) -> str:
+def _line(progress: Progress, steps: int, what: str) -> str:
     from know_cli.meta.network_gains import TAUGHT
 
     parts = [f"step {progress.step} of {steps}", f"{progress.seconds:.0f} s"]
     for group, table in progress.gains.items():
         found = table.to_json()
         base, best = next(iter(found["ahead"])), best_average_of(found)
-        parts.append(
-            f"{group}: {_text(found['accuracy'][TAUGHT])} points over {base}, "
-            f"{_text(found['ahead'][best])} over {best}"
-        )
+        points, ahead = (_text(one) for one in (found["accuracy"][TAUGHT], found["ahead"][best]))
+        title = _GROUPS[group].format(what)
+        parts.append(f"{title}: {points} points over {base}, {ahead} over {best}")
     return "; ".join(parts)
 
 
@@ -171,11 +172,12 @@ def _tables(facts: Mapping[str, Any]) -> list[RenderableType]:
     from know_cli.cli.tables import new_table
 
     lines: list[RenderableType] = [_heading(facts)]
+    what = f"{facts['trajectory']}s"
     for group, found in facts["gains"].items():
         table = new_table(*_COLUMNS)
         for cells in _rows(found):
             table.add_row(*cells)
-        lines += ["", f"{found['runs']} {group} held out", table]
+        lines += ["", f"{found['runs']} {_GROUPS[group].format(what)}", table]
     return lines
 
 
