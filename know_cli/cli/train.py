@@ -228,6 +228,18 @@ def train(
             rich_help_panel=_NETWORK,
         ),
     ] = 0.0,
+    downstream: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Weight of the loss on another task, of a data set that other trajectories are "
+            "of, after --downstream-steps with a fresh head.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = 0.0,
+    downstream_steps: Annotated[
+        int, typer.Option(min=1, max=100, help="Of fine-tuning.", rich_help_panel=_NETWORK)
+    ] = 10,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -284,6 +296,8 @@ def train(
                     runs=runs_per_step,
                     learning_rate=1e-2 if learning_rate is None else learning_rate,
                     distance=distance,
+                    downstream=downstream,
+                    downstream_steps=downstream_steps,
                     calibrated=calibrate,
                     seed=seed,
                 ),

@@ -68,6 +68,7 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     from know_cli.cli.report_file import write_out, write_report
     from know_cli.files import remove_file
     from know_cli.meta.network_bundle import split_runs, teach_bundle
+    from know_cli.meta.network_downstream import with_other_tasks
     from know_cli.settle.bundle import save_bundle
 
     torch.set_num_threads(request.threads or 1)
@@ -76,6 +77,8 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     runs = _load(talk, request, settings.checkpoints)
     if settings.distance and any(run.annealed is None for run in runs):
         raise UsageError("--distance is to annealed weights, which forgettings have not")
+    if settings.downstream:
+        runs = with_other_tasks(runs, request.data_folder)
     split = split_runs(runs, request.holdout, settings.seed, request.architectures)
     what = split.training[0].trajectory.plural
     counts = [
@@ -202,6 +205,11 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
     # Bundles that were taught before an option was there have none of it.
     calibrated = ", logits at their best temperature" if settings.get("calibrated") else ""
     distance = f", with {settings['distance']:g} of the distance" if settings["distance"] else ""
+    if settings.get("downstream"):
+        distance += (
+            f", with {settings['downstream']:g} of the loss on another task after "
+            f"{settings['downstream_steps']} steps"
+        )
     lines = [
         f"# The hyper-model for {what}, taught through the networks",
         "",

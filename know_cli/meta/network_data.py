@@ -41,6 +41,21 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
+class OtherTask:
+    """Samples of another data set as a network takes them.
+
+    Attributes:
+        inputs: ``[n, …]``, standardised.
+        labels: ``[n]`` int64.
+        classes: their number.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    classes: int
+
+
+@dataclass(frozen=True)
 class NetworkRun:
     """A collected run, or a forgetting.
 
@@ -51,6 +66,7 @@ class NetworkRun:
         annealed: the newest one annealed by 20 % more steps; None of a forgetting.
         model: the network, whose weights are replaced at every use.
         inputs, labels: samples of the task that the run was not trained on.
+        others: tasks that it was not trained on at all, if any are wanted.
     """
 
     name: str
@@ -60,6 +76,7 @@ class NetworkRun:
     model: nn.Module
     inputs: Tensor
     labels: Tensor
+    others: tuple[OtherTask, ...] = ()
 
     @property
     def trajectory(self) -> TrajectoryKind:

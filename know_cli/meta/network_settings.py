@@ -19,6 +19,9 @@ class NetworkSettings:
         learning_rate: Adam's, which falls to 0 along half a cosine.
         distance: weight of the squared distance to the annealed weights, where the window's
             newest checkpoint was annealed, as a share of that of the average.
+        downstream: weight of the logarithm of the cross entropy on another task, see
+            :func:`~know_cli.meta.network_downstream.loss_downstream`.
+        downstream_steps: of fine-tuning before that is taken.
         calibrated: divide logits by the temperature that suits them best first, so that nothing is
             gained by being less sure of the same answers.
         batch_statistics: normalise by each batch instead of by running statistics.
@@ -33,6 +36,8 @@ class NetworkSettings:
     batch: int = 128
     learning_rate: float = 1e-2
     distance: float = 0.0
+    downstream: float = 0.0
+    downstream_steps: int = 10
     calibrated: bool = False
     batch_statistics: bool = False
     seed: int = 0

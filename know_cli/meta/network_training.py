@@ -24,6 +24,7 @@ from know_cli.engine.movements import Course
 from know_cli.errors import KnowError, UsageError
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.meta.network_data import MEAN, VARIANCE, NetworkRun, State, Window, outputs
+from know_cli.meta.network_downstream import loss_downstream
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.settle.course import features
 from know_cli.settle.module import Settle, shares
@@ -142,6 +143,9 @@ def _loss(
         found = found / _temperature(found.detach(), run.labels[rows])
     loss = nn.functional.cross_entropy(found, run.labels[rows]).log()
     gained = float(loss.detach())
+    if settings.downstream:
+        after = loss_downstream(run, base, settings, generator)
+        loss = loss + settings.downstream * after.log()
     if settings.distance and window.is_newest:
         loss = loss + settings.distance * _distance(weights, window)
     return loss, gained

@@ -1,0 +1,139 @@
+"""What predicted weights are worth to another task: a few steps of fine-tuning with a fresh head.
+
+The gradient is of first order: what the steps add to the weights is taken to be the same for all
+weights near by, so that the loss after them is one of the predicted weights, and no step has to be
+kept (first-order MAML, Finn et al. 2017, section 5.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from know_cli.errors import UsageError
+from know_cli.lab.data import DataSet, load
+from know_cli.lab.data.parts import meta_part
+from know_cli.lab.data.samples import reduced, standardise
+from know_cli.lab.zoo import Inputs
+from know_cli.meta.network_data import MOST_UNSEEN, NetworkRun, OtherTask, State, outputs
+from know_cli.meta.network_settings import NetworkSettings
+
+#: What the zoo's networks call their last layer, which another task has afresh.
+HEAD = "head."
+#: Examples that are fine-tuned on, and of each step.
+_EXAMPLES, _BATCH = 200, 32
+#: Adam's rate is drawn between these, so that no start is learned for a single one.
+_RATES = (1e-3, 1e-2)
+
+
+def with_other_tasks(runs: Sequence[NetworkRun], data_folder: Path | None) -> list[NetworkRun]:
+    """Give each network the tasks of the data sets that only others were trained on.
+
+    Of a data set the part is taken that trajectories may be recorded on, in the form that the
+    network takes: of its size, and grey where it has not as many channels.
+
+    Args:
+        runs: of images.
+        data_folder: where the data sets' files are.
+
+    Raises:
+        UsageError: a network has no other task.
+    """
+    names = sorted({run.setup.data_set for run in runs})
+    data: dict[str, DataSet] = {}
+    tasks: dict[tuple[str, Inputs], OtherTask | None] = {}
+    found = []
+    for run in runs:
+        inputs = run.setup.design.inputs
+        others = []
+        for name in names:
+            if name == run.setup.data_set:
+                continue
+            if (name, inputs) not in tasks:
+                data.setdefault(name, load(name, data_folder))
+                tasks[name, inputs] = _task(data[name], inputs)
+            task = tasks[name, inputs]
+            others += [] if task is None else [task]
+        if not others:
+            raise UsageError(
+                f"--downstream: there is no other task for {run.name}, of {run.setup.data_set}; it "
+                "needs trajectories of two data sets of images"
+            )
+        found.append(replace(run, others=tuple(others)))
+    return found
+
+
+def _task(data: DataSet, wanted: Inputs) -> OtherTask | None:
+    if data.kind != "image" or wanted.kind != "image":
+        return None
+    data = reduced(data, wanted.side)
+    channels, *size = wanted.shape
+    if list(data.shape[1:]) != size:
+        return None
+    part = meta_part(data)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(part.labels)))[:MOST_UNSEEN]
+    inputs = standardise(part.inputs[order], data.mean, data.deviation)
+    if inputs.shape[1] != channels:
+        inputs = inputs.mean(1, keepdim=True).expand(-1, channels, -1, -1).contiguous()
+    return OtherTask(inputs, part.labels[order], data.classes)
+
+
+def loss_downstream(
+    run: NetworkRun,
+    state: Mapping[str, Tensor],
+    settings: NetworkSettings,
+    generator: np.random.Generator,
+) -> Tensor:
+    """Cross entropy on another task after some steps of Adam, whose gradient is of first order.
+
+    Args:
+        run: with at least one other task.
+        state: its weights, with the gradient of those that are predicted.
+        settings: with the number of steps.
+        generator: of the task, its examples, the head and the rate.
+
+    Returns:
+        A scalar, of examples that the steps did not see.
+    """
+    task = run.others[generator.integers(len(run.others))]
+    order = torch.from_numpy(generator.permutation(len(task.labels)))
+    seen, unseen = order[:_EXAMPLES], order[_EXAMPLES : _EXAMPLES + settings.batch]
+    lowest, highest = _RATES
+    rate = lowest * (highest / lowest) ** generator.random()
+    first = {name: tensor.detach().clone() for name, tensor in state.items()}
+    first |= _fresh_head(first, task.classes, generator)
+    body = [name for name in run.kinds if not name.startswith(HEAD)]
+    head = [name for name in first if name.startswith(HEAD)]
+    trained = {name: first[name].clone().requires_grad_() for name in (*body, *head)}
+    adam = torch.optim.Adam(trained.values(), rate)
+    run.model.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator.integers(2**31)))
+        for _ in range(settings.downstream_steps):
+            rows = seen[torch.from_numpy(generator.integers(len(seen), size=_BATCH))]
+            found = outputs(run, {**first, **trained}, task.inputs[rows])
+            adam.zero_grad()
+            nn.functional.cross_entropy(found, task.labels[rows]).backward()  # type: ignore[no-untyped-call]
+            adam.step()
+        moved: State = {name: state[name] + (trained[name].detach() - first[name]) for name in body}
+        tuned = {**first, **{name: trained[name].detach() for name in head}, **moved}
+        found = outputs(run, tuned, task.inputs[unseen])
+    run.model.eval()
+    return nn.functional.cross_entropy(found, task.labels[unseen])
+
+
+def _fresh_head(state: Mapping[str, Tensor], classes: int, generator: np.random.Generator) -> State:
+    """The last layer with other weights, as torch draws them."""
+    width = state[f"{HEAD}weight"].shape[1]
+    bound = 1 / math.sqrt(width)
+    return {
+        f"{HEAD}{name}": torch.from_numpy(generator.uniform(-bound, bound, shape)).float()
+        for name, shape in (("weight", (classes, width)), ("bias", (classes,)))
+        if f"{HEAD}{name}" in state
+    }
