@@ -228,7 +228,7 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
         return "\n".join(lines) + "\n"
     lines += ["", "## Gain against effort", ""]
     names = [
-        f"{group}: {over}"
+        f"{what if group == 'runs' else group}: {over}"
         for group in gains
         for over in (f"points over {base}", "over the best mean")
     ]

@@ -69,6 +69,21 @@ def averages(checkpoints: int) -> dict[str, list[float]]:
     return found
 
 
+def forgotten(checkpoints: int) -> dict[str, list[float]]:
+    """What else to compare with in a forgetting of S, whose last sessions are trained longest.
+
+    Returns:
+        Coefficients ``[S]`` by name, the most forgotten checkpoint first: of it alone, and of the
+        means of the two and the three most forgotten ones.
+    """
+    counts = [count for count in (1, 2, 3) if count < checkpoints]
+    return {
+        LAST if count == 1 else f"average-forgotten-{count}": [1 / count] * count
+        + [0.0] * (checkpoints - count)
+        for count in counts
+    }
+
+
 def windows_of(run: NetworkRun, checkpoints: int) -> list[Window]:
     """The windows that are measured: up to the newest checkpoint, near together and far apart."""
     most = (len(run.states) - 1) // (checkpoints - 1)
@@ -106,12 +121,13 @@ class HeldOut:
         of_run = {name: measure(run, state) for name, state in ends.items()}
         found = []
         for window in windows_of(run, self._checkpoints):
+            others = averages(self._checkpoints)
+            if run.trajectory is TrajectoryKind.FORGETTING:
+                others = {**forgotten(self._checkpoints), **others}
             means = {
                 name: measure(run, combine(window.states, numbers))
-                for name, numbers in averages(self._checkpoints).items()
+                for name, numbers in others.items()
             }
-            if run.trajectory is TrajectoryKind.FORGETTING:
-                means = {LAST: measure(run, window.states[0]), **means}
             found.append({**of_run, **means})
         return found
 

@@ -182,7 +182,7 @@ METHODS = (
     ),
     Method("average", "mean of the checkpoints", _AVERAGE, None, NormMode.AVERAGE, check_average),
     Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
-    Method("settle", "an average that reads how a run went", (), "settle", NormMode.AVERAGE),
+    Method("settle", "an average that reads how they went", (), "settle", NormMode.AVERAGE),
 )
 
 

@@ -16,12 +16,14 @@ from know_cli.engine.settings import NormMode
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.evaluation.variants import is_available, method_of, of_bundle
 from know_cli.forgetting.recorder import checkpoint_name
+from know_cli.lab.averaging import combine
 from know_cli.lab.data import load
 from know_cli.lab.data.samples import reduced
 from know_cli.lab.fitting import one_thread
 from know_cli.meta.network_bundle import split_runs, teach_bundle
 from know_cli.meta.network_data import NetworkRun, outputs
 from know_cli.meta.network_forgettings import load_networks
+from know_cli.meta.network_gains import HeldOut, forgotten, measure
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.network_training import predicted
 from know_cli.meta.recording import Task, record_trajectory
@@ -134,7 +136,8 @@ def test_what_is_taught_reads_forgettings_and_says_so(
     (gains,) = loaded.manifest["gains"].values()
     assert next(iter(gains["accuracy"])) == "naive"
     assert gains["accuracy"]["naive"] == [0.0, 0.0] or gains["runs"] == 1
-    assert {"last", "average-3", "settle"} <= set(gains["accuracy"])
+    names = {"last", "average-forgotten-2", "average-2", "average-3", "settle"}
+    assert names <= set(gains["accuracy"])
     assert "annealed-20" not in gains["accuracy"]
     page = network_markdown({**loaded.to_json(), "processor_seconds": 1})
     assert page.startswith("# The hyper-model for forgettings, taught through the networks\n")
@@ -148,6 +151,22 @@ def test_what_is_taught_reads_forgettings_and_says_so(
     assert is_available(variant, 3)
     assert not is_available(variant, 5)
     assert method_of(of_bundle("other", str(tmp_path))).name == "known"
+
+
+def test_the_most_forgotten_checkpoints_are_compared_with(networks: list[NetworkRun]) -> None:
+    assert forgotten(3) == {"last": [1, 0, 0], "average-forgotten-2": [0.5, 0.5, 0]}
+    assert forgotten(5)["average-forgotten-3"] == pytest.approx([1 / 3] * 3 + [0] * 2)
+    (found,) = HeldOut(networks[:1], 3).measured(Settle(3))
+    run = networks[0]
+    window = run.window(3, 1, 0)
+    by_hand = {
+        "naive": run.states[-1],
+        "last": window.states[0],
+        "average-forgotten-2": combine(window.states, [0.5, 0.5, 0.0]),
+    }
+    for name, state in by_hand.items():
+        assert found["measured"][name].loss == pytest.approx(measure(run, state).loss, rel=1e-5)
+    assert next(iter(found["measured"])) == "naive"
 
 
 def test_a_bundle_for_the_other_kind_is_refused(
