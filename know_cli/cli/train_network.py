@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,9 +77,10 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     runs = _load(talk, request, settings.checkpoints)
     if settings.distance and any(run.annealed is None for run in runs):
         raise UsageError("--distance is to annealed weights, which forgettings have not")
-    if settings.downstream:
-        runs = with_other_tasks(runs, request.data_folder)
     split = split_runs(runs, request.holdout, settings.seed, request.architectures)
+    if settings.downstream:
+        taught_on = with_other_tasks(split.training, request.data_folder)
+        split = replace(split, training=taught_on)
     what = split.training[0].trajectory.plural
     counts = [
         f"{len(found)} {_GROUPS[group].format(what)}" for group, found in split.held_out.items()
@@ -148,6 +149,9 @@ def _load(talk: Output, request: NetworkRequest, checkpoints: int) -> list[Netwo
     from know_cli.meta.network_forgettings import load_networks
 
     runs, left_out = load_networks(request.runs, checkpoints, request.data_folder)
+    if not runs:
+        path, reason = next(iter(left_out.items()))
+        raise UsageError(f"none of {len(left_out)} can be taught with: {path}: {reason}")
     reasons: dict[str, list[Path]] = {}
     for path, reason in left_out.items():
         reasons.setdefault(reason, []).append(path)

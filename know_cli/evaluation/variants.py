@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
 from know_cli.engine.settings import NormMode, Settings
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.evaluation.tasks.task import RATE
 from know_cli.files import remove_file, temporary_name
-from know_cli.methods.bundles import method_of_bundle, open_bundle
-from know_cli.methods.registry import DEFAULT_METHOD, Method, find_method
+from know_cli.methods.bundles import find_bundle, load_bundle, method_of_bundle
+from know_cli.methods.registry import DEFAULT_METHOD, Method, check_suited, find_method
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 
@@ -85,22 +86,24 @@ def is_available(variant: Variant, sessions: int) -> bool:
 
     Raises:
         UsageError: its bundle does not exist.
-        CheckpointError: its bundle is corrupt.
+        CheckpointError: its bundle is corrupt, or was not taught on forgettings.
     """
     if "weights" not in variant.request:
         return True
+    method, weights = method_of(variant), variant.request["weights"]
     try:
-        bundle = open_bundle(method_of(variant), variant.request["weights"], sessions)
+        path = find_bundle(method, weights, sessions)
     except CheckpointError:
         return False
-    return bundle is not None and bundle.checkpoints == sessions
+    bundle = load_bundle(method, path)
+    check_suited(method, TrajectoryKind.FORGETTING, weights, bundle)
+    return bundle.checkpoints == sessions
 
 
 @cache
 def _bundle_digest(method: str, weights: str, sessions: int) -> str:
-    bundle = open_bundle(find_method(method), weights, sessions)
-    assert bundle is not None
-    return bundle.digest
+    reader = find_method(method)
+    return load_bundle(reader, find_bundle(reader, weights, sessions)).digest
 
 
 def identity(variant: Variant, sessions: int, rate: float = RATE) -> dict[str, Any]:

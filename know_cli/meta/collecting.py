@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from know_cli.checkpoints.metadata import Regime
-from know_cli.errors import KnowError, OutputError
-from know_cli.files import make_folder, read_text, remove_tree, write_text
+from know_cli.errors import KnowError, OutputError, UsageError
+from know_cli.files import json_text, make_folder, read_text, remove_tree, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.lab.data import DataSet, load
@@ -26,6 +26,7 @@ from know_cli.meta.series import NotUsableError, read_facts, save_series
 from know_cli.meta.setup import Setup, draw_setup
 
 _PARTIAL = ".partial-"
+_SETUP = "setup.json"
 LEFT_OUT = ".left-out.json"
 
 
@@ -147,7 +148,8 @@ def collect(request: Request) -> Iterator[Collected]:
     was being trained continues from its last session in the next run.
 
     Raises:
-        UsageError: a data set or an architecture cannot be used.
+        UsageError: a data set or an architecture cannot be used, or the folder has trajectories
+            of other options.
         OutputError: the folder cannot be written, or a process was killed.
     """
     make_folder(request.folder)
@@ -163,6 +165,7 @@ def collect(request: Request) -> Iterator[Collected]:
     }
     # Choices from which nothing can be drawn fail here, before processes start.
     request.draw(0, data)
+    _check_same(request, data)
     # Data sets are shared, so no process loads or renders them again.
     yield from in_processes(
         _collect_one,
@@ -172,6 +175,18 @@ def collect(request: Request) -> Iterator[Collected]:
         _prepare,
         (request, data),
     )
+
+
+def _check_same(request: Request, data: Mapping[str, DataSet]) -> None:
+    """Refuse to go on with a folder whose trajectories other options were given for."""
+    for number in request.numbers():
+        path = request.file(number)
+        if path.exists():
+            drawn = request.draw(number, data).to_json()
+            if read_facts(path)[0].get("setup") != json.loads(json.dumps(drawn)):
+                raise UsageError(
+                    f"{path}: was collected with other options; give those, or take another folder"
+                )
 
 
 _request: Request
@@ -187,6 +202,7 @@ def _collect_one(number: int) -> Collected:
     began = time.perf_counter()
     folder = _request.partial(number)
     setup = _request.draw(number, _data)
+    _forget_another(folder, setup)
     try:
         series = record_trajectory(
             setup,
@@ -211,6 +227,16 @@ def _collect_one(number: int) -> Collected:
         {kind: len(series.values[kind]) for kind in PREDICTED_KINDS},
         seconds=time.perf_counter() - began,
     )
+
+
+def _forget_another(folder: Path, setup: Setup) -> None:
+    """Remove what was being recorded with other options, and note these ones."""
+    text = json_text(setup.to_json(), indent=1)
+    noted = folder / _SETUP
+    if noted.exists() and read_text(noted) != text:
+        remove_tree(folder, quietly=True)
+    make_folder(folder)
+    write_text(noted, text, replace=True)
 
 
 def _reason(path: Path) -> str:

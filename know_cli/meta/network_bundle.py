@@ -44,7 +44,7 @@ def split_runs(
     The draw depends on their names, so the same ones are held out when more are collected.
 
     Args:
-        runs: to divide.
+        runs: to divide, at least one.
         holdout: share that is held out of those that are of other architectures.
         seed: of the draw.
         architectures: none of which is taught on.
@@ -55,7 +55,7 @@ def split_runs(
     present = {run.setup.design.architecture for run in runs}
     for name in sorted(set(architectures) - present):
         raise UsageError(
-            f"cannot hold out architecture {name!r}: the runs have {', '.join(sorted(present))}"
+            f"cannot hold out architecture {name!r}: there are {', '.join(sorted(present))}"
         )
     never = [run for run in runs if run.setup.design.architecture in architectures]
     rest = [run for run in runs if run.setup.design.architecture not in architectures]
@@ -68,8 +68,8 @@ def split_runs(
     held_out = {name: found for name, found in groups.items() if found}
     if not training or not held_out:
         raise UsageError(
-            f"{len(runs)} runs cannot be split with a share of {holdout:g} held out: at least one "
-            f"is needed on each side; {_more(runs)}"
+            f"{len(runs)} {runs[0].trajectory.plural} cannot be split with a share of {holdout:g} "
+            f"held out: at least one is needed on each side; {_more(runs)}"
         )
     return RunSplit(training, held_out)
 
@@ -89,9 +89,7 @@ def not_taught_on(bundle: SettleBundle, runs: Sequence[NetworkRun]) -> dict[str,
             groups[ARCHITECTURES if is_new else RUNS].append(run)
     found = {name: group for name, group in groups.items() if group}
     if not found:
-        raise UsageError(
-            f"{bundle.source}: was taught on all {len(runs)} of these runs; {_more(runs)}"
-        )
+        raise UsageError(f"{bundle.source}: was taught on all {len(runs)} of these; {_more(runs)}")
     return found
 
 
@@ -110,9 +108,9 @@ def measure_bundle(bundle: SettleBundle, runs: Sequence[NetworkRun]) -> dict[str
 
 
 def _more(runs: Sequence[NetworkRun]) -> str:
-    kinds = {run.trajectory for run in runs}
-    regime = "release-chain" if kinds == {TrajectoryKind.FORGETTING} else "run"
-    return f"record more with 'know collect --regime {regime}'"
+    is_run = runs[0].trajectory is TrajectoryKind.RUN
+    options = "--regime run" if is_run else "--regime release-chain --samples …"
+    return f"record more with 'know collect {options}'"
 
 
 def _place(seed: int, name: str) -> float:

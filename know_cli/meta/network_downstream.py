@@ -35,15 +35,16 @@ _RATES = (1e-3, 1e-2)
 def with_other_tasks(runs: Sequence[NetworkRun], data_folder: Path | None) -> list[NetworkRun]:
     """Give each network the tasks of the data sets that only others were trained on.
 
-    Of a data set the part is taken that trajectories may be recorded on, in the form that the
-    network takes: of its size, and grey where it has not as many channels.
+    Those that cannot take any other, such as networks of texts, get none. Of a data set the part
+    is taken that trajectories may be recorded on, in the form that the network takes: of its size,
+    and grey where it has not as many channels.
 
     Args:
-        runs: of images.
+        runs: to be taught on.
         data_folder: where the data sets' files are.
 
     Raises:
-        UsageError: a network has no other task.
+        UsageError: no network has another task.
     """
     names = sorted({run.setup.data_set for run in runs})
     data: dict[str, DataSet] = {}
@@ -60,12 +61,13 @@ def with_other_tasks(runs: Sequence[NetworkRun], data_folder: Path | None) -> li
                 tasks[name, inputs] = _task(data[name], inputs)
             task = tasks[name, inputs]
             others += [] if task is None else [task]
-        if not others:
-            raise UsageError(
-                f"--downstream: there is no other task for {run.name}, of {run.setup.data_set}; it "
-                "needs trajectories of two data sets of images"
-            )
         found.append(replace(run, others=tuple(others)))
+    if not any(run.others for run in found):
+        sides = sorted({"×".join(map(str, run.setup.design.inputs.shape)) for run in runs})
+        raise UsageError(
+            f"--downstream: of the data sets {', '.join(names)} none is another task for a network "
+            f"of inputs {', '.join(sides)}; collect from two data sets of images, of one --side"
+        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,11 +11,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from know_cli.errors import CheckpointError, UsageError
-from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.data.samples import reduced
-from know_cli.lab.zoo import Design, build
+from know_cli.lab.zoo import Design
 from know_cli.meta.network_data import (
     FEWEST_UNSEEN,
     MOST_UNSEEN,
@@ -24,14 +24,14 @@ from know_cli.meta.network_data import (
     holds_runs,
     load_runs,
 )
-from know_cli.meta.recording import unseen_samples
+from know_cli.meta.recording import first_network, unseen_samples
 from know_cli.meta.series import Series, load_series
 from know_cli.meta.setup import Setup
 from know_cli.meta.windows import find_trajectories
 
 
 class _PartialError(Exception):
-    """A series has not all elements of a tensor."""
+    """A series has not all elements of a tensor; the message says which."""
 
 
 def load_networks(
@@ -49,8 +49,8 @@ def load_networks(
 
     Raises:
         KnowError: a file is corrupt.
-        UsageError: there are none in one of the paths, some are runs and some forgettings, or a
-            data set is missing.
+        UsageError: there are none in one of the paths, some are runs and some forgettings, two
+            forgettings have the same number and seed, or a data set is missing.
     """
     of_runs = [path for path in paths if holds_runs(path)]
     others = [path for path in paths if path not in of_runs]
@@ -61,7 +61,15 @@ def load_networks(
     if of_runs:
         return load_runs(find_runs(of_runs), checkpoints, data_folder)
     files = [file for path in others for file in _trajectories_in(path)]
-    return load_forgettings(files, checkpoints, data_folder)
+    found = load_forgettings(files, checkpoints, data_folder)
+    names = Counter(run.name for run in found[0])
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise UsageError(
+            f"{paths[0]} …: {twice} is there more than once; give different collections another "
+            "--seed each"
+        )
+    return found
 
 
 def _trajectories_in(path: Path) -> list[Path]:
@@ -116,12 +124,11 @@ def load_forgettings(
                 f"fewer than {FEWEST_UNSEEN} samples that it has not seen (--samples leaves some)"
             )
             continue
-        # What never moves is as the first session's network had it.
-        model = build(setup.design, derived_seed(setup.seed, 0, 0))
+        model = first_network(setup)
         try:
-            states = _states(series, model.state_dict())
+            states = _states(series, model, setup)
         except _PartialError as error:
-            left_out[file] = f"{error}, which --rows-per-tensor can keep whole"
+            left_out[file] = str(error)
             continue
         name = f"{file.stem}-{setup.seed % 16**8:08x}"
         _normalise_by_batch(model.eval().requires_grad_(False))
@@ -141,8 +148,16 @@ def _setup(series: Series, file: Path) -> Setup:
         ) from error
 
 
-def _states(series: Series, first: Mapping[str, torch.Tensor]) -> list[State]:
-    """The trained tensors of every session, the most forgotten first."""
+def _states(series: Series, model: nn.Module, setup: Setup) -> list[State]:
+    """The trained tensors of every session, the most forgotten first.
+
+    What never moves is not recorded, and is as the first session's network had it.
+    """
+    first: Mapping[str, torch.Tensor] = model.state_dict()
+    if setup.start == "pretrained":
+        for name, _ in model.named_parameters():
+            if name not in series.names:
+                raise _PartialError(f"tensor {name!r}, which never moves, is not kept")
     columns = series.columns(sorted((k for k in series.indices if k >= 0), reverse=True))
     fixed = {
         name: tensor
@@ -156,7 +171,9 @@ def _states(series: Series, first: Mapping[str, torch.Tensor]) -> list[State]:
             name = series.names[number]
             rows = torch.from_numpy(series.values[kind])[numbers == number]
             if name not in first or rows.shape[0] != first[name].numel():
-                raise _PartialError(f"only a part of tensor {name!r} is kept")
+                raise _PartialError(
+                    f"only a part of tensor {name!r} is kept; --rows-per-tensor can keep it whole"
+                )
             for state, column in zip(states, columns, strict=True):
                 state[name] = rows[:, column].reshape(first[name].shape)
     return states

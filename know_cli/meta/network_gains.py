@@ -94,7 +94,9 @@ def windows_of(run: NetworkRun, checkpoints: int) -> list[Window]:
 def measure(run: NetworkRun, state: Mapping[str, Tensor]) -> Measured:
     """What a network says of the unseen samples with other weights."""
     inputs, labels = run.inputs[:_MOST], run.labels[:_MOST]
-    found = torch.cat([outputs(run, state, part) for part in torch.split(inputs, _ROWS)])
+    # Equal parts: what normalises by the batch needs several samples, and as many each time.
+    parts = torch.tensor_split(inputs, math.ceil(len(inputs) / _ROWS))
+    found = torch.cat([outputs(run, state, part) for part in parts])
     loss = float(nn.functional.cross_entropy(found, labels))
     return Measured(loss, 100 * float((found.argmax(1) == labels).float().mean()))
 

@@ -1,4 +1,4 @@
-"""Teaches the hyper-model for runs through the networks: by what they say with its weights.
+"""Teaches the hyper-model settle through the networks: by what they say with its weights.
 
 A step takes some runs and a window of each, predicts the weights, and follows the gradient of the
 logarithm of the networks' cross entropy on samples that their runs were not trained on. Running
@@ -99,7 +99,8 @@ def teach(
         torch.manual_seed(derived_seed(settings.seed, _WEIGHTS))
         model = Settle(settings.checkpoints, settings.hidden, settings.width)
     adam = torch.optim.Adam(model.parameters(), settings.learning_rate)
-    identity = json.dumps([settings.to_json(), [run.name for run in runs]], sort_keys=True)
+    taught_on = [[run.name, run.setup.to_json(), len(run.others)] for run in runs]
+    identity = json.dumps([settings.to_json(), taught_on], sort_keys=True)
     begin, told = _resume(partial, identity, model, adam)
     total = 0.0
     for step in range(begin, settings.steps):
@@ -110,12 +111,15 @@ def teach(
         generator = np.random.default_rng([settings.seed, _STEP, step])
         for number in generator.permutation(len(runs))[: settings.runs]:
             loss, gained = _loss(model, runs[number], settings, generator)
+            if not math.isfinite(float(loss.detach())):
+                raise KnowError(
+                    f"the training diverged in step {step + 1}, at {runs[number].name}; lower "
+                    "--learning-rate, or --downstream-steps"
+                )
             (loss / settings.runs).backward()  # type: ignore[no-untyped-call]
             total += gained
         nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
         adam.step()
-        if not math.isfinite(total):
-            raise KnowError(f"the training diverged in step {step + 1}; lower --learning-rate")
         if (step + 1) % every == 0 or step + 1 == settings.steps:
             taken = (step % every + 1) * min(settings.runs, len(runs))
             told.append(report(step + 1, total / taken, model))
@@ -143,7 +147,7 @@ def _loss(
         found = found / _temperature(found.detach(), run.labels[rows])
     loss = nn.functional.cross_entropy(found, run.labels[rows]).log()
     gained = float(loss.detach())
-    if settings.downstream:
+    if settings.downstream and run.others:
         after = loss_downstream(run, base, settings, generator)
         loss = loss + settings.downstream * after.log()
     if settings.distance and window.is_newest:

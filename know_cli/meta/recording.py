@@ -86,7 +86,8 @@ def unseen_samples(setup: Setup | RunSetup, data: DataSet, most: int) -> tuple[T
 
     Returns:
         Inputs ``[n, …]`` as networks take them, and labels ``[n]`` int64, renumbered from 0. The
-        samples are the part's that :class:`Task` leaves, in its order.
+        samples are the part's that :class:`Task` leaves, in its order, but for those that a common
+        start was pretrained on.
     """
     generator = np.random.default_rng([setup.seed, _POOL])
     part = meta_part(data)
@@ -95,7 +96,9 @@ def unseen_samples(setup: Setup | RunSetup, data: DataSet, most: int) -> tuple[T
     labels = numbers[part.labels]
     rows = torch.nonzero(labels >= 0)[:, 0]
     order = torch.from_numpy(generator.permutation(len(rows)))
-    chosen = rows[order[setup.largest :][:most]]
+    is_pretrained = isinstance(setup, Setup) and setup.start == "pretrained"
+    used = setup.largest + (_START_SAMPLES if is_pretrained else 0)
+    chosen = rows[order[used:][:most]]
     inputs = part.inputs[chosen]
     if data.kind == "image":
         inputs = standardise(inputs, data.mean, data.deviation)
@@ -158,6 +161,13 @@ def record_trajectory(
 def _check_learned(share: float, classes: int) -> None:
     if not share > min(_LEARNED / classes, 1.0):
         raise NotUsableError(f"session 0 learned nothing (train accuracy {share:.3f})")
+
+
+def first_network(setup: Setup) -> nn.Module:
+    """The network of a trajectory as its first session finds it, but for a pretrained start."""
+    if setup.start is None:
+        return build(setup.design, derived_seed(setup.seed, 0, 0))
+    return build(setup.design, derived_seed(setup.seed, _START))
 
 
 def _common_start(setup: Setup, task: Task) -> Mapping[str, Tensor]:

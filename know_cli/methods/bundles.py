@@ -42,15 +42,18 @@ def default_method(kind: TrajectoryKind | None, weights: str | None = None) -> s
 
 
 def method_of_bundle(weights: str) -> Method:
-    """The method that reads the bundle of this name or path.
+    """The method that reads the bundle, or the family of bundles, of this name or path.
 
     That is the one whose hyper-model the manifest names, and KNOWN where it names none or there is
     nothing to read: whether the bundle can be used is for :func:`open_bundle` to say.
     """
     if not is_path(weights):
         return find_method(DEFAULT_METHOD)
+    manifest = Path(weights) / MANIFEST
+    if not manifest.exists():
+        manifest = min(Path(weights).glob(f"*/{MANIFEST}"), default=manifest)
     try:
-        model = parse_json(read_bytes(Path(weights) / MANIFEST, MAX_BYTES)).get("model")
+        model = parse_json(read_bytes(manifest, MAX_BYTES)).get("model")
     except (OSError, BadJsonError, AttributeError):
         model = None
     named = [method for method in METHODS if method.reads_bundle and method.hyper_model == model]
@@ -92,7 +95,26 @@ def open_bundle(method: Method, weights: str | None, checkpoints: int) -> HyperM
     """
     if method.hyper_model is None:
         return None
-    path = _shipped(method).find_bundle(weights, checkpoints)
+    return load_bundle(method, find_bundle(method, weights, checkpoints))
+
+
+def find_bundle(method: Method, weights: str | None, checkpoints: int) -> Path:
+    """The folder of the bundle that a method with a hyper-model would open.
+
+    Raises:
+        UsageError: there is no bundle of that name.
+        CheckpointError: there is none for that number of checkpoints.
+    """
+    path: Path = _shipped(method).find_bundle(weights, checkpoints)
+    return path
+
+
+def load_bundle(method: Method, path: Path) -> HyperModelBundle:
+    """Load a bundle of a method's hyper-model.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     bundle: HyperModelBundle = _bundles(method).load_bundle(path)
     return bundle
 
@@ -115,10 +137,10 @@ def bundle_with_digest(
     if weights is None:
         paths = [sizes[checkpoints] for sizes in shipped.shipped().values() if checkpoints in sizes]
     else:
-        paths = [shipped.find_bundle(weights, checkpoints)]
-    load = _bundles(method).load_bundle
+        paths = [find_bundle(method, weights, checkpoints)]
+    found = (path for path in paths if load_bundle(method, path).digest == digest)
     # Absolute, since a path has to look like one to be taken for one.
-    return next((str(path.absolute()) for path in paths if load(path).digest == digest), None)
+    return next((str(path.absolute()) for path in found), None)
 
 
 def _shipped(method: Method) -> Any:

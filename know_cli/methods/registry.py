@@ -236,9 +236,10 @@ def check_suited(
             )
     elif bundle.trajectory is not kind:
         other = bundle.trajectory
+        name = "KNOWN" if method.hyper_model == _KNOWN else "hyper-model"
         elsewhere = "" if method.name == DEFAULT_METHODS[kind] else f", or {remedy}"
         raise CheckpointError(
-            f"{bundle.source}: this KNOWN was taught on {other.plural}, and these checkpoints are "
+            f"{bundle.source}: this {name} was taught on {other.plural}, and these checkpoints are "
             f"of {kind.text}; name another with --weights{elsewhere}, or say --trajectory "
             f"{other.value} if that is what they are of"
         )

@@ -244,6 +244,21 @@ def test_collects_and_goes_on(
     assert not list(tmp_path.glob("found/.partial*"))
     files = find_trajectories([tmp_path / "found"])
     assert len({load_series(file).identity for file in files}) == 2
+    other = [*arguments, "--regime", "common-start", "--trajectories", "3"]
+    done = know(*other, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "00000.safetensors: was collected with other options; give those" in done.stderr
+
+
+def test_what_was_being_recorded_with_other_options_is_not_gone_on_with(tmp_path: Path) -> None:
+    setup = draw_setup(3, {"digits": SETS["digits"]}, ["mlp"])
+    folder = tmp_path / ".partial-00000"
+    collecting._forget_another(folder, setup)
+    (folder / "ckpt0.safetensors").write_bytes(b"kept")
+    collecting._forget_another(folder, setup)
+    assert (folder / "ckpt0.safetensors").read_bytes() == b"kept"
+    collecting._forget_another(folder, replace(setup, batch_size=setup.batch_size + 1))
+    assert [path.name for path in folder.iterdir()] == ["setup.json"]
 
 
 @pytest.mark.slow

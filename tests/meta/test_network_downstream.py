@@ -97,7 +97,7 @@ def test_other_tasks_are_of_other_data_sets_in_the_form_that_a_network_takes(
     assert (tuple(task.inputs.shape[1:]), task.classes) == ((3, 8, 8), 4)
     assert torch.equal(task.inputs[:, 0], task.inputs[:, 2])
     for alone in (networks[:2], networks[2:]):
-        with pytest.raises(UsageError, match="--downstream: there is no other task for"):
+        with pytest.raises(UsageError, match="--downstream: of the data sets .* none is another"):
             with_other_tasks(alone, None)
 
 

@@ -184,7 +184,7 @@ def test_runs_are_split_by_their_names(runs: list[NetworkRun]) -> None:
     assert len(split.training) + len(split.held_out.get("runs", [])) == 3
     fewer = split_runs(runs[1:], 0.5, 3, ["cnn"])
     assert {run.name for run in fewer.training} <= {run.name for run in split.training}
-    with pytest.raises(UsageError, match="cannot hold out architecture 'vit': the runs have cnn"):
+    with pytest.raises(UsageError, match="cannot hold out architecture 'vit': there are cnn"):
         split_runs(runs, 0.5, 0, ["vit"])
     with pytest.raises(UsageError, match="4 runs cannot be split with a share of 0 held out"):
         split_runs(runs, 0.0, 0)
@@ -292,6 +292,9 @@ def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path:
     assert set(left_out.values()) == {"fewer than 6 checkpoints"}
     with pytest.raises(UsageError, match="no runs are left to learn from"):
         teach([], SETTINGS)
+    with pytest.raises(KnowError, match="diverged in step 1, at .*; lower --learning-rate"):
+        spoilt = next(iter(load_runs(find_runs([folder]), 3, None)[0]))
+        teach([replace(spoilt, inputs=spoilt.inputs * math.nan)], SETTINGS)
     broken = tmp_path / "runs" / "00000"
     broken.mkdir(parents=True)
     (broken / "run.json").write_text("{}")

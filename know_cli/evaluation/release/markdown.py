@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from know_cli.evaluation.anchors import NAIVE
+from know_cli.evaluation.anchors import NAIVE, SCRATCH
 from know_cli.evaluation.release.results import (
     OWN_RATE,
     Standing,
@@ -17,7 +17,7 @@ from know_cli.evaluation.release.results import (
     at_tuned_rate,
     paired,
 )
-from know_cli.evaluation.release.task import RE_ESTIMATED, STORED
+from know_cli.evaluation.release.task import RE_ESTIMATED, STORED, TRAINED
 from know_cli.evaluation.runs.wording import difference_text, digits
 from know_cli.evaluation.statistics import Estimate, mean_estimate
 from know_cli.lab.data import AFFINE, UNCHANGED
@@ -313,6 +313,9 @@ def _present(values: Sequence[float | None]) -> list[float]:
 
 
 def _is_predicted(name: str) -> bool:
-    """Whether a start is a bundle's prediction: its name ends with the factor of the data."""
+    """Whether a start is a bundle's prediction: it has the factor of the data, or no known name."""
     stem, _, factor = name.rpartition("-x")
-    return bool(stem) and factor.isdecimal()
+    if stem and factor.isdecimal():
+        return True
+    known = name in (*TRAINED, SCRATCH, "average") or name.startswith("shrink-")
+    return not known and not name.endswith((f"-{STORED}", f"-{RE_ESTIMATED}"))
