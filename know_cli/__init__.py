@@ -18,7 +18,7 @@ The packages, from the top of the data flow down; each imports only from those b
 ``prediction``        the main flow: from paths and options to a written checkpoint, and back
 ``methods``           predictors behind one signature: windows in, predicted values out
 ``known``             KNOWN: the readable module, its kernels, bundles on disk
-``settle``            the hyper-model for ordinary runs: its module, bundles on disk
+``settle``            a hyper-model that is an average: its module, bundles on disk
 ``engine``            plan, read, compute, write; knows predictors, and no hyper-model
 ``ranks``             the processes that work on one output together
 ``kinds``             which tensor is conv, fc, bias or copied (and ``normalisation``)

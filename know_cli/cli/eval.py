@@ -132,7 +132,7 @@ def evaluate(
         typer.Option(
             metavar="NAME=PATH",
             show_default=False,
-            help="Also evaluate this KNOWN bundle under this name; repeatable.",
+            help="Also evaluate this bundle under this name; repeatable.",
         ),
     ] = None,
     seeds: Annotated[

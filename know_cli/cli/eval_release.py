@@ -71,7 +71,7 @@ def evaluate_release(
         folder: for the results, and in ``work`` everything that is trained.
         tasks: names or patterns; none for all.
         methods: labels of starts or patterns; none for all.
-        bundles: paths of further KNOWN bundles, by name.
+        bundles: paths of further bundles, by name.
         shares: of the downstream examples, in per cent; none for all.
         seeds: their number; None for the suite's.
         suite: its name.

@@ -48,7 +48,8 @@ def train(
         list[Path],
         typer.Argument(
             metavar="TRAJECTORIES...",
-            help="Folders that 'know forget' or 'know collect' wrote, or folders of such folders.",
+            help="Folders that 'know forget' or 'know collect' wrote, or folders of such folders; "
+            "with --objective network those of 'know collect'.",
         ),
     ],
     objective: Annotated[
@@ -186,7 +187,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where the runs' data sets are.",
+            help="Where the data sets' files are, FOLDER/NAME each.",
             rich_help_panel=_NETWORK,
         ),
     ] = None,
@@ -199,14 +200,17 @@ def train(
         ),
     ] = 200,
     runs_per_step: Annotated[
-        int, typer.Option(min=1, help="Runs that a step learns from.", rich_help_panel=_NETWORK)
+        int,
+        typer.Option(
+            min=1, help="Runs or forgettings that a step learns from.", rich_help_panel=_NETWORK
+        ),
     ] = 8,
     hidden: Annotated[
         int,
         typer.Option(
             min=1,
             max=1024,
-            help="Width of the part that reads how a run went.",
+            help="Width of the part that reads how it went.",
             rich_help_panel=_NETWORK,
         ),
     ] = 16,

@@ -136,7 +136,7 @@ class Progress:
     gains: dict[str, Gains]
 
     def to_json(self) -> dict[str, Any]:
-        """The step with its loss and, by group, the gain in points and nats over ``last``."""
+        """The step with its loss and, by group, the gain over the newest checkpoint."""
         found: dict[str, Any] = {"step": self.step, "loss": round(self.loss, 5)}
         for group, table in self.gains.items():
             stored = table.to_json()

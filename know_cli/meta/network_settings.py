@@ -1,4 +1,4 @@
-"""How the hyper-model for runs is taught; imports no torch, so that the command line may."""
+"""How the hyper-model settle is taught; imports no torch, so that the command line may."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """How the hyper-model for runs is taught.
+    """How the hyper-model settle is taught.
 
     Attributes:
         checkpoints: S.

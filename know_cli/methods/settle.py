@@ -1,4 +1,4 @@
-"""The hyper-model for runs: an average whose coefficients follow from how the run went.
+"""The hyper-model settle: an average whose coefficients follow from how the checkpoints went.
 
 Each tensor has its own coefficients, which sum to 1; they depend on how it and the whole run moved
 from checkpoint to checkpoint (:mod:`know_cli.settle.course`). A bundle with a width adds a

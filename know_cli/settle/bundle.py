@@ -148,11 +148,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     except (OSError, BadJsonError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: is not the manifest of a hyper-model for runs ({error!r})"
+            f"{path}: is not the manifest of a hyper-model settle ({error!r})"
         ) from error
     if not fine:
         raise CheckpointError(
-            f"{path}: is not a manifest of format {FORMAT} of a hyper-model for runs; it needs "
+            f"{path}: is not a manifest of format {FORMAT} of a hyper-model settle; it needs "
             f"format, model ({MODEL}), checkpoints ({FEWEST} to {MAX_CHECKPOINTS}), hidden, width, "
             "trajectory and digest"
         )

@@ -1,4 +1,4 @@
-"""What the hyper-model for runs reads of a tensor, and of a whole run: a few plain numbers."""
+"""What the hyper-model settle reads of a tensor, and of a whole run: a few plain numbers."""
 
 from __future__ import annotations
 

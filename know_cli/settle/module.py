@@ -1,4 +1,6 @@
-"""The hyper-model for runs: coefficients that depend on how the run went, and a correction.
+"""The hyper-model settle: coefficients that depend on how a run went, and a correction.
+
+What is said of runs goes for forgettings, the newest checkpoint of which is Θ0.
 
 For a tensor with the window w_0 … w_(S−1), oldest first, and the numbers ``a`` that say how it and
 the whole run went (:mod:`know_cli.settle.course`):

@@ -1,4 +1,4 @@
-"""Where bundles of the hyper-model for runs are: those given by a path, and those shipped.
+"""Where bundles of the hyper-model settle are: those given by a path, and those shipped.
 
 A family is a folder of bundles for different numbers of checkpoints, ``window-5`` and so on.
 Nothing is read here but the names of files, so that a wrong name is known before torch is imported.
@@ -54,7 +54,7 @@ def _family(weights: str) -> dict[int, Path]:
         sizes = shipped().get(weights, {})
     if not sizes:
         raise UsageError(
-            f"--weights {weights}: neither a folder with a hyper-model for runs ({MANIFEST}) nor a "
+            f"--weights {weights}: neither a folder with a hyper-model settle ({MANIFEST}) nor a "
             f"shipped one ({', '.join(shipped()) or 'none'}); train one with 'know train "
             "--objective network', or take --method average"
         )

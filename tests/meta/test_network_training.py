@@ -286,7 +286,7 @@ def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path:
     assert found.returncode == 2
     assert "--objective network: measures one bundle" in one_line(found.stderr)
     found = know("train", folder, *network, tmp_path)
-    assert "manifest.json: is not the manifest of a hyper-model for runs" in one_line(found.stderr)
+    assert "manifest.json: is not the manifest of a hyper-model settle" in one_line(found.stderr)
     runs, left_out = load_runs(find_runs([folder]), 6, None)
     assert not runs
     assert set(left_out.values()) == {"fewer than 6 checkpoints"}

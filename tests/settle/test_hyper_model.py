@@ -238,8 +238,8 @@ def _spoil(folder: Path, what: str) -> None:
         ("shape", r"settle.safetensors: tensor 'gate.weight' is \(2, 2\), the manifest wants"),
         ("finite", "tensor 'gate.weight' is not finite"),
         ("other", "weights and manifest.json do not belong together"),
-        ("model", "is not a manifest of format 1 of a hyper-model for runs"),
-        ("json", "is not the manifest of a hyper-model for runs"),
+        ("model", "is not a manifest of format 1 of a hyper-model settle"),
+        ("json", "is not the manifest of a hyper-model settle"),
     ],
 )
 def test_a_damaged_bundle_is_refused(what: str, message: str, tmp_path: Path) -> None:
@@ -266,5 +266,5 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
             paths, request.output, str(bundle), method="settle",
             trajectory=TrajectoryKind.BRANCHES,
         )  # fmt: skip
-    with pytest.raises(KnowError, match="nowhere: neither a folder with a hyper-model for runs"):
+    with pytest.raises(KnowError, match="nowhere: neither a folder with a hyper-model settle"):
         Request(paths, request.output, "nowhere", method="settle")

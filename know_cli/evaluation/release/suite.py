@@ -24,7 +24,7 @@ class ReleaseRequest(Trials):
     Attributes:
         shares: of the downstream examples, in per cent.
         methods: labels of starts or patterns of them; none for all.
-        bundles: paths of further KNOWN bundles, by name.
+        bundles: paths of further bundles, by name.
         first: checkpoint of a Θ0 that is trained already; None trains it.
     """
 
