@@ -324,6 +324,24 @@ def test_starts_are_what_their_names_say(tmp_path: Path) -> None:
         )
 
 
+def test_fewer_checkpoints_are_read_by_the_hyper_model_for_so_many(tmp_path: Path) -> None:
+    task = tiny(fewer=(2, 4), steps=(1, 2))
+    every = {arm.label: arm for arm in task.arms({})}
+    fewer = [label for label in every if "-s" in label and label.startswith("retro")]
+    assert [*fewer][-4:] == [f"retrodiction-s{s}-x{x}" for s in (2, 4) for x in (2, 4)]
+    assert not any("-s2-" in arm.label for arm in tiny().arms({}))
+    assert RELEASE_TASKS["release-cifar100-cifar10-resnet18"].fewer == (2, 3, 4)
+    trial = ReleaseTrial(task, 0, tmp_path, None)
+    paths = trial.checkpoints()
+    variant = Variant("retrodiction", {"weights": "retrodiction"})
+    for count in (2, 4, 5):
+        wanted = predict(variant, paths[:count], NormMode.COPY, 2, 0.5)
+        for step, factor in ((1, 2), (2, 4)):
+            stem = "retrodiction" if count == 5 else f"retrodiction-s{count}"
+            found = trial.start(every[f"{stem}-x{factor}"]).state_dict()
+            assert torch.equal(found["conv1.weight"], wanted[step]["conv1.weight"])
+
+
 def test_averages_are_of_normalisation_layers_too(tmp_path: Path) -> None:
     task = tiny("release-cifar10-pyramid")
     save_bundle(SettleBundle.of(Settle(5), {}, TrajectoryKind.FORGETTING), tmp_path / "settle")

@@ -79,6 +79,7 @@ _RESNET18 = ReleaseTask(
     uses_all=True,
     augmentation=AFFINE,
     steps=(1, 2, 3),
+    fewer=(2, 3, 4),
 )
 _CLASSES = "five classes of CIFAR-10 at 16×16 to the other five"
 #: Tasks of the release regime by name.

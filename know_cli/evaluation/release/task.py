@@ -23,8 +23,9 @@ OF_MORE_DATA = (MORE_DATA, HINDSIGHT)
 SHRUNK = (0.9, 0.7, 0.5, 0.4)
 #: Steps of each prediction that are measured, unless a task has others.
 STEPS = (1, 3)
-#: The shipped families of KNOWN.
-SHIPPED = ("continuation", "retrodiction")
+#: The shipped families of KNOWN, and the one that stands for the paper's.
+RETRODICTION = "retrodiction"
+SHIPPED = ("continuation", RETRODICTION)
 #: Whole BatchNorm layers: as a new network has them; as the start has them; as the start has them,
 #: with running statistics measured on the pre-training's examples.
 FRESH, STORED, RE_ESTIMATED = "fresh", "stored", "re-estimated"
@@ -41,12 +42,14 @@ class Arm:
         variant: the method that predicts it; None if it is trained or has fresh weights.
         step: of the prediction.
         norm: treatment of BatchNorm layers.
+        sessions: number of checkpoints that the prediction reads, Θ0 first.
     """
 
     name: str
     variant: Variant | None = None
     step: int = 1
     norm: str = FRESH
+    sessions: int = SESSIONS
 
     @property
     def label(self) -> str:
@@ -67,6 +70,7 @@ class ReleaseTask:
         augmentation: of all images that are trained on, by name; empty for shifts and flips in the
             fine-tuning alone.
         steps: of each prediction that are measured.
+        fewer: other numbers S of checkpoints that the paper's KNOWN is measured with.
         validation: number of examples for the choice of the rate.
     """
 
@@ -76,6 +80,7 @@ class ReleaseTask:
     uses_all: bool = False
     augmentation: str = ""
     steps: tuple[int, ...] = STEPS
+    fewer: tuple[int, ...] = ()
     validation: int = VALIDATION
 
     @property
@@ -129,7 +134,14 @@ class ReleaseTask:
         others = [
             replace(by_name[name], norm=norm) for name in treated for norm in (STORED, RE_ESTIMATED)
         ]
-        return main + others
+        return main + others + list(self._of_fewer())
+
+    def _of_fewer(self) -> Iterator[Arm]:
+        variant = Variant(RETRODICTION, {"weights": RETRODICTION})
+        for sessions in self.fewer:
+            for step in self.steps:
+                name = self._label(f"{RETRODICTION}-s{sessions}", step)
+                yield Arm(name, variant, step, sessions=sessions)
 
     def _of_steps(self, variant: Variant) -> Iterator[Arm]:
         if not variant.steps:

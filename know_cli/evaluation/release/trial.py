@@ -93,7 +93,7 @@ class ReleaseTrial:
         )  # fmt: skip
         self.folder = folder / task.name / f"release-{seed:04d}-{key}"
         self.computed = 0
-        self._predicted: dict[str, Predicted] = {}
+        self._predicted: dict[tuple[str, int], Predicted] = {}
 
     @one_thread()
     def run(self, arms: Sequence[Arm], shares: Sequence[int]) -> None:
@@ -216,23 +216,23 @@ class ReleaseTrial:
 
     def _prediction(self, arm: Arm) -> Predicted:
         assert arm.variant is not None
-        label = arm.variant.label
-        if label not in self._predicted:
+        prediction = arm.variant.label, arm.sessions
+        if prediction not in self._predicted:
             keys = self._trained()["keys"]
-            checkpoints = {str(k): {"key": keys[f"ckpt{k}"]} for k in range(SESSIONS)}
+            checkpoints = {str(k): {"key": keys[f"ckpt{k}"]} for k in range(arm.sessions)}
             # Averages are of normalisation layers, too; for all else BatchNorm is as Θ0 has it,
             # which other treatments of it begin with.
             is_average = method_of(arm.variant).norm is NormMode.AVERAGE
-            self._predicted[label] = Predicted(
+            self._predicted[prediction] = Predicted(
                 self,
                 arm.variant,
                 NormMode.AVERAGE if is_average else NormMode.COPY,
-                SESSIONS,
+                arm.sessions,
                 max(self.task.steps),
                 checkpoints,
                 self.task.rate,
             )
-        return self._predicted[label]
+        return self._predicted[prediction]
 
     def _weights_key(self, arm: Arm, compute: bool = True) -> str | None:
         """A hash of a start's weights; None if it is not known and is not to be computed."""
