@@ -703,7 +703,7 @@ def committed() -> dict[str, tuple[dict[str, Any], stats.Comparison]]:
     }
 
 
-@pytest.mark.parametrize("name", ["downstream", "norms", "sessions"])
+@pytest.mark.parametrize("name", ["downstream", "norms", "sessions", "scale"])
 def test_the_committed_tables_are_those_of_the_committed_results(name: str) -> None:
     path = COMMITTED.parent / f"{name}.json"
     found = json.loads(path.read_text(encoding="utf-8"))
