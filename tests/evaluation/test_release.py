@@ -249,6 +249,7 @@ def test_a_decayed_continuation_goes_less_far_than_one_at_the_same_rate() -> Non
     assert 0 < distance("longer-decayed") < distance("longer")
 
 
+@pytest.mark.usefixtures("_few_rates")
 def test_hindsight_fits_what_is_not_in_the_first_data(tmp_path: Path) -> None:
     task = tiny()
     trial = ReleaseTrial(task, 3, tmp_path, None)
