@@ -155,6 +155,31 @@ class Window:
         return found
 
 
+class Unseen:
+    """Samples that trajectories have not seen; each data set is read once.
+
+    Args:
+        data_folder: where the data sets' files are.
+    """
+
+    def __init__(self, data_folder: Path | None) -> None:
+        self._folder = data_folder
+        self._data: dict[tuple[str, int | None], DataSet] = {}
+
+    def of(self, setup: RunSetup | Setup) -> tuple[Tensor, Tensor]:
+        """At most :data:`MOST_UNSEEN` inputs as the network takes them, and their labels.
+
+        Raises:
+            UsageError: the data set is missing.
+        """
+        wanted = setup.design.inputs
+        side = wanted.side if wanted.kind == "image" else None
+        key = setup.data_set, side
+        if key not in self._data:
+            self._data[key] = reduced(load(setup.data_set, self._folder), side)
+        return unseen_samples(setup, self._data[key], MOST_UNSEEN)
+
+
 def find_runs(paths: Sequence[Path]) -> list[Path]:
     """Folders of runs: those given, and those in the folders given, sorted by name.
 
@@ -197,7 +222,7 @@ def load_runs(
         KnowError: a file is corrupt.
         UsageError: a data set is missing.
     """
-    data: dict[tuple[str, int | None], DataSet] = {}
+    unseen = Unseen(data_folder)
     runs, left_out = [], {}
     for folder in folders:
         setup = _setup(folder / RUN_RECORD)
@@ -207,11 +232,7 @@ def load_runs(
         if not (folder / annealed_file(ANNEALED)).exists():
             left_out[folder] = f"no {annealed_file(ANNEALED)}"
             continue
-        wanted = setup.design.inputs
-        side = wanted.side if wanted.kind == "image" else None
-        if (setup.data_set, side) not in data:
-            data[setup.data_set, side] = reduced(load(setup.data_set, data_folder), side)
-        inputs, labels = unseen_samples(setup, data[setup.data_set, side], MOST_UNSEEN)
+        inputs, labels = unseen.of(setup)
         if len(labels) < FEWEST_UNSEEN:
             left_out[folder] = f"fewer than {FEWEST_UNSEEN} samples that it has not seen"
             continue

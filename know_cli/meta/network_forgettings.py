@@ -12,19 +12,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.kinds import PREDICTED_KINDS
-from know_cli.lab.data import DataSet, load
-from know_cli.lab.data.samples import reduced
 from know_cli.lab.zoo import Design
 from know_cli.meta.network_data import (
     FEWEST_UNSEEN,
-    MOST_UNSEEN,
     NetworkRun,
     State,
+    Unseen,
     find_runs,
     holds_runs,
     load_runs,
 )
-from know_cli.meta.recording import first_network, unseen_samples
+from know_cli.meta.recording import first_network
 from know_cli.meta.series import Series, load_series
 from know_cli.meta.setup import Setup
 from know_cli.meta.windows import find_trajectories
@@ -102,7 +100,7 @@ def load_forgettings(
         CheckpointError: a file is corrupt.
         UsageError: a data set is missing, or a forgetting was recorded by somebody else.
     """
-    data: dict[tuple[str, int | None], DataSet] = {}
+    unseen = Unseen(data_folder)
     found, left_out = [], {}
     for file in files:
         if file.is_dir():
@@ -114,11 +112,7 @@ def load_forgettings(
         if setup.sessions < checkpoints:
             left_out[file] = f"fewer than {checkpoints} sessions"
             continue
-        wanted = setup.design.inputs
-        side = wanted.side if wanted.kind == "image" else None
-        if (setup.data_set, side) not in data:
-            data[setup.data_set, side] = reduced(load(setup.data_set, data_folder), side)
-        inputs, labels = unseen_samples(setup, data[setup.data_set, side], MOST_UNSEEN)
+        inputs, labels = unseen.of(setup)
         if len(labels) < FEWEST_UNSEEN:
             left_out[file] = (
                 f"fewer than {FEWEST_UNSEEN} samples that it has not seen (--samples leaves some)"
