@@ -45,7 +45,7 @@ class OtherTask:
     """Samples of another data set as a network takes them.
 
     Attributes:
-        inputs: ``[n, …]``, standardised.
+        inputs: ``[n, …]``, standardised, then grey where channels are missing.
         labels: ``[n]`` int64.
         classes: their number.
     """

@@ -57,7 +57,8 @@ def with_other_tasks(runs: Sequence[NetworkRun], data_folder: Path | None) -> li
             if name == run.setup.data_set:
                 continue
             if (name, inputs) not in tasks:
-                data.setdefault(name, load(name, data_folder))
+                if name not in data:
+                    data[name] = load(name, data_folder)
                 tasks[name, inputs] = _task(data[name], inputs)
             task = tasks[name, inputs]
             others += [] if task is None else [task]
