@@ -31,7 +31,7 @@ EPILOG = "\n\n".join(
         "Examples:",
         "know bench",
         "know bench --threads 1 --json bench.json --table bench.md",
-        "know bench --device cuda --rows 10000000",
+        "know bench --device cuda",
         "know bench --sizes 1e5,1e6,1e7,1e8,1e9 --folder /fast/disk",
         "know bench --sizes 0 --averages 2e8",
     )
@@ -86,6 +86,15 @@ def bench(
             "is also measured alone.",
         ),
     ] = "cpu",
+    device_rows: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1_000,
+            max=10**8,
+            help="Parameters to measure a device alone on; few do not fill one.",
+        ),
+    ] = 10_000_000,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -166,8 +175,8 @@ def bench(
             stages = measure_stages(temporary, rows, rounds, workers)
     on_device = {}
     if of_device.type != "cpu":
-        talk.notice(f"{of_device}: {rounds} rounds of {rows:,} parameters")
-        on_device = {str(of_device): measure_device(bundle, of_device, rows, rounds)}
+        talk.notice(f"{of_device}: {rounds} rounds of {device_rows:,} parameters")
+        on_device = {str(of_device): measure_device(bundle, of_device, device_rows, rounds)}
     runs = []
     for size in wanted:
         talk.notice(f"predictions of {size:,} parameters")
@@ -192,6 +201,8 @@ def bench(
                     f"{(error.stderr.strip().splitlines() or ['it said nothing'])[-1]}"
                 ) from error
     settings = {"checkpoints": _CHECKPOINTS, "rows": rows, "rounds": rounds, "threads": workers}
+    if on_device:
+        settings["device_rows"] = device_rows
     results = to_json(kernels, on_device, runs, settings, by_threads, stages, means)
     for section in sections(results):
         talk.show(*_shown(section))

@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.cli.eval_options import (
+    from_option,
+    join_option,
+    parse_seeds,
+    seeds_option,
+    shard_option,
+)
 from know_cli.cli.options import (
     data_folder_option,
     force_option,
@@ -135,12 +142,7 @@ def evaluate(
             help="Also evaluate this bundle under this name; repeatable.",
         ),
     ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, max=1000, show_default="the suite's", help="Number of seeds."
-        ),
-    ] = None,
+    seeds: Annotated[str | None, seeds_option()] = None,
     steps: Annotated[
         int, typer.Option(metavar="N", min=1, max=8, help="The most steps to predict.")
     ] = 3,
@@ -196,25 +198,9 @@ def evaluate(
             "trained in one is not mixed with the other."
         ),
     ] = Precision.FLOAT32,
-    first: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            metavar="CKPT",
-            show_default=False,
-            help="Of the release regime: a model that is trained already, such as a public one, as "
-            "Θ0; a .safetensors file or a folder of them.",
-        ),
-    ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(
-            metavar="I/N",
-            show_default="all",
-            help="Run every N-th trial, from the I-th on, for N machines or array jobs that share "
-            "FOLDER. When all are done, the same command without it collects what they found.",
-        ),
-    ] = "1/1",
+    first: Annotated[Path | None, from_option()] = None,
+    shard: Annotated[str, shard_option()] = "1/1",
+    join: Annotated[list[Path] | None, join_option()] = None,
     data_folder: Annotated[Path | None, data_folder_option()] = None,
     keep: Annotated[
         bool,
@@ -270,6 +256,7 @@ def evaluate(
 
     talk = Output(quiet, aside=takes_stdout(table))
     part = parse_shard(shard)
+    wanted_seeds = None if seeds is None else parse_seeds(seeds)
     if part[1] > 1 and table is not None:
         raise UsageError("--table: a shard has only some of the results; leave it out, or --shard")
     bundles = parse_named(bundle or [], "--bundle", "PATH")
@@ -287,6 +274,12 @@ def evaluate(
         raise UsageError("-o/--output is missing: name a folder for the results")
     if not output.parent.is_dir():
         raise missing_folder(output.parent)
+    if join:
+        from know_cli.cli.eval_join import check_join, join_results
+
+        check_join(context)
+        join_results(talk, output, join, table, force=force)
+        return
     if trajectory is not TrajectoryKind.FORGETTING:
         from know_cli.cli.eval_branches import evaluate_branches
         from know_cli.cli.eval_runs import check, evaluate_runs
@@ -295,7 +288,7 @@ def evaluate(
         common: dict[str, Any] = {
             "folder": output,
             "tasks": task or [],
-            "seeds": seeds,
+            "seeds": wanted_seeds,
             "suite": suite.value,
             "length": length,
             "data_folder": data_folder,
@@ -325,7 +318,7 @@ def evaluate(
             methods=method or [],
             bundles=bundles,
             shares=share or [],
-            seeds=seeds,
+            seeds=wanted_seeds,
             suite=suite.value,
             data_folder=data_folder,
             processes=processes or usual_processes(device),
@@ -366,10 +359,12 @@ def evaluate(
             raise UsageError(f"--bundle {name}=…: is already the name of a method")
     variants += [of_bundle(name, path) for name, path in bundles.items()]
     norms = dict.fromkeys(norm or [NormMode.RESCALE])
+    chosen_seeds = wanted_seeds or range(running.SUITES[suite.value])
     request = running.Request(
         folder=output,
         tasks=find_tasks(task or []),
-        seeds=seeds or running.SUITES[suite.value],
+        seeds=len(chosen_seeds),
+        first_seed=chosen_seeds.start,
         wanted=Wanted(
             variants=tuple(variants),
             steps=steps,

@@ -22,7 +22,7 @@ def evaluate_branches(
     *,
     folder: Path,
     tasks: list[str],
-    seeds: int | None,
+    seeds: range | None,
     suite: str,
     length: float,
     data_folder: Path | None,
@@ -40,7 +40,7 @@ def evaluate_branches(
         talk: to the user.
         folder: for the results, and in ``work`` what each trial found.
         tasks: names or patterns; none for all.
-        seeds: their number; None for the suite's.
+        seeds: to run; None for the suite's.
         suite: its name.
         length: of the runs, as a multiple of each task's own.
         data_folder: where the data sets' files are.
@@ -70,10 +70,12 @@ def evaluate_branches(
     not_run = running.not_here(asked, data_folder)
     for name, reason in not_run.items():
         talk.notice(f"{name}: not run here, {reason}")
+    wanted = seeds or range(SUITES[suite])
     request = running.BranchRequest(
         folder=folder,
         tasks=[task for task in asked if task.name not in not_run],
-        seeds=seeds or SUITES[suite],
+        seeds=len(wanted),
+        first_seed=wanted.start,
         length=length,
         data_folder=data_folder,
         processes=processes,

@@ -50,7 +50,7 @@ def evaluate_release(
     methods: list[str],
     bundles: Mapping[str, str],
     shares: Sequence[int],
-    seeds: int | None,
+    seeds: range | None,
     suite: str,
     data_folder: Path | None,
     processes: int,
@@ -73,7 +73,7 @@ def evaluate_release(
         methods: labels of starts or patterns; none for all.
         bundles: paths of further bundles, by name.
         shares: of the downstream examples, in per cent; none for all.
-        seeds: their number; None for the suite's.
+        seeds: to run; None for the suite's.
         suite: its name.
         data_folder: where the data sets' files are.
         processes: trials at the same time.
@@ -117,10 +117,12 @@ def evaluate_release(
     not_run = running.not_here(asked, data_folder)
     for name, reason in not_run.items():
         talk.notice(f"{name}: not run here, {reason}")
+    wanted = seeds or range(SUITES[suite])
     request = running.ReleaseRequest(
         folder=folder,
         tasks=[task for task in asked if task.name not in not_run],
-        seeds=seeds or SUITES[suite],
+        seeds=len(wanted),
+        first_seed=wanted.start,
         shares=tuple(shares or SHARES),
         methods=tuple(methods),
         bundles=bundles,
@@ -156,11 +158,11 @@ def evaluate_release(
         return
     content = to_json(request, found, not_run)
     publish(
-        talk, content, path, to_markdown, _task_table, table, replaces=replaces, force=force
+        talk, content, path, to_markdown, task_table, table, replaces=replaces, force=force
     )  # fmt: skip
 
 
-def _task_table(task: Mapping[str, Any]) -> Table:
+def task_table(task: Mapping[str, Any]) -> Table:
     """Every start of each condition: accuracy and difference from Θ0, at both rates."""
     from know_cli.cli.tables import new_table
     from know_cli.evaluation.release.results import at_own_rate, at_tuned_rate

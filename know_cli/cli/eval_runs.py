@@ -51,7 +51,7 @@ def evaluate_runs(
     *,
     folder: Path,
     tasks: list[str],
-    seeds: int | None,
+    seeds: range | None,
     suite: str,
     measures: Sequence[RunMeasure],
     length: float,
@@ -70,7 +70,7 @@ def evaluate_runs(
         talk: to the user.
         folder: for the results, and in ``work`` everything that is trained.
         tasks: names or patterns; none for all but the large ones.
-        seeds: their number; None for the suite's.
+        seeds: to run; None for the suite's.
         suite: its name.
         measures: what to measure.
         length: of the runs, as a multiple of each task's own.
@@ -99,10 +99,12 @@ def evaluate_runs(
     from know_cli.evaluation.tasks import find_tasks
 
     replaces = is_own_result(folder / RESULTS)
+    wanted = seeds or range(running.SUITES[suite])
     request = running.Request(
         folder=folder,
         tasks=find_tasks(tasks),
-        seeds=seeds or running.SUITES[suite],
+        seeds=len(wanted),
+        first_seed=wanted.start,
         wanted=Wanted(()),
         data_folder=data_folder,
         processes=processes,

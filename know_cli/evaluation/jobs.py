@@ -28,7 +28,8 @@ class Trials:
     Attributes:
         folder: for the output; everything that is trained goes into its folder ``work``.
         tasks: to run.
-        seeds: number of seeds, from 0.
+        seeds: number of seeds.
+        first_seed: the others follow.
         data_folder: where the data sets' files are.
         processes: number of trials at the same time.
         devices: where networks are trained; trials take them in turn.
@@ -44,6 +45,7 @@ class Trials:
     devices: tuple[torch.device, ...] = (CPU,)
     precision: Precision = Precision.FLOAT32
     shard: tuple[int, int] = (0, 1)
+    first_seed: int = 0
 
     @property
     def work(self) -> Path:
@@ -62,7 +64,8 @@ def jobs(request: Trials) -> list[tuple[Any, int]]:
     All tasks with one seed before the next seed, so that early results cover every task.
     """
     index, count = request.shard
-    every = [(task, seed) for seed in range(request.seeds) for task in request.tasks]
+    seeds = range(request.first_seed, request.first_seed + request.seeds)
+    every = [(task, seed) for seed in seeds for task in request.tasks]
     return every[index::count]
 
 

@@ -143,6 +143,7 @@ def test_a_table_of_a_device() -> None:
     assert "None was measured" in tables.to_markdown(found)
     times = {"Triton kernel": {"wall": [2e-6, 1e-6, 5e-6], "processor": [0.0] * 3}}
     found["devices"] = {"cuda:0": {"model": "a GPU", **times}}
+    found["settings"]["device_rows"] = 1000
     text = tables.to_markdown(found)
     assert "None was measured" not in text
     assert "## cuda:0: a GPU" in text

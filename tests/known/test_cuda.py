@@ -13,7 +13,8 @@ from know_cli.engine.settings import Settings
 from know_cli.errors import CheckpointError
 from know_cli.kinds import Kind
 from know_cli.known.devices import open_devices, open_lanes, torch_kernels, triton_kernels
-from know_cli.known.module import Preparation, roll
+from know_cli.known.module import roll
+from know_cli.known.preparation import Preparation
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
 from tests.support.bundles import random_bundle
@@ -50,7 +51,7 @@ def test_the_triton_kernel_reads_every_float_dtype(dtype: torch.dtype) -> None:
     kernel = triton_kernels(bundle, 1, DEVICE, 0)[Kind.FC]
     windows = (torch.randn(300, 5, generator=torch.Generator().manual_seed(1)) * 0.2).to(dtype)
     out = torch.empty(1, 300, device=DEVICE)
-    kernel.predict(windows.T.contiguous().to(DEVICE), out)
+    kernel.predict(block_of(Kind.FC, 300), windows.T.contiguous().to(DEVICE), out)
     with torch.no_grad():
         expected = bundle.module(Kind.FC)(windows.float())
     torch.testing.assert_close(out[0].cpu(), expected, atol=2e-6, rtol=0)
@@ -96,7 +97,7 @@ def test_a_whole_prediction(large: list[Path], bundle_path: Path, tmp_path: Path
     contents = {
         predict(large, bundle_path, tmp_path / "out", device, memory << 20)
         for device in ("cuda", "cuda:0", "cuda:all")
-        for memory in (40, 200, 1024)
+        for memory in (64, 200, 1024)
     }
     assert len(contents) == 1
     predict(large, bundle_path, tmp_path / "cpu", "cpu", 1 << 30)

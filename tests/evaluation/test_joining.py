@@ -1,0 +1,151 @@
+"""Results of the release regime from several machines."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from know_cli.errors import UsageError
+from know_cli.evaluation.jobs import Trials, jobs
+from know_cli.evaluation.release.joining import joined
+from know_cli.evaluation.release.markdown import to_markdown
+from know_cli.evaluation.release.plan import RELEASE_TASKS
+from know_cli.evaluation.release.results import at_tuned_rate
+from know_cli.evaluation.release.task import ReleaseTask
+from tests.support.command import Command, one_line
+
+TASK: ReleaseTask = RELEASE_TASKS["release-cifar10-cnn"]
+
+
+def results(
+    seeds: list[int], starts: dict[str, list[float | None]], processor: str = "x", shift: float = 0
+) -> dict[str, Any]:
+    """Of one task: the tuned values of starts by seed; Θ0's own test tells where it is from."""
+    cell = {
+        name: {
+            "factors": [None if value is None else 4.0 for value in values],
+            "tuned": values,
+            "rates": {"1": {"values": values, "validation": values}},
+        }
+        for name, values in starts.items()
+    }
+    task = {
+        "title": "noise", "definition": TASK.definition(), "seeds": seeds,
+        "seconds": [1.0] * len(seeds), "cells": {"8 images": cell},
+        "facts": {
+            "parameters": 10, "batch_norm": False, "tested": 16, "downstream_tested": 16,
+            "validated": 8, "measure": {"name": "accuracy", "unit": "points", "scale": 100.0},
+        },
+        "trained": {
+            "ckpt0": {"steps": 5, "samples": 40, "test": [round(seed / 10 + shift, 6) for seed in seeds]}
+        },
+    }  # fmt: skip
+    return {
+        "format": 1, "regime": "release", "trajectory": "forgetting", "version": "0",
+        "machine": {"processor": processor, "cores": 2, "system": "y", "python": "3", "torch": "2"},
+        "settings": {"seeds": len(seeds), "from": None}, "tasks": {"noise": task},
+        "not_run": {"other": "why"},
+    }  # fmt: skip
+
+
+def cell_of(found: dict[str, Any]) -> dict[str, Any]:
+    cell: dict[str, Any] = found["tasks"]["noise"]["cells"]["8 images"]
+    return cell
+
+
+def test_seeds_of_another_machine_are_added_in_order() -> None:
+    here = results([2, 3], {"naive": [0.2, 0.3], "mine": [0.5, None]})
+    there = results([0, 1, 4], {"naive": [0.0, 0.1, 0.4], "theirs": [0.6, 0.7, 0.8]}, "z", 0.01)
+    found = joined(here, there)
+    task = found["tasks"]["noise"]
+    assert task["seeds"] == [0, 1, 2, 3, 4]
+    assert task["trained"]["ckpt0"]["test"] == [0.01, 0.11, 0.2, 0.3, 0.41]
+    cell = cell_of(found)
+    assert cell["naive"]["tuned"] == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert cell["mine"]["tuned"] == [None, None, 0.5, None, None]
+    assert cell["theirs"]["rates"]["1"]["values"] == [0.6, 0.7, None, None, 0.8]
+    assert cell["theirs"]["factors"] == [4.0, 4.0, None, None, 4.0]
+    assert at_tuned_rate(cell)["theirs"].seeds == 3
+    assert found["joined"] == [{"machine": there["machine"], "version": "0"}]
+    assert "on x (2 cores, y, Python 3, torch 2); and z (2 cores" in to_markdown(found)
+
+
+def test_starts_are_never_paired_with_another_machines_first_checkpoint() -> None:
+    here = results([0, 1], {"naive": [0.0, 0.1]})
+    same = results([1], {"naive": [0.9], "theirs": [0.7]})
+    other = results([1], {"naive": [0.9], "theirs": [0.7]}, shift=1e-6)
+    added = cell_of(joined(here, same))
+    assert (added["naive"]["tuned"], added["theirs"]["tuned"]) == ([0.0, 0.1], [None, 0.7])
+    assert cell_of(joined(here, other))["naive"]["tuned"] == [0.0, 0.1]
+    assert cell_of(joined(here, other))["theirs"]["tuned"] == [None, None]
+
+
+def test_all_of_a_seed_is_from_one_machine() -> None:
+    """A start is measured at the rate that was chosen by the same machine's validation."""
+    here, there = (results([0], {"naive": [value]}) for value in (0.1, 0.2))
+    cell_of(there)["naive"]["rates"]["8"] = {"values": [0.9], "validation": [0.9]}
+    assert cell_of(joined(here, there))["naive"]["rates"]["8"]["values"] == [None]
+    assert cell_of(joined(there, here))["naive"]["rates"]["8"]["values"] == [0.9]
+
+
+@given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9), min_size=1))
+def test_joining_in_either_order_has_the_same_seeds(first: set[int], second: set[int]) -> None:
+    one, two = (
+        results(sorted(of), {"naive": [seed / 10 for seed in sorted(of)]}) for of in (first, second)
+    )
+    found, reverse = joined(one, two), joined(two, one)
+    assert cell_of(found) == cell_of(reverse)
+    assert found["tasks"]["noise"]["seeds"] == sorted(first | second)
+    assert joined(found, two)["tasks"]["noise"]["cells"] == found["tasks"]["noise"]["cells"]
+
+
+def test_another_task_is_added_and_another_definition_refused() -> None:
+    here, there = results([0], {"naive": [0.1]}), results([0], {"naive": [0.1]})
+    there["tasks"]["other"] = copy.deepcopy(there["tasks"]["noise"])
+    found = joined(here, there)
+    assert set(found["tasks"]) == {"noise", "other"}
+    assert found["not_run"] == {}  # it was run there
+    there["tasks"]["noise"]["definition"]["rate"] = 0.25
+    with pytest.raises(UsageError, match="--join: the task noise has another definition there"):
+        joined(here, there)
+
+
+def test_the_command_joins_files(tmp_path: Path, know: Command) -> None:
+    release = ("eval", "--regime", "release", "-o", "out")
+    for name, seeds in (("a", [0]), ("b", [1, 2])):
+        content = results(seeds, {"naive": [0.1] * len(seeds)}, name)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    done = know(*release, "--join", "a.json", "--join", "b.json", "--table", "t.md", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads((tmp_path / "out" / "release.json").read_text())
+    assert found["tasks"]["noise"]["seeds"] == [0, 1, 2]
+    assert (tmp_path / "t.md").read_text() == to_markdown(found)
+    # What is in the folder comes first.
+    assert know(*release, "--join", "b.json", "-q", cwd=tmp_path).returncode == 0
+    assert json.loads((tmp_path / "out" / "release.json").read_text()) == found
+    for arguments, words in (
+        ((*release, "--join", "b.json", "--seeds", "3"), "--seeds: has no effect with --join"),
+        (("eval", "-o", "out", "--join", "b.json"), "--join is for --regime release"),
+        ((*release, "--join", "t.md"), "t.md: is no result of 'know eval --regime release'"),
+    ):
+        refused = know(*arguments, cwd=tmp_path)
+        assert refused.returncode == 2
+        assert words in one_line(refused.stderr)
+
+
+def test_seeds_may_begin_where_others_end(tmp_path: Path) -> None:
+    request = Trials(folder=tmp_path, tasks=["a", "b"], seeds=2, first_seed=5)
+    assert jobs(request) == [("a", 5), ("b", 5), ("a", 6), ("b", 6)]
+
+
+@pytest.mark.parametrize("text", ["0", "5-4", "-1", "1000-1000", "1001", "a", "1-2-3", ""])
+def test_seeds_that_are_none(text: str, tmp_path: Path, know: Command) -> None:
+    done = know("eval", "-o", "out", f"--seeds={text}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"--seeds {text}: write a number from 1 to 1000, or" in one_line(done.stderr)
