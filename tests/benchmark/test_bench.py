@@ -353,6 +353,31 @@ def test_the_page_on_speed_has_the_committed_means_of_folders() -> None:
     ) in text
 
 
+def test_the_page_on_speed_has_what_was_measured_on_a_card() -> None:
+    path = COMMITTED.with_name("gpu.json")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == tables.to_markdown(found)
+    (card,) = found["devices"].values()
+    rows = found["settings"]["device_rows"]
+    triton, torch_s, module = (
+        Times(tuple(card[name]["wall"]), ()).seconds
+        for name in ("Triton kernel", "torch operations", "reference module")
+    )
+    largest = found["runs"][-1]
+    pipeline, command, copy = (tuple(largest[name]["wall"]) for name in (PIPELINE, COMMAND, COPY))
+    text = " ".join((COMMITTED.parents[2] / "docs" / "speed.md").read_text().split())
+    assert (
+        f"a step of {rows // 10**6} million parameters at {rows / triton / 1e6:,.0f} million a second, "
+        f"{rows / triton * 2.67e-7:.0f} times the paper's rate on its authors' GPU, {torch_s / triton:.1f} "
+        f"times that of torch's operations there and {module / triton:.1f} times the readable module's"
+    ) in text
+    assert (
+        f"A whole prediction of {largest['parameters'] / 1e6:.0f} million takes "
+        f"{Times(pipeline, ()).seconds:.1f} s, {median_ratio(pipeline, copy):.1f} times a bare copy; the "
+        f"command, {Times(command, ()).seconds:.1f} s"
+    ) in text
+
+
 def test_the_page_on_speed_has_the_committed_results() -> None:
     found = json.loads(COMMITTED.read_text())
     kernels = {name: tuple(times["wall"]) for name, times in found["kernels"].items()}

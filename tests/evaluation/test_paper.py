@@ -60,6 +60,7 @@ def test_every_figure_is_of_a_start_that_its_task_has() -> None:
                     sizes = [one.size for one in task.base.downstream]
                     assert max(sizes) * figure.share // 100 in sizes
     large = {name for name, task in RELEASE_TASKS.items() if task.base.large}
+    large.remove("release-cifar10-resnet18")  # the paper's network on other data
     assert {name for table in PAPER_TABLES for name in table.tasks} == large
 
 

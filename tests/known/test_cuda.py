@@ -104,7 +104,8 @@ def test_a_whole_prediction(large: list[Path], bundle_path: Path, tmp_path: Path
     ours, expected = load_file(tmp_path / "out"), load_file(tmp_path / "cpu")
     assert ours.keys() == expected.keys()
     for name, tensor in expected.items():
-        loose = 0 if tensor.dtype in (torch.float32, torch.float64) else 2**-7
+        # Relative for values above 1, a step of which is larger.
+        loose = 4e-6 if tensor.dtype in (torch.float32, torch.float64) else 2**-7
         torch.testing.assert_close(ours[name], tensor, atol=2e-6, rtol=loose)
 
 

@@ -34,6 +34,7 @@ def _task(
     domain: str = "",
     target: tuple[str, int, str] = ("cifar10", 5, ""),
     factor: int = 2,
+    large: bool = False,
 ) -> ReleaseTask:
     base = Reduced(
         name=f"release-{name}",
@@ -47,6 +48,7 @@ def _task(
             for size in (_MOST // 4, _MOST // 2, _MOST)
         ),
         tested=5000,
+        large=large,
         network=network,
         source=source[0],
         source_classes=source[1],
@@ -126,6 +128,13 @@ RELEASE_TASKS = {
             f"five classes of CIFAR-10 at 32×32 to the other five, {_RESNET}",
             SmallResNet(),
             factor=1,
+        ),
+        _task(
+            "cifar10-resnet18",
+            "five classes of CIFAR-10 at 32×32 to the other five, the release's ResNet18",
+            ReleaseResNet18(),
+            factor=1,
+            large=True,
         ),
         _RESNET18,
         *transfer.TASKS,
