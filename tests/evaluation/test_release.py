@@ -283,6 +283,20 @@ def test_hindsight_fits_what_is_not_in_the_first_data(tmp_path: Path) -> None:
 # --- starts ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_few_rates")
+def test_the_mean_of_the_three_most_forgotten_is_a_start(tmp_path: Path) -> None:
+    task = tiny()
+    trial = ReleaseTrial(task, 0, tmp_path, None)
+    (arm,) = [arm for arm in task.arms({}) if arm.name == "average-forgotten-3"]
+    trial.run([arm], [25])
+    assert "average-forgotten-3" in trial.found([arm], [25])["cells"]["8 images"]
+    last = [read_state(trial.checkpoint(k))["conv1.weight"].double() for k in (2, 3, 4)]
+    torch.testing.assert_close(
+        trial.start(arm).get_parameter("conv1.weight").double(),
+        sum(last) / 3, rtol=0, atol=1e-7,
+    )  # fmt: skip
+
+
 def test_starts_are_what_their_names_say(tmp_path: Path) -> None:
     task = tiny()
     trial = ReleaseTrial(task, 0, tmp_path, None)

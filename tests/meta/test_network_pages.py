@@ -43,8 +43,9 @@ def test_no_hyper_model_is_shipped_that_was_taught_so_while_none_is_ahead_of_eve
     assert not list((RESULTS.parents[1] / "weights").glob("*/window-*"))
 
 
-def test_the_page_of_the_faithful_hyper_model_is_what_its_json_gives() -> None:
-    file = RESULTS / "faithful.json"
+@pytest.mark.parametrize("name", ["faithful-212", "faithful"])
+def test_the_page_of_a_faithful_hyper_model_is_what_its_json_gives(name: str) -> None:
+    file = RESULTS / f"{name}.json"
     tables = {
         title: {
             group: {
@@ -59,7 +60,8 @@ def test_the_page_of_the_faithful_hyper_model_is_what_its_json_gives() -> None:
     (table,) = tables.values()
     for of_kind in table["trajectories"].values():
         for scores in of_kind.values():
-            # No shrinking is to be learned, and what the release shrinks is far from the target.
-            assert scores.multiplier_value == pytest.approx(1, abs=1e-3)
-            assert scores.others["authors"] > 1.2
-            assert 0.95 < scores.known < 1
+            assert scores.known < min(1, scores.least_squares, scores.average)
+            # Nearer than any factor of Θ0, which is close to 1: half of it is far from the target.
+            assert scores.known < scores.multiplier
+            assert 0.94 < scores.multiplier_value <= 1.001
+            assert scores.known < scores.others["authors"]

@@ -139,6 +139,7 @@ def _explanation() -> Iterator[str]:
         "nothing is converged, and `last`, the most forgotten checkpoint, has had more steps than "
         "Θ0. `longer` is Θ0 trained on for as many steps as the sessions took, `longer-decayed` "
         "the same while the rate falls to 0; `more-data` is trained like Θ0 on twice the data; "
+        "`average-forgotten-3` is the mean of the three most forgotten checkpoints; "
         "`hindsight` is the combination of the five checkpoints, tensor by tensor, that fits best "
         "what D0 lacks of these, which no method can know; `average` is the mean of the five "
         "checkpoints; `shrink-λ` multiplies the weights of Θ0 by λ, not its biases; a "

@@ -15,8 +15,11 @@ from know_cli.evaluation.variants import Variant, of_bundle
 SESSIONS = 5
 #: Θ0 trained on for as many steps as the forgetting takes, while the rate falls to 0 in a line.
 DECAYED = "longer-decayed"
-#: Starts that are trained, not predicted.
-TRAINED = (NAIVE, LONGER, DECAYED, MORE_DATA, LAST, HINDSIGHT)
+#: The mean of the most forgotten checkpoints, so many of them.
+FORGOTTEN = 3
+AVERAGE_FORGOTTEN = f"average-forgotten-{FORGOTTEN}"
+#: Starts that are trained or put together from checkpoints, not predicted.
+TRAINED = (NAIVE, LONGER, DECAYED, MORE_DATA, LAST, AVERAGE_FORGOTTEN, HINDSIGHT)
 #: Of these, what examples beside D0 are needed for.
 OF_MORE_DATA = (MORE_DATA, HINDSIGHT)
 #: Factors of Θ0's weights.

@@ -31,6 +31,8 @@ from know_cli.evaluation.release.fine_tuning import (
 )
 from know_cli.evaluation.release.pretraining import first_data, given_start, other_data, pretrained
 from know_cli.evaluation.release.task import (
+    AVERAGE_FORGOTTEN,
+    FORGOTTEN,
     FRESH,
     RE_ESTIMATED,
     SESSIONS,
@@ -43,12 +45,15 @@ from know_cli.evaluation.tasks.task import permutation
 from know_cli.evaluation.variants import method_of
 from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
+from know_cli.lab.averaging import combine
 from know_cli.lab.fitting import one_thread
 
 #: To be raised with every change of what this module and those it uses compute.
 PROTOCOL = 1
 # Random streams of one seed.
 _HEAD, _DRAW, _FINE_TUNE, _HINDSIGHT = range(95, 99)
+# Put together from the sessions' checkpoints.
+_COMBINED = (AVERAGE_FORGOTTEN, HINDSIGHT)
 _FILES = {NAIVE: checkpoint_name(0), LAST: checkpoint_name(SESSIONS - 1)}
 
 
@@ -238,36 +243,39 @@ class ReleaseTrial:
         """A hash of a start's weights; None if it is not known and is not to be computed."""
         if arm.name == SCRATCH:
             return ""
-        if arm.name == HINDSIGHT:
-            return self._hindsight_key(compute)
+        if arm.name in _COMBINED:
+            return self._combined_key(arm.name, compute)
         if arm.variant is None:
             name = _FILES.get(arm.name, f"{arm.name}.safetensors").removesuffix(".safetensors")
             return str(self._trained()["keys"][name])
         prediction = self._prediction(arm)
         return prediction.keys()[arm.step] if compute or prediction.is_known else None
 
-    def _hindsight_key(self, compute: bool) -> str | None:
-        """A hash of the combination of the checkpoints that fits what D0 lacks best."""
-        path = self.folder / f"{HINDSIGHT}.json"
+    def _combined_key(self, name: str, compute: bool) -> str | None:
+        path = self.folder / f"{name}.json"
         found = cache.read(path)
         if found is None and compute:
-            found = {"key": cache.tensors_key(self._combine())}
+            found = {"key": cache.tensors_key(self._combine(name))}
             cache.write(path, found)
         return None if found is None else str(found["key"])
 
-    def _combine(self) -> dict[str, Tensor]:
+    def _combine(self, name: str) -> dict[str, Tensor]:
+        """One of :data:`_COMBINED`."""
         states = [read_state(self.checkpoint(index)) for index in range(SESSIONS)]
-        model = self.problem.build(0)
-        other = other_data(self.task, self.problem, self.seed)
-        best_combination(model, states, other, derived_seed(self.seed, _HINDSIGHT))
+        if name == AVERAGE_FORGOTTEN:
+            state = combine(states[-FORGOTTEN:], [1 / FORGOTTEN] * FORGOTTEN)
+        else:  # what fits best what D0 lacks
+            model = self.problem.build(0)
+            other = other_data(self.task, self.problem, self.seed)
+            best_combination(model, states, other, derived_seed(self.seed, _HINDSIGHT))
+            state = recorded(model)
         self.computed += 1
-        state = recorded(model)
-        save_checkpoint(self._path(HINDSIGHT), state, {"format": "pt"})
+        save_checkpoint(self._path(name), state, {"format": "pt"})
         return state
 
     def _state(self, arm: Arm) -> Mapping[str, Tensor]:
-        if arm.name == HINDSIGHT and not self._path(HINDSIGHT).exists():
-            return self._combine()
+        if arm.name in _COMBINED and not self._path(arm.name).exists():
+            return self._combine(arm.name)
         if arm.variant is None:
             return read_state(self._file(_FILES.get(arm.name, f"{arm.name}.safetensors")))
         return self._prediction(arm).states()[arm.step]
