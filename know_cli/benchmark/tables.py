@@ -314,7 +314,7 @@ def _devices(results: Mapping[str, Any]) -> Iterator[Section]:
         yield Section(
             "GPUs", ("None was measured: the machine has none, or `--device` named none.",)
         )
-    count = results["settings"].get("device_rows", 0)
+    count = results["settings"].get("device_rows", results["settings"]["rows"])
     for device, found in results["devices"].items():
         rows = []
         for name, of in found.items():

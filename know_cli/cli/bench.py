@@ -92,7 +92,7 @@ def bench(
             metavar="N",
             min=1_000,
             max=10**8,
-            help="Parameters to measure a device alone on; few do not fill one.",
+            help="With --device: parameters to measure it alone on; few do not fill one.",
         ),
     ] = 10_000_000,
     weights: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -41,25 +41,46 @@ def join_results(
     Args:
         talk: to the user.
         folder: with ``release.json``, or without; made if it is missing.
-        others: further such files; what several have is taken from the first.
+        others: further such files, or folders with one; what several have is taken from the first.
         table: for the page; None for no page.
         force: whether a page that exists is replaced.
 
     Raises:
-        UsageError: a file is no such result, or a task has several definitions.
+        UsageError: a file is no such result, or none that fits the others.
         OutputError: a file cannot be written.
     """
     from know_cli.cli.eval_release import RESULTS, task_table
     from know_cli.cli.eval_results import publish
-    from know_cli.evaluation.release.joining import joined
+    from know_cli.cli.report_file import check_report_path, is_own_result
+    from know_cli.evaluation.release.joining import read_joinable
     from know_cli.evaluation.release.markdown import to_markdown
-    from know_cli.evaluation.release.results import read_release
     from know_cli.files import make_folder
 
     path = folder / RESULTS
-    replaces = path.exists()
-    first, *rest = [read_release(one) for one in ([path, *others] if replaces else others)]
-    for other in rest:
-        first = joined(first, other)
+    files = [one / RESULTS if one.is_dir() else one for one in others]
+    if table is not None:
+        check_report_path(table, [path, *files], "--table", force=force)
+    replaces = is_own_result(path)
+    if replaces:
+        files = [path, *files]
+    found = read_joinable(files[0])
+    for file in files[1:]:
+        found, left_out = _joined(found, file)
+        for task, seeds in left_out.items():
+            listed = ", ".join(map(str, seeds))
+            talk.warning(
+                f"{file}: {task}: seeds {listed} are left out, whose Θ0 is not that of the same "
+                "seeds before"
+            )
     make_folder(folder)
-    publish(talk, first, path, to_markdown, task_table, table, replaces=replaces, force=force)
+    publish(talk, found, path, to_markdown, task_table, table, replaces=replaces, force=force)
+
+
+def _joined(results: dict[str, Any], file: Path) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    from know_cli.evaluation.release.joining import joined, read_joinable
+
+    other = read_joinable(file)
+    try:
+        return joined(results, other)
+    except UsageError as error:
+        raise UsageError(f"--join {file}: {error}") from error

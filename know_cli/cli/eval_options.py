@@ -17,8 +17,8 @@ def seeds_option() -> Any:
     return typer.Option(
         metavar="N|I-J",
         show_default="the suite's",
-        help="Number of seeds, or the seeds from I to J: 5 are those from 0 to 4, and 5-9 go on "
-        "where another machine stopped.",
+        help="Number of seeds, or the seeds from I to J: 5 are those from 0 to 4, and 5-9 are five "
+        "others, for another machine with a folder of its own.",
     )
 
 

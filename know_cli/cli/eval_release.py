@@ -98,12 +98,17 @@ def evaluate_release(
     from know_cli.evaluation.release.markdown import to_markdown
     from know_cli.evaluation.release.plan import check_methods, find_release_tasks
     from know_cli.evaluation.release.regime import SHARES
-    from know_cli.evaluation.release.results import to_json
+    from know_cli.evaluation.release.results import read_release, to_json
     from know_cli.evaluation.suite import SUITES
     from know_cli.files import json_text, write_text
 
     path = folder / RESULTS
     replaces = is_own_result(path)
+    if replaces and not dry_run and read_release(path).get("joined"):
+        raise UsageError(
+            f"{path}: was joined with other machines' results, which a run would leave out; name "
+            "another folder, and join its results to this one"
+        )
     unknown = [share for share in shares if share not in SHARES]
     if unknown:
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def cell_of(found: dict[str, Any]) -> dict[str, Any]:
 def test_seeds_of_another_machine_are_added_in_order() -> None:
     here = results([2, 3], {"naive": [0.2, 0.3], "mine": [0.5, None]})
     there = results([0, 1, 4], {"naive": [0.0, 0.1, 0.4], "theirs": [0.6, 0.7, 0.8]}, "z", 0.01)
-    found = joined(here, there)
+    found, left_out = joined(here, there)
+    assert left_out == {}
     task = found["tasks"]["noise"]
     assert task["seeds"] == [0, 1, 2, 3, 4]
     assert task["trained"]["ckpt0"]["test"] == [0.01, 0.11, 0.2, 0.3, 0.41]
@@ -80,18 +82,23 @@ def test_starts_are_never_paired_with_another_machines_first_checkpoint() -> Non
     here = results([0, 1], {"naive": [0.0, 0.1]})
     same = results([1], {"naive": [0.9], "theirs": [0.7]})
     other = results([1], {"naive": [0.9], "theirs": [0.7]}, shift=1e-6)
-    added = cell_of(joined(here, same))
+    added = cell_of(joined(here, same)[0])
     assert (added["naive"]["tuned"], added["theirs"]["tuned"]) == ([0.0, 0.1], [None, 0.7])
-    assert cell_of(joined(here, other))["naive"]["tuned"] == [0.0, 0.1]
-    assert cell_of(joined(here, other))["theirs"]["tuned"] == [None, None]
+    other["tasks"]["noise"]["cells"]["16 images"] = copy.deepcopy(cell_of(other))
+    found, left_out = joined(here, other)
+    assert cell_of(found)["naive"]["tuned"] == [0.0, 0.1]
+    assert (list(cell_of(found)), left_out) == (["naive"], {"noise": [1]})
+    assert list(found["tasks"]["noise"]["cells"]) == ["8 images"]
+    assert "joined" not in found
+    assert "on x (2 cores" in to_markdown(found)
 
 
 def test_all_of_a_seed_is_from_one_machine() -> None:
     """A start is measured at the rate that was chosen by the same machine's validation."""
     here, there = (results([0], {"naive": [value]}) for value in (0.1, 0.2))
     cell_of(there)["naive"]["rates"]["8"] = {"values": [0.9], "validation": [0.9]}
-    assert cell_of(joined(here, there))["naive"]["rates"]["8"]["values"] == [None]
-    assert cell_of(joined(there, here))["naive"]["rates"]["8"]["values"] == [0.9]
+    assert cell_of(joined(here, there)[0])["naive"]["rates"]["8"]["values"] == [None]
+    assert cell_of(joined(there, here)[0])["naive"]["rates"]["8"]["values"] == [0.9]
 
 
 @given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9), min_size=1))
@@ -99,21 +106,63 @@ def test_joining_in_either_order_has_the_same_seeds(first: set[int], second: set
     one, two = (
         results(sorted(of), {"naive": [seed / 10 for seed in sorted(of)]}) for of in (first, second)
     )
-    found, reverse = joined(one, two), joined(two, one)
+    found, reverse = joined(one, two)[0], joined(two, one)[0]
     assert cell_of(found) == cell_of(reverse)
     assert found["tasks"]["noise"]["seeds"] == sorted(first | second)
-    assert joined(found, two)["tasks"]["noise"]["cells"] == found["tasks"]["noise"]["cells"]
+    assert joined(found, two)[0]["tasks"] == found["tasks"]
+    assert found["settings"]["seeds"] == len(first | second)
 
 
 def test_another_task_is_added_and_another_definition_refused() -> None:
     here, there = results([0], {"naive": [0.1]}), results([0], {"naive": [0.1]})
     there["tasks"]["other"] = copy.deepcopy(there["tasks"]["noise"])
-    found = joined(here, there)
+    found = joined(here, there)[0]
     assert set(found["tasks"]) == {"noise", "other"}
     assert found["not_run"] == {}  # it was run there
     there["tasks"]["noise"]["definition"]["rate"] = 0.25
-    with pytest.raises(UsageError, match="--join: the task noise has another definition there"):
+    with pytest.raises(UsageError, match="the task noise has another definition there"):
         joined(here, there)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("from", "public.safetensors"), ("precision", "bfloat16")]
+)
+def test_what_was_evaluated_otherwise_is_not_joined(setting: str, value: str) -> None:
+    here, there = results([0], {"naive": [0.1]}), results([1], {"naive": [0.1]})
+    there["settings"][setting] = value
+    with pytest.raises(UsageError, match=f"evaluated with --{setting} {value}, the others with"):
+        joined(here, there)
+    with pytest.raises(UsageError, match=f"the others with {value}; these are not compared"):
+        joined(there, here)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda found: found.pop("machine"),
+        lambda found: found.pop("not_run"),
+        lambda found: found.update(joined=5),
+        lambda found: found["tasks"]["noise"].pop("seconds"),
+        lambda found: found["tasks"]["noise"].pop("trained"),
+        lambda found: found["tasks"]["noise"]["seeds"].append(7),
+        lambda found: found["tasks"]["noise"].update(seeds=["0"]),
+        lambda found: found["tasks"]["noise"].update(seeds=[0, 0]),
+        lambda found: found["tasks"]["noise"]["cells"].update(many={}),
+        lambda found: cell_of(found)["naive"]["rates"].update(
+            abc={"values": [1.0], "validation": [1.0]}
+        ),
+    ],
+)
+def test_a_damaged_file_is_named(
+    damage: Callable[[dict[str, Any]], Any], tmp_path: Path, know: Command
+) -> None:
+    content = results([0], {"naive": [0.1]})
+    damage(content)
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    done = know("eval", "--regime", "release", "-o", "out", "--join", "bad.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "bad.json: is " in one_line(done.stderr)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_joins_files(tmp_path: Path, know: Command) -> None:
@@ -123,12 +172,23 @@ def test_the_command_joins_files(tmp_path: Path, know: Command) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     done = know(*release, "--join", "a.json", "--join", "b.json", "--table", "t.md", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
+    page = ("--table", "b.json", "--force")  # which is an input
+    assert know(*release, "--join", "b.json", *page, cwd=tmp_path).returncode == 4
     found = json.loads((tmp_path / "out" / "release.json").read_text())
     assert found["tasks"]["noise"]["seeds"] == [0, 1, 2]
     assert (tmp_path / "t.md").read_text() == to_markdown(found)
     # What is in the folder comes first.
     assert know(*release, "--join", "b.json", "-q", cwd=tmp_path).returncode == 0
     assert json.loads((tmp_path / "out" / "release.json").read_text()) == found
+    other = results([1, 3], {"naive": [0.1, 0.1]}, "c", 0.01)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "release.json").write_text(json.dumps(other))
+    told = know(*release, "--join", "c", cwd=tmp_path)
+    assert "noise: seeds 1 are left out, whose Θ0 is not that of the same seeds" in told.stderr
+    # A run would leave out what was joined.
+    again = know(*release, "--task", TASK.name, "--seeds", "1", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "release.json: was joined with other machines' results" in one_line(again.stderr)
     for arguments, words in (
         ((*release, "--join", "b.json", "--seeds", "3"), "--seeds: has no effect with --join"),
         (("eval", "-o", "out", "--join", "b.json"), "--join is for --regime release"),

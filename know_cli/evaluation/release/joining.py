@@ -3,16 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from know_cli.errors import UsageError
+from know_cli.evaluation.precision import Precision
+from know_cli.evaluation.release.results import read_release
 
 _Results = Mapping[str, Any]
 # By seed: the results that it is taken from, 0 or 1, and its position in them.
 _Sources = Mapping[int, Sequence[tuple[int, int]]]
 
 
-def joined(results: _Results, other: _Results) -> dict[str, Any]:
+def read_joinable(path: Path) -> dict[str, Any]:
+    """Read the JSON of :func:`~know_cli.evaluation.release.results.to_json`, all of it checked.
+
+    Raises:
+        UsageError: the file cannot be read, is no result of the release regime, or is damaged.
+    """
+    found = read_release(path)
+    try:
+        for one in [found, *found.get("joined", [])]:
+            dict(one["machine"])
+            str(one["version"])
+        dict(found["not_run"])
+        dict(found["settings"])
+        for task in found["tasks"].values():
+            _check(task)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); write it again with 'know eval "
+            "--regime release'"
+        ) from error
+    return found
+
+
+def _check(task: _Results) -> None:
+    seeds = task["seeds"]
+    if not all(isinstance(seed, int) for seed in seeds) or len({*seeds}) != len(seeds):
+        raise ValueError(f"seeds {seeds}")
+    lists = [task["seconds"], *(facts["test"] for facts in task["trained"].values())]
+    for name, cell in task["cells"].items():
+        int(name.split()[0])
+        for start in cell.values():
+            lists += [start["factors"], start["tuned"]]
+            for factor, rate in start["rates"].items():
+                float(factor)
+                lists += [rate["values"], rate["validation"]]
+    if any(len(values) != len(seeds) for values in lists):
+        raise ValueError(f"values for others than {len(seeds)} seeds")
+
+
+def joined(results: _Results, other: _Results) -> tuple[dict[str, Any], dict[str, list[int]]]:
     """Results with the tasks, seeds and starts that others add.
 
     What both have is taken from the first. Starts are compared with the Θ0 of their own seed: where
@@ -23,32 +65,66 @@ def joined(results: _Results, other: _Results) -> dict[str, Any]:
         other: likewise.
 
     Returns:
-        The same form, with ``joined``: the ``machine`` and the ``version`` of all that were added.
+        The same form, with ``joined``: the ``machine`` and the ``version`` of all that were added;
+        and by task the seeds of the other that were left out for their Θ0.
 
     Raises:
-        UsageError: a task has another definition in the other.
+        UsageError: the other's are of another Θ0 that was given, in another precision, or a task
+            has another definition there.
     """
-    tasks = dict(results["tasks"])
+    for name, usual in (("from", None), ("precision", Precision.FLOAT32.value)):
+        here, there = (one["settings"].get(name, usual) for one in (results, other))
+        if here != there:
+            raise UsageError(
+                f"evaluated with --{name} {there or 'left out'}, the others with "
+                f"{here or 'none'}; these are not compared"
+            )
+    tasks, adds = dict(results["tasks"]), False
+    left_out: dict[str, list[int]] = {}
     for name, task in other["tasks"].items():
-        tasks[name] = _task(name, tasks[name], task) if name in tasks else task
-    facts = [{"machine": other["machine"], "version": other["version"]}, *other.get("joined", [])]
+        if name not in tasks:
+            tasks[name], adds = task, True
+            continue
+        sources = _sources([tasks[name], task])
+        tasks[name] = _task(name, tasks[name], task, sources)
+        adds |= any(number for places in sources.values() for number, _ in places)
+        refused = [seed for seed in task["seeds"] if _is_other(results["tasks"][name], task, seed)]
+        left_out |= {name: refused} if refused else {}
     added = list(results.get("joined", []))
-    known = [{"machine": results["machine"], "version": results["version"]}, *added]
-    added += [one for one in facts if one not in known]
+    known = [_origin(results), *added]
+    if adds:
+        origins = [_origin(other), *other.get("joined", [])]
+        added += [one for one in origins if one not in known]
     not_run = {**other["not_run"], **results["not_run"]}
+    most = max((len(task["seeds"]) for task in tasks.values()), default=0)
     return {
         **results,
+        "settings": {**results["settings"], "seeds": most},
         "tasks": tasks,
         "not_run": {name: reason for name, reason in not_run.items() if name not in tasks},
-        "joined": added,
-    }
+        **({"joined": added} if added else {}),
+    }, left_out
 
 
-def _task(name: str, first: _Results, second: _Results) -> dict[str, Any]:
-    if first["definition"] != second["definition"]:
-        raise UsageError(f"--join: the task {name} has another definition there; evaluate it again")
+def _origin(results: _Results) -> dict[str, Any]:
+    return {"machine": results["machine"], "version": results["version"]}
+
+
+def _tested(task: _Results, seed: int) -> list[float]:
+    """What a seed's pre-training came to, by which its Θ0 is known."""
+    position = task["seeds"].index(seed)
+    return [facts["test"][position] for facts in task["trained"].values()]
+
+
+def _is_other(first: _Results, second: _Results, seed: int) -> bool:
+    return seed in first["seeds"] and _tested(first, seed) != _tested(second, seed)
+
+
+def _task(name: str, first: _Results, second: _Results, sources: _Sources) -> dict[str, Any]:
+    same = first["definition"] == second["definition"]
+    if not same or first["trained"].keys() != second["trained"].keys():
+        raise UsageError(f"the task {name} has another definition there; evaluate it again")
     both = (first, second)
-    sources = _sources(both)
     trained = {
         state: {
             **facts,
@@ -57,6 +133,7 @@ def _task(name: str, first: _Results, second: _Results) -> dict[str, Any]:
         for state, facts in first["trained"].items()
     }
     names = sorted({*first["cells"], *second["cells"]}, key=lambda cell: int(cell.split()[0]))
+    cells = {cell: _cell(sources, [one["cells"].get(cell, {}) for one in both]) for cell in names}
     return {
         **first,
         "seeds": list(sources),
@@ -65,22 +142,18 @@ def _task(name: str, first: _Results, second: _Results) -> dict[str, Any]:
             for places in sources.values()
         ],
         "trained": trained,
-        "cells": {
-            cell: _cell(sources, [one["cells"].get(cell, {}) for one in both]) for cell in names
-        },
+        "cells": {name: cell for name, cell in cells.items() if cell},
     }
 
 
 def _sources(both: Sequence[_Results]) -> dict[int, list[tuple[int, int]]]:
     """By seed, in order, where it is taken from: two places if both add to it."""
     found: dict[int, list[tuple[int, int]]] = {}
-    tests: dict[int, list[float]] = {}
     starts: dict[int, set[tuple[str, str]]] = {}
     for number, task in enumerate(both):
         for position, seed in enumerate(task["seeds"]):
-            tested = [facts["test"][position] for facts in task["trained"].values()]
             known, own = starts.setdefault(seed, set()), _starts(task, position)
-            if tests.setdefault(seed, tested) == tested and not own <= known:
+            if not own <= known and not (number and _is_other(both[0], task, seed)):
                 found.setdefault(seed, []).append((number, position))
                 known |= own
     return dict(sorted(found.items()))
@@ -111,6 +184,8 @@ def _cell(sources: _Sources, cells: Sequence[Mapping[str, Any]]) -> dict[str, An
         starts = [cell.get(name) for cell in cells]
         # All of a seed's fine-tunings are from one machine, as the choice of the rate is.
         own = {seed: _measured(places, starts) for seed, places in sources.items()}
+        if not any(own.values()):
+            continue
         factors = {factor for start in starts if start for factor in start["rates"]}
         found[name] = {
             key: _of_seeds(own, [start and start[key] for start in starts])

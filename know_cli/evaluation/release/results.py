@@ -55,6 +55,7 @@ def to_json(
         "settings": {
             "seeds": request.seeds,
             "from": None if request.first is None else request.first.name,
+            "precision": request.precision.value,
         },
         "tasks": tasks,
         "not_run": dict(not_run),
@@ -80,7 +81,7 @@ def read_release(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{path}: is no result of 'know eval --regime release' ({type(error).__name__}: "
-            f"{error}); name the folder that it wrote release.json into"
+            f"{error}); name the release.json that it wrote, or its folder"
         ) from error
     result: dict[str, Any] = found
     return result
