@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -488,6 +489,26 @@ def test_the_page_says_what_the_numbers_say() -> None:
     assert "| naive | 55.00 | 65.00 |" in page
     assert "| ckpt0 | 5 | 40 | 50.00 |" in page
     assert "| other | why |" in page
+
+
+def test_over_tasks_every_trial_counts_as_one() -> None:
+    found = content(other=start([0.52, 0.61, 0.58], [0.61, 0.70, None], [4.0, 4.0, None]))
+    assert "## Over" not in to_markdown(found)
+    second = content(other=start([0.49, 0.60, 0.57], [0.60, 0.72, 0.66], [4.0] * 3))
+    found["tasks"]["more"] = second["tasks"]["noise"]
+    both = results.pooled(found["tasks"], "8 images")
+    assert list(both) == ["other"]
+    (of,) = both.values()
+    assert (of.tasks, of.trials) == (2, 6)
+    own = [0.02, 0.01, 0.03, -0.01, 0.0, 0.02]
+    half = 2.5706 * statistics.stdev(own) / 6**0.5  # Student's t, 5 degrees of freedom
+    assert of.own.value == pytest.approx(statistics.mean(own))
+    assert of.own.half_width == pytest.approx(half, rel=1e-4)
+    assert of.tuned.value == pytest.approx((0.01 + 0.0 + 0.0 + 0.02 + 0.01) / 5)
+    text = to_markdown(found)
+    assert "## Over 2 tasks, 8 images" in text
+    assert "| other | 2 | 6 | +1.17 ± " in text
+    assert results.pooled(found["tasks"], "16 images") == {}
 
 
 def test_half_the_weights_are_compared_with_twice_the_rate() -> None:

@@ -16,6 +16,7 @@ from know_cli.evaluation.release.results import (
     at_own_rate,
     at_tuned_rate,
     paired,
+    pooled,
 )
 from know_cli.evaluation.release.task import RE_ESTIMATED, STORED, TRAINED
 from know_cli.evaluation.runs.wording import difference_text, digits
@@ -35,8 +36,9 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     Raises:
         UsageError: scipy is not installed.
     """
-    lines = [*_heading(results), *_reading(results["tasks"]), *_explanation()]
-    for name, task in results["tasks"].items():
+    tasks = results["tasks"]
+    lines = [*_heading(results), *_reading(tasks), *_over_tasks(tasks), *_explanation()]
+    for name, task in tasks.items():
         lines += _task(name, task, results["settings"].get("from"))
     if results["not_run"]:
         lines += ["## Not run here", "", "| task | reason |", "|---|---|"]
@@ -90,6 +92,35 @@ def _reading(tasks: Mapping[str, Any]) -> Iterator[str]:
             yield f"  - At the rate tuned for each: {_placed(at_tuned_rate(starts), scale)}"
             yield f"  - {_worth_of_tuning(starts[NAIVE], scale)}"
     yield ""
+
+
+def _over_tasks(tasks: Mapping[str, Any]) -> Iterator[str]:
+    """What each start is worth over all tasks of a measure, where several have the condition."""
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, task in tasks.items():
+        for condition, cell in task["cells"].items():
+            key = condition, task["facts"]["measure"]["name"]
+            alone = {**task, "cells": {condition: main_starts(cell)}}
+            groups.setdefault(key, {})[name] = alone
+    for (condition, measure), group in groups.items():
+        found = pooled(group, condition)
+        if len(group) < 2 or all(math.isnan(of.own.half_width) for of in found.values()):
+            continue
+        scale = next(iter(group.values()))["facts"]["measure"]["scale"]
+        yield f"## Over {len(group)} tasks, {condition}"
+        yield ""
+        yield (
+            f"Differences from Θ0 in {measure}, of every start over the tasks that have it, each "
+            "trial (a task with a seed) counting as one; intervals say nothing of "
+            "other tasks."
+        )
+        yield ""
+        yield "| start | tasks | trials | at the release's rate | at its tuned rate |"
+        yield "|---|---:|---:|---:|---:|"
+        for name, of in found.items():
+            own, tuned = (difference_text(one, scale) for one in (of.own, of.tuned))
+            yield f"| {name} | {of.tasks} | {of.trials} | {own} | {tuned} |"
+        yield ""
 
 
 def _seeds(starts: _Cell) -> str:

@@ -159,6 +159,55 @@ def at_tuned_rate(cell: Mapping[str, Any]) -> dict[str, Standing]:
     return _standings({name: start["tuned"] for name, start in cell.items()})
 
 
+@dataclass(frozen=True)
+class Pooled:
+    """A start over all tasks that have it.
+
+    Attributes:
+        tasks: their number.
+        trials: of all tasks, each of which counts as one.
+        own, tuned: difference from Θ0 at the release's rate and at the one tuned for each, paired,
+            by Student's t.
+    """
+
+    tasks: int
+    trials: int
+    own: Estimate
+    tuned: Estimate
+
+
+def pooled(tasks: Mapping[str, Any], condition: str) -> dict[str, Pooled]:
+    """Every start but Θ0 in a condition, over all tasks.
+
+    Args:
+        tasks: of the results, by name.
+        condition: its name; tasks without it are left out.
+    """
+    own: dict[str, list[list[float]]] = {}
+    tuned: dict[str, list[list[float]]] = {}
+    for task in tasks.values():
+        cell = task["cells"].get(condition, {})
+        for name, start in cell.items():
+            values = (one["rates"][OWN_RATE]["values"] for one in (start, cell[NAIVE]))
+            at_own = _differences(*values)
+            if name != NAIVE and at_own:
+                own.setdefault(name, []).append(at_own)
+                best = _differences(start["tuned"], cell[NAIVE]["tuned"])
+                tuned.setdefault(name, []).append(best)
+    return {
+        name: Pooled(len(found), sum(map(len, found)), _mean(found), _mean(tuned[name]))
+        for name, found in own.items()
+    }
+
+
+def _differences(first: Values, second: Values) -> list[float]:
+    return [a - b for a, b in paired(first, second)]
+
+
+def _mean(found: Sequence[Sequence[float]]) -> Estimate:
+    return mean_estimate([value for of in found for value in of])
+
+
 def _standings(values: Mapping[str, Values]) -> dict[str, Standing]:
     naive = values[NAIVE]
     found = {}
