@@ -29,17 +29,19 @@ def test_a_page_is_what_its_json_gives(file: Path) -> None:
 def test_no_hyper_model_is_shipped_that_was_taught_so_while_none_is_ahead_of_every_average() -> (
     None
 ):
-    """The rule by which none is: on what was held out, an interval above zero over each average."""
+    """The rule by which none is: on all that was held out, an interval above zero over each."""
     assert PAGES
+    lows: dict[str, list[float]] = {}
     for file in PAGES:
-        for found in json.loads(file.read_text())["gains"].values():
-            lows = [
+        facts = json.loads(file.read_text())
+        for found in facts["gains"].values():
+            lows.setdefault(facts["digest"], []).extend(
                 found["ahead"][name][0] - found["ahead"][name][1]
                 for name in found["ahead"]
                 if name.startswith("average") or name == "last"
-            ]
-            assert min(lows) <= 0
+            )
             assert best_average_of(found) in found["ahead"]
+    assert all(min(of) <= 0 for of in lows.values())
     assert not list((RESULTS.parents[1] / "weights").glob("*/window-*"))
 
 
