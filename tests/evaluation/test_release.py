@@ -35,6 +35,7 @@ from know_cli.evaluation.release.plan import RELEASE_TASKS, chosen
 from know_cli.evaluation.release.pretraining import first_data, other_data, pretrained, sessions
 from know_cli.evaluation.release.task import Arm, ReleaseTask
 from know_cli.evaluation.release.trial import ReleaseTrial
+from know_cli.evaluation.runs.wording import difference_text
 from know_cli.evaluation.tasks import Downstream, Examples
 from know_cli.evaluation.tasks import cifar as cifar_tasks
 from know_cli.evaluation.variants import Variant, predict
@@ -600,3 +601,17 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, know: Command) ->
 def test_the_committed_page_is_that_of_the_committed_results() -> None:
     path = Path(plan.__file__).parents[3] / "docs" / "results" / "release.json"
     assert to_markdown(json.loads(path.read_text())) == path.with_suffix(".md").read_text()
+
+
+def test_the_prose_has_what_is_left_over_all_tasks() -> None:
+    root = Path(plan.__file__).parents[3]
+    tasks = json.loads((root / "docs" / "results" / "release.json").read_text())["tasks"]
+    found = results.pooled(tasks, "1250 images")
+    for page in ("README.md", "docs/expectations.md"):
+        text = (root / page).read_text().replace("−", "-")
+        for name in ("longer", "average-forgotten-3", "more-data", "continuation-x8"):
+            assert difference_text(found[name].tuned, 100) in text, (page, name)
+        for name in ("authors-x8", "shrink-0.5"):
+            below = found[name].tuned
+            assert below.high < 0
+            assert f"{-100 * below.value:.1f} ± {100 * below.half_width:.1f}" in text, (page, name)
