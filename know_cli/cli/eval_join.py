@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from know_cli.cli.eval_options import refuse_others
 from know_cli.errors import UsageError
 from know_cli.evaluation.release.regime import Regime
 
@@ -26,11 +27,7 @@ def check_join(context: typer.Context) -> None:
     """
     if context.params["regime"] is not Regime.RELEASE:
         raise UsageError("--join is for --regime release")
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if name not in _OWN and source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"{parameter.opts[0]}: has no effect with --join; leave it out")
+    refuse_others(context, _OWN, "--join")
 
 
 def join_results(

@@ -1,8 +1,9 @@
-"""Options of ``know eval`` whose explanations are long, and the seeds that it is asked for."""
+"""Options of ``know eval`` whose explanations are long, and what is made of some."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import typer
@@ -41,6 +42,24 @@ def parse_seeds(text: str) -> range:
         f"--seeds {text}: write a number from 1 to {_MOST_SEEDS}, or the first and the last seed, "
         f"such as 5-9; the highest is {_MOST_SEEDS - 1}"
     )
+
+
+def refuse_others(context: typer.Context, own: Collection[str], option: str) -> None:
+    """Refuse options that would have no effect beside one that changes what the command does.
+
+    Args:
+        context: of the command.
+        own: names of the parameters that have an effect.
+        option: that was given, for the message.
+
+    Raises:
+        UsageError: the reason.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if name not in own and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(f"{parameter.opts[0]}: has no effect with {option}; leave it out")
 
 
 def from_option() -> Any:

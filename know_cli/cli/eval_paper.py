@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from know_cli.cli.eval_options import refuse_others
 from know_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,11 +23,7 @@ def check_paper(context: typer.Context) -> None:
     Raises:
         UsageError: the reason.
     """
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if name not in _OWN and source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"{parameter.opts[0]}: has no effect with --paper; leave it out")
+    refuse_others(context, _OWN, "--paper")
 
 
 def show_paper(
