@@ -130,9 +130,9 @@ def test_another_task_is_added_and_another_definition_refused() -> None:
 def test_what_was_evaluated_otherwise_is_not_joined(setting: str, value: str) -> None:
     here, there = results([0], {"naive": [0.1]}), results([1], {"naive": [0.1]})
     there["settings"][setting] = value
-    with pytest.raises(UsageError, match=f"evaluated with --{setting} {value}, the others with"):
+    with pytest.raises(UsageError, match=f"--{setting} was {value} there and "):
         joined(here, there)
-    with pytest.raises(UsageError, match=f"the others with {value}; these are not compared"):
+    with pytest.raises(UsageError, match=f" and {value} in the others; these are not compared"):
         joined(there, here)
 
 

@@ -76,8 +76,8 @@ def joined(results: _Results, other: _Results) -> tuple[dict[str, Any], dict[str
         here, there = (one["settings"].get(name, usual) for one in (results, other))
         if here != there:
             raise UsageError(
-                f"evaluated with --{name} {there or 'left out'}, the others with "
-                f"{here or 'none'}; these are not compared"
+                f"--{name} was {there or 'left out'} there and {here or 'left out'} in the others; "
+                "these are not compared"
             )
     tasks, adds = dict(results["tasks"]), False
     left_out: dict[str, list[int]] = {}
