@@ -192,6 +192,7 @@ def test_the_command_joins_files(tmp_path: Path, know: Command) -> None:
     for arguments, words in (
         ((*release, "--join", "b.json", "--seeds", "3"), "--seeds: has no effect with --join"),
         (("eval", "-o", "out", "--join", "b.json"), "--join is for --regime release"),
+        ((*release, "--join", "gone.json"), "gone.json: cannot be read: No such file or directory"),
         ((*release, "--join", "t.md"), "t.md: is no result of 'know eval --regime release'"),
     ):
         refused = know(*arguments, cwd=tmp_path)

@@ -78,7 +78,9 @@ def read_release(path: Path) -> dict[str, Any]:
                 at_tuned_rate(cell)
             float(task["facts"]["measure"]["scale"])
             max(int(one["size"]) for one in task["definition"]["downstream"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             f"{path}: is no result of 'know eval --regime release' ({type(error).__name__}: "
             f"{error}); name the release.json that it wrote, or its folder"
