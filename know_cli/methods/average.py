@@ -46,6 +46,8 @@ def average_of(inputs: Inputs) -> Average:
     Raises:
         UsageError: more checkpoints are asked for than there are, or steps are needed and unknown.
     """
+    if inputs.given("forgotten") is not None:
+        return _of_forgotten(inputs)
     if inputs.trajectory.kind is TrajectoryKind.BRANCHES:
         return _of_branches(inputs)
     size, last, over = inputs.checkpoints, inputs.given("last"), inputs.given("over")
@@ -66,6 +68,24 @@ def average_of(inputs: Inputs) -> Average:
     average = _of_times(inputs, times, counts_steps=steps is not None)
     unused = (0.0,) * (size - count)
     return Average((*reversed(average.coefficients), *unused), average.remarks)
+
+
+def _of_forgotten(inputs: Inputs) -> Average:
+    """The mean of the most-forgotten checkpoints of a forgetting, which are the last given."""
+    count, size, kind = inputs.given("forgotten"), inputs.checkpoints, inputs.trajectory.kind
+    assert count is not None
+    if kind is not TrajectoryKind.FORGETTING:
+        raise UsageError(
+            f"--option forgotten={count:g}: is for a forgetting, and these checkpoints are of "
+            f"{kind.text}; leave it out"
+        )
+    if count > size:
+        raise UsageError(
+            f"--option forgotten={count:g}: only {size} checkpoints were given; give more, or "
+            "leave it out"
+        )
+    kept = size - int(count)
+    return Average((*(0.0,) * kept, *(1 / count,) * int(count)))
 
 
 def _of_branches(inputs: Inputs) -> Average:

@@ -71,10 +71,23 @@ def check_average(options: Mapping[str, float | str]) -> None:
             f"--option half-life={options['half-life']:g}: is for --option shape=ema, not for "
             f"shape={options['shape']}"
         )
+    if "forgotten" in options:
+        _check_forgotten(options)
     if moving and "over" in options:
         raise UsageError(
             f"--option over={options['over']:g}: a moving average has no beginning; leave it out, "
             "or take another shape than ema"
+        )
+
+
+def _check_forgotten(options: Mapping[str, float | str]) -> None:
+    """Refuse what else is asked of the mean of the most-forgotten checkpoints."""
+    others = [name for name in ("last", "over") if name in options]
+    others += ["shape"] if options["shape"] != SHAPES[0] else []
+    for name in others:
+        raise UsageError(
+            f"--option forgotten={options['forgotten']}: is a plain mean of so many checkpoints, "
+            f"and --option {name}={options[name]} asks for another average; leave one of them out"
         )
 
 

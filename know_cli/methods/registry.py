@@ -121,8 +121,8 @@ class Method:
         options: the options that it takes.
         hyper_model: the folder of this package that holds its hyper-model, such as ``known``; None
             for methods that read no bundle. The folder has a module ``shipped`` with
-            ``find_bundle``, ``check_weights_name`` and ``shipped``, and a module ``bundle`` with
-            ``load_bundle``.
+            ``default_weights``, ``find_bundle``, ``check_weights_name`` and ``shipped``, and a
+            module ``bundle`` with ``load_bundle``.
         norm: what happens to normalisation layers unless the user says.
         check: refuses options that do not go together, with a :class:`UsageError`.
         fewest: checkpoints that it needs; 1 if it reads nothing but Θ0.
@@ -151,6 +151,7 @@ _ALPHA = Option("alpha", 1.0)
 _AVERAGE = (
     Option("shape", SHAPES[0], SHAPES),
     Option("last", None, above=0, whole=True),
+    Option("forgotten", None, above=0, whole=True),
     Option("over", None, above=0, most=1),
     Option("half-life", None, above=0),
     Option("lora", LoraMode.EXACT.value, tuple(mode.value for mode in LoraMode)),

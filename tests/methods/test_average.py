@@ -204,6 +204,9 @@ RUN_CASES: list[tuple[list[str], list[float]]] = [
     (["shape=cosine", "last=2"], [1 / 2, 1 / 2, 0, 0]),
     (["shape=ema", "half-life=100", "last=2"], [2 - 1 / math.log(2), 1 / math.log(2) - 1, 0, 0]),
     (["shape=ema", "half-life=1000", "last=1"], [1, 0, 0, 0]),
+    (["forgotten=1"], [0, 0, 0, 1]),
+    (["forgotten=3"], [0, 1 / 3, 1 / 3, 1 / 3]),
+    (["forgotten=4"], [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
 ]
 
 
@@ -299,7 +302,13 @@ def test_steps_in_the_metadata_count(tmp_path: Path) -> None:
         (["over=1.1"], "--option over=1.1: must be at most 1"),
         (["shape=ema", "half-life=-1"], "--option half-life=-1: must be more than 0"),
         (["shape=round"], "--option shape=round: is none of uniform, linear, sqrt, cosine, ema"),
-        (["decay=1"], "takes shape, last, over, half-life and lora"),
+        (["forgotten=5"], "--option forgotten=5: only 4 checkpoints were given"),
+        (["forgotten=0"], "--option forgotten=0: must be more than 0"),
+        (["forgotten=2", "last=3"], "forgotten=2: is a plain mean of so many checkpoints, and "
+                                    "--option last=3 asks for another average"),
+        (["over=0.5", "forgotten=2"], "--option over=0.5 asks for another average"),
+        (["shape=cosine", "forgotten=2"], "--option shape=cosine asks for another average"),
+        (["decay=1"], "takes shape, last, forgotten, over, half-life and lora"),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be(
@@ -311,6 +320,28 @@ def test_options_that_cannot_be(
     assert done.returncode == 2
     assert message in one_line(done.stderr)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_most_forgotten_are_those_of_a_forgetting(tmp_path: Path, know: Command) -> None:
+    paths = write_run(tmp_path, STEPS)
+    option = ("--method", "average", "--option", "forgotten=2")
+    for kind, text in (("run", "a run"), ("branches", "branches")):
+        done = know("predict", *paths, "-o", tmp_path / "out", "--trajectory", kind, *option)
+        assert done.returncode == 2
+        message = one_line(done.stderr)
+        assert "--option forgotten=2: is for a forgetting" in message
+        assert f"are of {text}" in message
+        assert not (tmp_path / "out").exists()
+    # In one spelling with the method, beside another.
+    spelled = ("--method", "average,forgotten=2", "--method", "naive")
+    done = know("predict", *paths, "-o", tmp_path / "out.safetensors", *spelled)
+    assert done.returncode == 0, done.stderr
+    out = load_file(tmp_path / "out.average-forgotten-2.safetensors")
+    name = next(iter(KINDS))
+    trajectory = states(4)
+    assert torch.equal(
+        out[name], ((trajectory[2][name].double() + trajectory[3][name]) / 2).float()
+    )
 
 
 def test_normalisation_of_averages_is_for_averages(tmp_path: Path, know: Command) -> None:
@@ -368,7 +399,7 @@ def test_names_that_are_the_same_are_told_with_their_folders(tmp_path: Path, kno
 def test_the_help_has_every_shape(know: Command) -> None:
     (line,) = [text for text in describe_methods().split("\n") if text.startswith("average ")]
     assert "shape=uniform|linear|sqrt|cosine|ema" in line + describe_methods()
-    for name in ("last=…", "over=…", "half-life=…", "lora=exact|factors"):
+    for name in ("last=…", "forgotten=…", "over=…", "half-life=…", "lora=exact|factors"):
         assert name in describe_methods()
     assert "|".join(SHAPES) in know("predict", "--help").stdout
 
