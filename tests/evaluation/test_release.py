@@ -289,7 +289,7 @@ def test_hindsight_fits_what_is_not_in_the_first_data(tmp_path: Path) -> None:
 def test_the_mean_of_the_three_most_forgotten_is_a_start(tmp_path: Path) -> None:
     task = tiny()
     trial = ReleaseTrial(task, 0, tmp_path, None)
-    (arm,) = [arm for arm in task.arms({}) if arm.name == "average-forgotten-3"]
+    (arm,) = [arm for arm in task.arms({}) if arm.label == "average-forgotten-3"]
     trial.run([arm], [25])
     assert "average-forgotten-3" in trial.found([arm], [25])["cells"]["8 images"]
     last = [read_state(trial.checkpoint(k))["conv1.weight"].double() for k in (2, 3, 4)]
@@ -386,6 +386,24 @@ def test_networks_without_batch_norm_have_no_treatments_of_it(tmp_path: Path) ->
         *labels
     }
     assert len(labels) == len(set(labels))
+
+
+def test_every_start_has_every_treatment_and_those_of_most_only_by_name() -> None:
+    every = tiny().arms({"mine": "folder"})
+    plain = {arm.label for arm in every if arm.norm == "fresh"} - {"scratch"}
+    for norm in ("stored", "re-estimated"):
+        treated = {arm.label for arm in every if arm.norm == norm}
+        assert treated == {f"{label}-{norm}" for label in plain}
+    usual = {arm.label for arm in chosen(every, [])}
+    assert usual == plain | {"scratch"} | {
+        f"{label}-{norm}"
+        for label in ("naive", "shrink-0.5", "continuation-x8", "retrodiction-x8")
+        for norm in ("stored", "re-estimated")
+    }
+    assert {arm.label for arm in chosen(every, ["longer*"])} == {
+        "naive", "longer", "longer-stored", "longer-re-estimated",
+        "longer-decayed", "longer-decayed-stored", "longer-decayed-re-estimated",
+    }  # fmt: skip
 
 
 @pytest.mark.usefixtures("_few_rates")

@@ -173,13 +173,14 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
 
     Args:
         arms: of a task.
-        patterns: none stands for all.
+        patterns: none stands for all but those that are measured only by name.
     """
-    wanted = [NAIVE, *patterns]
+    if not patterns:
+        return [arm for arm in arms if not arm.by_name]
     return [
         arm
         for arm in arms
-        if not patterns or any(fnmatchcase(arm.label, pattern) for pattern in wanted)
+        if any(fnmatchcase(arm.label, pattern) for pattern in (NAIVE, *patterns))
     ]
 
 

@@ -46,6 +46,7 @@ class Arm:
         step: of the prediction.
         norm: treatment of BatchNorm layers.
         sessions: number of checkpoints that the prediction reads, Θ0 first.
+        by_name: whether it is measured only where a pattern names it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Arm:
     step: int = 1
     norm: str = FRESH
     sessions: int = SESSIONS
+    by_name: bool = False
 
     @property
     def label(self) -> str:
@@ -133,9 +135,11 @@ class ReleaseTask:
             _shrunk(0.5).name,
             *(self._label(name, self.steps[-1]) for name in SHIPPED),
         ]
-        by_name = {arm.name: arm for arm in main}
         others = [
-            replace(by_name[name], norm=norm) for name in treated for norm in (STORED, RE_ESTIMATED)
+            replace(arm, norm=norm, by_name=arm.name not in treated)
+            for arm in main
+            if arm.name != SCRATCH
+            for norm in (STORED, RE_ESTIMATED)
         ]
         return main + others + list(self._of_fewer())
 
