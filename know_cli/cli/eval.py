@@ -131,7 +131,8 @@ def evaluate(
         typer.Option(
             metavar="LABEL",
             show_default="all",
-            help="A method, or in the release regime a start or a pattern; repeatable.",
+            help="A method, or in the release regime a start or a pattern, such as '*-stored' for "
+            "all with BatchNorm as it was; repeatable.",
         ),
     ] = None,
     bundle: Annotated[

@@ -70,7 +70,7 @@ def evaluate_release(
         talk: to the user.
         folder: for the results, and in ``work`` everything that is trained.
         tasks: names or patterns; none for all.
-        methods: labels of starts or patterns; none for all.
+        methods: labels of starts or patterns; none for all, BatchNorm treated as usual.
         bundles: paths of further bundles, by name.
         shares: of the downstream examples, in per cent; none for all.
         seeds: to run; None for the suite's.

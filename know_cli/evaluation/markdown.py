@@ -217,19 +217,29 @@ def _methods(compared: Mapping[str, Mapping[str, Comparison]]) -> Iterator[str]:
     yield (
         f"Recovered gain on the {len(limited)} data-limited tasks: the mean over each task's "
         "cells, with the 95 % interval of that mean over tasks by Student's t, and the number of "
-        "tasks whose own interval lies entirely above or below zero."
+        "tasks whose own interval lies entirely above or below zero; and of all "
+        f"{len(compared)} tasks the number that are significantly above and below `{NAIVE}`."
     )
     yield ""
-    yield "| start | mean recovered gain | lowest | highest | above zero | below zero |"
-    yield "|---|" + "---:|" * 5
+    yield (
+        "| start | mean recovered gain | lowest | highest | above zero | below zero | "
+        f"above {NAIVE} | below {NAIVE} |"
+    )
+    yield "|---|" + "---:|" * 7
     for name in _starts(limited):
         gains = list(_gains(limited, name).values())
         values = [gain.value for gain in gains]
         above = sum(gain.low > 0 for gain in gains)
         below = sum(gain.high < 0 for gain in gains)
+        found = [
+            cells[ALL].differences[name]
+            for cells in compared.values()
+            if name in cells[ALL].differences
+        ]
+        better, worse = sum(of.low > 0 for of in found), sum(of.high < 0 for of in found)
         yield (
             f"| {name} | {_difference(mean_estimate(values), 1)} | {min(values):+.2f} | "
-            f"{max(values):+.2f} | {above} | {below} |"
+            f"{max(values):+.2f} | {above} | {below} | {better} | {worse} |"
         )
     yield ""
 

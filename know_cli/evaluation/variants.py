@@ -44,6 +44,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant("continuation", {"weights": "continuation"}),
     Variant("retrodiction", {"weights": "retrodiction"}),
     Variant("average", {"method": "average"}, steps=False),
+    Variant("average-forgotten-3", {"method": "average", "options": {"forgotten": 3}}, steps=False),
     Variant("shrink-0.9", {"method": "shrink", "options": {"lambda": 0.9, "of": "all"}}),
     Variant("task-vector", {"method": "task-vector"}),
     Variant("task-vector-full", {"method": "task-vector", "options": {"range": "full"}}),
@@ -82,14 +83,16 @@ def find_variants(labels: Sequence[str]) -> list[Variant]:
 
 
 def is_available(variant: Variant, sessions: int) -> bool:
-    """Whether a variant can read this many checkpoints; a hyper-model reads only one number.
+    """Whether a variant can read this many checkpoints.
+
+    A hyper-model reads only one number of them, and a mean of some of them needs as many.
 
     Raises:
         UsageError: its bundle does not exist.
         CheckpointError: its bundle is corrupt, or was not taught on forgettings.
     """
     if "weights" not in variant.request:
-        return True
+        return int(variant.request.get("options", {}).get("forgotten", 0)) <= sessions
     method, weights = method_of(variant), variant.request["weights"]
     try:
         path = find_bundle(method, weights, sessions)

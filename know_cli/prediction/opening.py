@@ -29,13 +29,21 @@ from know_cli.errors import OutputError, UsageError
 from know_cli.files import destination
 from know_cli.files.protected import Protected, is_within
 from know_cli.kinds import Kind, Override, only_copied
+from know_cli.known.language import is_of_language
+from know_cli.known.shipped import DEFAULT_WEIGHTS
 from know_cli.methods.bundles import open_bundle
 from know_cli.methods.inputs import Inputs
-from know_cli.methods.registry import HyperModelBundle, check_suited
+from know_cli.methods.registry import DEFAULT_METHOD, HyperModelBundle, check_suited
 from know_cli.prediction.predict import Prediction
 from know_cli.prediction.recipe import Arithmetic, Recipe, output_metadata
 from know_cli.prediction.request import DEFAULT_RATE, Request
 from know_cli.ranks.alone import Ranks
+
+_ON_LANGUAGE = (
+    "warning: these look like a language model or an adapter, and on those that were measured "
+    f"KNOWN {DEFAULT_WEIGHTS} was a worse start than the first checkpoint, which --weights "
+    "retrodiction in one step was not; measure both, as 'know choose' does"
+)
 
 
 def open_prediction(
@@ -126,6 +134,8 @@ def plan_prediction(
     bundle = open_bundle(request.chosen, request.weights, len(trajectory))
     check_suited(request.chosen, trajectory.kind, request.weights, bundle)
     notices.add(*trajectory.notices, *data_notices(trajectory))
+    if request.weights is None and request.method == DEFAULT_METHOD and _is_of_language(trajectory):
+        notices.add(_ON_LANGUAGE)
     rate = _rate(request, trajectory, notices)
     inputs = Inputs(
         trajectory, request.settings.steps, rate, devices, request.options, bundle, request.kernel
@@ -179,6 +189,10 @@ def plan_prediction(
     return Prediction(
         request, trajectory, bundle, recipe, plan, outputs, predictors, notices, ranks
     )
+
+
+def _is_of_language(trajectory: Trajectory) -> bool:
+    return is_of_language({n: (of.shape, of.dtype) for n, of in trajectory.first.tensors.items()})
 
 
 def check_agreement(

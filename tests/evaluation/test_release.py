@@ -401,9 +401,31 @@ def test_every_start_has_every_treatment_and_those_of_most_only_by_name() -> Non
         for norm in ("stored", "re-estimated")
     }
     assert {arm.label for arm in chosen(every, ["longer*"])} == {
-        "naive", "longer", "longer-stored", "longer-re-estimated",
-        "longer-decayed", "longer-decayed-stored", "longer-decayed-re-estimated",
+        "naive",
+        "longer",
+        "longer-decayed",
+    }
+    assert {arm.label for arm in chosen(every, ["longer*-stored", "last-re-estimated"])} == {
+        "naive", "longer-stored", "longer-decayed-stored", "last-re-estimated",
     }  # fmt: skip
+    assert {"longer-stored", "mine-x2-stored"} < {arm.label for arm in chosen(every, ["*-stored"])}
+
+
+@pytest.mark.usefixtures("_few_rates")
+def test_a_treatment_by_name_is_of_its_start(tmp_path: Path) -> None:
+    task = tiny()
+    trial = ReleaseTrial(task, 0, tmp_path, None)
+    trial.run(arms(task, "last-stored"), [25])
+    assert set(trial.found(task.arms({}), [25])["cells"]["8 images"]) == {"naive", "last-stored"}
+    every = {arm.label: arm for arm in task.arms({})}
+    last = read_state(trial.checkpoint(4))
+    stored = trial.start(every["last-stored"]).state_dict()
+    fresh = trial.start(every["last"]).state_dict()
+    norms = [name for name in last if "bn" in name and name.endswith("running_mean")]
+    assert norms
+    for name in norms:
+        assert torch.equal(stored[name], last[name])
+        assert not fresh[name].any()
 
 
 @pytest.mark.usefixtures("_few_rates")

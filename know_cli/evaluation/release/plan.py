@@ -173,14 +173,17 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
 
     Args:
         arms: of a task.
-        patterns: none stands for all but those that are measured only by name.
+        patterns: none stands for all but those that are measured only by name, whose treatment a
+            pattern has to spell out.
     """
-    if not patterns:
-        return [arm for arm in arms if not arm.by_name]
+    wanted = [NAIVE, *patterns] if patterns else ["*"]
     return [
         arm
         for arm in arms
-        if any(fnmatchcase(arm.label, pattern) for pattern in (NAIVE, *patterns))
+        if any(
+            fnmatchcase(arm.label, pattern) and (not arm.by_name or pattern.endswith(arm.norm))
+            for pattern in wanted
+        )
     ]
 
 

@@ -23,7 +23,7 @@ class ReleaseRequest(Trials):
 
     Attributes:
         shares: of the downstream examples, in per cent.
-        methods: labels of starts or patterns of them; none for all.
+        methods: labels of starts or patterns of them; see :func:`chosen`.
         bundles: paths of further bundles, by name.
         first: checkpoint of a Θ0 that is trained already; None trains it.
     """

@@ -46,7 +46,7 @@ class Arm:
         step: of the prediction.
         norm: treatment of BatchNorm layers.
         sessions: number of checkpoints that the prediction reads, Θ0 first.
-        by_name: whether it is measured only where a pattern names it.
+        by_name: whether it is measured only where a pattern names its treatment.
     """
 
     name: str
