@@ -36,6 +36,7 @@ class PlotRequest:
     json: Path | None
     force: bool
     trajectory: TrajectoryKind | None
+    temporary: Path | None = None
 
     def check(self, inputs: list[Path]) -> None:
         """Check that the outputs can be written and are not inputs."""
@@ -202,7 +203,7 @@ def draw_landscape_of(
             points.points, *plane.first_two, places, values, label, request.suffix
         )
         if request.json is not None:
-            described = describe(points, names, plane)
+            described = describe(points, names, plane, request.temporary)
             described |= work.describe(places, values, evaluation.name, label)
             write_report(request.json, described, force=request.force)
         write_bytes(request.picture, content, replace=request.force)

@@ -164,6 +164,7 @@ def trial(
             json=json,
             force=force,
             trajectory=None,
+            temporary=predicted,
         )
         request.check([])
         draw_landscape_of(

@@ -219,13 +219,26 @@ def measured_tensors(trajectory: Trajectory, overrides: Sequence[Override]) -> l
     return names
 
 
-def describe(points: Points, names: Sequence[str], plane: Plane) -> dict[str, Any]:
+def _lasting(path: Path, temporary: Path | None) -> str | None:
+    return None if temporary in path.parents else str(path)
+
+
+def describe(
+    points: Points, names: Sequence[str], plane: Plane, temporary: Path | None = None
+) -> dict[str, Any]:
     """The content of a picture in plain types, for a JSON file.
+
+    Args:
+        points: the checkpoints.
+        names: of the tensors that are measured.
+        plane: that is drawn.
+        temporary: a folder that will be gone; None if there is none.
 
     Returns:
         ``parameters``, the number over which distances are measured; ``shares`` of all axes in
-        the squared distances; ``points`` with name, role, path, ``coordinates`` on all axes and
-        ``off_plane``, the distance from the plane of the first two; ``distances``, a matrix.
+        the squared distances; ``points`` with name, role, path (None of a file that will be
+        gone), ``coordinates`` on all axes and ``off_plane``, the distance from the plane of the
+        first two; ``distances``, a matrix.
     """
     tensors = points.trajectory.first.tensors
     return {
@@ -235,7 +248,7 @@ def describe(points: Points, names: Sequence[str], plane: Plane) -> dict[str, An
             {
                 "name": point.name,
                 "role": point.role.value,
-                "path": str(point.checkpoint.path),
+                "path": _lasting(point.checkpoint.path, temporary),
                 "coordinates": plane.coordinates[k].tolist(),
                 "off_plane": float(plane.off_plane[k]),
             }

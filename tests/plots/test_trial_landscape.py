@@ -123,6 +123,10 @@ def test_the_command_draws_a_trial(tmp_path: Path, know: Command) -> None:
         "longer",
         "more data",
     ]
+    # Predictions were files for as long as it drew; all else is still there.
+    paths = {point["name"]: point["path"] for point in found["points"]}
+    assert all((path is None) == name.startswith("continuation") for name, path in paths.items())
+    assert all((tmp_path / path).exists() for path in paths.values() if path is not None)
     values = np.array(found["grid"]["values"])
     assert values.shape == (3, 3)
     assert (values > 0).all()
