@@ -635,7 +635,7 @@ def test_shards_share_the_trials_of_one_folder(
     ("more", "unknown"),
     [
         ((), False), (("--trajectory", "run"), False),
-        (("--regime", "release", "--task", "release-cifar10-resnet-third"), True),
+        (("--regime", "release", "--task", "release-cifar100-cifar10-resnet18"), True),
         (("--trajectory", "branches", "--task", "orders-text-language-model"), False),
     ],
 )  # fmt: skip
@@ -646,7 +646,9 @@ def test_a_dry_run_tells_what_trials_cost(
     know: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(running, "available", lambda folder: ["code", "manual", "cifar10"])
+    monkeypatch.setattr(
+        running, "available", lambda folder: ["code", "manual", "cifar10", "cifar100"]
+    )
     tasks = () if "--task" in more else ("--task", "text-language-model")
     done = know("eval", *tasks, *more, "--seeds", "4", "-o", "out", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -36,6 +36,7 @@ from know_cli.evaluation.release.pretraining import first_data, other_data, pret
 from know_cli.evaluation.release.task import Arm, ReleaseTask
 from know_cli.evaluation.release.trial import ReleaseTrial
 from know_cli.evaluation.runs.wording import difference_text
+from know_cli.evaluation.statistics import mean_estimate
 from know_cli.evaluation.tasks import Downstream, Examples
 from know_cli.evaluation.tasks import cifar as cifar_tasks
 from know_cli.evaluation.variants import Variant, predict
@@ -655,3 +656,52 @@ def test_the_prose_has_what_is_left_over_all_tasks() -> None:
             below = found[name].tuned
             assert below.high < 0
             assert f"{-100 * below.value:.1f} ± {100 * below.half_width:.1f}" in text, (page, name)
+
+
+def test_the_prose_has_what_other_tasks_and_factors_give() -> None:
+    root = Path(plan.__file__).parents[3]
+    tasks = json.loads((root / "docs" / "results" / "release.json").read_text())["tasks"]
+
+    def said(task: str, start: str, *, tuned: bool = False) -> str:
+        cell = tasks[f"release-{task}"]["cells"]["1250 images"]
+        of = (results.at_tuned_rate if tuned else results.at_own_rate)(cell)[start].difference
+        assert of is not None
+        return f"{100 * of.value:+.1f} ± {100 * of.half_width:.1f}"
+
+    pages = [" ".join((root / "docs" / name).read_text().replace("−", "-").split())
+             for name in ("expectations.md", "methods.md")]  # fmt: skip
+    others = ("cifar10-resnet-sgd", "fashion-cifar10-resnet", "cifar10-fashion-resnet")
+    for start, words in (
+        ("shrink-0.5", "half the weights gain {}, {} and {} points"),
+        ("authors-x8", "the authors' release ×8 {}, {} and {}."),
+    ):
+        assert words.format(*(said(task, start) for task in others)) in pages[0]
+    far, third = "cifar10-fashion-resnet", "cifar10-resnet-third"
+    left = [said(far, start, tuned=True) for start in ("longer", "average-forgotten-3")]
+    assert (
+        "training longer leaves {} and the mean of the three most forgotten {}".format(*left)
+        in (pages[0])
+    )
+    starts = ("shrink-0.5", "authors-x27")
+    figures = [said(third, start, tuned=tuned) for tuned in (False, True) for start in starts]
+    assert (
+        "half the weights gain {} at the release's rate and the authors' release ×27 {}, and at the "
+        "tuned rate {} and {}"
+    ).format(*figures) in pages[0]
+    for factor in ("0.9", "0.7", "0.5", "0.4"):
+        cells = [
+            said(f"cifar10-{network}", f"shrink-{factor}", tuned=tuned)
+            for network in ("resnet", "cnn", "pyramid")
+            for tuned in (False, True)
+        ]
+        assert f"| {factor} | {' | '.join(cells)} |" in pages[1]
+    cell = tasks["release-cifar10-cnn"]["cells"]["1250 images"]
+    pairs = results.paired(cell["shrink-0.7"]["tuned"][20:], cell["naive"]["tuned"][20:])
+    assert len(pairs) == 5
+    fresh = mean_estimate([first - second for first, second in pairs])
+    assert (
+        f"({100 * fresh.value:+.1f} ± {100 * fresh.half_width:.1f} on the five seeds that were run to confirm it)"
+        in pages[1]
+    )
+    left = [said("cifar10-cnn", f"shrink-{factor}", tuned=True) for factor in ("0.7", "0.5")]
+    assert "{} for λ = 0.7 and {} for half of them".format(*left) in pages[0]
