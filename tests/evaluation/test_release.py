@@ -578,6 +578,12 @@ def test_one_seed_says_nothing() -> None:
     cell["naive"] = start([0.5], [0.6], [4.0])
     cell["other"] = start([0.6], [0.7], [4.0])
     assert "one seed has no interval, so nothing can be said." in to_markdown(found)
+    found["tasks"]["noise"]["cells"]["8 images"] = {
+        "naive": start([0.5, 0.4], [0.6, 0.5], [4.0] * 2)
+    }
+    page = to_markdown(found)
+    assert "At the release's rate: no other start was measured." in page
+    assert "nothing can be said" not in page
 
 
 @pytest.mark.usefixtures("_few_rates")

@@ -140,6 +140,8 @@ def _placed(found: Mapping[str, Standing], scale: float) -> str:
         for name, standing in found.items()
         if standing.difference is not None
     }
+    if not differences:
+        return "no other start was measured."
     if all(math.isnan(estimate.half_width) for estimate in differences.values()):
         return "one seed has no interval, so nothing can be said."
     above = {name: one for name, one in differences.items() if one.low > 0}
