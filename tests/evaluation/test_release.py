@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -711,3 +712,42 @@ def test_the_prose_has_what_other_tasks_and_factors_give() -> None:
     )
     left = [said("cifar10-cnn", f"shrink-{factor}", tuned=True) for factor in ("0.7", "0.5")]
     assert "{} for λ = 0.7 and {} for half of them".format(*left) in pages[0]
+
+
+def test_the_prose_has_what_the_most_forgotten_are_worth_beside_training_longer() -> None:
+    root = Path(plan.__file__).parents[3] / "docs"
+    page = " ".join((root / "expectations.md").read_text().replace("−", "-").split())
+    tasks = json.loads((root / "results" / "release.json").read_text())["tasks"]
+    cells = [task["cells"]["1250 images"] for task in tasks.values()]
+    apart = [
+        first - second
+        for cell in cells
+        if {"longer", "average-forgotten-3"} <= set(cell)
+        for first, second in results.paired(
+            cell["average-forgotten-3"]["tuned"], cell["longer"]["tuned"]
+        )
+    ]
+    mean = mean_estimate(apart)
+    figure = f"{100 * mean.value:+.1f} ± {100 * mean.half_width:.1f}"
+    assert f"the mean is {figure} points from it, on the {len(apart)} trials" in page
+    converged = json.loads((root / "results" / "forgotten.json").read_text())["tasks"]
+    of_images: dict[str, list[float]] = {}
+    of_text = []
+    for name, task in converged.items():
+        values = {
+            start["method"]: np.mean(
+                [np.array(seeds) for seeds in start["values"].values()], axis=0
+            )
+            for start in task["starts"]
+        }
+        for start in ("longer", "average-forgotten-3"):
+            differences = list(task["measure"]["scale"] * (values[start] - values["naive"]))
+            if not name.startswith("text-"):
+                of_images.setdefault(start, []).extend(differences)
+            elif start != "longer":
+                of_text += differences
+    assert len(of_images["longer"]) == 28
+    first, second = (mean_estimate(of_images[start]) for start in ("average-forgotten-3", "longer"))
+    assert f"this mean is {first.value:+.1f} ± {first.half_width:.1f} points from it on" in page
+    assert f"training longer {second.value:+.1f} ± {second.half_width:.1f})" in page
+    assert f"and {-max(of_text):.1f} to {-min(of_text):.1f} nats below it on text" in page
