@@ -76,6 +76,7 @@ class Temporary:
         self._has_lock = False
         self._moved = False
         self._is_ours = False
+        self._is_made = False
         self._mode: int | None = None
         try:
             self._acquire()
@@ -84,7 +85,26 @@ class Temporary:
         except BaseException:  # an interruption may come at any moment
             if self._is_ours:
                 self.discard()
+            elif self._is_made:
+                self._remove_made()
             raise
+
+    def _remove_made(self) -> None:
+        """Remove what was made when an interruption came, unless it is another run's by now."""
+        kind = os.O_DIRECTORY if self._is_folder else os.O_RDWR
+        with suppress(OSError, OutputError):
+            descriptor = os.open(self.path, kind | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                self._refuse_strange(os.fstat(descriptor))
+                # Who has the lock, or has written something, goes on with it.
+                if not lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    return
+                if self._is_folder:
+                    self.path.rmdir()
+                elif os.fstat(descriptor).st_size == 0 and is_same(self.path, os.fstat(descriptor)):
+                    self.path.unlink()
+            finally:
+                os.close(descriptor)
 
     def _acquire(self) -> None:
         missing: FileNotFoundError | None = None
@@ -124,6 +144,8 @@ class Temporary:
     def _open(self) -> int:
         """The file or folder, made if it is missing; links are not followed."""
         kind = os.O_DIRECTORY if self._is_folder else os.O_RDWR
+        # A signal that comes while the system makes it is told before a name can be bound.
+        self._is_made = True
         try:
             if self._is_folder:
                 self.path.mkdir()
@@ -133,6 +155,7 @@ class Temporary:
                 self._is_ours = True
                 return made
         except FileExistsError:
+            self._is_made = False
             # In a folder that all may write to, a stranger could have put it there.
             self._refuse_strange(self.path.lstat())
         descriptor = os.open(self.path, kind | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
