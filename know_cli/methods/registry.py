@@ -121,8 +121,8 @@ class Method:
         options: the options that it takes.
         hyper_model: the folder of this package that holds its hyper-model, such as ``known``; None
             for methods that read no bundle. The folder has a module ``shipped`` with
-            ``default_weights``, ``find_bundle``, ``check_weights_name`` and ``shipped``, and a
-            module ``bundle`` with ``load_bundle``.
+            ``find_bundle``, ``check_weights_name`` and ``shipped``, and a module ``bundle`` with
+            ``load_bundle``.
         norm: what happens to normalisation layers unless the user says.
         check: refuses options that do not go together, with a :class:`UsageError`.
         fewest: checkpoints that it needs; 1 if it reads nothing but Θ0.
