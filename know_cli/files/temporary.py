@@ -99,9 +99,10 @@ class Temporary:
                 # Who has the lock, or has written something, goes on with it.
                 if not lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     return
+                found = os.fstat(descriptor)
                 if self._is_folder:
                     self.path.rmdir()
-                elif os.fstat(descriptor).st_size == 0 and is_same(self.path, os.fstat(descriptor)):
+                elif found.st_size == 0 and is_same(self.path, found):
                     self.path.unlink()
             finally:
                 os.close(descriptor)

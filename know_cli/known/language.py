@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 
-from know_cli.kinds import Kind, classify_all
-from know_cli.names import Path, Shape, words
-from know_cli.structure import find_facts
+from know_cli.kinds import Kind
+from know_cli.names import Path, Shape, read_name, words
 
 # Of a module with the vectors of a vocabulary, or with the scores of its words.
 _WORDS = frozenset({"wte", "tok", "token", "tokens", "word", "words"})
@@ -20,28 +19,28 @@ _BARE = frozenset({"shared", "embed_in", "embeddings"})
 _NO_WORDS = frozenset({"type", "position", "positions", "pos", "patch", "proj", "cls"})
 
 
-def is_of_language(tensors: Mapping[str, tuple[Shape, str]]) -> bool:
+def is_of_language(shapes: Mapping[str, Shape], kinds: Mapping[str, Kind]) -> bool:
     """Whether there is a table of words, or a factor of LoRA, and no convolution.
 
     Args:
-        tensors: name → (shape, safetensors dtype).
+        shapes: of every tensor of a checkpoint, by name.
+        kinds: of the same.
 
-    >>> is_of_language({"wte.weight": ((50257, 768), "F32"), "h.0.mlp.weight": ((768, 768), "F32")})
+    >>> is_of_language({"wte.weight": (50257, 768)}, {"wte.weight": Kind.FC})
     True
-    >>> is_of_language({"fc1.weight": ((64, 784), "F32"), "fc2.weight": ((10, 64), "F32")})
+    >>> is_of_language({"fc1.weight": (64, 784)}, {"fc1.weight": Kind.FC})
     False
     """
-    kinds = {name: found.kind for name, found in classify_all(tensors).items()}
     if Kind.CONV in kinds.values():
         return False
-    facts = find_facts(tensors)
+    names = {name: read_name(name) for name in shapes}
     modules: dict[Path, set[str]] = {}
-    for of in facts.values():
+    for of in names.values():
         modules.setdefault(of.path, set()).add(of.leaf)
     return any(
-        len(tensors[name][0]) == 2
+        len(shapes[name]) == 2
         and (_is_of_lora(of.path, of.leaf) or _is_of_words(of.path, of.leaf, modules[of.path]))
-        for name, of in facts.items()
+        for name, of in names.items()
         if kinds[name] is Kind.FC
     )
 

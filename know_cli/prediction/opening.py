@@ -134,8 +134,6 @@ def plan_prediction(
     bundle = open_bundle(request.chosen, request.weights, len(trajectory))
     check_suited(request.chosen, trajectory.kind, request.weights, bundle)
     notices.add(*trajectory.notices, *data_notices(trajectory))
-    if request.weights is None and request.method == DEFAULT_METHOD and _is_of_language(trajectory):
-        notices.add(_ON_LANGUAGE)
     rate = _rate(request, trajectory, notices)
     inputs = Inputs(
         trajectory, request.settings.steps, rate, devices, request.options, bundle, request.kernel
@@ -153,6 +151,10 @@ def plan_prediction(
     _check_places(ranks, request, outputs)
     found = reading.classified(rescales=request.settings.norm is NormMode.RESCALE)
     notices.add(*found.notices)
+    if request.weights is None and request.method == DEFAULT_METHOD:
+        shapes = {name: entry.shape for name, entry in trajectory.first.tensors.items()}
+        if is_of_language(shapes, {name: of.kind for name, of in found.classes.items()}):
+            notices.add(_ON_LANGUAGE)
     unordered = (
         trajectory.kind is TrajectoryKind.FORGETTING
         and Session.from_metadata(trajectory.first.metadata) is None
@@ -189,10 +191,6 @@ def plan_prediction(
     return Prediction(
         request, trajectory, bundle, recipe, plan, outputs, predictors, notices, ranks
     )
-
-
-def _is_of_language(trajectory: Trajectory) -> bool:
-    return is_of_language({n: (of.shape, of.dtype) for n, of in trajectory.first.tensors.items()})
 
 
 def check_agreement(

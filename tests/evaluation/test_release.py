@@ -715,7 +715,7 @@ def test_the_prose_has_what_other_tasks_and_factors_give() -> None:
             "shrink-0.5",
             "half the weights gain {} and {} at the release's rate and {} and {} at the tuned one",
         ),
-        ("authors-x8", "the authors' release ×8 {} and {} and {} and {}."),
+        ("authors-x8", "the authors' release ×8 gains {} and {}, and at the tuned rate {} and {}."),
     ):
         figures = [
             said("cifar10-resnet", start, tuned=tuned, of=f"{count} images")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from know_cli.kinds import Kind, classify_all
-from know_cli.known.language import is_of_language
+from know_cli.known import language
 from know_cli.names import Shape
 from tests.support.check_inventories import read_inventories
 from tests.support.command import Command
@@ -42,6 +43,11 @@ OF_NO_TEXT: dict[str, dict[str, Shape]] = {
     "a class token": {"cls_token.token": (10, 64), "blocks.0.fc1.weight": (64, 64)},
     "queries of attention": {"attn.query_key_value.weight": (96, 32)},
 }  # fmt: skip
+
+
+def is_of_language(tensors: Mapping[str, tuple[Shape, str]]) -> bool:
+    kinds = {name: found.kind for name, found in classify_all(tensors).items()}
+    return language.is_of_language({name: shape for name, (shape, _) in tensors.items()}, kinds)
 
 
 def floats(shapes: dict[str, Shape]) -> dict[str, tuple[Shape, str]]:
@@ -122,7 +128,7 @@ def test_users_of_the_default_are_told_what_was_measured(tmp_path: Path, know: C
     # Not where they have chosen themselves.
     for chosen in (
         ["--weights", "continuation"], ["--weights", "retrodiction"], ["--method", "average"],
-        ["--method", "lstsq"], ["--trajectory", "run"],
+        ["--method", "lstsq"], ["--trajectory", "run"], ["--kind", "embed_tokens*=copy"],
     ):  # fmt: skip
         assert TOLD not in notices(know, *paths, *out, *chosen)
 
