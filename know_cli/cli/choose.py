@@ -219,9 +219,9 @@ def choose(
     """Choose the best start for your own task among everything your checkpoints can give.
 
     Makes candidates (predictions, averages, the checkpoints themselves), measures them with your
-    own command, drops those that are clearly worse, and confirms the best one with seeds that
-    took no part in choosing. Where it is not better than the first checkpoint, it says so and
-    writes the first checkpoint.
+    own command, drops the worse half of them round by round, and confirms the best one with seeds
+    that took no part in choosing. Where it is not better than the first checkpoint, it says so
+    and writes the first checkpoint.
     """
     from know_cli.checkpoints.arguments import find_checkpoints
     from know_cli.choosing.candidates import choose_candidates

@@ -39,7 +39,7 @@ EPILOG = "\n\n".join(
     (
         "Examples:",
         "know eval --suite small -o evaluation",
-        "know eval --task 'fashion-*' --seeds 10 --method continuation --bundle mine=my-known "
+        "know eval --task 'fashion-*' --seeds 10 --method continuation --bundle mine=./my-known "
         "-o evaluation",
         "know eval --task fashion-classes-resnet --norm rescale --norm copy --norm reset "
         "-o evaluation",

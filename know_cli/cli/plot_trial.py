@@ -29,7 +29,7 @@ EPILOG = "\n\n".join(
         "Examples:",
         "know plot trial evaluation --task fashion-classes-cnn -o landscape.png",
         "know plot trial release --task release-cifar10-resnet --seed 2 --method retrodiction "
-        "--bundle authors=authors --measure score --data-folder DATA -o landscape.svg",
+        "--bundle authors=./authors --measure score --data-folder DATA -o landscape.svg",
     )
 )
 

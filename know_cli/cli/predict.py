@@ -152,7 +152,7 @@ def predict(
             show_default="the shipped default",
             help="KNOWN bundle: the name of a shipped one, or the path, such as ./mine, of a "
             "bundle's folder or of one with KNOWN_Conv.h5, KNOWN_FC.h5 and KNOWN_Bias.h5. For "
-            "methods known, lstsq and noise.",
+            "methods known, lstsq, noise and settle.",
             rich_help_panel=_METHOD,
         ),
     ] = None,

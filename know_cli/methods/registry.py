@@ -161,7 +161,7 @@ _KNOWN = "known"
 METHODS = (
     Method("known", "the hyper-model KNOWN, n times", hyper_model=_KNOWN),
     Method("naive", "Θ0", fewest=1),
-    Method("last", "the most-forgotten checkpoint Θ(S−1)"),
+    Method("last", "the most-forgotten checkpoint Θ(S−1)", norm=NormMode.AVERAGE),
     Method(
         "task-vector",
         "Θ0 + n·α·(Θ0 − Θ1), or − Θ(S−1)",

@@ -6,7 +6,8 @@ it comes from reading the history. Step n uses λ^n.
 
 Weights of layers before a normalisation have no scale of their own: shrunk, they give the same
 network, which the same learning rate moves more. Shrinking biases and the normalisation's own
-weights changes the network, so these stay unless all is asked for.
+weights changes the network, so biases stay unless all is asked for, and normalisation layers follow
+their own setting.
 """
 
 from __future__ import annotations

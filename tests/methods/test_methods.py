@@ -166,8 +166,18 @@ def test_golden_values(
         assert out[name].dtype == dtype
         unit = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
         torch.testing.assert_close(out[name].double(), expected, rtol=unit, atol=1e-8, msg=name)
-    predicted = {*KINDS, *(("bn1.weight", "bn1.bias") if method == "average" else ())}
+    predicted = {*KINDS, *(("bn1.weight", "bn1.bias") if method in ("average", "last") else ())}
     assert report.predicted == sum(trajectory[0][name].numel() for name in predicted)
+
+
+def test_the_last_checkpoint_comes_with_its_normalisation_layers(
+    trajectory_paths: list[Path], tmp_path: Path
+) -> None:
+    out, _ = predict(trajectory_paths, tmp_path / "out", "last")
+    first, last = states()[0], states()[-1]
+    moved = [name for name in last if not torch.equal(first[name], last[name])]
+    assert {"bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"} <= set(moved)
+    assert [name for name in moved if not torch.equal(out[name], last[name])] == []
 
 
 def test_every_method_has_golden_values() -> None:
@@ -456,7 +466,7 @@ def test_predictions_that_are_not_finite_are_replaced_where_allowed(
 # ---------------------------------------------------------------------- with all else
 
 
-@pytest.mark.parametrize("method", [name for name in WITHOUT_BUNDLE if name != "average"])
+@pytest.mark.parametrize("method", [n for n in WITHOUT_BUNDLE if n not in ("average", "last")])
 def test_normalisation_and_frozen_tensors_are_as_with_known(
     method: str, trajectory_paths: list[Path], tmp_path: Path
 ) -> None:

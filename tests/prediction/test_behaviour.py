@@ -160,7 +160,7 @@ def conv_bn(means: Tensor, width: int = 16) -> dict[str, Tensor]:
 def test_statistics_behind_an_activation_are_not_rescaled(
     tmp_path: Path, means: Tensor, action: Action, reason: str
 ) -> None:
-    with opened(tmp_path, conv_bn(means), Settings()) as prediction:
+    with opened(tmp_path, conv_bn(means), Settings(norm=NormMode.RESCALE)) as prediction:
         found = decisions(prediction)
         for name in ("bn.running_mean", "bn.running_var"):
             assert found[name][0] is action
