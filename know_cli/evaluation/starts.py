@@ -90,9 +90,10 @@ class Chosen:
     Attributes:
         cell: its name.
         value: of the chosen start, on the test examples.
-        facts: in plain types: ``start`` and ``winner`` (of choosing; None if all
-            others were significantly below Θ0, or failed), ``confirmed`` (``mean``, ``low`` and ``high`` of the winner's difference to Θ0 on held
-            back examples; None where there is none), ``fine_tunings`` that it took, and
+        facts: in plain types: ``start`` and ``winner`` (of choosing; None if all others were
+            significantly below Θ0, or failed), ``confirmed`` (``mean``, ``low`` and ``high`` of
+            the winner's difference to Θ0 on held back examples; None where there is none),
+            ``fine_tunings`` that it took, and
             ``candidates``, the value of each on the test examples.
     """
 
