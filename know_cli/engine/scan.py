@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from know_cli.behaviour import Behaviour, BehaviourWatch, least_precise
-from know_cli.checkpoints import Trajectory
-from know_cli.checkpoints.dtypes import torch_dtype
+from know_cli.checkpoints import Checkpoint, TensorEntry, Trajectory
+from know_cli.checkpoints.dtypes import is_float, torch_dtype
 from know_cli.checkpoints.reading import chunks, read_bytes
 from know_cli.ranks.alone import Ranks
 
@@ -106,7 +106,8 @@ def _scan(
     frozen, behaviours = [], {}
     squared = [0.0] * (len(trajectory) - 1)
     for name in names:
-        entries = trajectory.entries(name)
+        sources = _sources(trajectory, name)
+        entries = [entry for _, entry in sources]
         same = len({entry.info.dtype for entry in entries}) == 1
         dtypes = [torch_dtype(entry.info.dtype) for entry in entries]
         dtype = least_precise([entry.info.dtype for entry in entries])
@@ -115,10 +116,7 @@ def _scan(
         for start, count in chunks(0, entries[0].info.elements):
             ranks.check()
             # As bytes, which are compared many times as fast as what torch would lend of them.
-            raw = [
-                read_bytes(checkpoint, entry, start, count)
-                for checkpoint, entry in zip(trajectory.checkpoints, entries, strict=True)
-            ]
+            raw = [read_bytes(checkpoint, entry, start, count) for checkpoint, entry in sources]
             if start == 0 or start < wanted:
                 values = [
                     torch.frombuffer(data, dtype=of).double()
@@ -139,6 +137,23 @@ def _scan(
         if wanted and not watch.is_ordinary:
             behaviours[name] = watch.behaviour()
     return frozen, squared, behaviours
+
+
+def _sources(trajectory: Trajectory, name: str) -> list[tuple[Checkpoint, TensorEntry]]:
+    """The checkpoints whose values of a tensor can be compared, Θ0 first.
+
+    These are all, unless it is copied in any case: then others may lack it, or hold something else.
+    """
+    first, absent = trajectory.first.tensors[name], trajectory.absent.get(name, ())
+    found = [
+        (checkpoint, first if k in absent else checkpoint.tensors.get(name))
+        for k, checkpoint in enumerate(trajectory.checkpoints)
+    ]
+    return [
+        (checkpoint, entry)
+        for checkpoint, entry in found
+        if entry is not None and is_float(entry.dtype) and entry.shape == first.shape
+    ]
 
 
 def _watch(watch: BehaviourWatch, values: Tensor) -> None:

@@ -21,9 +21,9 @@ from know_cli.methods.registry import METHODS
 _HYPER_MODELS = sorted({method.hyper_model for method in METHODS if method.hyper_model})
 # The parts of the package whose code determines predictions.
 _PREDICTING = (
-    "prediction", "methods", *_HYPER_MODELS, "engine", "ranks", "behaviour.py", "kinds.py",
-    "structure.py", "normalisation.py", "sources.py", "pairs.py", "roles.py", "names.py",
-    "checkpoints", "files", "errors.py",
+    "prediction", "methods", *_HYPER_MODELS, "engine", "passes", "ranks", "checkpoints", "files",
+    "behaviour.py", "kinds.py", "structure.py", "normalisation.py", "sources.py", "pairs.py",
+    "roles.py", "names.py", "errors.py",
 )  # fmt: skip
 _DIGITS = 16
 _LOCK = ".lock"
@@ -51,10 +51,17 @@ def code_key() -> str:
     digest = hashlib.sha256()
     for entry in _PREDICTING:
         place = package / entry
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        for file in _sources(place):
             digest.update(file.relative_to(package).as_posix().encode())
             digest.update(read_bytes(file))
     return digest.hexdigest()[:_DIGITS]
+
+
+def _sources(place: Path) -> list[Path]:
+    """The files of source code in a folder, or the file itself."""
+    if not place.is_dir():
+        return [place]
+    return sorted(file for file in place.rglob("*") if file.suffix in (".py", ".c"))
 
 
 @contextmanager

@@ -52,6 +52,8 @@ Mean = Callable[[float, float], float]
 
 # From here on down a series is more precise than a difference.
 _SMALL = 1e-2
+# Far more than any run has; from here on nothing of the older checkpoints is left in a float.
+_MOST_HALF_LIVES = 1e100
 
 
 def check_average(options: Mapping[str, float | str]) -> None:
@@ -96,7 +98,7 @@ def decay_coefficients(times: Sequence[float], begin: float, mean: Mean) -> list
 
     Args:
         times: ``[N]``, after how many steps each was saved; rising.
-        begin: of the decay, before the last of them.
+        begin: of the decay; at the last of them or after it nothing decays.
         mean: of the decay's shape.
 
     Returns:
@@ -108,6 +110,8 @@ def decay_coefficients(times: Sequence[float], begin: float, mean: Mean) -> list
     [0.0, 0.25, 0.75]
     """
     span = times[-1] - begin
+    if span <= 0:
+        return [0.0] * (len(times) - 1) + [1.0]
     multipliers = [1.0]
     for before, after in pairwise(times):
         # Where d is 1 in a part of the stretch, the rest counts for its share.
@@ -148,7 +152,7 @@ def moving_mean(half_lives: float) -> Mean:
     >>> round(moving_mean(1)(0, 1), 6)  # of 2 − 2^x
     0.557305
     """
-    rate = half_lives * math.log(2)
+    rate = min(half_lives, _MOST_HALF_LIVES) * math.log(2)
 
     def mean(a: float, b: float) -> float:
         # d = (1 − e^(−rate·(1 − x))) / (1 − e^(−rate)); e^(−rate·(1 − x)) has the mean

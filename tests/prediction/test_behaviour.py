@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from know_cli.checkpoints import open_trajectory
@@ -170,6 +170,30 @@ def test_statistics_behind_an_activation_are_not_rescaled(
         prediction.execute()
     out = load_file(tmp_path / "out.safetensors")
     assert torch.equal(out["bn.running_mean"], means[0]) is (action is Action.COPY)
+
+
+@pytest.mark.parametrize("norm", [NormMode.RESCALE, NormMode.AVERAGE])
+@pytest.mark.parametrize(
+    "other",
+    [None, torch.arange(16), torch.zeros(7), torch.zeros(16).to(torch.float8_e4m3fn)],
+    ids=["none", "integers", "shorter", "float8"],
+)
+@pytest.mark.parametrize(("negative", "action"), [(True, Action.RESCALE), (False, Action.COPY)])
+def test_a_mean_that_a_later_checkpoint_has_not_is_looked_at_in_the_others(
+    tmp_path: Path, other: Tensor | None, norm: NormMode, negative: bool, action: Action
+) -> None:
+    means = random(16, seed=8)
+    paths = write(tmp_path, conv_bn(means if negative else means.abs()))
+    state = load_file(paths[2])
+    del state["bn.running_mean"]
+    save_file(state if other is None else {**state, "bn.running_mean": other}, paths[2])
+    request = Request(
+        paths, tmp_path / "out.safetensors", settings=Settings(norm=norm), method="last"
+    )
+    with open_prediction(request) as prediction:
+        expected = action if norm is NormMode.RESCALE else Action.COPY
+        assert decisions(prediction)["bn.running_mean"][0] is expected
+        prediction.execute()
 
 
 def test_means_are_read_only_to_rescale_and_say_nothing_of_the_order(
