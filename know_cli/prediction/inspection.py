@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from know_cli.checkpoints import TensorEntry, Trajectory
 from know_cli.checkpoints.dtypes import is_float
 from know_cli.checkpoints.metadata import Session, TrajectoryKind
-from know_cli.checkpoints.reading import chunks, read_float32
+from know_cli.checkpoints.reading import chunks, read_elements, read_float32
 from know_cli.engine.progress import Progress
 from know_cli.engine.scan import looks_reversed
 from know_cli.kinds import PREDICTED_KINDS, Classification, Kind
@@ -170,13 +170,11 @@ def _inspect_tensor(
     entries = trajectory.entries(name)
     moved, nonfinite = False, [0] * len(trajectory)
     for start, count in chunks(0, entries[0].info.elements):
-        values = torch.empty(len(trajectory), count)
-        for k, checkpoint in enumerate(trajectory.checkpoints):
-            read_float32(checkpoint, entries[k], start, values[k])
-        finite = torch.isfinite(values)
+        values, finite = _read_window(trajectory, entries, start, count)
         for k, bad in enumerate((~finite).sum(dim=1).tolist()):
             nonfinite[k] += bad
-        moved = moved or bool((values[1:] != values[0]).logical_and(finite[1:]).any())
+        differs = (values[1:] != values[0]).logical_and(torch.isfinite(values[1:]))
+        moved = moved or bool(differs.any())
         # A parameter that is not finite in one checkpoint would make every sum so.
         values = torch.where(finite.all(dim=0), values, 0.0).double()
         movement.squared_norm += float(values[0].square().sum())
@@ -192,6 +190,29 @@ def _inspect_tensor(
             inspection.nonfinite.append((str(entry.path), name, bad))
     if not moved and entries[0].info.elements and kind is not Kind.COPY:
         inspection.frozen.append(name)
+
+
+def _read_window(
+    trajectory: Trajectory, entries: Sequence[TensorEntry], start: int, count: int
+) -> tuple[Tensor, Tensor]:
+    """Elements of a tensor in all checkpoints, and which of them a prediction takes for finite.
+
+    Returns:
+        ``[S, count]`` float64 where one of the checkpoints is, else float32, and as many bools.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    if all(entry.dtype != "F64" for entry in entries):
+        values = torch.empty(len(entries), count)
+        for k, checkpoint in enumerate(trajectory.checkpoints):
+            read_float32(checkpoint, entries[k], start, values[k])
+        return values, torch.isfinite(values)
+    values = torch.empty(len(entries), count, dtype=torch.float64)
+    for k, checkpoint in enumerate(trajectory.checkpoints):
+        values[k] = read_elements(checkpoint, entries[k], start, count)
+    # Predictions start in float32, so what is beyond its range is refused as infinite there.
+    return values, torch.isfinite(values.float())
 
 
 def _warnings(

@@ -90,6 +90,38 @@ def test_inspect_says_when_there_is_nothing_to_predict(tmp_path: Path, know: Com
     assert "of their norm: nothing was forgotten" in done.stdout
 
 
+@pytest.mark.parametrize("trajectory", ["forgetting", "branches"])
+def test_inspect_sees_steps_that_only_float64_has(
+    trajectory: str, tmp_path: Path, know: Command
+) -> None:
+    """And calls not finite what a prediction does, which is what float32 cannot hold."""
+    values = 1e12 + torch.arange(64, dtype=torch.float64).reshape(8, 8)
+    large = 1e30 * values
+    large[0, 0] = 1e-9  # so that not all are whole numbers, as no weights are
+    moving = [
+        {"a.weight": values + k / 1024, "b.weight": large * 1.1**k, "still.weight": values,
+         "mixed.weight": (values / 1e12).to(torch.float64 if k else torch.float32) + k * 1e-12}
+        for k in range(3)
+    ]  # fmt: skip
+    write_trajectory(tmp_path, moving)
+    done = know(
+        "inspect", "ckpt0..ckpt2", "--trajectory", trajectory, "--json", "i.json", cwd=tmp_path
+    )
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "same weights" not in done.stdout
+    found = json.loads((tmp_path / "i.json").read_text())
+    assert found["frozen"] == ["still.weight"]
+    assert {(bad["tensor"], bad["values"]) for bad in found["nonfinite"]} == {("b.weight", 63)}
+    of = ("distances", [1, 2]) if trajectory == "branches" else ("step_lengths", [1, 1])
+    lengths = [8 / 1024 * length for length in of[1]]
+    assert found["total"][of[0]] == pytest.approx(lengths, rel=1e-3)
+    (refused,) = [text for text in found["warnings"] if "not finite" in text]
+    assert "b.weight in ckpt0.safetensors" in refused
+    done = know("predict", "ckpt0..ckpt2", "-o", "out", "--method", "average", cwd=tmp_path)
+    assert done.returncode == EXIT_CHECKPOINT
+    assert "tensor 'b.weight': has values that are not finite" in one_line(done.stderr)
+
+
 def test_any_terminal_can_show_it(tmp_path: Path, server: ForkServer) -> None:
     write_trajectory(tmp_path)
     done = server.complete("inspect", "ckpt0..ckpt4", cwd=tmp_path, encoding="ascii")
