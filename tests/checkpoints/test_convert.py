@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -12,9 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from know_cli.checkpoints import pickle_data, torch_files
 from know_cli.checkpoints import pickles as module
 from know_cli.checkpoints.pickles import convert_pickle
 from know_cli.checkpoints.state_search import USUAL
@@ -30,7 +35,7 @@ from know_cli.known.bundle import load_bundle
 from tests.support.bundles import random_bundle
 from tests.support.command import Command, one_line
 from tests.support.keras import same, write_keras
-from tests.support.pickles import Malice, legacy, saved
+from tests.support.pickles import Malice, legacy, read, repacked, saved
 from tests.support.trajectories import network
 
 
@@ -164,11 +169,9 @@ def test_predict_names_the_command(tmp_path: Path, know: Command) -> None:
     assert "'know convert'" in done.stderr
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux' own figures")
-def test_tensors_stay_on_disk(tmp_path: Path) -> None:
-    """Eight tensors of 12 MB: not even one of them is this process's own memory."""
-    torch.save({f"w{n}": torch.full((3_000_000,), float(n)) for n in range(8)}, tmp_path / "in.pt")
-    torch.save({"w": torch.ones(1)}, tmp_path / "small.pt")
+def own_megabytes(path: Path, folder: Path) -> float:
+    """What a conversion takes of this kind of memory at its peak, beside what a tiny one does."""
+    torch.save({"w": torch.ones(1)}, folder / "small.pt")
     code = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -185,12 +188,68 @@ def test_tensors_stay_on_disk(tmp_path: Path) -> None:
         "print((peak[0] - before) / 1e3)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "in.pt"), str(tmp_path / "out"),
-         str(tmp_path / "small.pt")],
+        [sys.executable, "-c", code, str(path), str(folder / "out"), str(folder / "small.pt")],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert float(done.stdout) < 24
+    return float(done.stdout)
+
+
+_READS_PROC = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads Linux' own figures"
+)
+
+
+@_READS_PROC
+def test_tensors_stay_on_disk(tmp_path: Path) -> None:
+    """Eight tensors of 12 MB: not even one of them is this process's own memory."""
+    torch.save({f"w{n}": torch.full((3_000_000,), float(n)) for n in range(8)}, tmp_path / "in.pt")
+    assert own_megabytes(tmp_path / "in.pt", tmp_path) < 24
     assert load_file(tmp_path / "out")["w7"][-1] == 7
+
+
+@_READS_PROC
+def test_of_strided_tensors_only_what_is_used_is_held(tmp_path: Path) -> None:
+    """Of a storage of 128 MB, which a file of an eighth of a megabyte can have."""
+    zeros = torch.zeros(1 << 25)
+    views = {"few": zeros[::2][:8], "half": zeros[::2], "turned": zeros[-64:].view(8, 8).T}
+    (tmp_path / "in.pt").write_bytes(repacked(saved(views), zipfile.ZIP_DEFLATED))
+    assert (tmp_path / "in.pt").stat().st_size < 1 << 18
+    assert own_megabytes(tmp_path / "in.pt", tmp_path) < 48
+    found = load_file(tmp_path / "out")
+    assert all(torch.equal(found[name], view) for name, view in views.items())
+
+
+@st.composite
+def strided_views(draw: st.DrawFn) -> torch.Tensor:
+    """A view of a storage that may be turned, spread, repeated and behind something else."""
+    shape = draw(st.lists(st.integers(1, 5), max_size=4))
+    strides = draw(st.lists(st.integers(0, 70), min_size=len(shape), max_size=len(shape)))
+    span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    offset = draw(st.integers(0, 100))
+    # Refused is what is larger than its storage.
+    elements = max(offset + span + draw(st.integers(0, 40)), math.prod(shape))
+    dtype = draw(st.sampled_from([torch.int64, torch.int32, torch.int16]))
+    return torch.arange(elements, dtype=dtype).as_strided(shape, strides, offset)
+
+
+@given(views=st.lists(strided_views(), min_size=1, max_size=3), block=st.integers(1, 400),
+       piece=st.integers(1, 999))  # fmt: skip
+@settings(max_examples=60)
+def test_strided_tensors_are_what_torch_makes_of_them(
+    views: list[torch.Tensor], block: int, piece: int
+) -> None:
+    """However they are cut, several of one storage as well."""
+    state = {f"{n}": view for n, view in enumerate(views)}
+    for n, view in enumerate(views):
+        state[f"{n}.turned"] = view.permute(list(reversed(range(view.dim()))))
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pickle_data, "_BLOCK_BYTES", block)
+        patch.setattr(torch_files, "_READ_BYTES", piece)
+        path = Path(folder) / "in.pt"
+        torch.save(state, path)
+        found = read(path)
+    for name, view in state.items():
+        assert found[name] == view.contiguous().numpy().tobytes(), name
 
 
 def test_torch_is_not_even_imported(tmp_path: Path) -> None:

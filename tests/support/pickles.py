@@ -91,7 +91,9 @@ def read(path: Path) -> dict[str, bytes]:
 
     class Sink:
         def write(self, name: str, offset: int, data: memoryview) -> None:
-            found.setdefault(name, bytearray())[offset : offset + data.nbytes] = data
+            place = found.setdefault(name, bytearray())
+            place.extend(bytes(max(offset - len(place), 0)))  # what comes later
+            place[offset : offset + data.nbytes] = data
 
     with open_torch_file(path) as file:
         tensors = find_state(path, file.content()).tensors
