@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints import Trajectory
-from know_cli.checkpoints.dtypes import is_float
-from know_cli.checkpoints.reading import read_elements
+from know_cli.checkpoints.dtypes import BITS, TORCH_NAMES
+from know_cli.checkpoints.reading import read_tensor
 from know_cli.engine.plan import Group, PlannedTensor
 from know_cli.errors import quoted
 from know_cli.names import Shape
@@ -121,15 +121,24 @@ def are_factors(down: Shape, up: Shape) -> bool:
 
 
 def _is_same(trajectory: Trajectory, name: str) -> bool:
-    """Whether a scale is the same in all checkpoints, or in none."""
+    """Whether a scale, which may be an integer, is the same in all checkpoints, or in none.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be read.
+    """
     found = [checkpoint.tensors.get(name) for checkpoint in trajectory.checkpoints]
     values = [
         None
-        if entry is None or not is_float(entry.dtype) or entry.info.elements != 1
-        else float(read_elements(checkpoint, entry, 0, 1))
+        if entry is None or entry.info.elements != 1 or not _has_values(entry.dtype)
+        else read_tensor(checkpoint, entry).item()
         for checkpoint, entry in zip(trajectory.checkpoints, found, strict=True)
     ]
     return len(set(values)) == 1
+
+
+def _has_values(dtype: str) -> bool:
+    """Whether torch has numbers of a dtype; it packs two of four bits into one."""
+    return dtype in TORCH_NAMES and BITS[dtype] >= 8
 
 
 class ProductPredictor:

@@ -207,6 +207,27 @@ def test_what_is_no_pair_is_averaged_factor_by_factor(tmp_path: Path) -> None:
     assert "'mid.lora_down.weight' and 3 more: averaged factor by factor" in warning
 
 
+@pytest.mark.parametrize(
+    "dtypes", ["int64", "int32", "uint8", "float64", "int64 float16 bfloat16 int8"]
+)
+def test_a_scale_may_be_an_integer(dtypes: str, tmp_path: Path) -> None:
+    """Whose type need not be the same in all checkpoints, as that of what is only copied."""
+    shapes = {"a.lora_down.weight": (2, 8), "a.lora_up.weight": (8, 2),
+              "b.lora_down.weight": (2, 8), "b.lora_up.weight": (8, 2)}  # fmt: skip
+    states = trajectory(shapes)
+    for k, state in enumerate(states):
+        dtype = getattr(torch, dtypes.split()[k % len(dtypes.split())])
+        state["a.alpha"] = torch.tensor(8 if k else 16).to(dtype)
+        state["b.alpha"] = torch.tensor([8]).to(dtype)
+    out, report = average(write_trajectory(tmp_path, states), tmp_path / "out")
+    assert list(report.truncations) == ["b.lora_down.weight"]
+    for name in shapes:
+        mean = torch.stack([state[name].double() for state in states]).mean(dim=0).float()
+        assert torch.equal(out[name], mean) is name.startswith("a"), name
+    (warning,) = [notice for notice in report.notices if notice.startswith("warning: LoRA")]
+    assert "'a.lora_down.weight': averaged factor by factor" in warning
+
+
 def test_shapes_that_have_a_product() -> None:
     assert are_factors((8, 64), (32, 8))
     assert are_factors((8, 4, 3), (32, 8, 1))
