@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from know_cli.names import Module, Path, Shape, extent, group_by_module, words
-from know_cli.roles import ends_with_norm, is_called_norm, is_statistic
+from know_cli.roles import ends_with_norm, is_called_norm, is_simulated, is_statistic
 from know_cli.sources import find_sources
 
 Shapes = Mapping[str, Shape]
@@ -169,7 +169,7 @@ def _owned(module: Module) -> list[str]:
     of another shape it is the matrix of a linear layer, whatever that is called.
     """
     shapes = module.shapes
-    leaves = [leaf for leaf in shapes if not is_statistic(leaf)]
+    leaves = [leaf for leaf in shapes if not (is_statistic(leaf) or is_simulated(leaf))]
     factor = next((leaf for leaf in _FACTORS if leaf in leaves), None)
     unlike = [
         leaf

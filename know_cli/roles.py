@@ -154,6 +154,7 @@ def is_routing_bias(leaf: str, siblings: Set[str], path: Path) -> bool:
     return (
         {"correction", "bias"} <= found
         or {"expert", "bias"} == found
+        or ("balancing" in found and bool({"bias", "biases"} & found))
         or (leaf == "bias" and path[-1:] == ("gate",) and "experts" in siblings)
     )
 
@@ -165,6 +166,11 @@ _QUANTISED = re.compile(
     r"|(?:weight\.)?(?:nested_)?(?:absmax|quant_map)|weight\.quant_state\.\w+"
     r"|weight\._(?:scale|shift|data|zero_point)"
 )
+# What training in simulated integers, as of I-BERT and HAWQ, computes beside its weights. Of other
+# names, a ``scaling_factor`` may well be trained.
+_SIMULATED = re.compile(
+    r"(?:act|activation|weights?|fc|conv|convbn)_scaling_factor|(?:weight|bias)_integer"
+)
 _OBSERVERS = frozenset(
     {"activation_post_process", "weight_fake_quant", "input_quantizer", "output_quantizer"}
     | {"weight_quantizer", "observer"}
@@ -173,7 +179,20 @@ _OBSERVERS = frozenset(
 
 def is_quantisation_factor(path: Path, leaf: str) -> bool:
     """Whether a parameter is called as the factors are that go with a quantised weight."""
-    return _QUANTISED.fullmatch(leaf) is not None or (bool(path) and path[-1] in _OBSERVERS)
+    return (
+        _QUANTISED.fullmatch(leaf) is not None
+        or is_simulated(leaf)
+        or (bool(path) and path[-1] in _OBSERVERS)
+    )
+
+
+def is_simulated(leaf: str) -> bool:
+    """Whether a parameter is called as what training in simulated integers derives from weights.
+
+    >>> [is_simulated(leaf) for leaf in ("act_scaling_factor", "latent_scaling_factor")]
+    [True, False]
+    """
+    return _SIMULATED.fullmatch(leaf) is not None
 
 
 # ------------------------------------------------------------------ what weights are

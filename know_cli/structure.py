@@ -63,6 +63,13 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
     for module in modules:
         for depth in range(max(len(module.path) - 3, 0), len(module.path)):
             siblings[module.path[:depth]].add(module.path[depth])
+    # I-BERT's LayerNorm counts in ``shift`` by how much its integers have to be made smaller. That
+    # name is trained elsewhere, but never above a module that observes the layer's output.
+    observed = {
+        module.path[:-1]
+        for module in modules
+        if module.path[-1:] == ("activation",) and "act_scaling_factor" in module.tensors
+    }
     facts: dict[str, Facts] = {}
     for module in modules:
         packed = [leaf for leaf, name in module.tensors.items() if is_packed(leaf, *tensors[name])]
@@ -81,7 +88,11 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
                 or (
                     not is_norm
                     and leaf not in ("weight", "bias")
-                    and (runs or (leaf == "scale" and shape in statistics))
+                    and (
+                        runs
+                        or (leaf == "scale" and shape in statistics)
+                        or (leaf == "shift" and module.path in observed)
+                    )
                 ),
                 is_norm=is_norm,
                 is_routing_bias=is_routing_bias(

@@ -140,6 +140,38 @@ def test_names_that_only_look_alike(name: str, shape: tuple[int, ...], kind: Kin
     assert classify(name, shape, "F32").kind is kind
 
 
+# A block of I-BERT, and the router of Zaya, with what of them is trained.
+SIMULATED = {
+    "emb.weight": ((90, 8), "fc"), "emb.weight_scaling_factor": ((1,), "copy"),
+    "emb.weight_integer": ((90, 8), "copy"),
+    "dense.weight": ((16, 8), "fc"), "dense.bias": ((16,), "bias"),
+    "dense.weight_integer": ((16, 8), "copy"), "dense.bias_integer": ((16,), "copy"),
+    "dense.fc_scaling_factor": ((16,), "copy"),
+    "ln_input_act.x_max": ((1,), "copy"), "ln_input_act.act_scaling_factor": ((1,), "copy"),
+    "LayerNorm.weight": ((8,), "bias"), "LayerNorm.bias": ((8,), "bias"),
+    "LayerNorm.shift": ((1,), "copy"), "LayerNorm.activation.x_min": ((1,), "copy"),
+    "LayerNorm.activation.act_scaling_factor": ((1,), "copy"),
+    "mlp.gate.balancing_biases": ((5,), "copy"), "mlp.gate.out_proj.weight": ((5, 8), "fc"),
+    "mlp.gate.out_proj.bias": ((5,), "bias"),
+    # What is called nearly so, and is trained.
+    "film.shift": ((8,), "bias"), "film.scale": ((8,), "bias"),
+    "other.LayerNorm.shift": ((1,), "bias"), "other.LayerNorm.weight": ((8,), "bias"),
+    "other.LayerNorm.bias": ((8,), "bias"), "other.activation.weight": ((8,), "bias"),
+    "query_activation.act_scaling_factor": ((1,), "copy"), "shift": ((8,), "bias"),
+    "scale_shift_table": ((6, 8), "fc"), "latent_scaling_factor": ((), "bias"),
+    "scaling_factor": ((8,), "bias"), "integer_bias": ((8,), "bias"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "module.ibert.encoder.layer.0.output."])
+def test_what_quantised_training_computes_is_copied_and_what_it_trains_is_not(prefix: str) -> None:
+    classes = classify_all(
+        {prefix + name: (shape, "F32") for name, (shape, _) in SIMULATED.items()}
+    )
+    kinds = {name: classes[prefix + name].kind.value for name in SIMULATED}
+    assert kinds == {name: kind for name, (_, kind) in SIMULATED.items()}
+
+
 @given(st.text(max_size=30), st.lists(st.integers(0, 9), max_size=6), st.sampled_from(sorted(BITS)))
 def test_every_tensor_has_a_kind_and_only_floats_are_predicted(
     name: str, shape: list[int], dtype: str
