@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +21,8 @@ _FORMAT = 1
 class Log:
     """Results of trials on disk.
 
-    A line that a killed run left unfinished is dropped; what failed is measured again. One search
-    at a time has it.
+    A line that is damaged, or that a killed run left unfinished, is dropped; it is measured again,
+    and so is what failed. One search at a time has it.
 
     Args:
         path: of the file, which is made if it is missing.
@@ -115,7 +116,8 @@ class Log:
                 arm = Arm(entry["start"], tuple(entry["values"].items()))
                 trial = Trial(arm, int(entry["seed"]), Purpose(entry["purpose"]))
                 value = entry["value"]
-            except (ValueError, KeyError, TypeError, AttributeError):
+                # A measure was a finite number when it was written: all else is damage.
+                if type(value) in (int, float) and math.isfinite(value):
+                    self._found[trial] = Result(float(value))
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 continue
-            if value is not None:
-                self._found[trial] = Result(float(value))

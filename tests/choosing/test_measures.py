@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from pathlib import Path
 
@@ -120,6 +122,44 @@ def test_a_log_goes_on_from_what_is_whole(tmp_path: Path) -> None:
     again.add(trial(2), Result(1.0))
     again.close()
     assert len(Log(path, {"measure": "x"})) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"value": "abc"},
+        {"value": "0.5"},
+        {"value": [1]},
+        {"value": True},
+        {"value": math.nan},
+        {"value": -math.inf},
+        {"value": 10**400},
+        {"values": {"lr": [1]}},
+        {"seed": math.inf},
+    ],
+)
+def test_a_damaged_line_is_measured_again(damage: dict[str, object], tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Log(path, {"measure": "x"})
+    log.add(trial(0), Result(0.25))
+    log.add(trial(1), Result(0.5))
+    log.close()
+    header, first, second = path.read_bytes().splitlines()
+    damaged = json.dumps({**json.loads(first), **damage}).encode()
+    path.write_bytes(b"\n".join([header, damaged, second, b""]))
+    again = Log(path, {"measure": "x"})
+    assert (again.get(trial(0)), again.get(trial(1))) == (None, Result(0.5))
+    assert len(again) == 1
+    again.close()
+
+
+def test_a_number_that_is_too_large_is_no_measure(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = Log(path, {"measure": "x"})
+    log.add(trial(0), Result(0.25))
+    log.close()
+    path.write_bytes(path.read_bytes().replace(b"0.25", b"1e400"))
+    assert len(Log(path, {"measure": "x"})) == 0
 
 
 def test_a_log_of_another_search_is_refused(tmp_path: Path) -> None:
