@@ -11,7 +11,7 @@ from typing import Any
 
 from know_cli.choosing.intervals import Difference, difference
 from know_cli.choosing.search import BASE, RANDOM
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, quoted
 from know_cli.files import read_text
 from know_cli.plots.picture import COLOURS, render, style
 
@@ -73,7 +73,9 @@ def read_choice(path: Path) -> Choice:
         return choice_of(json.loads(read_text(file)))
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+    ) as error:  # fmt: skip
         raise UsageError(
             f"{file}: is not a report of 'know choose' ({type(error).__name__}: {error})"
         ) from error
@@ -83,12 +85,15 @@ def choice_of(report: Mapping[str, Any]) -> Choice:
     """Of a report's content, each candidate at the tuned values that got furthest.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is none.
+        ValueError, KeyError, TypeError, AttributeError, OverflowError: it is none.
     """
     minimise = bool(report["minimise"])
     sign = -1 if minimise else 1
     entries: list[Mapping[str, Any]] = report["candidates"]
-    base = next(e for e in entries if e["start"] == BASE and _name(e) == report["base"])
+    bases = [e for e in entries if e["start"] == BASE and _name(e) == report["base"]]
+    if not bases:
+        raise ValueError(f"its base {quoted(report['base'])} is none of its candidates")
+    base = bases[0]
     measured = {seed: float(value) for seed, value in base["results"].items()}
     best: dict[str, Row] = {}
     for entry in entries:  # the longest measured and best first

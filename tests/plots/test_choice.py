@@ -10,7 +10,7 @@ import pytest
 
 from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
 from know_cli.plots.choice import choice_of, draw_choice
-from tests.support.command import Command
+from tests.support.command import Command, one_line
 
 
 def entry(start: str, lr: str, *values: float, failed: bool = False) -> dict[str, Any]:
@@ -70,3 +70,22 @@ def test_a_folder_or_a_report_is_drawn_and_nothing_else(tmp_path: Path, know: Co
         done = know("plot", "choose", tmp_path / file, "-o", tmp_path / "b.png")
         assert done.returncode == EXIT_USAGE
         assert text in done.stderr
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"base": "theta0 lr=3"},
+        {"base": None},
+        {"candidates": []},
+        {"candidates": [entry("theta0", "2", 10**400)]},
+    ],
+)
+def test_a_report_without_its_base_is_none(
+    damage: dict[str, Any], tmp_path: Path, know: Command
+) -> None:
+    (tmp_path / "report.json").write_text(json.dumps({**REPORT, **damage}))
+    done = know("plot", "choose", tmp_path, "-o", tmp_path / "a.png")
+    assert done.returncode == EXIT_USAGE
+    assert "is not a report of 'know choose'" in one_line(done.stderr)
+    assert not (tmp_path / "a.png").exists()
