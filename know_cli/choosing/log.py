@@ -16,6 +16,8 @@ from know_cli.errors import OutputError, UsageError
 from know_cli.files import lock, open_own, output_errors
 
 _FORMAT = 1
+# What of an identity tells what was written under the same names.
+_WRITTEN = {"files", "bundles"}
 
 
 class Log:
@@ -26,8 +28,9 @@ class Log:
 
     Args:
         path: of the file, which is made if it is missing.
-        identity: all that a result depends on beside its trial: digests of the candidates, the
-            command. A log of another search is refused.
+        identity: all that a result depends on beside its trial, such as the command. What it has
+            under ``files`` and ``bundles`` tells written weights from those that were there before.
+            A log of another search is refused.
 
     Raises:
         UsageError: the file is of another search.
@@ -103,11 +106,19 @@ class Log:
         self._own.close()
 
     def _check(self, line: bytes, header: bytes) -> None:
-        if line != header.rstrip(b"\n"):
+        if line == header.rstrip(b"\n"):
+            return
+        found = _differences(line, header)
+        if found and found <= _WRITTEN:
             raise UsageError(
-                f"{self.path}: is of a search with other checkpoints, candidates, command or seed; "
-                "give the same again to go on with it, or another --folder"
+                f"{self.path}: is of a search with other checkpoints or bundles: their files were "
+                "written again since, and its measures may be of other weights; remove it to "
+                "measure anew, or give another --folder"
             )
+        raise UsageError(
+            f"{self.path}: is of a search with other checkpoints, candidates, command or seed; "
+            "give the same again to go on with it, or another --folder"
+        )
 
     def _read(self, lines: Sequence[bytes]) -> None:
         for line in lines:
@@ -121,3 +132,15 @@ class Log:
                     self._found[trial] = Result(float(value))
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 continue
+
+
+def _differences(line: bytes, header: bytes) -> set[str]:
+    """In which parts the identities of two searches differ; none where a line has no identity."""
+    try:
+        one, two = (json.loads(text) for text in (line, header))
+        if one["format"] != two["format"]:
+            return set()
+        old, new = dict(one["search"]), dict(two["search"])
+        return {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return set()

@@ -6,19 +6,24 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from know_cli.checkpoints import open_checkpoint
+from know_cli.checkpoints import Trajectory, open_checkpoint
 from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.checkpoints.metadata import CHOSEN, TrajectoryKind
 from know_cli.checkpoints.writer import CheckpointWriter
 from know_cli.choosing.candidates import Candidate
 from know_cli.choosing.control import copy_tensor, write_random_direction
 from know_cli.choosing.search import BASE, RANDOM
+from know_cli.engine.journal import file_identity
 from know_cli.engine.progress import Progress
 from know_cli.engine.settings import Settings
 from know_cli.errors import UsageError
 from know_cli.files import remove_file, remove_tree
+from know_cli.methods.bundles import open_bundle
+from know_cli.methods.registry import find_method
 from know_cli.prediction.request import Request
 from know_cli.prediction.together import Together, open_together
 
@@ -127,6 +132,31 @@ def is_same(path: Path, metadata: Mapping[str, str]) -> bool:
             return checkpoint.metadata == metadata
     except Exception:  # whatever is there instead is replaced
         return False
+
+
+def identity_of(trajectory: Trajectory, candidates: Sequence[Candidate]) -> dict[str, Any]:
+    """What tells the weights that candidates are made of from others, in plain types.
+
+    Args:
+        trajectory: the inputs.
+        candidates: that are made of it.
+
+    Raises:
+        UsageError: a candidate's bundle does not exist.
+        CheckpointError: an input or a bundle cannot be read.
+    """
+
+    @cache
+    def digest(method: str, weights: str | None) -> str | None:
+        bundle = open_bundle(find_method(method), weights, len(trajectory))
+        return None if bundle is None else bundle.digest
+
+    files = [path for checkpoint in trajectory.checkpoints for path in checkpoint.headers]
+    return {
+        "inputs": [checkpoint.fingerprint() for checkpoint in trajectory.checkpoints],
+        "files": [file_identity(path) for path in files],
+        "bundles": [digest(one.method, one.weights) for one in candidates],
+    }
 
 
 def write_chosen(

@@ -256,7 +256,7 @@ def choose(
     from know_cli.checkpoints.output_checks import check_output
     from know_cli.choosing import search as searching
     from know_cli.choosing.log import Log
-    from know_cli.choosing.making import Maker, write_chosen
+    from know_cli.choosing.making import Maker, identity_of, write_chosen
     from know_cli.choosing.running import BaseMeasureError, Runner
     from know_cli.cli.choice_tables import Watch, evidence_of, outcome_json, outcome_tables
     from know_cli.cli.progress import progress_for
@@ -266,10 +266,10 @@ def choose(
     settings = searching.Settings(budget, first_seed=seed)
     with open_trajectory(paths, kind=trajectory) as opened:
         check_output(output, opened.checkpoints, is_folder=opened.first.is_folder, force=force)
-        inputs = [checkpoint.fingerprint() for checkpoint in opened.checkpoints]
         kind = opened.kind
         steps = opened.training_steps if kind is TrajectoryKind.RUN else None
         candidates = choose_candidates(candidate or (), len(paths), kind, steps)
+        weights = identity_of(opened, candidates)
     # An impossible budget is refused before anything is made.
     procedure = searching.search([one.name for one in candidates], grid, settings)
     next(procedure)
@@ -288,7 +288,7 @@ def choose(
     )
     make_folder(maker.folder)
     identity = {
-        "inputs": inputs,
+        **weights,
         "candidates": [one.text for one in candidates],
         "measure": measure or evaluate,
         "confirm": confirm,
