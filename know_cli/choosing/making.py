@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -16,12 +16,12 @@ from know_cli.checkpoints.metadata import CHOSEN, TrajectoryKind
 from know_cli.checkpoints.writer import CheckpointWriter
 from know_cli.choosing.candidates import Candidate
 from know_cli.choosing.control import copy_tensor, write_random_direction
+from know_cli.choosing.made import Made
 from know_cli.choosing.search import BASE, RANDOM
 from know_cli.engine.journal import file_identity
 from know_cli.engine.progress import Progress
 from know_cli.engine.settings import Settings
 from know_cli.errors import UsageError
-from know_cli.files import remove_file, remove_tree
 from know_cli.methods.bundles import open_bundle
 from know_cli.methods.registry import find_method
 from know_cli.prediction.request import Request
@@ -38,6 +38,8 @@ class Maker:
         settings: of every prediction, but for the steps.
         kind: of the trajectory.
         tell: is given notices.
+        made: the record of what was made there; without one, all is made anew, and what is in its
+            place is replaced.
     """
 
     checkpoints: Sequence[Path]
@@ -45,6 +47,7 @@ class Maker:
     settings: Settings
     kind: TrajectoryKind
     tell: Callable[[str], None]
+    made: Made | None = None
     _told: set[str] = field(default_factory=set, repr=False)
 
     def make(self, candidates: Sequence[Candidate], progress: Progress) -> dict[str, Path]:
@@ -56,7 +59,7 @@ class Maker:
         Raises:
             UsageError: a candidate cannot be made of these checkpoints.
             CheckpointError: an input cannot be used.
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or has something else in a candidate's place.
         """
         requests = self._requests(candidates)
         try:
@@ -95,11 +98,23 @@ class Maker:
             missing = [
                 one
                 for one in together.predictions
-                if not all(is_same(output.path, output.metadata) for output in one.outputs)
+                if not all(self._is_made(output.path, output.metadata) for output in one.outputs)
             ]
             if missing:
-                Together(tuple(missing)).execute(progress)
+                with self._writing(*(output.path for one in missing for output in one.outputs)):
+                    Together(tuple(missing)).execute(progress)
             return [together.predictions[0].trajectory.first.path]
+
+    def _is_made(self, path: Path, metadata: Mapping[str, str]) -> bool:
+        """Whether a candidate is there already: of the same inputs, bundle and options."""
+        # Its header tells of the inputs by fingerprints, which most changes leave as they are.
+        if self.made is None or not self.made.has(path):
+            return False
+        with open_checkpoint(path) as checkpoint:
+            return checkpoint.metadata == metadata
+
+    def _writing(self, *paths: Path) -> AbstractContextManager[None]:
+        return nullcontext() if self.made is None else self.made.writing(*paths)
 
     def _tell_once(self, notice: str) -> None:
         if notice not in self._told:
@@ -109,29 +124,23 @@ class Maker:
     def random_direction(self, base: Path, winner: Path, seed: int) -> Path:
         """Write the random direction as far from Θ0 as the winner is, and give its path."""
         path = self._path(RANDOM)
-        write_random_direction(base, winner, path, seed)
+        with self._writing(path):
+            write_random_direction(base, winner, path, seed)
         return path
 
+    def paths(self, candidates: Sequence[Candidate]) -> list[Path]:
+        """All that is written for these candidates, the random direction too."""
+        return [*(self._path(one.name) for one in candidates), self._path(RANDOM)]
+
     def clean(self, kept: Sequence[Path]) -> None:
-        """Remove the candidates that are not kept."""
-        for path in self.folder.glob("*"):
-            if path in kept or not (path.is_dir() or path.suffix == SUFFIX):
-                continue
-            with suppress(OSError):
-                remove_tree(path) if path.is_dir() else remove_file(path)
+        """Remove the candidates that searches made here and that are not kept."""
+        if self.made is not None:
+            found = [path for path in self.made.paths() if path.parent == self.folder]
+            self.made.remove(path for path in found if path not in kept)
 
     def _path(self, name: str) -> Path:
         first = Path(self.checkpoints[0])
         return self.folder / (name if first.is_dir() else name + SUFFIX)
-
-
-def is_same(path: Path, metadata: Mapping[str, str]) -> bool:
-    """Whether a checkpoint is there already that says it is the one to be made."""
-    try:
-        with open_checkpoint(path) as checkpoint:
-            return checkpoint.metadata == metadata
-    except Exception:  # whatever is there instead is replaced
-        return False
 
 
 def identity_of(trajectory: Trajectory, candidates: Sequence[Candidate]) -> dict[str, Any]:

@@ -226,11 +226,14 @@ def choose(
     from know_cli.checkpoints.arguments import find_checkpoints
     from know_cli.choosing.candidates import choose_candidates
     from know_cli.choosing.intervals import check_intervals
+    from know_cli.choosing.made import Made, check_places
     from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.engine.settings import Settings
     from know_cli.errors import OutputError, UsageError
 
     talk = Output(quiet, aside=takes_stdout(json))
+    if folder is not None:
+        check_places(output, folder)
     paths, trajectory = find_checkpoints(checkpoints, trajectory, talk.notice)
     if keep not in ("none", "best", "all"):
         raise UsageError(f"--keep {keep}: is none of none, best, all")
@@ -279,13 +282,16 @@ def choose(
         if place.exists() and path.resolve().is_relative_to(place.resolve()):
             raise OutputError(f"--folder {place}: has the input {path}; name another folder")
     make_folder(place)
+    made = Made(place, str(weights["files"]))
     maker = Maker(
         paths,
         place / "candidates",
         Settings(norm=norm, max_memory=max_memory, threads=threads or usable_cores()),
         kind,
         talk.notice,
+        made,
     )
+    made.check([*maker.paths(candidates), place / REPORT])
     make_folder(maker.folder)
     identity = {
         **weights,
@@ -343,7 +349,8 @@ def choose(
     if keep != "all":
         maker.clean([written] if written and keep == "best" else [])
     content["output"] = str(output) if written else None
-    write_report(place / REPORT, content, force=True)
+    with made.writing(place / REPORT):
+        write_report(place / REPORT, content, force=True)
     if json is not None:
         write_report(json, content, force=force)
     if written is None:

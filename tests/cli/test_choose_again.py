@@ -93,6 +93,13 @@ def test_measures_of_a_checkpoint_that_was_saved_again_are_not_taken(
     assert "remove it to measure anew, or give another --folder" in last
     assert calls == []
     assert log.read_bytes() == before
+    # As it says: then the kept candidate is made anew, too.
+    log.unlink()
+    assert know(*arguments(*AVERAGE), cwd=run).returncode == EXIT_DONE
+    made = load_file(run / FOLDER / "candidates" / "average.safetensors")["w"]
+    expected = sum(load_file(run / f"c{k}.safetensors")["w"] for k in range(3)) / 3
+    assert torch.allclose(made, torch.as_tensor(expected))
+    assert calls.count("average") > 0
 
 
 def test_measures_of_a_bundle_that_was_taught_again_are_not_taken(

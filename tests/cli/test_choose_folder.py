@@ -25,7 +25,7 @@ from know_cli.errors import (
     OutputError,
     UsageError,
 )
-from tests.support.command import Command
+from tests.support.command import Command, one_line
 
 CANDIDATES = ["--candidate", "shrink,lambda=0.8", "--candidate", "shrink,lambda=0.8,steps=2"]
 FUNCTIONS = """
@@ -102,6 +102,88 @@ def test_what_stays_is_what_was_asked_for(
     report = json.loads((run / "out.safetensors.search" / "report.json").read_text())
     assert report["is_better"] is (function == "smaller")
     assert (run / "c0.safetensors").exists()
+
+
+@pytest.mark.parametrize("keep", ["none", "best", "all"])
+def test_what_is_not_of_the_search_stays(keep: str, run: Path, know: Command) -> None:
+    candidates = run / "mine" / "candidates"
+    (candidates / "work").mkdir(parents=True)
+    (candidates / "work" / "notes.txt").write_text("precious")
+    (candidates / "other.safetensors").write_bytes(b"precious")
+    (run / "mine" / "model.safetensors").write_bytes(b"precious")
+    for _ in range(2):
+        done = know(*arguments("smaller", "--folder", "mine", "--keep", keep, "--force"), cwd=run)
+        assert done.returncode == EXIT_DONE, done.stderr
+        assert (candidates / "work" / "notes.txt").read_text() == "precious"
+        assert (candidates / "other.safetensors").read_bytes() == b"precious"
+        assert (run / "mine" / "model.safetensors").read_bytes() == b"precious"
+    count = {"none": 0, "best": 1, "all": 3}[keep]
+    assert len(list(candidates.iterdir())) == 2 + count
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "candidates/shrink-lambda-0.8.safetensors",
+        "candidates/shrink-lambda-0.8.safetensors.sha256",
+        "candidates/random-direction.safetensors",
+        "report.json",
+        "made.json",
+    ],
+)
+def test_what_is_in_the_way_and_of_no_search_is_refused(
+    name: str, run: Path, know: Command
+) -> None:
+    path = run / "mine" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"precious": true}')
+    done = know(*arguments("smaller", "--folder", "mine"), cwd=run)
+    assert done.returncode == EXIT_OUTPUT
+    last = one_line(done.stderr.splitlines()[-1] + "\n")
+    assert f"mine/{name}: is " in last
+    assert "move it away, or give another --folder" in last
+    assert path.read_text() == '{"precious": true}'
+    assert not (run / "calls").exists()
+
+
+def test_a_candidate_that_was_replaced_is_neither_taken_nor_removed(
+    run: Path, know: Command
+) -> None:
+    assert know(*arguments("smaller", "--keep", "all"), cwd=run).returncode == EXIT_DONE
+    path = run / "out.safetensors.search" / "candidates" / "shrink-lambda-0.8.safetensors"
+    save_file({"w": torch.zeros(2)}, path)
+    mine = path.read_bytes()
+    done = know(*arguments("smaller", "--force"), cwd=run)
+    assert done.returncode == EXIT_OUTPUT
+    assert "shrink-lambda-0.8.safetensors: has changed since a search made it" in done.stderr
+    assert path.read_bytes() == mine
+
+
+def test_of_folders_only_the_files_that_were_made_are_removed(run: Path, know: Command) -> None:
+    for k in range(3):
+        (run / f"f{k}").mkdir()
+        (run / f"c{k}.safetensors").rename(run / f"f{k}" / "model.safetensors")
+        (run / f"f{k}" / "config.json").write_text("{}")
+    (run / "mine.py").write_text(
+        "def smaller(state, seed): return -float(state['w'].abs().sum()) + seed\n"
+    )
+    again = [
+        "choose", "f0..f2", "-o", "out", "--evaluate", "mine.py:smaller", "--budget", 16,
+        *CANDIDATES, "--force",
+    ]  # fmt: skip
+    done = know(*again, "--keep", "all", cwd=run)
+    assert done.returncode == EXIT_DONE, done.stderr
+    candidates = run / "out.search" / "candidates"
+    assert (candidates / "shrink-lambda-0.8" / "config.json").exists()
+    (candidates / "shrink-lambda-0.8" / "notes.txt").write_text("precious")
+    assert know(*again, cwd=run).returncode == EXIT_DONE
+    assert [str(one.relative_to(candidates)) for one in sorted(candidates.rglob("*"))] == [
+        "shrink-lambda-0.8",
+        "shrink-lambda-0.8/notes.txt",
+    ]
+    done = know(*again, cwd=run)
+    assert done.returncode == EXIT_OUTPUT
+    assert "shrink-lambda-0.8/notes.txt: is in the way" in done.stderr
 
 
 def test_an_interrupted_search_goes_on_with_what_it_has(

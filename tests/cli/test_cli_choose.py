@@ -135,7 +135,10 @@ def test_a_measure_that_fails_for_the_base_ends_the_search(run: Path, know: Comm
         (("--evaluate", MEASURE, "--candidate", "magic"), EXIT_USAGE, "--candidate magic"),
         (("--evaluate", MEASURE, "--candidate", "shrink,x"), EXIT_USAGE, "'x' has no value"),
         (("--evaluate", MEASURE, "--budget", "5"), EXIT_USAGE, "need at least"),
-        (("--evaluate", MEASURE, "--folder", "."), EXIT_OUTPUT, "has the input"),
+        (("--evaluate", MEASURE, "--folder", ".", "-o", "../out"), EXIT_OUTPUT, "has the input"),
+        (("--evaluate", MEASURE, "--folder", "."), EXIT_USAGE, "-o out: lies in the search's own"),
+        (("--evaluate", MEASURE, "--folder", "out"), EXIT_USAGE, "lies in the search's own folder"),
+        (("--evaluate", MEASURE, "--folder", "out/a"), EXIT_USAGE, "--folder out/a: lies in the"),
     ],
 )  # fmt: skip
 def test_wrong_usage(
