@@ -10,7 +10,7 @@ from know_cli.checkpoints.layouts import has_model
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.paths import expand_arguments
 from know_cli.checkpoints.run_folder import choose, read_metadata, run_checkpoints
-from know_cli.errors import UsageError
+from know_cli.errors import CheckpointError, UsageError
 
 
 def find_checkpoints(
@@ -47,6 +47,11 @@ def find_checkpoints(
         members = _run_folder(argument, kind)
         if members:
             folder = argument
+        elif kind is TrajectoryKind.RUN and len(arguments) == 1 and _is_empty_folder(argument):
+            raise CheckpointError(
+                f"{argument}: holds no checkpoint of a run: nothing in it is called "
+                "checkpoint-500, step_500, ckpt-500, iter_500 or epoch_5; name the checkpoints"
+            )
         paths += members or expand_arguments([argument], notice)
     named = "--last" if last is not None else "--every" if every is not None else None
     metadata = [read_metadata(path) for path in paths] if kind is None or named else []
@@ -63,6 +68,14 @@ def find_checkpoints(
     if named is not None:
         paths = choose(paths, metadata, last, every)
     return paths, kind
+
+
+def _is_empty_folder(argument: str) -> bool:
+    """Whether a folder, in which no checkpoints of a run were found, is no checkpoint either."""
+    try:
+        return Path(argument).is_dir() and not has_model(Path(argument))
+    except OSError:  # a name too long, for one, which is said elsewhere
+        return False
 
 
 def _run_folder(argument: str, kind: TrajectoryKind | None) -> list[Path]:

@@ -75,7 +75,10 @@ def expand_arguments(
 
 
 def check_count(
-    paths: Sequence[Path], kind: TrajectoryKind | None = None, fewest: int = MIN_CHECKPOINTS
+    paths: Sequence[Path],
+    kind: TrajectoryKind | None = None,
+    fewest: int = MIN_CHECKPOINTS,
+    of_one: str = "",
 ) -> None:
     """Refuse too few or too many checkpoints, or one given twice.
 
@@ -83,6 +86,7 @@ def check_count(
         paths: of the checkpoints.
         kind: how they came about, for the message; None is a forgetting.
         fewest: 1 for what reads Θ0 only.
+        of_one: what else takes a single one, for the message.
 
     Raises:
         UsageError: with what is wrong.
@@ -92,7 +96,7 @@ def check_count(
         raise UsageError(
             f"got {len(paths)} checkpoint{'s' * (len(paths) != 1)}: give "
             f"{fewest} to {MAX_CHECKPOINTS}, {advice}"
-            + ("; --method shrink takes one" if len(paths) == 1 else "")
+            + (f"; {of_one}" if len(paths) == 1 and of_one else "")
         )
     for number, path in enumerate(paths):
         for other in paths[:number]:
@@ -210,7 +214,8 @@ def _tried(argument: str, ranges: Sequence[_Range]) -> str:
         missing = [end for end in ranges[0].ends if _existing(end) is None]
         there = sorted(_numbers_beside(ranges[0]))
         more = f"; there are numbers {_listing(there)}" if there else ""
-        return f"; read as a range, {' and '.join(missing)} should be there but is not{more}"
+        verb = "are" if len(missing) > 1 else "is"
+        return f"; read as a range, {' and '.join(missing)} should be there but {verb} not{more}"
     if _PATTERN.search(argument):
         return f", and no folder or {SUFFIX} file matches the pattern"
     if _BETWEEN in argument.strip("./"):

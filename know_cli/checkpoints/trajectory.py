@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from know_cli.checkpoints.adapters import check_scales
 from know_cli.checkpoints.alignment import (
     OnlyCopied,
     check_empty,
@@ -127,7 +128,8 @@ def open_trajectory(
     Raises:
         UsageError: too few or too many paths, or one given twice.
         CheckpointError: one cannot be used, they differ in names or shapes, all weights are
-            empty, or their recorded sessions, steps or branches contradict each other or cannot be.
+            empty, adapters are scaled differently, or their recorded sessions, steps or branches
+            contradict each other or cannot be.
     """
     check_count(paths, kind, fewest)
     with ExitStack() as stack:
@@ -156,6 +158,7 @@ def open_trajectory(
             notices += more
         else:
             notices += check_same_model(checkpoints, only_copied)
+        check_scales(checkpoints)
         notices += check_empty(checkpoints[0], only_copied)
         notices += dtype_notices(checkpoints)
         stack.pop_all()

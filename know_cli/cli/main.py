@@ -212,14 +212,15 @@ def run(app: Callable[..., Any], name: str, arguments: list[str]) -> int:
         sys.stdout.flush()
     except typer.TyperException as error:
         # The words before the message are the validating library's own.
-        problem = error.format_message().rstrip(".").replace(": Value error, ", ": ")
+        problem = error.format_message()
         if not problem or problem.startswith("Usage: "):
             # Help is the answer to a command without arguments; Typer may have shown it itself.
             print(problem, file=sys.stderr)
             return error.exit_code
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else name
-        problem = " ".join(problem.split())  # choices are listed line by line
+        # Choices are listed line by line.
+        problem = " ".join(problem.rstrip(".").replace(": Value error, ", ": ").split())
         return _fail(name, f"{problem}; see '{command} --help'", error.exit_code)
     except KnowError as error:
         if os.environ.get(_DEBUG):

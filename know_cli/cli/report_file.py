@@ -25,15 +25,20 @@ _MOST_BYTES = 1 << 28
 
 
 def takes_stdout(*paths: Path | None) -> bool:
-    """Whether one of these is to go to standard output, as ``-`` says.
+    """Whether one of these is to go to standard output, as ``-`` and ``/dev/stdout`` say.
 
     Raises:
         UsageError: more than one is.
+        OutputError: one is an open file of another process.
     """
-    count = paths.count(_STDOUT)
+    count = sum(path is not None and _is_stdout(path) for path in paths)
     if count > 1:
         raise UsageError("-: standard output takes one report; name a file for the other")
     return count == 1
+
+
+def _is_stdout(path: Path) -> bool:
+    return path == _STDOUT or open_descriptor_of(path) == 1
 
 
 def check_report_path(

@@ -27,7 +27,8 @@ EPILOG = "\n\n".join(
         "Examples:",
         "know verify start.safetensors run/ckpt0..ckpt4",
         "know verify start.safetensors run/ckpt0..ckpt4 --full",
-        "Exit codes: 0 it is what it says, 2 wrong usage, 3 it is not, or cannot be verified.",
+        "Exit codes: 0 it is what it says, 2 wrong usage, 3 it is not, or cannot be verified, 4 "
+        "the report cannot be written.",
     )
 )
 
@@ -36,7 +37,10 @@ def verify(
     output: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", show_default=False, help="A checkpoint that 'know predict' wrote."
+            metavar="OUT",
+            show_default=False,
+            help="A checkpoint that 'know predict' wrote.",
+            readable=False,  # what cannot be read is told as of any other checkpoint
         ),
     ],
     checkpoints: Annotated[

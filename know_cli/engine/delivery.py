@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,7 @@ from know_cli.engine.journal import Finished
 from know_cli.engine.plan import Batch, Copy, PlannedTensor
 from know_cli.engine.report import Report
 from know_cli.engine.running_statistics import RunningStatistics, averaged
-from know_cli.engine.settings import MAX_STEPS
-from know_cli.engine.written import Written
+from know_cli.engine.written import Written, copied_rows
 from know_cli.errors import CheckpointError, quoted
 from know_cli.passes.numbers import Mask, change_sums
 
@@ -42,6 +40,7 @@ class Delivery:
         statistics: what rescaling needs to know of the weights that are written.
         copied_nonfinite: values that are not finite in copied tensors, of which only a part is
             copied here, by name.
+        nonfinite: how many input values were not finite and are Θ0's values, by tensor.
         replaced: how many predictions were not finite and are Θ0's values, by tensor.
     """
 
@@ -50,6 +49,7 @@ class Delivery:
     report: Report
     statistics: RunningStatistics
     copied_nonfinite: dict[str, int] = field(default_factory=dict)
+    nonfinite: Counter[str] = field(default_factory=Counter)
     replaced: Counter[str] = field(default_factory=Counter)
 
     @staticmethod
@@ -162,6 +162,7 @@ class Delivery:
         self.report.kinds[batch.kind].frozen += facts["frozen"]
         self.report.replaced += sum(facts["replaced"].values())
         self.report.nonfinite += len(facts["copied"])
+        self.nonfinite.update(copied_rows(batch, facts["copied"]))
         self.replaced.update(facts["replaced"])
         if facts["truncation"] is not None:
             self.report.truncations[batch.segments[0].tensor.name] = facts["truncation"]
@@ -288,7 +289,7 @@ class Delivery:
                 self._write_statistics(
                     sink, tensor, values, original, old, f"rescaled after step {step}"
                 )
-            self.report.nonfinite += int((~old).sum())
+            self._note_nonfinite(tensor, old)
 
     def average(self, tensors: Iterable[PlannedTensor]) -> None:
         """Write running statistics of the checkpoints' distributions, averaged.
@@ -311,7 +312,7 @@ class Delivery:
             values = torch.where(old, values, original)
             for _, sink in self.outputs:
                 self._write_statistics(sink, tensor, values, original, old, "averaged")
-            self.report.nonfinite += int((~old).sum())
+            self._note_nonfinite(tensor, old)
 
     def _shares(self) -> tuple[float, ...]:
         """By which running statistics are averaged, Θ0's first."""
@@ -364,41 +365,22 @@ class Delivery:
         sink.write(tensor.name, 0, as_bytes(torch.where(finite, values, original)))
 
     def tell_of_replaced(self) -> None:
-        """Name the tensors of which predictions were replaced, when all are written."""
-        if not self.replaced:
-            return
-        named = [f"{quoted(name)} ({count})" for name, count in sorted(self.replaced.items())]
-        more = len(named) - _NAMED
-        others = f" and {more} other tensor{'s' * (more != 1)}" if more > 0 else ""
-        self.job.notices.add(
-            "predictions that are not finite have the first checkpoint's value: "
-            f"{', '.join(named[:_NAMED])}{others}"
-        )
+        """Name the tensors with values that were taken from Θ0, when all are written."""
+        for what, found in (("inputs", self.nonfinite), ("predictions", self.replaced)):
+            named = [f"{quoted(name)} ({count})" for name, count in sorted(found.items())]
+            more = len(named) - _NAMED
+            others = f" and {more} other tensor{'s' * (more != 1)}" if more > 0 else ""
+            if named:
+                self.job.notices.add(
+                    f"{what} that are not finite have the first checkpoint's value: "
+                    f"{', '.join(named[:_NAMED])}{others}"
+                )
 
-
-def can_be_of(batch: Batch, facts: Any) -> bool:
-    """Whether what a journal has noted of a batch (see :meth:`Delivery.write`) can be of this one.
-
-    A journal can be damaged, or another program's.
-    """
-    names = {segment.tensor.name for segment in batch.segments}
-    return (
-        isinstance(facts, dict)
-        and facts.keys() == {"frozen", "replaced", "copied", "truncation"}
-        and _is_count(facts["frozen"], batch.rows)
-        and isinstance(facts["replaced"], dict)
-        and all(
-            name in names and _is_count(count, batch.rows * MAX_STEPS)
-            for name, count in facts["replaced"].items()
-        )
-        and isinstance(facts["copied"], list)
-        and all(_is_count(row, batch.rows - 1) for row in facts["copied"])
-        and (facts["truncation"] is None or isinstance(facts["truncation"], float))
-    )
-
-
-def _is_count(value: Any, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+    def _note_nonfinite(self, tensor: PlannedTensor, finite: Tensor) -> None:
+        """Count running statistics that are not finite in an input."""
+        count = int((~finite).sum())
+        self.report.nonfinite += count
+        self.nonfinite.update({tensor.name: count} if count else {})
 
 
 def _counts(stretch: Stretch, where: Mask) -> dict[str, int]:

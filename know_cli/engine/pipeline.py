@@ -21,12 +21,13 @@ from torch import Tensor
 from know_cli.checkpoints.dtypes import torch_dtype
 from know_cli.checkpoints.reading import as_bytes, chunks, read_float32
 from know_cli.engine.batches import Buffer, adjacent
-from know_cli.engine.delivery import Delivery, can_be_of
+from know_cli.engine.delivery import Delivery
 from know_cli.engine.job import Job
 from know_cli.engine.lanes import DevicePredictor
 from know_cli.engine.plan import Batch
 from know_cli.engine.planning import workers_of
 from know_cli.engine.predictor import Predictor, TensorPredictor
+from know_cli.engine.written import can_be_of
 from know_cli.errors import CheckpointError
 from know_cli.passes.numbers import all_finite
 

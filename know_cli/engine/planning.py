@@ -296,10 +296,11 @@ def _batch_rows(
                 f"block of this takes {fixed + row_bytes * block_rows} bytes of its share "
                 f"{allowed}; allow more, or fewer methods or --threads"
             )
+        of_threads = f", of which {fixed} for the threads" if fixed else ""
         raise UsageError(
             f"--max-memory {max_memory} is too small: one block needs "
-            f"{fixed + row_bytes * block_rows} bytes, of which {fixed} for the threads; allow "
-            "more, or fewer --threads"
+            f"{fixed + row_bytes * block_rows} bytes{of_threads}; allow more"
+            + (", or fewer --threads" if fixed else "")
         )
     blocks = (allowed - fixed) // row_bytes // block_rows
     return min(blocks, -(-max(most, 1) // block_rows)) * block_rows

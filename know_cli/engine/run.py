@@ -155,6 +155,7 @@ def _hand_over(job: Job, delivery: Delivery) -> None:
         {
             "statistics": delivery.statistics.to_json(),
             "copied_nonfinite": delivery.copied_nonfinite,
+            "nonfinite": dict(delivery.nonfinite),
             "replaced": dict(delivery.replaced),
             "report": delivery.report.share_to_json(),
             "notices": list(job.notices),
@@ -173,6 +174,7 @@ def _take_over(job: Job, delivery: Delivery) -> None:
     for part in parts:  # the order of ranks is that of the weights
         delivery.statistics.join(part["statistics"])
         delivery.report.join(part["report"])
+        delivery.nonfinite.update(part["nonfinite"])
         delivery.replaced.update(part["replaced"])
         job.notices.add(*part["notices"])
         for name, count in part["copied_nonfinite"].items():

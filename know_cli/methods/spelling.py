@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from know_cli.engine.settings import MAX_STEPS
 from know_cli.errors import UsageError, quoted
 from know_cli.methods.registry import find_method, parse_options
 
@@ -82,6 +83,10 @@ def parse_spelled(text: str, flag: str) -> Spelled:
                 steps = int(value)
             except ValueError:
                 raise UsageError(f"{flag} {text}: steps={value} is not a number") from None
+            if not 1 <= steps <= MAX_STEPS:
+                raise UsageError(
+                    f"{flag} {text}: steps={value} is not in the range 1 to {MAX_STEPS}"
+                )
         elif name == _WEIGHTS:
             weights = value
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from know_cli.checkpoints.metadata import TrajectoryKind, rate_problem
 from know_cli.checkpoints.paths import check_count
 from know_cli.engine.devices import check_device_name
-from know_cli.engine.settings import NormMode, Settings
+from know_cli.engine.settings import MAX_STEPS, NormMode, Settings
 from know_cli.errors import UsageError
 from know_cli.known.kernels import AUTO, check_kernel_name
 from know_cli.methods.bundles import check_weights
@@ -82,7 +82,7 @@ class Request:
 
     def __post_init__(self) -> None:
         method = find_method(self.method)
-        check_count(self.checkpoints, self.trajectory, method.fewest)
+        check_count(self.checkpoints, self.trajectory, method.fewest, "--method shrink takes one")
         check_device_name(self.device)
         check_kernel_name(self.kernel)
         # Complete from here on, so that nobody has to ask for defaults again.
@@ -96,6 +96,8 @@ class Request:
                 f"--norm average: --method {method.name} takes no average; leave it out, or take "
                 "--method average"
             )
+        if not 1 <= settings.steps <= MAX_STEPS:
+            raise UsageError(f"--steps {settings.steps}: is not in the range 1 to {MAX_STEPS}")
         if self.trajectory is not None:
             check_suited(method, self.trajectory, self.weights)
         for step in self.also:

@@ -1,0 +1,56 @@
+"""Scales of LoRA adapters, which PEFT keeps beside the weights and not among them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from know_cli.checkpoints.checkpoint import Checkpoint
+from know_cli.errors import CheckpointError
+from know_cli.files import read_text
+
+CONFIG = "adapter_config.json"
+_STEM = "adapter_model"
+# What the product of two factors is multiplied by follows from these, with what PEFT takes where
+# one is missing. The rank is that of the factors, which are compared as tensors.
+_SCALES: Mapping[str, Any] = {"lora_alpha": 8, "use_rslora": False, "alpha_pattern": {}}
+_MOST_BYTES = 1 << 24
+
+
+def check_scales(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse adapters whose products are scaled differently: their factors do not compare.
+
+    Where a configuration is missing, or cannot be read, nothing is known and nothing refused.
+
+    Args:
+        checkpoints: the first is Θ0, whose configuration an output has.
+
+    Raises:
+        CheckpointError: a scale differs from that of the first one that tells it.
+    """
+    found = [one for one in map(_config, checkpoints) if one is not None]
+    for path, config in found[1:]:
+        first_path, first = found[0]
+        for key, default in _SCALES.items():
+            one, other = first.get(key, default), config.get(key, default)
+            if one != other:
+                raise CheckpointError(
+                    f"{path}: {key} is {json.dumps(other)} but {json.dumps(one)} in {first_path}: "
+                    "the same factors mean another change of the weights; bring all adapters to "
+                    "one scale first, such as by multiplying lora_B"
+                )
+
+
+def _config(checkpoint: Checkpoint) -> tuple[Path, Mapping[str, Any]] | None:
+    """The configuration beside an adapter's weights; None for what is none, or tells none."""
+    file = next(iter(checkpoint.headers))
+    if not file.name.startswith(_STEM):
+        return None
+    path = file.parent / CONFIG
+    try:
+        content = json.loads(read_text(path, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return (path, content) if isinstance(content, dict) else None
