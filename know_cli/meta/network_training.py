@@ -102,7 +102,8 @@ def teach(
     taught_on = [[run.name, run.setup.to_json(), len(run.others)] for run in runs]
     identity = json.dumps([settings.to_json(), taught_on], sort_keys=True)
     begin, told = _resume(partial, identity, model, adam)
-    total = 0.0
+    # Counted, since a training that goes on may report at other steps than it was kept at.
+    total, taken = 0.0, 0
     for step in range(begin, settings.steps):
         for group in adam.param_groups:
             share = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
@@ -117,15 +118,14 @@ def teach(
                     "--learning-rate, or --downstream-steps"
                 )
             (loss / settings.runs).backward()  # type: ignore[no-untyped-call]
-            total += gained
+            total, taken = total + gained, taken + 1
         nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
         adam.step()
         if (step + 1) % every == 0 or step + 1 == settings.steps:
-            taken = (step % every + 1) * min(settings.runs, len(runs))
             told.append(report(step + 1, total / taken, model))
             facts = {"identity": identity, "step": step + 1, "told": told}
             _keep(partial, facts, model, adam)
-            total = 0.0
+            total, taken = 0.0, 0
     return model.eval(), told
 
 

@@ -160,6 +160,27 @@ def test_an_interrupted_training_ends_as_a_whole_one(
     assert not torch.equal(other.state_dict()["read.weight"], whole["read.weight"])
 
 
+def test_the_loss_that_is_told_is_a_mean_also_with_other_reports(
+    runs: list[NetworkRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stand_in(model: Settle, *_: object) -> tuple[torch.Tensor, float]:
+        return model.read.weight.square().sum(), 1.0
+
+    monkeypatch.setattr("know_cli.meta.network_training._loss", stand_in)
+    settings, partial = replace(SETTINGS, steps=7), tmp_path / "partial"
+
+    def interrupt(step: int, loss: float, model: Settle) -> float:
+        if step == 6:
+            raise KeyboardInterrupt
+        return loss
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(runs, settings, interrupt, every=2, partial=partial)
+    # Kept at step 4, and told of again at 5 and 7: after one step, and after two.
+    _, told = teach(runs, settings, lambda step, loss, model: loss, every=5, partial=partial)
+    assert told == [1.0, 1.0, 1.0, 1.0]
+
+
 def test_it_learns_to_lower_the_loss(runs: list[NetworkRun]) -> None:
     run = runs[:1]
     before = _loss(run[0], Settle(3))
