@@ -106,7 +106,8 @@ def record_forgetting(
         The paths of all checkpoints, Θ0's first.
 
     Raises:
-        UsageError: the data is streamed, or the folder holds another model's.
+        UsageError: the data is streamed, nothing tells the size of its batches, or the folder holds
+            another model's.
         OutputError: the folder cannot be written.
     """
     recorder = forgetting_recorder(
@@ -169,7 +170,12 @@ def record_branches(
 def _further(
     make_trainer: Callable[[], Trainer], module: LightningModule, loader: DataLoader[Any]
 ) -> Train:
-    """What trains a module further."""
+    """What trains a module further.
+
+    Raises:
+        UsageError: nothing tells the size of the loader's batches.
+    """
+    size, drops = _batches(loader)
 
     def train(session: TrainingSession) -> None:
         trainer = make_trainer()
@@ -182,14 +188,33 @@ def _further(
         seed_everything(seed, verbose=False)
         part = DataLoader(
             Subset(loader.dataset, session.indices.tolist()),
-            batch_size=loader.batch_size,
+            batch_size=size,
             shuffle=True,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
-            drop_last=loader.drop_last and len(session.indices) >= (loader.batch_size or 1),
+            drop_last=drops and len(session.indices) >= (size or 1),
             generator=torch.Generator().manual_seed(seed),
         )
         trainer.fit(module, part)
 
     return train
+
+
+def _batches(loader: DataLoader[Any]) -> tuple[int | None, bool]:
+    """The size of a loader's batches, None where it makes none, and whether a smaller one is left.
+
+    Raises:
+        UsageError: its batches come from a sampler that does not tell.
+    """
+    sampler = loader.batch_sampler
+    if loader.batch_size is not None or sampler is None:
+        return loader.batch_size, loader.drop_last
+    # A loader with batch_sampler= says None and False itself.
+    size = getattr(sampler, "batch_size", None)
+    if not isinstance(size, int) or size < 1:
+        raise UsageError(
+            f"the loader's batch_sampler: {type(sampler).__name__} has no batch_size, which the "
+            "trainings after it need; give it one, or record with a loader that has batch_size="
+        )
+    return size, bool(getattr(sampler, "drop_last", False))

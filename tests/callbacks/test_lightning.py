@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
 
 from know_cli.errors import EXIT_DONE, UsageError
 from tests.support.command import Command
@@ -110,6 +110,34 @@ def test_branches_are_recorded_after_training(real: Any, tmp_path: Path) -> None
     module.layer.weight.data += 1
     with pytest.raises(UsageError, match="ckpt0.safetensors: is another model than the one"):
         real.record_branches(real.trainer, module, loader(), tmp_path / "b", branches=2, rate=0.5)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_loader_with_a_sampler_of_batches_is_recorded_as_one_with_their_size(
+    real: Any, tmp_path: Path, drop_last: bool
+) -> None:
+    data = Points()
+    sampler = BatchSampler(RandomSampler(data), batch_size=5, drop_last=drop_last)
+    recorded = []
+    for name, one in (
+        ("sampler", DataLoader(data, batch_sampler=sampler)),
+        ("size", DataLoader(data, batch_size=5, drop_last=drop_last)),
+    ):
+        data.seen.clear()
+        paths = real.record_forgetting(real.trainer, real.Line(), one, tmp_path / name, sessions=2)
+        recorded.append([load_file(path) for path in paths])
+        assert len(data.seen) == (5 if drop_last else 6)
+    assert all(same(one, two) for one, two in zip(*recorded, strict=True))
+
+
+def test_a_sampler_of_batches_that_does_not_tell_their_size_is_refused(
+    real: Any, tmp_path: Path
+) -> None:
+    ragged = DataLoader(Points(), batch_sampler=[[0, 1, 2], [3]])
+    for record in (real.record_forgetting, real.record_branches):
+        with pytest.raises(UsageError, match="batch_sampler: list has no batch_size, which the"):
+            record(real.trainer, real.Line(), ragged, tmp_path / "f")
+    assert not (tmp_path / "f").exists()
 
 
 def test_the_example_of_the_page(
