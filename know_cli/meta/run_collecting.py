@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from know_cli.errors import KnowError, OutputError
+from know_cli.errors import KnowError, OutputError, UsageError
 from know_cli.files import make_folder, read_text, remove_tree, rename_new, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.data import DataSet, load
@@ -20,7 +20,7 @@ from know_cli.lab.machine import CPU
 from know_cli.lab.processes import in_processes
 from know_cli.meta.collecting import LEFT_OUT
 from know_cli.meta.run_recording import RUN_RECORD, record_run
-from know_cli.meta.run_setup import draw_run_setup
+from know_cli.meta.run_setup import RunSetup, draw_run_setup
 from know_cli.meta.series import NotUsableError
 
 _PARTIAL = ".partial-"
@@ -63,6 +63,20 @@ class RunRequest:
     def numbers(self) -> list[int]:
         """Numbers of the runs of this shard."""
         return list(range(self.shard[0], self.runs, self.shard[1]))
+
+    def draw(self, number: int, data_sets: Mapping[str, DataSet]) -> RunSetup:
+        """The setup of a run.
+
+        Raises:
+            UsageError: nothing can be drawn from these choices.
+        """
+        return draw_run_setup(
+            derived_seed(self.seed, number),
+            data_sets,
+            self.architectures,
+            checkpoints=self.checkpoints,
+            brief=self.brief,
+        )
 
     def place(self, number: int) -> Path:
         """The folder of a collected run."""
@@ -113,7 +127,8 @@ def collect_runs(request: RunRequest) -> Iterator[CollectedRun]:
     call.
 
     Raises:
-        UsageError: a data set or an architecture cannot be used.
+        UsageError: a data set or an architecture cannot be used, or the folder has runs of other
+            options.
         OutputError: the folder cannot be written, or a process was killed.
     """
     make_folder(request.folder)
@@ -128,7 +143,8 @@ def collect_runs(request: RunRequest) -> Iterator[CollectedRun]:
         name: reduced(load(name, request.data_folder), request.side) for name in request.data_sets
     }
     # Choices from which nothing can be drawn fail here, before processes start.
-    draw_run_setup(0, data, request.architectures)
+    request.draw(0, data)
+    _check_same(request, data)
     yield from in_processes(
         _collect_one,
         [(number,) for number in missing],
@@ -137,6 +153,20 @@ def collect_runs(request: RunRequest) -> Iterator[CollectedRun]:
         _prepare,
         (request, data),
     )
+
+
+def _check_same(request: RunRequest, data: Mapping[str, DataSet]) -> None:
+    """Refuse to go on with a folder whose runs other options were given for."""
+    for number in request.numbers():
+        path = request.place(number) / RUN_RECORD
+        if not path.exists():
+            continue
+        drawn = json.loads(json.dumps(request.draw(number, data).to_json()))
+        # Runs that were recorded before there were brief ones do not say that they are none.
+        if {"brief": False, **_read(path).get("setup", {})} != drawn:
+            raise UsageError(
+                f"{path}: was collected with other options; give those, or take another folder"
+            )
 
 
 _request: RunRequest
@@ -151,13 +181,7 @@ def _prepare(request: RunRequest, data: dict[str, DataSet]) -> None:
 def _collect_one(number: int) -> CollectedRun:
     began = time.perf_counter()
     partial = _request.folder / f"{_PARTIAL}{number:05d}"
-    setup = draw_run_setup(
-        derived_seed(_request.seed, number),
-        _data,
-        _request.architectures,
-        checkpoints=_request.checkpoints,
-        brief=_request.brief,
-    )
+    setup = _request.draw(number, _data)
     try:
         remove_tree(partial, quietly=True)
         facts = record_run(setup, _data[setup.data_set], partial, _request.device)

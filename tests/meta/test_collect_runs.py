@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from know_cli.checkpoints import open_checkpoint
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import KnowError
+from know_cli.errors import KnowError, UsageError
 from know_cli.lab.data import load
 from know_cli.lab.fitting import one_thread
 from know_cli.meta import run_recording, run_setup
@@ -149,6 +149,35 @@ def test_runs_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "00000" / "run.json").write_text("[")
     with pytest.raises(KnowError, match=r"run\.json: cannot be read .*delete its run"):
         existing_runs(request)
+
+
+def test_runs_of_other_options_are_not_put_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def here(function, jobs, processes, folder, prepare, shared):  # type: ignore[no-untyped-def]
+        prepare(*shared)
+        return (function(*job) for job in jobs)
+
+    monkeypatch.setattr("know_cli.meta.run_collecting.in_processes", here)
+    monkeypatch.setattr(run_setup, "_STEPS", (30, 60))
+    monkeypatch.setattr(run_setup, "_SAMPLES", (60, 100))
+    request = RunRequest(tmp_path, 1, ["digits"], architectures=["mlp"], checkpoints=3)
+    assert [one.number for one in collect_runs(request)] == [0]
+    record = tmp_path / "00000" / "run.json"
+    for changes in (
+        {"architectures": ["cnn"]}, {"checkpoints": 5}, {"seed": 7}, {"brief": True},
+    ):  # fmt: skip
+        other = replace(request, runs=2, **changes)
+        with pytest.raises(UsageError, match=r"run\.json: was collected with other options; give"):
+            list(collect_runs(other))
+    assert not (tmp_path / "00001").exists()
+    # What was recorded before there were brief runs is gone on with, and so are all the same ones.
+    facts = json.loads(record.read_text())
+    assert facts["setup"].pop("brief") is False
+    record.write_text(json.dumps(facts))
+    before = record.read_bytes()
+    assert [one.number for one in collect_runs(replace(request, runs=2, processes=2))] == [1]
+    assert record.read_bytes() == before
 
 
 def test_the_command_shows_what_is_there(tmp_path: Path, know: Command) -> None:
