@@ -8,6 +8,7 @@ noisy digits to fine-tune on, and the rest of these to be measured on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from know_cli.checkpoints.state import read_state
+from know_cli.errors import UsageError
+from know_cli.files import json_text, make_folder, read_text, write_text
 from know_cli.forgetting.recorder import Recorder, derived_seed
 from know_cli.forgetting.runs import RunRecorder
 from know_cli.forgetting.subsets import nested_subsets
@@ -46,6 +49,8 @@ _RUN_LEARNING_RATE = 1e-2
 _RUN_BATCH_SIZE = 8
 _FINE_TUNING_EPOCHS = 20
 _SPLIT_SEED = 0
+# With the run, whose checkpoints do not tell their seed.
+_RECORD = "know-demo.json"
 # The random stream of a fine-tuning, so that it is none of the pre-training's.
 _DOWNSTREAM = 70
 
@@ -119,7 +124,8 @@ def record_run(
         A row per checkpoint, the first one first.
 
     Raises:
-        UsageError: the folder has another seed's.
+        UsageError: the folder has another seed's, or a run that was not finished.
+        OutputError: it cannot be written.
     """
     if forgetting.exists():
         _forgetting(forgetting, seed)  # refuses another seed
@@ -135,9 +141,20 @@ def record_run(
         weight_decay=_WEIGHT_DECAY,
     )
     run = RunRecorder(folder, every=training.epoch_steps, last=SESSIONS)
+    recorded = _recorded_seed(folder)
     last = folder / f"checkpoint-{_RUN_EPOCHS * training.epoch_steps}.safetensors"
-    if run.kept[-1:] != [last]:
+    if run.kept[-1:] == [last]:
+        if recorded not in (None, seed):
+            raise UsageError(
+                f"{folder}: has the run of seed {recorded}, not {seed}; give --seed {recorded}, or "
+                "name another folder"
+            )
+    else:
         run.begin(0)
+        make_folder(folder)
+        # Before the first checkpoint, so that there is none of an unknown seed.
+        text = json_text({"seed": seed})
+        write_text(folder / _RECORD, text, replace=recorded is not None)
         report(f"training on {len(labels)} images, {_RUN_EPOCHS} epochs at a constant rate")
         with one_thread():
             for _ in range(_RUN_EPOCHS):
@@ -149,6 +166,26 @@ def record_run(
         model.load_state_dict(read_state(path))
         rows.append(RunRow(path, accuracy(model, *test)))
     return rows
+
+
+def _recorded_seed(folder: Path) -> int | None:
+    """The seed of the run in a folder; None where none is recorded.
+
+    Raises:
+        UsageError: what is in the place of the record is something else.
+    """
+    record = folder / _RECORD
+    if not record.exists():
+        return None
+    try:
+        seed = json.loads(read_text(record))["seed"]
+        if type(seed) is not int:
+            raise ValueError("no whole number")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UsageError(
+            f"{record}: is not what 'know demo' writes ({error!r}); name another folder"
+        ) from error
+    return seed
 
 
 def record_forgetting(folder: Path, seed: int, report: Callable[[str], None]) -> list[SessionRow]:

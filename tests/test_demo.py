@@ -14,7 +14,7 @@ import torch
 from know_cli import demo
 from know_cli.checkpoints.state import read_state
 from know_cli.choosing.measures import FunctionMeasure, Result
-from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE
+from know_cli.errors import EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE, UsageError
 from know_cli.lab.digits import build_model, load_digits
 from tests.support.command import Command, one_line
 
@@ -87,6 +87,30 @@ def test_what_is_recorded_is_not_recorded_again(
     assert told == []
     assert [row.path.name for row in rows][-1] == "checkpoint-280.safetensors"
     assert [row.images for row in sessions] == [450, 225, 112, 56, 28]
+
+
+def test_a_run_of_another_seed_is_refused_before_there_is_a_forgetting(
+    tmp_path: Path, know: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_RUN_EPOCHS", 5)
+    run, forgetting, told = tmp_path / "run", tmp_path / "forgetting", list[str]()
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    # One that was interrupted before its first checkpoint does not stand in another's way.
+    with pytest.raises(KeyboardInterrupt):
+        demo.record_run(run, forgetting, 9, interrupt)
+    rows = demo.record_run(run, forgetting, 0, told.append)
+    assert len(told) == 1
+    done = know("demo", ".", "--seed", 5, cwd=tmp_path)
+    assert done.returncode == EXIT_USAGE
+    assert "run: has the run of seed 0, not 5; give --seed 0, or" in one_line(done.stderr)
+    assert demo.record_run(run, forgetting, 0, told.append) == rows
+    assert len(told) == 1
+    (run / "know-demo.json").write_text("notes")
+    with pytest.raises(UsageError, match=r"know-demo\.json: is not what 'know demo' writes"):
+        demo.record_run(run, forgetting, 0, told.append)
 
 
 def test_demo_needs_a_parent_folder(tmp_path: Path, know: Command) -> None:
