@@ -14,7 +14,6 @@ from know_cli.cli.options import one_json, quiet_option, report_option
 from know_cli.cli.output import Output
 from know_cli.cli.train_network import NetworkRequest, measure_networks, train_network
 from know_cli.errors import UsageError
-from know_cli.files import remove_tree
 from know_cli.known.preparation import Preparation
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.settings import Loss, Residuals, Settings, Target
@@ -380,9 +379,12 @@ def _train(
 
     from know_cli.cli.scores import score_tables
     from know_cli.known.bundle import save_bundle
-    from know_cli.meta.training import train_bundle
+    from know_cli.meta.kept import kept_beside
+    from know_cli.meta.training import check_partial, remove_partial, train_bundle
     from know_cli.meta.windows import collect_windows, find_trajectories
 
+    partial = kept_beside(output)
+    check_partial(partial)
     if threads:
         torch.set_num_threads(threads)
     collection = collect_windows(
@@ -408,10 +410,9 @@ def _train(
             f"held out {held_out:.5g}"
         )
 
-    partial = output.with_name(output.name + ".partial")
     bundle, found = train_bundle(collection, settings, report, partial=partial)
     save_bundle(bundle, output, replace=force)
-    remove_tree(partial, quietly=True)
+    remove_partial(partial)
     talk.show(
         *score_tables({f"{output}: {settings.target.value}, {bundle.digest}": found}, short=True)
     )

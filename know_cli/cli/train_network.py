@@ -67,13 +67,17 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
 
     from know_cli.cli.report_file import write_out, write_report
     from know_cli.files import remove_file
+    from know_cli.meta.kept import kept_beside
     from know_cli.meta.network_bundle import split_runs, teach_bundle
     from know_cli.meta.network_downstream import with_other_tasks
+    from know_cli.meta.network_training import check_partial
     from know_cli.settle.bundle import save_bundle
 
     torch.set_num_threads(request.threads or 1)
     settings, output = request.settings, request.output
     assert output is not None
+    partial = kept_beside(output)
+    check_partial(partial)
     runs = _load(talk, request, settings.checkpoints)
     if settings.distance and any(run.annealed is None for run in runs):
         raise UsageError("--distance is to annealed weights, which forgettings have not")
@@ -90,7 +94,6 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
         "holdout": request.holdout,
         "held_out_architectures": list(request.architectures),
     }
-    partial = output.with_name(output.name + ".partial")
     began = time.process_time()
     bundle = teach_bundle(
         split,

@@ -19,6 +19,11 @@ def temporary_name() -> str:
     return f".know-{secrets.token_hex(8)}.tmp"
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a name is one of those that are given to what is not complete yet."""
+    return name.startswith(".know-") and name.endswith(".tmp")
+
+
 def own_name(name: str, suffix: str) -> str:
     """A hidden name that belongs to an output's name, the same each time.
 

@@ -23,6 +23,7 @@ from know_cli.checkpoints.state import read_state
 from know_cli.engine.movements import Course
 from know_cli.errors import KnowError, UsageError
 from know_cli.forgetting.recorder import derived_seed
+from know_cli.meta.kept import check_kept_file
 from know_cli.meta.network_data import MEAN, VARIANCE, NetworkRun, State, Window, outputs
 from know_cli.meta.network_downstream import loss_downstream
 from know_cli.meta.network_settings import NetworkSettings
@@ -127,6 +128,15 @@ def teach(
             _keep(partial, facts, model, adam)
             total, taken = 0.0, 0
     return model.eval(), told
+
+
+def check_partial(partial: Path) -> None:
+    """Refuse a file for what is kept that is something else.
+
+    Raises:
+        OutputError: it is.
+    """
+    check_kept_file(partial, _KEPT)
 
 
 def _loss(

@@ -22,6 +22,7 @@ from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.bundle import Bundle
 from know_cli.known.module import Known, initialise, penalty, roll
 from know_cli.meta.held_out import Table, evaluate, to_json
+from know_cli.meta.kept import check_kept_folder, remove_kept_folder
 from know_cli.meta.manifest import training_facts, versions
 from know_cli.meta.scores import predict
 from know_cli.meta.settings import Loss, Residuals, Settings
@@ -33,6 +34,7 @@ _HUBER = 1.0
 #: With residuals in units of spread, targets are clipped to this many spreads around θ0.
 _FARTHEST = 2.0
 _FIT = "know.fit"
+_FILES = {kind: f"{kind.value}.safetensors" for kind in PREDICTED_KINDS}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def train_bundle(
     wanted = _identity(collection, settings)
     fits: dict[Kind, Fit] = {}
     for kind in PREDICTED_KINDS:
-        file = None if partial is None else partial / f"{kind.value}.safetensors"
+        file = None if partial is None else partial / _FILES[kind]
         found = None if file is None else _read_fit(file, wanted, settings)
         if found is None:
             windows = collection.windows[kind]
@@ -107,6 +109,20 @@ def train_bundle(
     # The key is part of the format of manifests.
     bundle.manifest["figures"] = to_json(table)
     return bundle, table
+
+
+def check_partial(partial: Path) -> None:
+    """Refuse a folder for what is kept that has anything else in it.
+
+    Raises:
+        OutputError: it has, or is no folder.
+    """
+    check_kept_folder(partial, _FILES.values(), _FIT)
+
+
+def remove_partial(partial: Path) -> None:
+    """Remove what was kept, once its bundle is written."""
+    remove_kept_folder(partial, _FILES.values())
 
 
 def fit(

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from know_cli.checkpoints import save_checkpoint
+from know_cli.errors import EXIT_OUTPUT, OutputError
 from know_cli.forgetting import Recorder, nested_subsets
 from know_cli.kinds import PREDICTED_KINDS
 from know_cli.known.bundle import load_bundle
 from know_cli.known.shipped import shipped, weights_folder
-from tests.support.command import Command
+from tests.support.command import Command, one_line
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,60 @@ def test_trains_a_bundle_and_refuses_to_replace_it(folder: Path, know: Command) 
     again = know("train", *same, "--force", "--quiet", cwd=folder)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
     assert load_bundle(folder / "known").digest == before
+
+
+@pytest.mark.parametrize("what", ["folder", "kind", "file", "link"])
+def test_what_lies_where_it_keeps_what_it_learned_stays(
+    what: str, folder: Path, know: Command, tmp_path: Path
+) -> None:
+    partial = tmp_path / "bundle.partial"
+    place = tmp_path / "elsewhere" if what == "link" else partial
+    if what == "file":
+        place.write_text("precious")
+    else:
+        place.mkdir()
+    if what == "link":
+        partial.symlink_to(place)
+    elif what == "folder":
+        (place / "notes.txt").write_text("precious")
+    elif what == "kind":
+        save_checkpoint(place / "conv.safetensors", {"precious": torch.ones(1)}, {})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    arguments = ("-o", tmp_path / "bundle", "--checkpoints", "3", "--epochs", "1", "--force")
+    done = know("train", "runs", *arguments, cwd=folder)
+    assert done.returncode == EXIT_OUTPUT
+    named = {"folder": partial / "notes.txt", "kind": partial / "conv.safetensors"}
+    assert f"{named.get(what, partial)}: is where the training keeps" in one_line(done.stderr)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert partial.exists()
+
+
+def test_only_what_it_has_kept_is_removed(
+    folder: Path, know: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = tmp_path / "bundle.partial"
+    arguments = (
+        "train", "runs", "-o", tmp_path / "bundle", "--checkpoints", "3", "--epochs", "1",
+        "--threads", "1",
+    )  # fmt: skip
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OutputError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("know_cli.known.bundle.save_bundle", refuse)
+        assert know(*arguments, cwd=folder).returncode == EXIT_OUTPUT
+    kept = {f"{kind.value}.safetensors" for kind in PREDICTED_KINDS}
+    assert {path.name for path in partial.iterdir()} == kept
+    (partial / ".know-0123456789abcdef.tmp").write_bytes(b"of one that was killed")
+    done = know(*arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "epoch" not in done.stderr  # it went on with what was kept
+    assert {path.name for path in partial.iterdir()} == {".know-0123456789abcdef.tmp"}
+    (partial / ".know-0123456789abcdef.tmp").unlink()
+    done = know(*arguments, "--force", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert not partial.exists()
 
 
 def test_measures_what_it_has_trained(folder: Path, know: Command) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from know_cli.cli.train_network import best_average_of, network_markdown
-from know_cli.errors import KnowError, UsageError
+from know_cli.errors import EXIT_OUTPUT, KnowError, UsageError
 from know_cli.lab.averaging import combine
 from know_cli.lab.data import load
 from know_cli.lab.data.parts import meta_part
@@ -293,6 +293,13 @@ def test_the_command_trains_a_bundle(know: Command, folder: Path, tmp_path: Path
     measured = json.loads(facts.read_text())
     assert measured["gains"] == kept["gains"]
     assert measured["held_out"] == kept["held_out"]
+    # What is not its own where it keeps what it learned is neither replaced nor removed.
+    (tmp_path / "bundle.partial").write_text("precious")
+    again = know(*arguments, "--force")
+    assert again.returncode == EXIT_OUTPUT
+    assert "bundle.partial: is where the training keeps" in one_line(again.stderr)
+    assert (tmp_path / "bundle.partial").read_text() == "precious"
+    (tmp_path / "bundle.partial").unlink()
     again = know(*arguments, "--force")
     assert again.returncode == 0, again.stderr
     assert load_bundle(tmp_path / "bundle").digest == bundle.digest
