@@ -131,16 +131,13 @@ def bench(
     several threads also what these give over one, and each stage around the kernel. All of them
     take turns, so that other work on the machine affects them alike.
     """
-    from know_cli.cli.report_file import check_report_path, takes_stdout, write_out, write_report
+    from know_cli.cli.report_file import check_reports, takes_stdout, write_out, write_report
 
     talk = Output(quiet, aside=takes_stdout(json, table))
     check_device_name(device)
     wanted = _parse_sizes(sizes, "--sizes")
     averaged = _parse_sizes(averages, "--averages")
-    for path, option in ((json, "--json"), (table, "--table")):
-        if path is not None:
-            others = [other for other in (json, table) if other is not None and other != path]
-            check_report_path(path, others, option, force=force)
+    check_reports(json, table, [], force=force)
     place = temporary_place() if folder is None else folder
     _check_space(place, max([*wanted, *averaged], default=0))
 

@@ -230,6 +230,7 @@ def choose(
     from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.engine.settings import Settings
     from know_cli.errors import OutputError, UsageError
+    from know_cli.plots.choice import REPORT
 
     talk = Output(quiet, aside=takes_stdout(json))
     if folder is not None:
@@ -241,8 +242,9 @@ def choose(
         raise UsageError("give one of --measure COMMAND and --evaluate MODULE:FUNCTION")
     grid = parse_grid(tune or ())
     names = tuple(name for name, _ in grid[0])
+    place = folder or output.with_name(output.name + ".search")
     if json is not None:
-        check_report_path(json, [*paths, output], force=force)
+        check_report_path(json, [*paths, output, place / REPORT], force=force)
     check_intervals()
     measuring = _measure(measure, evaluate, names, measure_json, measure_timeout, device_variable)
     confirming = None
@@ -264,7 +266,6 @@ def choose(
     from know_cli.cli.choice_tables import Watch, evidence_of, outcome_json, outcome_tables
     from know_cli.cli.progress import progress_for
     from know_cli.files import make_folder
-    from know_cli.plots.choice import REPORT
 
     settings = searching.Settings(budget, first_seed=seed)
     with open_trajectory(paths, kind=trajectory) as opened:
@@ -277,7 +278,6 @@ def choose(
     procedure = searching.search([one.name for one in candidates], grid, settings)
     next(procedure)
     procedure.close()
-    place = folder or output.with_name(output.name + ".search")
     for path in paths:
         if place.exists() and path.resolve().is_relative_to(place.resolve()):
             raise OutputError(f"--folder {place}: has the input {path}; name another folder")

@@ -248,6 +248,7 @@ def evaluate(
     epoch at a constant rate, and every start is fine-tuned at the release's rate and at one that is
     tuned for it, beside Θ0 trained longer, trained on more data, and shrunk.
     """
+    from know_cli.cli import eval_branches, eval_release, eval_runs
     from know_cli.cli.report_file import (
         check_report_path,
         is_own_result,
@@ -262,7 +263,9 @@ def evaluate(
         raise UsageError("--table: a shard has only some of the results; leave it out, or --shard")
     bundles = parse_named(bundle or [], "--bundle", "PATH")
     if table is not None:
-        check_report_path(table, [], "--table", force=force)
+        names = (RESULTS, *(one.RESULTS for one in (eval_branches, eval_release, eval_runs)))
+        results = [] if output is None else [output / name for name in names]
+        check_report_path(table, results, "--table", force=force)
     if paper:
         from know_cli.cli.eval_paper import check_paper, show_paper
 

@@ -29,16 +29,13 @@ def measure_bundles(
     """Measure bundles on the trajectories that their manifests name as held out."""
     import torch
 
-    from know_cli.cli.report_file import check_report_path, write_out, write_report
+    from know_cli.cli.report_file import check_reports, write_out, write_report
     from know_cli.cli.scores import score_tables, scores_markdown
     from know_cli.meta.held_out import evaluate, to_json
     from know_cli.meta.manifest import settings_of, split_of
     from know_cli.meta.windows import collect_windows, find_trajectories
 
-    for option, path in (("--json", json), ("--table", table)):
-        if path is not None:
-            reports = [one for one in (json, table) if one is not None and one != path]
-            check_report_path(path, [*trajectories, *reports], option, force=force)
+    check_reports(json, table, trajectories, force=force)
     if threads:
         torch.set_num_threads(threads)
     bundles = [bundle for name in names for bundle in _bundles(name)]

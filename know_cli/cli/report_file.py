@@ -82,6 +82,21 @@ def check_report_path(
         raise OutputError(f"{option} {path}: exists already; --force replaces it")
 
 
+def check_reports(
+    json: Path | None, table: Path | None, others: Sequence[Path], *, force: bool = False
+) -> None:
+    """Refuse ``--json`` and ``--table`` as :func:`check_report_path` does, also both in one file.
+
+    Raises:
+        OutputError: the reason, and what to do.
+    """
+    taken = list(others)
+    for option, path in (("--json", json), ("--table", table)):
+        if path is not None:
+            check_report_path(path, taken, option, force=force)
+            taken.append(path)
+
+
 def write_report(path: Path, content: Mapping[str, Any], *, force: bool = False) -> None:
     """Write a report as JSON to a file, or to standard output for ``-``.
 

@@ -352,14 +352,14 @@ def train(
 def _through_networks(
     talk: Output, request: NetworkRequest, evaluate: list[Path], *, force: bool
 ) -> None:
-    from know_cli.cli.report_file import check_report_path
+    from know_cli.cli.report_file import check_reports
     from know_cli.known.shipped import check_bundle_output
 
+    others = list(request.runs)
     if request.output is not None:
         check_bundle_output(request.output, request.runs, force=force)
-    for option, path in (("--json", request.json), ("--table", request.table)):
-        if path is not None:
-            check_report_path(path, [], option, force=force)
+        others.append(request.output)
+    check_reports(request.json, request.table, others, force=force)
     if request.output is None:
         measure_networks(talk, request, evaluate[0], force=force)
     else:

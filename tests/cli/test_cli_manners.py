@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from know_cli.cli.report_file import check_reports
 from know_cli.errors import EXIT_CHECKPOINT, EXIT_DONE, EXIT_OUTPUT, EXIT_USAGE, UsageError, a_type
 from know_cli.files import check_writable, missing_folder
 from know_cli.known.shipped import find_bundle, shipped
@@ -86,6 +87,56 @@ def test_standard_output_takes_one_report(run: Path, know: Command) -> None:
     done = know("bench", "--json", "-", "--table", "-", cwd=run)
     assert done.returncode == EXIT_USAGE
     assert "standard output takes one report" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("bench", "--sizes", "0", "--rows", "1000", "--rounds", "1", "--threads", "1"),
+        ("train", "recorded", "--evaluate", "continuation"),
+        ("train", "recorded", "--objective", "network", "--evaluate", "continuation"),
+        ("train", "recorded", "--objective", "network", "-o", "bundle"),
+    ],
+)
+@pytest.mark.parametrize("exists", [False, True])
+def test_two_reports_in_one_file_are_refused_before_any_work(
+    command: tuple[str, ...], exists: bool, run: Path, know: Command
+) -> None:
+    (run / "recorded").mkdir()
+    if exists:
+        (run / "out.txt").write_text("before")
+    force = ["--force"] if exists else []
+    reports = ["--json", "out.txt", "--table", f"../{run.name}/out.txt"]
+    done = know(*command, *reports, *force, cwd=run)
+    assert done.returncode == EXIT_OUTPUT
+    assert f"--table ../{run.name}/out.txt: is an input or an output of" in one_line(done.stderr)
+    assert (run / "out.txt").exists() == exists
+
+
+def test_two_reports_may_go_into_one_device(tmp_path: Path) -> None:
+    check_reports(Path("/dev/null"), Path("/dev/null"), [])
+    check_reports(tmp_path / "one.json", tmp_path / "one.md", [])
+
+
+@pytest.mark.parametrize("name", ["results.json", "runs.json", "branches.json", "release.json"])
+def test_a_table_in_the_place_of_results_is_refused_before_any_work(
+    name: str, tmp_path: Path, know: Command
+) -> None:
+    (tmp_path / "out").mkdir()
+    done = know("eval", "-o", "out", "--task", "none", "--table", f"out/{name}", cwd=tmp_path)
+    assert done.returncode == EXIT_OUTPUT
+    assert f"--table out/{name}: is an input or an output of" in one_line(done.stderr)
+
+
+def test_a_report_in_the_place_of_the_search_s_own_is_refused(run: Path, know: Command) -> None:
+    (run / "search").mkdir()
+    done = know(
+        "choose", "c0..c2", "-o", "start", "--folder", "search", "--measure", "false {start}",
+        "--json", "search/report.json", cwd=run,
+    )  # fmt: skip
+    assert done.returncode == EXIT_OUTPUT
+    assert "--json search/report.json: is an input or an output of" in one_line(done.stderr)
+    assert not list((run / "search").iterdir())
 
 
 # ------------------------------------------------------------------------- verify
