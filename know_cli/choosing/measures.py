@@ -133,7 +133,7 @@ class CommandMeasure:
         lines = [line.strip() for line in output.splitlines() if line.strip()]
         if self.key is None:
             text = lines[-1] if lines else ""
-            return _number(text, "the last line on standard output", output, errors)
+            return _number(text, "wrote", " as its last line", output, errors)
         for line in reversed(lines):
             try:
                 content = json.loads(line)
@@ -141,8 +141,8 @@ class CommandMeasure:
                 continue
             if isinstance(content, dict) and self.key in content:
                 text = str(content[self.key])
-                return _number(text, f"{quoted(self.key)} on standard output", output, errors)
-        return _failed(f"no JSON line on standard output has {quoted(self.key)}", output, errors)
+                return _number(text, "wrote", f" as {quoted(self.key)}", output, errors)
+        return _failed(f"wrote no JSON line with {quoted(self.key)}", output, errors)
 
 
 class FunctionMeasure:
@@ -193,7 +193,7 @@ class FunctionMeasure:
         content = json.loads(answer)
         if "error" in content:
             return _failed(content["error"], content["output"], "")
-        return _number(content["value"], "what the function returned", content["output"], "")
+        return _number(content["value"], "returned", "", content["output"], "")
 
     def close(self) -> None:
         """End the processes."""
@@ -227,13 +227,14 @@ class FunctionMeasure:
             _end(process)
 
 
-def _number(text: object, where: str, output: str, errors: str) -> Result:
+def _number(text: object, did: str, where: str, output: str, errors: str) -> Result:
+    """What a measure wrote or returned; the reason, if it is none, says what the measure did."""
     try:
         value = float(str(text))
     except ValueError:
-        return _failed(f"{where} is {quoted(text)}, not a number", output, errors)
+        return _failed(f"{did} {quoted(text)}{where}, which is not a number", output, errors)
     if not math.isfinite(value):
-        return _failed(f"{where} is {value}, which is not finite", output, errors)
+        return _failed(f"{did} {value}{where}, which is not finite", output, errors)
     return Result(value)
 
 

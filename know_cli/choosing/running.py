@@ -53,7 +53,7 @@ class BaseMeasureError(UsageError):
 
     def __init__(self, result: Result) -> None:
         super().__init__(
-            f"the measure fails for Θ0 itself: {result.reason}; a search would compare nothing"
+            f"the measure fails for Θ0 itself: it {result.reason}; a search would compare nothing"
         )
         self.result = result
 

@@ -36,8 +36,7 @@ class Watch:
         self._progress.advance(1)
         if result.value is None:
             self._talk.notice(
-                f"warning: {trial.arm.name} with seed {trial.seed}: the measure fails: "
-                f"{result.reason}"
+                f"warning: {trial.arm.name} with seed {trial.seed}: the measure {result.reason}"
             )
             for line in result.output.splitlines()[-_LINES_OF_OUTPUT:]:
                 self._talk.notice(f"  {line}")

@@ -15,7 +15,8 @@ from know_cli.files.names import is_temporary
 
 def kept_beside(output: Path) -> Path:
     """The file or folder in which a training to a bundle keeps what it has learned."""
-    return output.with_name(output.name + ".partial")
+    named = output if output.name else output.absolute()  # "." has no name
+    return named.with_name(named.name + ".partial")
 
 
 def check_kept_file(path: Path, key: str) -> None:

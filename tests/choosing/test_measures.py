@@ -35,9 +35,9 @@ def test_the_last_line_is_the_measure_and_placeholders_are_filled() -> None:
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
-        ("echo nan", "the last line on standard output is nan, which is not finite"),
-        ("echo done", "the last line on standard output is 'done', not a number"),
-        ("true", "the last line on standard output is '', not a number"),
+        ("echo nan", "wrote nan as its last line, which is not finite"),
+        ("echo done", "wrote 'done' as its last line, which is not a number"),
+        ("true", "wrote '' as its last line, which is not a number"),
         ("kill -9 $$", "was ended by SIGKILL"),
     ],
 )
@@ -48,7 +48,7 @@ def test_what_is_no_finite_number_failed(command: str, reason: str) -> None:
 def test_a_key_of_a_json_line() -> None:
     command = """echo '{"loss": 2, "accuracy": 0.5}'; echo '[1]'; echo end"""
     assert take(command, key="accuracy") == Result(0.5)
-    assert take(command, key="f1").reason == "no JSON line on standard output has 'f1'"
+    assert take(command, key="f1").reason == "wrote no JSON line with 'f1'"
 
 
 def test_a_measure_that_hangs_ends_with_all_that_it_started(tmp_path: Path) -> None:

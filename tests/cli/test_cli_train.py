@@ -117,6 +117,17 @@ def test_only_what_it_has_kept_is_removed(
     assert not partial.exists()
 
 
+def test_a_bundle_goes_into_the_folder_that_one_is_in(
+    folder: Path, know: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "here").mkdir()
+    arguments = ("--checkpoints", "3", "--epochs", "1", "--threads", "1")
+    done = know("train", folder / "runs", "-o", ".", *arguments, cwd=tmp_path / "here")
+    assert done.returncode == 0, done.stderr
+    assert load_bundle(tmp_path / "here").checkpoints == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
 def test_measures_what_it_has_trained(folder: Path, know: Command) -> None:
     arguments = [
         "runs",

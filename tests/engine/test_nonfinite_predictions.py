@@ -251,3 +251,31 @@ def test_the_command_ends_with_one_line(know: Command, tmp_path: Path) -> None:
     assert "'fc.weight' (1)" in done.stderr
     assert "1 predictions were not finite: the first checkpoint's value" in done.stdout
     assert json.loads((tmp_path / "r.json").read_text())["replaced"] == 1
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_inputs_that_are_not_finite_are_named(ranks: int, resume: bool, tmp_path: Path) -> None:
+    shapes = {"a.weight": (30, 20), "b.weight": (3, 2), "c.weight": (4, 4)}
+    states = trajectory_of(shapes)
+    states[2]["a.weight"][29, 3] = math.nan
+    states[0]["a.weight"][0, 1] = states[4]["a.weight"][0, 2] = math.inf
+    states[1]["c.weight"][1] = -math.inf
+    paths = write_trajectory(tmp_path, states)
+    report = predict(
+        paths,
+        tmp_path / "out",
+        "linear",
+        tmp_path,
+        ranks=ranks,
+        allow_nonfinite=True,
+        resume=resume,
+    )
+    assert report.nonfinite == 7
+    assert (
+        "inputs that are not finite have the first checkpoint's value: 'a.weight' (3), "
+        "'c.weight' (4)"
+    ) in report.notices
+    out = load_file(tmp_path / "out")
+    assert out["a.weight"][29, 3] == states[0]["a.weight"][29, 3]
+    assert torch.equal(out["c.weight"][1], states[0]["c.weight"][1])

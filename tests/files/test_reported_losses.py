@@ -59,6 +59,10 @@ def test_a_report_to_a_name_of_standard_output(run: Path, server: ForkServer) ->
         code = server.run("inspect", "a", "b", "--quiet", "--json", place, cwd=run)
         assert code == EXIT_DONE
         assert json.loads((run / "stdout.txt").read_text())
+        # Without --quiet, what is for people goes aside, as with "-".
+        done = server.complete("inspect", "a", "b", "--json", place, cwd=run)
+        assert json.loads(done.stdout)
+        assert "tensors frozen: none" in done.stderr
     assert Path("/dev/stdout").is_symlink()
     assert (run / "stdout-link").is_symlink()
     done = server.complete("predict", "a", "b", "-o", "/dev/stdout", "--force", *NAIVE, cwd=run)

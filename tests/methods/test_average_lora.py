@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from know_cli.engine.report import Report
 from know_cli.engine.settings import FrozenMode, Settings
-from know_cli.errors import CheckpointError, UsageError
+from know_cli.errors import EXIT_CHECKPOINT, CheckpointError, UsageError
 from know_cli.methods.lora import ProductPredictor, are_factors, average_products
 from know_cli.prediction.opening import open_prediction
 from know_cli.prediction.request import Request
@@ -370,3 +370,43 @@ def test_a_word_that_is_none_is_refused(tmp_path: Path, know: Command) -> None:
     done = know("predict", *paths, "-o", tmp_path / "out", "--method", "average", "--lora", "x")
     assert done.returncode == 2
     assert "exact" in one_line(done.stderr)
+
+
+def write_adapters(folder: Path, configs: list[dict[str, Any] | str | None]) -> list[Path]:
+    """Adapters as PEFT writes them, each with its configuration."""
+    states = trajectory({DOWN: (4, 6), UP: (5, 4)}, len(configs))
+    paths = []
+    for k, (state, config) in enumerate(zip(states, configs, strict=True)):
+        paths.append(folder / f"adapter{k}")
+        paths[-1].mkdir()
+        save_file(state, paths[-1] / "adapter_model.safetensors")
+        if config is not None:
+            text = config if isinstance(config, str) else json.dumps(config)
+            (paths[-1] / "adapter_config.json").write_text(text)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("configs", "what"),
+    [
+        ([{"lora_alpha": 8, "r": 4}, {"lora_alpha": 16, "r": 4}], "lora_alpha is 16 but 8 in"),
+        ([None, {"lora_alpha": 16}, {}], "lora_alpha is 8 but 16 in"),
+        ([{}, "no JSON", {"use_rslora": True}], "use_rslora is true but false in"),
+        ([{"alpha_pattern": {"q": 2}}, {}], 'alpha_pattern is {} but {"q": 2} in'),
+        ([{"lora_alpha": 8, "r": 4}, {"lora_alpha": 8, "use_rslora": False}, "[]", None], None),
+    ],
+)
+@pytest.mark.parametrize("files", [False, True])
+def test_adapters_of_other_scales_are_refused(
+    configs: list[dict[str, Any] | str | None], what: str | None, files: bool, tmp_path: Path,
+    know: Command,
+) -> None:  # fmt: skip
+    paths = write_adapters(tmp_path, configs)
+    given = [path / "adapter_model.safetensors" if files else path for path in paths]
+    done = know("predict", *given, "-o", "out", "--method", "average", "-q", cwd=tmp_path)
+    if what is None:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == EXIT_CHECKPOINT
+    assert what in one_line(done.stderr)
+    assert not (tmp_path / "out").exists()

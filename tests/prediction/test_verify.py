@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -434,3 +435,13 @@ def test_differences_are_counted_whatever_thread_finds_them(tmp_path: Path) -> N
     (difference,) = comparer.differences.values()
     assert (difference.elements, difference.largest, difference.relative) == (3 * 640, 4.0, 1.0)
     assert comparer.nbytes == 256_000
+
+
+def test_whether_an_output_can_be_read_is_found_out_by_reading_it(
+    tmp_path: Path, know: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_trajectory(tmp_path, states())
+    output = predict(paths, tmp_path / "out", method="naive")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    done = know("verify", output, *paths)
+    assert done.returncode == EXIT_DONE, done.stderr
