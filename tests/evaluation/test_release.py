@@ -732,8 +732,59 @@ def test_the_prose_has_what_other_tasks_and_factors_give() -> None:
         "as they were is {} points from Θ0 with fresh ones at the release's rate and {} at the tuned "
         "one, with statistics measured again {} and {}"
     ).format(*figures) in pages[0]
+    scaled = []
+    for network in ("resnet", "cnn"):
+        cell = tasks[f"release-cifar10-{network}"]["cells"]["1250 images"]
+        for rate, twice in (("2", "4"), ("4", "8")):
+            values = [
+                cell[s]["rates"][r]["values"] for s, r in (("shrink-0.5", rate), ("naive", twice))
+            ]
+            found = mean_estimate([one - other for one, other in results.paired(*values)])
+            value = found.value if network == "resnet" else -found.value
+            scaled.append(f"{100 * value:.1f} ± {100 * found.half_width:.1f}")
+    assert (
+        "half the weights at two and four times the release's rate are {} and {} points from Θ0 at "
+        "twice these; without normalisation, they are {} and {} below"
+    ).format(*scaled) in pages[1]
+    loss = said("cifar10-resnet18", "shrink-0.5").removeprefix("-")
+    assert f"shrinking loses {loss} points at the release's" in pages[1]
     left = [said("cifar10-cnn", f"shrink-{factor}", tuned=True) for factor in ("0.7", "0.5")]
     assert "{} for λ = 0.7 and {} for half of them".format(*left) in pages[0]
+
+
+_ROWS = {
+    "authors-x8": "the authors' release ×8 (ResNet: 15 seeds)",
+    "shrink-0.5": "half of Θ0's weights",
+    "longer": "Θ0 trained longer (15 seeds)",
+    "continuation-x8": "`continuation` ×8",
+    "retrodiction-x8": "`retrodiction` ×8",
+    "average": "the mean of the five",
+    "average-forgotten-3": "the mean of the three most forgotten",
+    "more-data": "on twice the data",
+    "hindsight": "the best combination in hindsight",
+}
+
+
+def test_the_prose_has_the_table_of_the_three_networks() -> None:
+    root = Path(plan.__file__).parents[3]
+    tasks = json.loads((root / "docs" / "results" / "release.json").read_text())["tasks"]
+    page = (root / "docs" / "expectations.md").read_text().replace("−", "-")
+    own, tuned = (
+        {
+            start: [standing(tasks[f"release-cifar10-{network}"]["cells"]["1250 images"])[start]
+                    for network in ("resnet", "cnn", "pyramid")]
+            for start in _ROWS
+        }
+        for standing in (results.at_own_rate, results.at_tuned_rate)
+    )  # fmt: skip
+    for found, starts in ((own, list(_ROWS)[:7]), (tuned, list(_ROWS))):
+        for start in starts:
+            cells = [
+                f"{100 * one.difference.value:+.1f} ± {100 * one.difference.half_width:.1f}"
+                for one in found[start]
+                if one.difference is not None
+            ]
+            assert f"| {_ROWS[start]} | {' | '.join(cells)} |\n" in page
 
 
 def test_the_prose_has_what_the_most_forgotten_are_worth_beside_training_longer() -> None:
