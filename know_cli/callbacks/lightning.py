@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +213,9 @@ def _batches(loader: DataLoader[Any]) -> tuple[int | None, bool]:
         return loader.batch_size, loader.drop_last
     # A loader with batch_sampler= says None and False itself.
     size = getattr(sampler, "batch_size", None)
-    if not isinstance(size, int) or size < 1:
+    if not isinstance(size, Integral) or size < 1:
         raise UsageError(
             f"the loader's batch_sampler: {type(sampler).__name__} has no batch_size, which the "
             "trainings after it need; give it one, or record with a loader that has batch_size="
         )
-    return size, bool(getattr(sampler, "drop_last", False))
+    return int(size), bool(getattr(sampler, "drop_last", False))

@@ -34,7 +34,9 @@ def check_scales(checkpoints: Sequence[Checkpoint]) -> None:
     for path, config in found[1:]:
         first_path, first = found[0]
         for key, default in _SCALES.items():
-            one, other = first.get(key, default), config.get(key, default)
+            one, other = (
+                default if each.get(key) is None else each[key] for each in (first, config)
+            )
             if one != other:
                 raise CheckpointError(
                     f"{path}: {key} is {json.dumps(other)} but {json.dumps(one)} in {first_path}: "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from know_cli.checkpoints.arrangement import OPTION, recorded_kind
-from know_cli.checkpoints.layouts import has_model
+from know_cli.checkpoints.layouts import SUFFIX, find_model, has_model
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.paths import expand_arguments
 from know_cli.checkpoints.run_folder import choose, read_metadata, run_checkpoints
@@ -47,11 +47,8 @@ def find_checkpoints(
         members = _run_folder(argument, kind)
         if members:
             folder = argument
-        elif kind is TrajectoryKind.RUN and len(arguments) == 1 and _is_empty_folder(argument):
-            raise CheckpointError(
-                f"{argument}: holds no checkpoint of a run: nothing in it is called "
-                "checkpoint-500, step_500, ckpt-500, iter_500 or epoch_5; name the checkpoints"
-            )
+        elif kind is TrajectoryKind.RUN and len(arguments) == 1:
+            _check_folder(argument)
         paths += members or expand_arguments([argument], notice)
     named = "--last" if last is not None else "--every" if every is not None else None
     metadata = [read_metadata(path) for path in paths] if kind is None or named else []
@@ -70,12 +67,22 @@ def find_checkpoints(
     return paths, kind
 
 
-def _is_empty_folder(argument: str) -> bool:
-    """Whether a folder, in which no checkpoints of a run were found, is no checkpoint either."""
+def _check_folder(argument: str) -> None:
+    """Refuse a folder, in which no checkpoints of a run were found, that is no checkpoint either.
+
+    Raises:
+        CheckpointError: it is none; the message says what is there, and what was looked for.
+    """
     try:
-        return Path(argument).is_dir() and not has_model(Path(argument))
+        if Path(argument).is_dir():
+            find_model(Path(argument))
     except OSError:  # a name too long, for one, which is said elsewhere
-        return False
+        return
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; nor has it a run's checkpoints, folders or {SUFFIX} files called "
+            "checkpoint-500, step_500, ckpt-500, iter_500 or epoch_5"
+        ) from error
 
 
 def _run_folder(argument: str, kind: TrajectoryKind | None) -> list[Path]:

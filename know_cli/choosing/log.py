@@ -141,6 +141,8 @@ def _differences(line: bytes, header: bytes) -> set[str]:
         if one["format"] != two["format"]:
             return set()
         old, new = dict(one["search"]), dict(two["search"])
+        if not old.keys() >= _WRITTEN:  # of a version that did not tell
+            return set()
         return {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
     except (ValueError, KeyError, TypeError, RecursionError):
         return set()

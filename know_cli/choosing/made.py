@@ -72,7 +72,8 @@ class Made:
                 entry = entries.get(self._key(place))
                 if entry is None or place.is_symlink():
                     raise OutputError(
-                        f"{place}: is where this search writes, but not made by one; {_DO}"
+                        f"{place}: is where this search writes, but {RECORD} does not say that "
+                        f"one made it; {_DO}"
                     )
                 for name in entry.changed(_stamps(place)):
                     if name in (entry.files or {}):

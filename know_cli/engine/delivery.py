@@ -304,9 +304,9 @@ class Delivery:
             found = [
                 self._statistics_of(one, tensor)
                 for k, one in enumerate(trajectory.checkpoints)
-                if k not in absent
+                if k not in absent and coefficients[k]
             ]
-            original = found[0][0]
+            original, _ = self._statistics_of(trajectory.first, tensor)
             old = torch.stack([finite for _, finite in found]).all(dim=0)
             values = averaged(trajectory, coefficients, tensor).to(original.dtype)
             values = torch.where(old, values, original)

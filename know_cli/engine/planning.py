@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from know_cli.checkpoints import Trajectory
@@ -63,7 +63,7 @@ def make_plan(
         ):
             decisions[name] = Action.COPY, "running statistics, or the layer before, not of floats"
         if decisions[name][0] is Action.AVERAGE:
-            problem = _averaging_problem(trajectory, layer)
+            problem = _averaging_problem(trajectory, layer, predictors.coefficients)
             if problem:
                 decisions[name] = Action.COPY, f"running statistics, {problem}"
     planned = [
@@ -192,19 +192,30 @@ def _decide_norm(
     return Action.RESCALE, "running statistics, rescaled to the change of the layer before"
 
 
-def _averaging_problem(trajectory: Trajectory, layer: NormLayer) -> str | None:
-    """Why a layer's running statistics cannot be averaged; None if they can."""
+def _averaging_problem(
+    trajectory: Trajectory, layer: NormLayer, coefficients: Sequence[float] | None
+) -> str | None:
+    """Why a layer's running statistics cannot be averaged; None if they can.
+
+    Args:
+        trajectory: the inputs.
+        layer: one of theirs.
+        coefficients: ``[S]``, where they are known: what has no share is not looked at.
+    """
     first = trajectory.first.tensors
     for name in (layer.running_mean, layer.running_var):
         assert name is not None
         # What is copied by its kind need not be in every checkpoint; of branches those count that
         # have it.
         absent = trajectory.absent.get(name, frozenset())
-        found = [
-            c.tensors.get(name) for k, c in enumerate(trajectory.checkpoints) if k not in absent
-        ]
-        if absent and len(found) == 1:
+        present = [k for k in range(len(trajectory)) if k not in absent]
+        if absent and present == [0]:
             return "in no branch"
+        found = [
+            trajectory.checkpoints[k].tensors.get(name)
+            for k in present
+            if coefficients is None or coefficients[k]
+        ]
         if any(entry is None or entry.shape != first[name].shape for entry in found):
             return "not in all checkpoints"
         if any(entry is not None and not is_float(entry.dtype) for entry in found):

@@ -299,6 +299,8 @@ def averaged(
     if absent:  # the branches that have the layer share what the others leave
         left = sum(share for share, _ in parts)
         parts = [(share / left, one) for share, one in parts] or [(1.0, trajectory.first)]
+    if len(parts) == 1:  # as it is: a sum has lost the sign of -0
+        return _whole(parts[0][1], tensor.name)
     means = [_whole(checkpoint, layer.running_mean) for _, checkpoint in parts]
     total = torch.zeros(tensor.elements, dtype=torch.float64)
     for (share, _), mean in zip(parts, means, strict=True):

@@ -385,6 +385,8 @@ def _metadata_differences(found: Checkpoint, recipe: Recipe, prediction: Predict
         keys.TRAJECTORY_KIND,
         "format",
     }
+    if recipe.method == "last":  # which came without, and without its normalisation layers
+        optional.add(keys.COEFFICIENTS)
     free = {keys.VERSION, keys.DEVICE, keys.KERNEL}
     differ = set()
     for header in found.headers.values():

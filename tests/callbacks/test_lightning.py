@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -118,6 +119,7 @@ def test_a_loader_with_a_sampler_of_batches_is_recorded_as_one_with_their_size(
 ) -> None:
     data = Points()
     sampler = BatchSampler(RandomSampler(data), batch_size=5, drop_last=drop_last)
+    sampler.batch_size = np.int64(5)  # of a configuration
     recorded = []
     for name, one in (
         ("sampler", DataLoader(data, batch_sampler=sampler)),

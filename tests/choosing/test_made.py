@@ -41,7 +41,9 @@ def test_an_interrupted_writing_notes_what_it_had_written(made: Made) -> None:
     assert (made.has(old), other.has(old)) == (True, False)
     assert (made.has(new), other.has(new)) == (False, True)
     never.write_text("of nobody")
-    with pytest.raises(OutputError, match="never: is where this search writes, but not made"):
+    with pytest.raises(
+        OutputError, match="never: is where this search writes, but made.json does not"
+    ):
         made.check([old, new, never])
     with pytest.raises(OutputError, match="never: is in the way"), made.writing(new, never):
         raise AssertionError("not begun")
@@ -69,7 +71,7 @@ def test_a_link_in_a_candidates_place_is_not_written_through(made: Made) -> None
         path.write_text("made")
     path.unlink()
     path.symlink_to(mine)
-    with pytest.raises(OutputError, match="not made by one"):
+    with pytest.raises(OutputError, match="does not say that one made it"):
         made.check([path])
     with pytest.raises(OutputError, match="in the way"), made.writing(path):
         raise AssertionError("not begun")

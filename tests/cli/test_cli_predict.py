@@ -365,7 +365,7 @@ ERRORS: dict[str, tuple[str, int, str]] = {
     "a method's steps": ("ckpt0..ckpt4 -o out --method known,steps=9", EXIT_USAGE,
                          "--method known,steps=9: steps=9 is not in the range 1 to 8"),
     "no steps": ("ckpt0..ckpt4 -o out --method shrink,steps=0", EXIT_USAGE, "steps=0 is not in the range"),
-    "empty run": ("folder --trajectory run -o out", EXIT_CHECKPOINT, "folder: holds no checkpoint of a run: nothing"),
+    "empty run": ("folder --trajectory run -o out", EXIT_CHECKPOINT, "nor has it a run's checkpoints, folders or .safetensors files"),
     "rate": ("ckpt0..ckpt4 -o out --rate 2", EXIT_USAGE, "'2': a rate is at least 0.01 and below 1"),
     "rate is no number": ("ckpt0..ckpt4 -o out --rate half", EXIT_USAGE, "'half' is not a rate"),
     "size": ("ckpt0..ckpt4 -o out --max-memory much", EXIT_USAGE, "'much' is not a size"),

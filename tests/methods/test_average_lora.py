@@ -393,7 +393,15 @@ def write_adapters(folder: Path, configs: list[dict[str, Any] | str | None]) -> 
         ([None, {"lora_alpha": 16}, {}], "lora_alpha is 8 but 16 in"),
         ([{}, "no JSON", {"use_rslora": True}], "use_rslora is true but false in"),
         ([{"alpha_pattern": {"q": 2}}, {}], 'alpha_pattern is {} but {"q": 2} in'),
-        ([{"lora_alpha": 8, "r": 4}, {"lora_alpha": 8, "use_rslora": False}, "[]", None], None),
+        (
+            [
+                {"lora_alpha": 8, "r": 4},
+                {"lora_alpha": 8, "use_rslora": None, "alpha_pattern": None},
+                "[]",
+                None,
+            ],
+            None,
+        ),
     ],
 )
 @pytest.mark.parametrize("files", [False, True])

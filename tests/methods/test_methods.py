@@ -180,6 +180,25 @@ def test_the_last_checkpoint_comes_with_its_normalisation_layers(
     assert [name for name in moved if not torch.equal(out[name], last[name])] == []
 
 
+@pytest.mark.parametrize("bad", ["absent", "shorter", "not finite"])
+def test_the_last_checkpoint_comes_with_statistics_that_another_has_not(
+    bad: str, tmp_path: Path
+) -> None:
+    trajectory = states()
+    name = "bn1.running_mean"
+    trajectory[-1][name][0] = -0.0
+    if bad == "absent":
+        del trajectory[1][name]
+    elif bad == "shorter":
+        trajectory[1][name] = trajectory[1][name][:3].clone()
+    else:
+        trajectory[1][name][0] = math.inf
+    out, _ = predict(write_trajectory(tmp_path, trajectory), tmp_path / "out", "last")
+    last = trajectory[-1]
+    for statistic in (name, "bn1.running_var"):
+        assert torch.equal(out[statistic].view(torch.int32), last[statistic].view(torch.int32))
+
+
 def test_every_method_has_golden_values() -> None:
     # That for runs has its own in tests/settle.
     assert {name for name, _ in CASES} | {"known", "noise", "settle"} == {m.name for m in METHODS}
