@@ -11,7 +11,7 @@ from know_cli.checkpoints.checkpoint import Checkpoint
 from know_cli.errors import CheckpointError
 from know_cli.files import read_text
 
-CONFIG = "adapter_config.json"
+_CONFIG = "adapter_config.json"
 _STEM = "adapter_model"
 # What the product of two factors is multiplied by follows from these, with what PEFT takes where
 # one is missing. The rank is that of the factors, which are compared as tensors.
@@ -50,7 +50,7 @@ def _config(checkpoint: Checkpoint) -> tuple[Path, Mapping[str, Any]] | None:
     file = next(iter(checkpoint.headers))
     if not file.name.startswith(_STEM):
         return None
-    path = file.parent / CONFIG
+    path = file.parent / _CONFIG
     try:
         content = json.loads(read_text(path, _MOST_BYTES))
     except (OSError, ValueError, RecursionError):
