@@ -84,7 +84,7 @@ def fit(
                 if len(chosen) < least_batch and batches > 1:
                     continue
                 progress = (epoch * batches + number) / (epochs * batches)
-                step.param_groups[0]["lr"] = learning_rate * _share(schedule, progress)
+                step.param_groups[0]["lr"] = learning_rate * rate_share(schedule, progress)
                 batch = inputs[chosen]
                 if augmentation is not None:
                     batch = augmentation(batch, generator)
@@ -106,8 +106,12 @@ def _optimiser(
     raise UsageError(f"unknown optimiser {name!r}; choose from {', '.join(OPTIMISERS)}")
 
 
-def _share(schedule: str, progress: float) -> float:
-    """The factor of the initial learning rate after a share ``progress`` of the training."""
+def rate_share(schedule: str, progress: float) -> float:
+    """The factor of the initial learning rate after a share ``progress`` of the training.
+
+    >>> rate_share("cosine", 0.5)
+    0.5
+    """
     if schedule == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     if schedule == "step":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -226,7 +228,9 @@ def test_every_session_is_one_epoch_on_a_subset_with_the_moments_kept() -> None:
     first = Training(problem.build(1), data.inputs, data.targets, batch_size=8, learning_rate=1e-3, seed=2)  # fmt: skip
     first.advance(first.epoch_steps, lambda step: 1.0)
     steps, before = first.done, rows(data.inputs)
-    for run, subset in zip(sessions(first, subsets, seed), subsets[1:], strict=True):
+    for run, subset in zip(
+        sessions(first, subsets, seed, task.base.recipe), subsets[1:], strict=True
+    ):
         assert run.done == run.epoch_steps
         steps += run.done
         # The optimiser has counted every step since the initial weights: nothing was reset.
@@ -236,6 +240,34 @@ def test_every_session_is_one_epoch_on_a_subset_with_the_moments_kept() -> None:
         assert own == rows(data.inputs[torch.from_numpy(subset)])
         before = own
     assert rows(data.inputs) < rows(problem.pool.inputs)
+
+
+def test_where_the_rate_falls_every_session_is_as_long_as_the_first_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = RELEASE_TASKS["release-cifar10-resnet-converged"]
+    assert (whole.base.recipe.epochs, whole.base.recipe.schedule) == (12, "cosine")
+    task = tiny(whole.name)
+    task = replace(task, base=replace(task.base, recipe=replace(task.base.recipe, epochs=2)))
+    courses: list[list[float]] = []
+    advance = Training.advance
+
+    def noting(self: Training, steps: int, schedule: Callable[[int], float]) -> None:
+        courses.append([schedule(self.done + k) for k in range(steps)])
+        advance(self, steps, schedule)
+
+    monkeypatch.setattr(Training, "advance", noting)
+    found = {s.name: s for s in pretrained(task, task.base.prepare(1, None), 1)}
+    # Two epochs of 40, 20, 10, 5 and 2 samples in batches of 8, of which at least one is made.
+    lengths = [10, 4, 2, 2, 2]
+    steps = list(itertools.accumulate(lengths))
+    assert [found[f"ckpt{k}"].steps for k in range(5)] == steps
+    assert found["longer-decayed"].steps == found["longer"].steps == steps[-1]
+    assert (found["more-data"].steps, found["more-data"].samples) == (20, 80)
+    cosines = [[(1 + math.cos(math.pi * k / n)) / 2 for k in range(n)] for n in [*lengths, 20]]
+    assert courses[5] == [1.0] * 10  # longer
+    for course, cosine in zip([*courses[:5], courses[7]], cosines, strict=True):
+        assert course == pytest.approx(cosine)
 
 
 def rows(images: Tensor) -> set[float]:
@@ -549,9 +581,45 @@ def test_over_tasks_every_trial_counts_as_one() -> None:
     assert of.own.half_width == pytest.approx(half, rel=1e-4)
     assert of.tuned.value == pytest.approx((0.01 + 0.0 + 0.0 + 0.02 + 0.01) / 5)
     text = to_markdown(found)
-    assert "## Over 2 tasks, 8 images" in text
+    assert "## Over 2 tasks, 1 epoch, 8 images" in text
     assert "| other | 2 | 6 | +1.17 ± " in text
     assert results.pooled(found["tasks"], "16 images") == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "fact", "value"),
+    [
+        ("recipe", "epochs", 12),
+        ("recipe", "schedule", "cosine"),
+        ("fine_tuning", "weight_decay", 0.3),
+        ("fine_tuning", "optimiser", "sgd"),
+    ],
+)
+def test_tasks_that_are_trained_otherwise_are_not_thrown_together(
+    part: str, fact: str, value: Any
+) -> None:
+    found = content(other=start([0.52, 0.61, 0.58], [0.61, 0.70, None], [4.0, 4.0, None]))
+    tasks = found["tasks"]
+    tasks["alike"] = copy.deepcopy(tasks["noise"])
+    tasks["otherwise"] = copy.deepcopy(tasks["noise"])
+    tasks["otherwise"]["definition"][part][fact] = value
+    assert [list(group) for group in results.alike(tasks)] == [["noise", "alike"], ["otherwise"]]
+    page = to_markdown(found)
+    assert page.count("## Over") == 1
+    assert "## Over 2 tasks, 1 epoch, 8 images" in page
+    del tasks["alike"]
+    assert "## Over" not in to_markdown(found)
+
+
+def test_a_page_says_how_a_task_was_trained_where_it_is_unusual() -> None:
+    found = content()
+    assert "in batches of 8 at 0.001. Downstream" in to_markdown(found)
+    definition = found["tasks"]["noise"]["definition"]
+    definition["recipe"].update(epochs=12, schedule="cosine")
+    definition["fine_tuning"]["weight_decay"] = 0.3
+    page = to_markdown(found)
+    assert "Θ0 is trained for 12 epochs in batches of 8 at 0.001, which falls to 0 along" in page
+    assert "of AdamW with weight decay 0.3 in batches" in page
 
 
 def test_half_the_weights_are_compared_with_twice_the_rate() -> None:
@@ -615,7 +683,7 @@ def test_tasks_are_found_by_pattern() -> None:
     assert [t.name for t in plan.find_release_tasks(["*-sgd", "*cnn"])] == [
         "release-cifar10-cnn", "release-cifar10-resnet-sgd",
     ]  # fmt: skip
-    assert len(plan.find_release_tasks([])) == 8  # without the large ones
+    assert len(plan.find_release_tasks([])) == 14  # without the large ones
     sgd = RELEASE_TASKS["release-cifar10-resnet-sgd"]
     assert (sgd.fine_tuning.optimiser, sgd.fine_tuning.weight_decay) == ("sgd", 5e-4)
     with pytest.raises(UsageError, match=r"--bundle continuation=…: is already the name"):
@@ -654,7 +722,7 @@ def test_the_committed_page_is_that_of_the_committed_results() -> None:
 def test_the_prose_has_what_is_left_over_all_tasks() -> None:
     root = Path(plan.__file__).parents[3]
     tasks = json.loads((root / "docs" / "results" / "release.json").read_text())["tasks"]
-    found = results.pooled(tasks, "1250 images")
+    found = results.pooled(results.alike(tasks)[0], "1250 images")
     for page in ("README.md", "docs/expectations.md"):
         text = (root / page).read_text().replace("−", "-")
         for name in ("longer", "average-forgotten-3", "more-data", "continuation-x8"):
@@ -835,7 +903,7 @@ def test_the_prose_has_what_the_most_forgotten_are_worth_beside_training_longer(
     root = Path(plan.__file__).parents[3] / "docs"
     page = " ".join((root / "expectations.md").read_text().replace("−", "-").split())
     tasks = json.loads((root / "results" / "release.json").read_text())["tasks"]
-    cells = [task["cells"]["1250 images"] for task in tasks.values()]
+    cells = [task["cells"]["1250 images"] for task in results.alike(tasks)[0].values()]
     apart = [
         first - second
         for cell in cells

@@ -12,7 +12,9 @@ import numpy as np
 from know_cli.evaluation.anchors import NAIVE, SCRATCH
 from know_cli.evaluation.release.results import (
     OWN_RATE,
+    Pooled,
     Standing,
+    alike,
     at_own_rate,
     at_tuned_rate,
     paired,
@@ -95,32 +97,36 @@ def _reading(tasks: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _over_tasks(tasks: Mapping[str, Any]) -> Iterator[str]:
-    """What each start is worth over all tasks of a measure, where several have the condition."""
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, task in tasks.items():
-        for condition, cell in task["cells"].items():
-            key = condition, task["facts"]["measure"]["name"]
-            alone = {**task, "cells": {condition: main_starts(cell)}}
-            groups.setdefault(key, {})[name] = alone
-    for (condition, measure), group in groups.items():
-        found = pooled(group, condition)
-        if len(group) < 2 or all(math.isnan(of.own.half_width) for of in found.values()):
-            continue
-        scale = next(iter(group.values()))["facts"]["measure"]["scale"]
-        yield f"## Over {len(group)} tasks, {condition}"
-        yield ""
-        yield (
-            f"Differences from Θ0 in {measure}, of every start over the tasks that have it, each "
-            "trial (a task with a seed) counting as one; intervals say nothing of "
-            "other tasks."
-        )
-        yield ""
-        yield "| start | tasks | trials | at the release's rate | at its tuned rate |"
-        yield "|---|---:|---:|---:|---:|"
-        for name, of in found.items():
-            own, tuned = (difference_text(one, scale) for one in (of.own, of.tuned))
-            yield f"| {name} | {of.tasks} | {of.trials} | {own} | {tuned} |"
-        yield ""
+    """What each start is worth over all tasks that are alike, where several have the condition."""
+    for group in alike(tasks):
+        first = next(iter(group.values()))
+        for condition in dict.fromkeys(name for task in group.values() for name in task["cells"]):
+            having = {
+                name: {**task, "cells": {condition: main_starts(task["cells"][condition])}}
+                for name, task in group.items()
+                if condition in task["cells"]
+            }
+            found = pooled(having, condition)
+            if len(having) > 1 and not all(math.isnan(of.own.half_width) for of in found.values()):
+                epochs = _number(first["definition"]["recipe"]["epochs"], "epoch")
+                yield f"## Over {len(having)} tasks, {epochs}, {condition}"
+                yield ""
+                yield from _pooled_table(found, first["facts"]["measure"])
+
+
+def _pooled_table(found: Mapping[str, Pooled], measure: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"Differences from Θ0 in {measure['name']}, of every start over the tasks that have it and "
+        "are pre-trained and fine-tuned alike, each trial (a task with a seed) counting as one; "
+        "intervals say nothing of other tasks."
+    )
+    yield ""
+    yield "| start | tasks | trials | at the release's rate | at its tuned rate |"
+    yield "|---|---:|---:|---:|---:|"
+    for name, of in found.items():
+        own, tuned = (difference_text(one, measure["scale"]) for one in (of.own, of.tuned))
+        yield f"| {name} | {of.tasks} | {of.trials} | {own} | {tuned} |"
+    yield ""
 
 
 def _seeds(starts: _Cell) -> str:
@@ -167,11 +173,13 @@ def _explanation() -> Iterator[str]:
     yield "## How it is measured"
     yield ""
     yield (
-        "The release's protocol, mostly in miniature. Θ0 is trained by Adam at a constant rate, "
-        "and each of four sessions for one epoch more on a subset, with Adam's moments kept: "
-        "nothing is converged, and `last`, the most forgotten checkpoint, has had more steps than "
-        "Θ0. `longer` is Θ0 trained on for as many steps as the sessions took, `longer-decayed` "
-        "the same while the rate falls to 0; `more-data` is trained like Θ0 on twice the data; "
+        "The release's protocol, mostly in miniature. Θ0 is trained by Adam, for one epoch at a "
+        "constant rate unless its task says otherwise, and each of four sessions as long and by "
+        "the same schedule on a subset, with Adam's moments kept: after one epoch nothing is "
+        "converged, and `last`, the most forgotten checkpoint, has had more steps than Θ0. "
+        "`longer` is Θ0 trained on for as many steps as the sessions took, at a constant rate, "
+        "`longer-decayed` the same while the rate falls to 0; `more-data` is trained like Θ0 on "
+        "twice the data; "
         "`average-forgotten-3` is the mean of the three most forgotten checkpoints; "
         "`hindsight` is the combination of the five checkpoints, tensor by tensor, that fits best "
         "what D0 lacks of these, which no method can know; `average` is the mean of the five "
@@ -200,6 +208,12 @@ _IMAGES = {
 }
 
 
+_COURSES = {
+    "constant": "",
+    "cosine": ", which falls to 0 along half a cosine, and so is every session on its subset",
+}
+
+
 def _protocol(definition: Mapping[str, Any], given: str | None) -> str:
     """How a task is pre-trained and fine-tuned, in sentences."""
     first, then = definition["recipe"], definition["fine_tuning"]
@@ -207,10 +221,11 @@ def _protocol(definition: Mapping[str, Any], given: str | None) -> str:
         f"Θ0 is `{given}`, which was trained already"
         if given
         else f"Θ0 is trained for {_number(first['epochs'], 'epoch')} in batches of "
-        f"{first['batch_size']} at {first['learning_rate']:g}"
+        f"{first['batch_size']} at {first['learning_rate']:g}{_COURSES[first['schedule']]}"
     )
     decay = f" with weight decay {then['weight_decay']:g}" if then["weight_decay"] else ""
-    optimiser = "Adam" if then["optimiser"] == "adam" else "SGD with momentum"
+    adam = "AdamW" if decay else "Adam"
+    optimiser = adam if then["optimiser"] == "adam" else "SGD with momentum"
     return (
         f"{begin}. Downstream, the first phase is {_number(then['head_epochs'], 'epoch')} of Adam "
         f"at {then['head_rate']:g}, the second {_number(then['epochs'], 'epoch')} of {optimiser}"

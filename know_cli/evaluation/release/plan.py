@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from know_cli.errors import UsageError
@@ -20,6 +21,11 @@ from know_cli.lab.data import AFFINE
 _ADAM = FineTuning()
 # For SGD the release has no rate; from this one the grid goes either way.
 _SGD = FineTuning(learning_rate=1e-2, optimiser="sgd", weight_decay=5e-4)
+# What shrinking is to be told apart from. At the rates that are best here, AdamW shrinks weights in
+# the course of a fine-tuning by about as much as λ from 0.9 to 0.4 does before it.
+_DECAYS = (0.1, 0.3, 1.0)
+_ONE_EPOCH = Recipe(1, 1e-3, batch_size=16, weight_decay=0.0, schedule="constant")
+_CONVERGED = replace(_ONE_EPOCH, epochs=12, schedule="cosine")
 _MOST = 5000
 _RESNET = "a ResNet with BatchNorm and biases"
 
@@ -35,14 +41,15 @@ def _task(
     target: tuple[str, int, str] = ("cifar10", 5, ""),
     factor: int = 2,
     large: bool = False,
+    recipe: Recipe = _ONE_EPOCH,
 ) -> ReleaseTask:
     base = Reduced(
         name=f"release-{name}",
         title=title,
-        # Half of what five classes have, so that the other half is more data. In batches of this
-        # size an epoch has as many steps as one of the release.
+        # Half of what five classes have, so that the other half is more data. In the recipe's
+        # batches an epoch has as many steps as one of the release.
         samples=6000,
-        recipe=Recipe(1, 1e-3, batch_size=16, weight_decay=0.0, schedule="constant"),
+        recipe=recipe,
         downstream=tuple(
             Downstream(size, fine_tuning.epochs, fine_tuning.learning_rate, 1)
             for size in (_MOST // 4, _MOST // 2, _MOST)
@@ -84,18 +91,36 @@ _RESNET18 = ReleaseTask(
     fewer=(2, 3, 4),
 )
 _CLASSES = "five classes of CIFAR-10 at 16×16 to the other five"
+_NETWORKS = {
+    "resnet": (_RESNET, SmallResNet()),
+    "cnn": (BACKBONES["cnn"].title, BACKBONES["cnn"].network),
+    "pyramid": (f"{BACKBONES['pyramid'].title} such as PVTv2", BACKBONES["pyramid"].network),
+}
+_CONVERGED_TASKS = tuple(
+    _task(
+        f"cifar10-{name}-converged",
+        f"{_CLASSES}, {title}, trained until the rate has fallen to 0",
+        network,
+        recipe=_CONVERGED,
+    )
+    for name, (title, network) in _NETWORKS.items()
+)
+_DECAY_TASKS = tuple(
+    _task(
+        f"cifar10-cnn-decay-{decay:g}",
+        f"{_CLASSES}, {_NETWORKS['cnn'][0]}, fine-tuned by AdamW with weight decay {decay:g}",
+        _NETWORKS["cnn"][1],
+        fine_tuning=FineTuning(weight_decay=decay),
+    )
+    for decay in _DECAYS
+)
 #: Tasks of the release regime by name.
 RELEASE_TASKS = {
     task.name: task
     for task in (
-        _task("cifar10-resnet", f"{_CLASSES}, {_RESNET}", SmallResNet()),
-        _task(
-            "cifar10-cnn", f"{_CLASSES}, {BACKBONES['cnn'].title}", BACKBONES["cnn"].network
-        ),
-        _task(
-            "cifar10-pyramid",
-            f"{_CLASSES}, {BACKBONES['pyramid'].title} such as PVTv2",
-            BACKBONES["pyramid"].network,
+        *(
+            _task(f"cifar10-{name}", f"{_CLASSES}, {title}", network)
+            for name, (title, network) in _NETWORKS.items()
         ),
         _task(
             "cifar10-resnet-sgd",
@@ -136,6 +161,8 @@ RELEASE_TASKS = {
             factor=1,
             large=True,
         ),
+        *_CONVERGED_TASKS,
+        *_DECAY_TASKS,
         _RESNET18,
         *transfer.TASKS,
         *domains.TASKS,

@@ -1,4 +1,8 @@
-"""The pre-training of the release: one epoch, and sessions of one epoch on ever smaller subsets."""
+"""The pre-training of the release, and sessions as long on ever smaller subsets.
+
+The release trains for one epoch at a constant rate; a task's recipe may have more epochs, and a
+rate that falls.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,12 @@ from know_cli.evaluation.anchors import LONGER, MORE_DATA
 from know_cli.evaluation.release.fine_tuning import FINE_TUNING_AUGMENTATIONS
 from know_cli.evaluation.release.task import DECAYED, SESSIONS, ReleaseTask
 from know_cli.evaluation.runs.trial import copied, falling
-from know_cli.evaluation.tasks import Examples, Problem
+from know_cli.evaluation.tasks import Examples, Problem, Recipe
 from know_cli.evaluation.tasks.task import RATE
 from know_cli.evaluation.weights import load, recorded
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
 from know_cli.forgetting.subsets import nested_subsets
+from know_cli.lab.fitting import rate_share
 from know_cli.lab.stepping import Training
 
 # Random streams of one seed.
@@ -132,8 +137,9 @@ def pretrained(
 
     augmentation = FINE_TUNING_AUGMENTATIONS[task.augmentation] if task.augmentation else None
 
+    recipe = task.base.recipe
+
     def begin(examples: Examples) -> Training:
-        recipe = task.base.recipe
         return Training(
             problem.build(derived_seed(seed, _INITIAL)),
             examples.inputs,
@@ -147,12 +153,12 @@ def pretrained(
 
     first = begin(data)
     if given is None:
-        first.advance(task.base.recipe.epochs * first.epoch_steps, constant)
+        follow(recipe, first)
     else:
         load(first.model, given)
     yield _state(checkpoint_name(0), first, first.done, len(data))
     steps = 0
-    for number, run in enumerate(sessions(first, subsets, seed), 1):
+    for number, run in enumerate(sessions(first, subsets, seed, recipe), 1):
         steps += run.done
         yield _state(checkpoint_name(number), run, first.done + steps, len(subsets[number]))
     schedules: dict[str, Callable[[int], float]] = {LONGER: constant, DECAYED: falling(0, steps)}
@@ -162,23 +168,26 @@ def pretrained(
         yield _state(name, longer, first.done + steps, len(data))
     if given is None and not task.uses_all:
         more = begin(problem.pool)
-        more.advance(task.base.recipe.epochs * more.epoch_steps, constant)
+        follow(recipe, more)
         yield _state(MORE_DATA, more, more.done, len(problem.pool))
 
 
-def sessions(first: Training, subsets: Sequence[_Indices], seed: int) -> Iterator[Training]:
-    """One epoch on each of the nested subsets after the first, with all of the optimiser's state.
+def sessions(
+    first: Training, subsets: Sequence[_Indices], seed: int, recipe: Recipe
+) -> Iterator[Training]:
+    """A training on each of the nested subsets after the first, with all of the optimiser's state.
 
     Args:
         first: the training on the first subset.
         subsets: sorted indices into its examples, each in the one before.
         seed: of the order of the examples.
+        recipe: whose epochs and schedule each has.
     """
     run, before = first, subsets[0]
     for number, indices in enumerate(subsets[1:], 1):
         positions = from_numpy(np.searchsorted(before, indices))
         run = anew(run, derived_seed(seed, _SESSION, number), positions)
-        run.advance(run.epoch_steps, constant)
+        follow(recipe, run)
         yield run
         before = indices
 
@@ -188,6 +197,12 @@ def anew(run: Training, seed: int, positions: Tensor | None = None) -> Training:
     branch = run.branch(seed, positions)
     branch.done = 0
     return branch
+
+
+def follow(recipe: Recipe, run: Training) -> None:
+    """Advance a training that has done no step by a recipe's epochs, at its schedule's rate."""
+    steps = recipe.epochs * run.epoch_steps
+    run.advance(steps, lambda step: rate_share(recipe.schedule, step / steps))
 
 
 def constant(step: int) -> float:

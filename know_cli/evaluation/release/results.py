@@ -178,6 +178,20 @@ class Pooled:
     tuned: Estimate
 
 
+def alike(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tasks in groups that are pre-trained, fine-tuned and measured alike, in their order.
+
+    Args:
+        tasks: of the results, by name.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, task in tasks.items():
+        protocol = [task["definition"][part] for part in ("recipe", "fine_tuning")]
+        key = json.dumps([*protocol, task["facts"]["measure"]], sort_keys=True)
+        groups.setdefault(key, {})[name] = task
+    return list(groups.values())
+
+
 def pooled(tasks: Mapping[str, Any], condition: str) -> dict[str, Pooled]:
     """Every start but Θ0 in a condition, over all tasks.
 
