@@ -61,8 +61,8 @@ def find_pairs(trajectory: Trajectory) -> Pairs:
     """Find LoRA's pairs by their names and shapes.
 
     Left out are those that have a third factor between them, whose shapes do not fit, that hold
-    the factors of many experts, or that are scaled by an ``alpha`` that is not the same in all
-    checkpoints.
+    the factors of many experts, that some branches do not have, or that are scaled by an ``alpha``
+    that is not the same in all checkpoints.
 
     Raises:
         CheckpointError: a checkpoint cannot be read.
@@ -71,19 +71,23 @@ def find_pairs(trajectory: Trajectory) -> Pairs:
     names, left = {}, []
     for name in shapes:
         found = list(_DOWN.finditer(name))
-        if not found or name in trajectory.absent:
+        if not found:
             continue
         match = found[-1]
         start, stop = match.span(1)
         other = name[:start] + _OTHERS[match[1]] + name[stop:]
         middle = name[:start] + _MIDDLES.get(match[1], "_mid") + name[stop:]
-        if other not in shapes or other in trajectory.absent:
+        if other not in shapes:
             continue
+        absent = [trajectory.absent.get(factor, frozenset()) for factor in (name, other)]
+        if absent[0] == absent[1] and len(trajectory) - 2 <= len(absent[0]) > 0:
+            continue  # at most one branch has it, and it is passed on as it is
         scale = f"{name[: match.start()]}alpha"
         if (
             middle in shapes
             or _STACK.search(name[: match.start()])
             or not are_factors(shapes[name], shapes[other])
+            or any(absent)
             or not _is_same(trajectory, scale)
         ):
             left.append(name)
@@ -100,7 +104,8 @@ def find_pairs(trajectory: Trajectory) -> Pairs:
         remarks.append(
             f"warning: LoRA: {quoted(left[0])}{more}: averaged factor by factor, which is not the "
             "mean of their products, since they have a third factor, another shape than a pair, "
-            "the factors of many experts, or another alpha in each checkpoint"
+            "the factors of many experts, or another alpha in each checkpoint, or are not in all "
+            "branches"
         )
     return Pairs(names, tuple(remarks))
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.engine.report import Report
 from know_cli.engine.settings import FrozenMode, Settings
 from know_cli.errors import EXIT_CHECKPOINT, CheckpointError, UsageError
@@ -205,6 +206,35 @@ def test_what_is_no_pair_is_averaged_factor_by_factor(tmp_path: Path) -> None:
         assert torch.equal(out[name], mean) is not name.startswith("same"), name
     (warning,) = [notice for notice in report.notices if notice.startswith("warning: LoRA")]
     assert "'mid.lora_down.weight' and 3 more: averaged factor by factor" in warning
+
+
+def test_pairs_that_some_branches_do_not_have_are_told(tmp_path: Path) -> None:
+    """Factors are averaged over the branches that have them, which need not be the same ones."""
+    states = trajectory({
+        f"{module}.{leaf}.weight": (2, size) if leaf == "lora_A" else (size, 2)
+        for module, size in (("all", 80), ("some", 8), ("half", 8), ("one", 8), ("none", 8))
+        for leaf in ("lora_A", "lora_B")
+    })  # fmt: skip
+    del states[2]["some.lora_A.weight"], states[2]["some.lora_B.weight"]
+    del states[3]["half.lora_B.weight"]
+    for k in (1, 2, 3):
+        for module in ("none", *(["one"] if k > 1 else [])):
+            del states[k][f"{module}.lora_A.weight"], states[k][f"{module}.lora_B.weight"]
+    paths = write_trajectory(tmp_path, states)
+    request = Request(
+        paths, tmp_path / "out", method="average", device="cpu", trajectory=TrajectoryKind.BRANCHES
+    )
+    with open_prediction(request) as prediction:
+        report = prediction.execute()
+    out = load_file(tmp_path / "out")
+    assert list(report.truncations) == ["all.lora_A.weight"]
+    for name, k in (("one", 1), ("none", 0)):
+        for leaf in ("lora_A", "lora_B"):
+            full = f"{name}.{leaf}.weight"
+            assert torch.equal(out[full], states[k][full])
+    (warning,) = [notice for notice in report.notices if notice.startswith("warning: LoRA")]
+    assert "'half.lora_A.weight' and 1 more: averaged factor by factor" in warning
+    assert warning.endswith("are not in all branches")
 
 
 @pytest.mark.parametrize(
