@@ -27,7 +27,7 @@ from know_cli.known.kernels import AUTO, KERNELS
 from know_cli.methods.registry import HyperModelBundle, Value
 from know_cli.prediction.request import DEFAULT_RATE, Request
 
-# Keys that an output has only sometimes; Θ0 may be a prediction itself, and have others.
+# Keys that an output has only sometimes; Θ0 may be a prediction itself, or chosen, and have others.
 _SOMETIMES = (
     keys.OPTIONS,
     keys.KINDS,
@@ -36,6 +36,7 @@ _SOMETIMES = (
     keys.TARGET,
     keys.KERNEL,
     keys.COEFFICIENTS,
+    keys.CHOSEN,
     keys.BRANCH,
     keys.SEED,
 )

@@ -387,7 +387,8 @@ def _metadata_differences(found: Checkpoint, recipe: Recipe, prediction: Predict
     }
     if recipe.method == "last":  # which came without, and without its normalisation layers
         optional.add(keys.COEFFICIENTS)
-    free = {keys.VERSION, keys.DEVICE, keys.KERNEL}
+    # What 'know choose' adds tells why a start was taken, and nothing of how it was made.
+    free = {keys.VERSION, keys.DEVICE, keys.KERNEL, keys.CHOSEN}
     differ = set()
     for header in found.headers.values():
         actual = header.metadata

@@ -73,6 +73,13 @@ def test_what_is_better_is_written_with_its_evidence(run: Path, know: Command) -
         evidence = json.loads(file.metadata()["know.chosen"])
     assert evidence["winner"] == "shrink-lambda-0.8"
     assert evidence["confirmed"]["low"] > 0
+    verified = know("verify", "start.safetensors", "c0..c2", "--full", cwd=run)
+    assert verified.returncode == EXIT_DONE, verified.stderr
+    # What is made of it later has not been chosen.
+    later = ("predict", "start", "c1", "-o", "later.safetensors", "--method", "average")
+    assert know(*later, cwd=run).returncode == EXIT_DONE
+    with safe_open(run / "later.safetensors", "pt") as file:
+        assert "know.chosen" not in file.metadata()
     report = json.loads((run / "report.json").read_text())
     assert report["confirmed"]["mean"] == pytest.approx(0.2 * float(first["fc.weight"].abs().sum()))
     assert list((run / "start.safetensors.search" / "candidates").iterdir()) == []
