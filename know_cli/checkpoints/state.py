@@ -41,7 +41,8 @@ def save_checkpoint(
         replace: whether a file that exists is replaced.
 
     Raises:
-        OutputError: the file cannot be written, or the format has no such dtype.
+        OutputError: the file cannot be written, the format has no such dtype, or a tensor has no
+            values that lie in memory one beside the other.
 
     >>> import torch
     >>> path = Path("ckpt0.safetensors")
@@ -52,6 +53,12 @@ def save_checkpoint(
     """
     import torch
 
+    for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise OutputError(
+                f"{path}: tensor {quoted(name)}: is sparse, nested, quantised or without data; "
+                "save it as a plain tensor"
+            )
     kept = {name: tensor.detach() for name, tensor in tensors.items()}
     try:
         layout = [(n, safetensors_dtype(t.dtype), tuple(t.shape)) for n, t in kept.items()]
@@ -91,6 +98,16 @@ def save_checkpoint(
             sync_folder(temporary.place.absolute().parent)
         finally:
             temporary.discard()
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a shape and values that can be written, one after the other."""
+    import torch
+
+    # A lazy module's parameters have not even a shape.
+    if torch.nn.parameter.is_lazy(tensor) or tensor.is_nested:
+        return False
+    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
 
 
 def read_state(path: Path, *, folders: bool = False) -> dict[str, Tensor]:

@@ -60,6 +60,26 @@ def test_save_checkpoint_equals_save_file(tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's, that some of these are a prototype
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(3, device="meta"),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.eye(3).to_sparse_csr(),
+        lambda: torch.nested.nested_tensor([torch.ones(3), torch.ones(2)]),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        lambda: torch.nn.LazyLinear(3).weight,
+    ],
+)
+def test_save_checkpoint_refuses_what_has_no_plain_values(
+    make: Callable[[], torch.Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match="'w': is sparse, nested, quantised or without data"):
+        save_checkpoint(tmp_path / "a.safetensors", {"b": torch.ones(2), "w": make()}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_save_checkpoint_takes_any_memory_layout(tmp_path: Path) -> None:
     tied = torch.arange(6.0).reshape(2, 3)
     lone = {
