@@ -26,7 +26,7 @@ def recorded_kind(
     """The kind of trajectory that the metadata of checkpoints tell; None if they do not.
 
     All of a run have to tell it. Of branches, one may have other metadata: Θ0, which can come from
-    anywhere.
+    anywhere, unless another one is recorded as Θ0.
 
     Args:
         checkpoints: path and metadata of each.
@@ -36,7 +36,8 @@ def recorded_kind(
     """
     kinds = [_kind(metadata) for _, metadata in checkpoints]
     others = [kind for kind in kinds if kind is not TrajectoryKind.BRANCHES]
-    if len(others) <= 1 < len(kinds):
+    has_start = any(_index(Branch.from_metadata(metadata)) == 0 for _, metadata in checkpoints)
+    if len(others) <= 1 < len(kinds) and not (has_start and any(others)):
         return TrajectoryKind.BRANCHES
     told = {kind for kind in kinds if kind is not None}
     if len(told) > 1:

@@ -420,3 +420,13 @@ def test_branches_that_contradict_each_other(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         order(named(tmp_path, a=first, b=second, c=branch(7)))
+
+
+def test_only_the_start_may_be_of_another_trajectory(tmp_path: Path) -> None:
+    """What is of a run is no branch, where another checkpoint is recorded as Θ0."""
+    run = {"know.trajectory-kind": "run", "know.training-step": "7"}
+    with pytest.raises(CheckpointError, match="is recorded as of a run, and .* as of branches"):
+        order(named(tmp_path, a=branch(0), b=branch(1), run=run))
+    recorded = named(tmp_path, c=branch(0), own={}, other=run)
+    assert order(recorded[:2])[0] == ["c", "own"]
+    assert order(recorded, TrajectoryKind.BRANCHES) == (["c", "own", "other"], [])
