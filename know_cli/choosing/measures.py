@@ -63,12 +63,14 @@ class CommandMeasure:
         timeout: seconds after which a measure counts as failed; None waits for ever.
         variable: environment variable that tells each measure its slot, such as
             ``CUDA_VISIBLE_DEVICES``; empty sets none.
+        option: that the command was given with, for messages.
     """
 
     command: str
     key: str | None = None
     timeout: float | None = None
     variable: str = ""
+    option: str = "--measure"
     _running: set[subprocess.Popen[str]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -81,12 +83,12 @@ class CommandMeasure:
         found = set(_PLACEHOLDER.findall(self.command))
         if _START not in found:
             raise UsageError(
-                "--measure: has no {start}, so it would measure every candidate alike; put "
+                f"{self.option}: has no {{start}}, so it would measure every candidate alike; put "
                 "{start} where your program takes the checkpoint's path"
             )
         for name in tuned:
             if name not in found:
-                raise UsageError(f"--tune {name}: --measure has no {{{name}}}")
+                raise UsageError(f"--tune {name}: {self.option} has no {{{name}}}")
 
     def take(self, start: Path, seed: int, values: Mapping[str, str], slot: int) -> Result:
         """Run the command; see :class:`Measure`."""

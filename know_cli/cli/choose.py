@@ -249,7 +249,9 @@ def choose(
     measuring = _measure(measure, evaluate, names, measure_json, measure_timeout, device_variable)
     confirming = None
     if confirm is not None:
-        confirming = _measure(confirm, None, names, measure_json, measure_timeout, device_variable)
+        confirming = _measure(
+            confirm, None, names, measure_json, measure_timeout, device_variable, "--confirm"
+        )
     if not names:
         talk.notice(
             "every start is measured with the same settings; a start's scale and the learning rate "
@@ -390,11 +392,12 @@ def _measure(
     key: str | None,
     timeout: float | None,
     variable: str,
+    option: str = "--measure",
 ) -> CommandMeasure | FunctionMeasure:
     from know_cli.choosing.measures import CommandMeasure, FunctionMeasure
 
     if command is not None:
-        measure = CommandMeasure(command, key, timeout, variable)
+        measure = CommandMeasure(command, key, timeout, variable, option)
         measure.check(tuned)
         return measure
     assert function is not None

@@ -135,7 +135,8 @@ def test_a_measure_that_fails_for_the_base_ends_the_search(run: Path, know: Comm
     ("arguments", "code", "text"),
     [
         ((), EXIT_USAGE, "give one of --measure COMMAND and --evaluate"),
-        (("--measure", "echo 1"), EXIT_USAGE, "has no {start}"),
+        (("--measure", "echo 1"), EXIT_USAGE, "--measure: has no {start}"),
+        (("--evaluate", MEASURE, "--confirm", "echo 1"), EXIT_USAGE, "--confirm: has no {start}"),
         (("--evaluate", "mine.py:nothing"), EXIT_USAGE, "mine.py"),
         (("--evaluate", MEASURE, "--tune", "lr=1"), EXIT_USAGE, "does not take"),
         (("--measure", "echo {start}", "--tune", "lr"), EXIT_USAGE, "write NAME=V1,V2,V3"),
