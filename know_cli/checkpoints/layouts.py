@@ -46,7 +46,11 @@ OTHER_FORMATS: dict[str, tuple[str, str]] = {
     ".h5": ("HDF5", _SAVE),
     ".msgpack": ("Flax", _SAVE),
     ".onnx": ("ONNX", _SAVE),
+    ".onnx_data": ("ONNX", _SAVE),  # of a large model all weights are there
     ".gguf": ("GGUF", _SAVE),
+    ".keras": ("Keras", _SAVE),
+    ".tflite": ("TensorFlow Lite", _SAVE),
+    ".ot": ("libtorch, as rust-bert reads it", _SAVE),
 }
 
 # What a folder of several models, one a sub-folder, has.

@@ -371,6 +371,30 @@ def test_blobs_that_lead_to_private_files_are_not_copied(tmp_path: Path, know: C
     assert "notes.txt: left out" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rust_model.ot",
+        "model.onnx_data",
+        "tf_model.h5",
+        "model.keras",
+        "model.tflite",
+        "model.gguf",
+    ],
+)
+def test_weights_in_other_formats_do_not_go_with_a_prediction(
+    name: str, tmp_path: Path, know: Command
+) -> None:
+    """They are Θ0's, and some reader would take them for the predicted ones."""
+    for k in range(2):
+        write(tmp_path / f"s{k}", ["model.safetensors"], None, 1.0 + k)
+    (tmp_path / "s0" / name).write_bytes(b"x")
+    done = know("predict", "s0", "s1", "-o", "out", "--method", "naive", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert names(tmp_path / "out") == {"model.safetensors", "config.json"}
+    assert f"{name}: left out" in done.stderr
+
+
 def test_a_link_to_nothing_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").symlink_to("gone")
     with pytest.raises(CheckpointError, match="is a link to 'gone', where there is no file"):
