@@ -35,9 +35,16 @@ from know_cli.engine.plan import Group, PlannedTensor
 from know_cli.errors import quoted
 from know_cli.names import Shape
 
-# What the two factors are called, as a part of a name: PEFT's, and kohya's and diffusers'.
-_DOWN = re.compile(r"(?:^|(?<=[._]))lora(_A|_embedding_A|[._]down)(?=\.|$)")
-_OTHERS = {"_A": "_B", "_embedding_A": "_embedding_B", "_down": "_up", ".down": ".up"}
+# What the two factors are called, as a part of a name: PEFT's, kohya's and diffusers', and
+# torchtune's and MLX's.
+_DOWN = re.compile(r"(?:^|(?<=[._]))lora(_A|_embedding_A|[._]down|_a)(?=\.|$)")
+_OTHERS = {
+    "_A": "_B",
+    "_embedding_A": "_embedding_B",
+    "_down": "_up",
+    ".down": ".up",
+    "_a": "_b",
+}
 # PEFT keeps the factors of all experts of a stack in one pair, whose product would add them up.
 _STACK = re.compile(r"experts(\.base_layer)*\.$")
 # LoCon has a third factor between the two.
@@ -82,17 +89,20 @@ def find_pairs(trajectory: Trajectory) -> Pairs:
         absent = [trajectory.absent.get(factor, frozenset()) for factor in (name, other)]
         if absent[0] == absent[1] and len(trajectory) - 2 <= len(absent[0]) > 0:
             continue  # at most one branch has it, and it is passed on as it is
+        down, up = name, other
+        if match[1] == "_a" and shapes[name][:1] > shapes[name][1:]:
+            down, up = other, name  # MLX's, of a transposed weight: r columns, then r rows
         scale = f"{name[: match.start()]}alpha"
         if (
             middle in shapes
             or _STACK.search(name[: match.start()])
-            or not are_factors(shapes[name], shapes[other])
+            or not are_factors(shapes[down], shapes[up])
             or any(absent)
             or not _is_same(trajectory, scale)
         ):
             left.append(name)
         else:
-            names[name] = other
+            names[down] = up
     remarks = []
     if names:
         remarks.append(

@@ -81,6 +81,8 @@ NAMES = {
     "embedding": ("e.lora_embedding_A.default", "e.lora_embedding_B.default"),
     "kohya": ("lora_unet_down_blocks_0.lora_down.weight", "lora_unet_down_blocks_0.lora_up.weight"),
     "diffusers": ("unet.to_q.lora.down.weight", "unet.to_q.lora.up.weight"),
+    "torchtune": ("layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight"),
+    "MLX": ("model.layers.0.self_attn.q_proj.lora_b", "model.layers.0.self_attn.q_proj.lora_a"),
     "older diffusers": ("attn1.processor.to_q_lora.down.weight", "attn1.processor.to_q_lora.up.weight"),
 }  # fmt: skip
 
