@@ -450,3 +450,21 @@ def test_adapters_of_other_scales_are_refused(
     assert done.returncode == EXIT_CHECKPOINT
     assert what in one_line(done.stderr)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scale", [20.0, 10.0, None])
+def test_adapters_of_mlx_have_their_scale_elsewhere(
+    scale: float | None, tmp_path: Path, know: Command
+) -> None:
+    parameters = {"rank": 4, "dropout": 0.0}
+    first: dict[str, Any] = {"lora_parameters": {**parameters, "scale": 20.0}}
+    second: dict[str, Any] = {"lora_parameters": parameters | ({"scale": scale} if scale else {})}
+    for path in write_adapters(tmp_path, [first, second]):
+        (path / "adapter_model.safetensors").rename(path / "adapters.safetensors")
+    words = ("predict", "adapter0", "adapter1", "-o", "out", "--method", "average", "-q")
+    done = know(*words, cwd=tmp_path)
+    if scale == 10.0:
+        assert done.returncode == EXIT_CHECKPOINT
+        assert "lora_parameters.scale is 10.0 but 20.0 in" in one_line(done.stderr)
+    else:
+        assert done.returncode == 0, done.stderr
