@@ -26,7 +26,13 @@ from know_cli.checkpoints.arrangement import (
 from know_cli.checkpoints.branches import align_branches
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.checkpoints.metadata import Continuation, Session, TrajectoryKind, rate_problem
+from know_cli.checkpoints.metadata import (
+    METHOD,
+    Continuation,
+    Session,
+    TrajectoryKind,
+    rate_problem,
+)
 from know_cli.checkpoints.paths import MIN_CHECKPOINTS, check_count
 from know_cli.checkpoints.training_step import training_steps
 from know_cli.errors import CheckpointError, UsageError, quoted
@@ -262,7 +268,10 @@ def _put_in_order(
         )
     if len({other - one for one, other in itertools.pairwise(in_order)}) > 1:
         notices.append(f"sessions {_listing(in_order)} are not equally far apart")
-    rates = {session.rate for session, _ in recorded}
+    # A prediction tells the rate between the checkpoints that it was made from, which can be
+    # several sessions apart.
+    trained = {session.rate for session, one in recorded if METHOD not in one.metadata}
+    rates = trained or {session.rate for session, _ in recorded}
     return checkpoints, rates.pop() if len(rates) == 1 else None, notices
 
 

@@ -56,6 +56,16 @@ def test_predicted_sessions_come_before_the_first(tmp_path: Path) -> None:
     assert order(paths)[0][0] == "file1.safetensors"
 
 
+def test_a_prediction_does_not_tell_the_rate_of_the_sessions(tmp_path: Path) -> None:
+    """Made from every second session, it has the rate from one of those to the next."""
+    predicted = session(-2) | {"know.rate": "0.25", "know.method": "linear"}
+    with open_trajectory(write(tmp_path, predicted, session(0), session(2))) as trajectory:
+        assert (trajectory.stride, trajectory.rate) == (2, 0.25)
+    alone = [session(k) | {"know.method": "known"} for k in (-2, -1)]
+    with open_trajectory(write(tmp_path, *alone)) as trajectory:
+        assert trajectory.rate == 0.5
+
+
 def test_gap_is_noticed(tmp_path: Path) -> None:
     paths = write(tmp_path, session(0), session(1), session(3))
     assert order(paths)[1] == ["sessions 0, 1, 3 are not equally far apart"]
