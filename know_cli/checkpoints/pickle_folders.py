@@ -27,6 +27,8 @@ _WEIGHTS = re.compile(
     r"(pytorch_model|diffusion_pytorch_model|adapter_model|open_clip_pytorch_model)"
     r"(\.[\w-]+)?\.bin|consolidated(\.\d\d)?\.pth"
 )
+# Meta's, one for each device: every tensor is cut, so that none of them is a model.
+_PART = re.compile(r"consolidated\.\d\d\.pth")
 # Names whose safetensors form is another.
 _RENAMED = (
     ("open_clip_pytorch_model", "open_clip_model"),
@@ -91,6 +93,12 @@ def find_model(folder: Path) -> PickleModel:
     ]
     if len(models) > 1:
         names = ", ".join(quoted(_first(model).name) for model in models)
+        if all(_PART.fullmatch(_first(model).name) for model in models):
+            raise CheckpointError(
+                f"{folder}: holds the parts of one model, whose tensors are cut for several "
+                f"devices: {names}; put it together with the program that it was written for, and "
+                "save it whole"
+            )
         raise CheckpointError(
             f"{folder}: holds more than one model: {names}; name the one that is meant, the file "
             "or the index"

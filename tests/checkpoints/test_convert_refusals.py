@@ -65,7 +65,7 @@ REFUSED: dict[str, tuple[str, int, str]] = {
     "converted before": ("both -o out", EXIT_CHECKPOINT, "both: has model.safetensors already, which needs no converting"),
     "converted into shards": ("half -o out", EXIT_CHECKPOINT, "half: has model.safetensors.index.json already"),
     "converted into one": ("base -o out", EXIT_CHECKPOINT, "base: has model.safetensors already"),
-    "parts of tensors": ("parallel -o out", EXIT_CHECKPOINT, "holds more than one model: 'consolidated.00.pth', 'consolidated.01.pth'"),
+    "parts of tensors": ("parallel -o out", EXIT_CHECKPOINT, "holds the parts of one model, whose tensors are cut for several devices: 'consolidated.00.pth', 'consolidated.01.pth'; put it together"),
     "a folder to a file": ("two -o out.safetensors", EXIT_OUTPUT, "is named as a file, but the output is a folder"),
     "several to a file": ("same.pt own/last.ckpt -o out.safetensors", EXIT_OUTPUT, "is named as a file, but the output is a folder"),
     "several to one that is there": ("same.pt own/last.ckpt -o outside.bin", EXIT_OUTPUT, "is a file"),
