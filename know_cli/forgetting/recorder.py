@@ -344,7 +344,9 @@ def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str
             "of that and a dictionary of measurements"
         )
     for name, tensor in model.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+        if not isinstance(name, str):
+            raise UsageError(f"{where}: has {name!r} where a tensor's name should be")
+        if not isinstance(tensor, torch.Tensor):
             raise UsageError(
                 f"{where}: entry {name!r} of the state dict is {a_type(tensor)}, not a tensor"
             )

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from know_cli.errors import EXIT_DONE, EXIT_USAGE
+from know_cli.errors import EXIT_DONE, EXIT_USAGE, UsageError
 from know_cli.forgetting.recorder import state_of
 from tests.support.command import Command, one_line
 
@@ -143,3 +143,15 @@ def test_loading_into_a_wrapped_model_is_explained(tmp_path: Path, know: Command
     done = know("forget", "train.py:train", "run", "--size", 40, "--sessions", 2, cwd=tmp_path)
     assert done.returncode == EXIT_USAGE
     assert "load session.start, which has the bare model's names, before wrapping" in one_line(done.stderr)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({1: torch.ones(2)}, "here: has 1 where a tensor's name should be"),
+        ({"w": 1}, "here: entry 'w' of the state dict is an int, not a tensor"),
+    ],
+)
+def test_what_is_no_state_dict_is_named(state: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        state_of(state, "here")
