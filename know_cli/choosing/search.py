@@ -217,7 +217,8 @@ def search(
         choosing = difference([winner.results[k] - best_base.results[k] for k in shared])
     # What choosing cannot tell from Θ0 is worth the rest of the budget; what is worse is not.
     if winner is None or choosing is None or choosing.high < 0:
-        return Outcome(best_base.arm, None, standings, None, None, None, taken)
+        edges = _edges(grid, best_base.arm)
+        return Outcome(best_base.arm, None, standings, None, None, None, taken, edges)
     confirmed, control = yield from _confirm(best_base.arm, winner.arm, seed, budget)
     return Outcome(
         best_base.arm,
@@ -302,11 +303,23 @@ def _upper_half(alive: list[Standing]) -> list[Standing]:
 
 
 def _edges(grid: Sequence[tuple[tuple[str, str], ...]], *arms: Arm) -> tuple[tuple[str, str], ...]:
-    """(start, name) where the best tuned value is the first or last of its grid."""
+    """(start, name) where the best tuned value is the smallest or largest of its grid.
+
+    Values may be given in any order; what is no number, such as an optimiser, has no end.
+    """
     found = []
     for arm in arms:
         for position, (name, value) in enumerate(arm.values):
-            values = list(dict.fromkeys(combination[position][1] for combination in grid))
-            if len(values) > 1 and value in (values[0], values[-1]):
-                found.append((arm.start, name))
+            values = {_size(combination[position][1]) for combination in grid}
+            if len(values) > 1 and None not in values:
+                sizes = [size for size in values if size is not None]
+                if _size(value) in (min(sizes), max(sizes)):
+                    found.append((arm.start, name))
     return tuple(found)
+
+
+def _size(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None

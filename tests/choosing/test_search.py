@@ -162,6 +162,33 @@ def test_every_start_gets_its_own_best_value_and_edges_are_told() -> None:
     assert controls == {(("lr", "2"),)}
 
 
+@pytest.mark.parametrize(
+    ("values", "best", "is_at_edge"),
+    [
+        (("3e-3", "1e-3", "1e-2"), "3e-3", False),  # the first, but neither smallest nor largest
+        (("3e-3", "1e-3", "1e-2"), "1e-3", True),
+        (("1e-3", "1e-2", "3e-3"), "3e-3", False),
+        (("9e-4", "1e-3", "1e-2"), "1e-2", True),
+        (("adam", "sgd"), "adam", False),
+        (("1e-3",), "1e-3", False),
+    ],
+)
+@pytest.mark.parametrize("is_better", [True, False])
+def test_an_edge_is_the_smallest_or_largest_number_of_a_grid(
+    values: tuple[str, ...], best: str, is_at_edge: bool, is_better: bool
+) -> None:
+    def value(trial: Trial) -> float:
+        gain = 1.0 if is_better else -5.0
+        return (dict(trial.arm.values)["it"] == best) + gain * (trial.arm.start == "a")
+
+    grid = [(("it", one),) for one in values]
+    outcome, _ = follow(search(["a"], grid, Settings(60)), value)
+    assert outcome.base.values == (("it", best),)
+    assert (outcome.winner is not None) == is_better
+    starts = (BASE, "a") if is_better else (BASE,)
+    assert outcome.at_edge == (tuple((start, "it") for start in starts) if is_at_edge else ())
+
+
 # ------------------------------------------------------------------ simulated searches
 
 
