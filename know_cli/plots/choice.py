@@ -154,8 +154,7 @@ def draw_choice(choice: Choice, suffix: str) -> bytes:
     for row in choice.rows:
         lines.append((row.name, row.found, _CHOOSING, "o"))
         if row.is_winner and choice.confirmed is not None:
-            verdict = "better" if choice.is_better else "not told from Θ0"
-            lines.append((f"confirmed: {verdict}", choice.confirmed, _CONFIRMED, "D"))
+            lines.append((f"confirmed: {_verdict(choice)}", choice.confirmed, _CONFIRMED, "D"))
     if choice.control is not None:
         lines.append((f"{RANDOM} of that length", choice.control, _CONTROL, "s"))
     left, right = _range([found for _, found, *_ in lines if found is not None])
@@ -207,6 +206,14 @@ def draw_choice(choice: Choice, suffix: str) -> bytes:
         ]  # fmt: skip
         figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
         return render(figure, suffix)
+
+
+def _verdict(choice: Choice) -> str:
+    """What the fresh seeds say of the winner, in words."""
+    if choice.is_better:
+        return "better"
+    is_told = choice.confirmed is not None and not choice.confirmed.includes_zero
+    return "worse" if is_told else "not told from Θ0"
 
 
 def _range(found: list[Difference]) -> tuple[float, float]:

@@ -58,6 +58,14 @@ def test_the_picture_says_what_was_found_and_repeats() -> None:
     assert draw_choice(choice_of(REPORT), ".svg").decode() == picture
 
 
+def test_a_winner_that_fresh_seeds_find_worse_is_said_to_be_worse() -> None:
+    worse = {**REPORT, "confirmed": {"pairs": 5, "mean": 0.5, "low": 0.25, "high": 0.75}}
+    assert "confirmed: worse" in draw_choice(choice_of(worse), ".svg").decode()
+    better = {**worse, "confirmed": {"pairs": 5, "mean": -0.5, "low": -0.75, "high": -0.25}}
+    picture = draw_choice(choice_of({**better, "is_better": True}), ".svg").decode()
+    assert "confirmed: better" in picture
+
+
 def test_a_folder_or_a_report_is_drawn_and_nothing_else(tmp_path: Path, know: Command) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     (tmp_path / "other.json").write_text('{"minimise": true}')
