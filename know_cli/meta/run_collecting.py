@@ -137,14 +137,15 @@ def collect_runs(request: RunRequest) -> Iterator[CollectedRun]:
         for number in request.numbers()
         if not (request.place(number).exists() or request.left_out(number).exists())
     ]
-    if not missing:
-        return
     data = {
         name: reduced(load(name, request.data_folder), request.side) for name in request.data_sets
     }
     # Choices from which nothing can be drawn fail here, before processes start.
     request.draw(0, data)
+    # Also where nothing is missing: what is there would be taken for what was asked for.
     _check_same(request, data)
+    if not missing:
+        return
     yield from in_processes(
         _collect_one,
         [(number,) for number in missing],

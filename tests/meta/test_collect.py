@@ -244,10 +244,11 @@ def test_collects_and_goes_on(
     assert not list(tmp_path.glob("found/.partial*"))
     files = find_trajectories([tmp_path / "found"])
     assert len({load_series(file).identity for file in files}) == 2
-    other = [*arguments, "--regime", "common-start", "--trajectories", "3"]
-    done = know(*other, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "00000.safetensors: was collected with other options; give those" in done.stderr
+    other = [*arguments, "--regime", "common-start", "--trajectories"]
+    for count in ("3", "2"):  # also where as many are there as are asked for
+        done = know(*other, count, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "00000.safetensors: was collected with other options; give those" in done.stderr
 
 
 def test_what_was_being_recorded_with_other_options_is_not_gone_on_with(tmp_path: Path) -> None:

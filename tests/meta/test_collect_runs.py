@@ -168,8 +168,10 @@ def test_runs_of_other_options_are_not_put_beside(
         {"architectures": ["cnn"]}, {"checkpoints": 5}, {"seed": 7}, {"brief": True},
     ):  # fmt: skip
         other = replace(request, runs=2, **changes)
-        with pytest.raises(UsageError, match=r"run\.json: was collected with other options; give"):
-            list(collect_runs(other))
+        # Also where as many runs are there as are asked for.
+        for runs in (1, 2):
+            with pytest.raises(UsageError, match=r"run\.json: was collected with other options;"):
+                list(collect_runs(replace(other, runs=runs)))
     assert not (tmp_path / "00001").exists()
     # What was recorded before there were brief runs is gone on with, and so are all the same ones.
     facts = json.loads(record.read_text())
@@ -181,11 +183,13 @@ def test_runs_of_other_options_are_not_put_beside(
 
 
 def test_the_command_shows_what_is_there(tmp_path: Path, know: Command) -> None:
+    request = RunRequest(tmp_path / "runs", 2, ["digits"], architectures=["mlp"])
     for number, share in ((0, 0.25), (1, 0.75)):
-        folder = tmp_path / "runs" / f"{number:05d}"
+        folder = request.place(number)
         folder.mkdir(parents=True)
         measured = {name: {"test_accuracy": share} for name in ENDS | {"last", "average"}}
-        facts = {"setup": {"design": {"architecture": "mlp"}}, "measured": measured}
+        setup = request.draw(number, {"digits": load("digits")}).to_json()
+        facts = {"setup": setup, "measured": measured}
         (folder / "run.json").write_text(json.dumps(facts))
     arguments = (
         "collect",
@@ -196,6 +200,8 @@ def test_the_command_shows_what_is_there(tmp_path: Path, know: Command) -> None:
         "2",
         "--data-set",
         "digits",
+        "--architecture",
+        "mlp",
     )
     done = know(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
