@@ -369,6 +369,10 @@ def content() -> dict[str, Any]:
 def test_the_page_has_the_numbers_of_the_results() -> None:
     page = to_markdown(content())
     assert "2 tasks, 4 seeds each, from 0" in page
+    others = content()
+    for task in others["tasks"].values():  # --seeds 5-8
+        task["seeds"] = [5, 6, 7, 8]
+    assert "2 tasks, 4 seeds each, from 5" in to_markdown(others)
     assert "`know eval --trajectory run --length 0.25`" in page
     assert "annealing by 20 % more steps is significantly better than the last checkpoint on 2 of 2" in page  # fmt: skip
     assert "`average-5`, for the model itself, recovers +0.70 (+0.70 to +0.70) of annealing" in page

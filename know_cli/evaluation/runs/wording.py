@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from know_cli.evaluation.statistics import Estimate
 
@@ -36,3 +38,15 @@ def gain_text(estimate: Estimate | None) -> str:
 def percent(share: float) -> str:
     """A share as a whole number of per cent."""
     return f"{share:.0%}".replace("%", " %")
+
+
+def seeds_text(tasks: Iterable[Mapping[str, Any]]) -> str:
+    """How many seeds the tasks of results have, and the first of them.
+
+    >>> seeds_text([{"seeds": [5, 6]}, {"seeds": [5, 6, 7]}])
+    '2 to 3 seeds each, from 5'
+    """
+    seeds = [list(task["seeds"]) for task in tasks]
+    fewest, most = min(map(len, seeds)), max(map(len, seeds))
+    count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f"{count} seeds each, from {min(map(min, seeds))}"
