@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Protocol
@@ -14,6 +14,7 @@ from know_cli.choosing.measures import Measure, Result
 from know_cli.choosing.search import (
     BASE,
     RANDOM,
+    Arm,
     Outcome,
     Procedure,
     Purpose,
@@ -82,6 +83,7 @@ class Runner:
     make_random: Callable[[str], Path] | None = None
     listener: Listener = field(default_factory=Deaf)
     _random: Path | None = None
+    _random_of: str = ""
 
     def run(self, procedure: Procedure) -> Outcome:
         """Run a search to its end.
@@ -112,7 +114,7 @@ class Runner:
         with ThreadPoolExecutor(self.jobs) as pool:
             waiting: dict[Future[Result], Trial] = {}
             for trial in trials:
-                known = self.log.get(trial) if self.log is not None else None
+                known = self.log.get(self._logged(trial)) if self.log is not None else None
                 if known is not None:
                     found[trial] = known
                     self.listener.measured(trial, known)
@@ -123,7 +125,7 @@ class Runner:
                     trial, result = waiting[done], done.result()
                     found[trial] = result
                     if self.log is not None:
-                        self.log.add(trial, result)
+                        self.log.add(self._logged(trial), result)
                     self.listener.measured(trial, result)
                     if result.value is None and trial.arm.start == BASE:
                         raise BaseMeasureError(result)
@@ -154,7 +156,16 @@ class Runner:
     def _make_random(self, trials: Sequence[Trial]) -> None:
         winner = next(t.arm.start for t in trials if t.arm.start not in (BASE, RANDOM))
         assert self.make_random is not None
-        self._random = self.make_random(winner)
+        self._random, self._random_of = self.make_random(winner), winner
+
+    def _logged(self, trial: Trial) -> Trial:
+        """A trial as the log has it: another winner's random direction has another length.
+
+        Who wins may change from one run to the next, since what failed is measured again.
+        """
+        if trial.arm.start != RANDOM:
+            return trial
+        return replace(trial, arm=Arm(f"{RANDOM} of {self._random_of}", trial.arm.values))
 
 
 def choose(
