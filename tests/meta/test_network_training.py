@@ -13,6 +13,7 @@ import torch
 
 from know_cli.cli.train_network import best_average_of, network_markdown
 from know_cli.errors import EXIT_OUTPUT, KnowError, UsageError
+from know_cli.evaluation.statistics import interval_half_width
 from know_cli.lab.averaging import combine
 from know_cli.lab.data import load
 from know_cli.lab.data.parts import meta_part
@@ -237,6 +238,14 @@ def test_gains_are_paired_by_run() -> None:
     assert best_average_of(found.to_json()) == "average-3"
     assert found.to_json()["ahead"]["last"] == [4.0, 12.71]
     assert Interval.of([3.0]) == Interval(3.0, math.inf)
+
+
+@pytest.mark.parametrize("count", [2, 5, 20, 31, 32, 34, 53, 99, 500])
+def test_intervals_are_students_for_any_number_of_runs(count: int) -> None:
+    values = [float(number % 7) for number in range(count)]
+    # Those of few runs are from a table of two decimal places.
+    tolerance = 1e-4 if count > 31 else 3e-3
+    assert Interval.of(values).half == pytest.approx(interval_half_width(values), rel=tolerance)
 
 
 def test_averages_to_compare_with_sum_to_1() -> None:
