@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 
 from know_cli.choosing.candidates import choose_candidates
 from know_cli.evaluation import chosen, hindsight, results
+from know_cli.evaluation.chosen import HELD_BACK
 from know_cli.evaluation.chosen_table import choosing_section, searched
 from know_cli.evaluation.markdown import to_markdown
 from know_cli.evaluation.results import comparisons
@@ -143,3 +145,16 @@ def test_the_page_says_whether_the_targets_are_met() -> None:
 def test_the_published_page_is_that_of_its_json() -> None:
     content = results.read_results(PUBLISHED.with_suffix(".json"))
     assert PUBLISHED.read_text(encoding="utf-8") == to_markdown(content)
+
+
+def test_the_page_of_choosing_says_how_many_examples_were_held_back() -> None:
+    root = PUBLISHED.parents[1]
+    found = json.loads(PUBLISHED.with_suffix(".json").read_text(encoding="utf-8"))
+    sizes = [
+        max(1, round(HELD_BACK * one["size"]))
+        for task in found["tasks"].values()
+        for one in task["definition"]["downstream"]
+    ]
+    assert (min(sizes), max(sizes)) == (5, 75)
+    page = " ".join((root / "choosing.md").read_text(encoding="utf-8").split())
+    assert "five to 75 held-back examples" in page
