@@ -18,6 +18,11 @@ from know_cli.files import lock, open_own, output_errors
 _FORMAT = 1
 # What of an identity tells what was written under the same names.
 _WRITTEN = {"files", "bundles"}
+# What is given as something else than an option of its own name.
+_OPTIONS = {
+    "inputs": "checkpoints", "files": "checkpoints", "bundles": "bundles",
+    "candidates": "candidates", "measure": "command", "key": "--measure-json",
+}  # fmt: skip
 
 
 class Log:
@@ -115,8 +120,10 @@ class Log:
                 "written again since, and its measures may be of other weights; remove it to "
                 "measure anew, or give another --folder"
             )
+        other = [_OPTIONS.get(key, f"--{key}") for key in sorted(found)]
         raise UsageError(
-            f"{self.path}: is of a search with other checkpoints, candidates, command or seed; "
+            f"{self.path}: is of a search with other "
+            f"{', '.join(dict.fromkeys(other)) or 'checkpoints, candidates, command or seed'}; "
             "give the same again to go on with it, or another --folder"
         )
 

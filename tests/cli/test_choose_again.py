@@ -125,4 +125,4 @@ def test_a_touch_is_told_with_what_to_do(run: Path, know: Command) -> None:
     # What the command itself changes is told as before.
     done = know(*arguments(*AVERAGE, "--seed", 3), cwd=run)
     assert done.returncode == EXIT_USAGE
-    assert "with other checkpoints, candidates, command or seed" in done.stderr
+    assert "of a search with other checkpoints, --seed; give the same again" in done.stderr

@@ -164,4 +164,6 @@ def test_another_search_in_the_same_folder_is_refused(run: Path, know: Command) 
     assert know(*arguments, "--budget", 24, cwd=run).returncode == EXIT_DONE
     done = know(*arguments, "--budget", 30, "--force", cwd=run)
     assert done.returncode == EXIT_USAGE
-    assert "another --folder" in one_line(done.stderr.splitlines()[-1] + "\n")
+    last = one_line(done.stderr.splitlines()[-1] + "\n")
+    assert "is of a search with other --budget; give the same again" in last
+    assert "another --folder" in last
