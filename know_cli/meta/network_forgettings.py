@@ -48,7 +48,7 @@ def load_networks(
     Raises:
         KnowError: a file is corrupt.
         UsageError: there are none in one of the paths, some are runs and some forgettings, two
-            forgettings have the same number and seed, or a data set is missing.
+            have the same number and seed, or a data set is missing.
     """
     of_runs = [path for path in paths if holds_runs(path)]
     others = [path for path in paths if path not in of_runs]
@@ -57,9 +57,11 @@ def load_networks(
             f"{of_runs[0]} holds runs and {others[0]} does not; teach on one kind of trajectory"
         )
     if of_runs:
-        return load_runs(find_runs(of_runs), checkpoints, data_folder)
-    files = [file for path in others for file in _trajectories_in(path)]
-    found = load_forgettings(files, checkpoints, data_folder)
+        found = load_runs(find_runs(of_runs), checkpoints, data_folder)
+    else:
+        files = [file for path in others for file in _trajectories_in(path)]
+        found = load_forgettings(files, checkpoints, data_folder)
+    # By their names they are split and counted, and what was taught on is known again.
     names = Counter(run.name for run in found[0])
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:

@@ -21,6 +21,7 @@ from know_cli.lab.data.samples import reduced
 from know_cli.lab.fitting import one_thread
 from know_cli.meta.network_bundle import split_runs
 from know_cli.meta.network_data import NetworkRun, find_runs, load_runs, outputs
+from know_cli.meta.network_forgettings import load_networks
 from know_cli.meta.network_gains import Interval, Measured, averages, gains
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.network_training import _differentiable, predicted, teach
@@ -327,6 +328,8 @@ def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path:
     runs, left_out = load_runs(find_runs([folder]), 6, None)
     assert not runs
     assert set(left_out.values()) == {"fewer than 6 checkpoints"}
+    with pytest.raises(UsageError, match="00000-.* is there more than once; give different"):
+        load_networks([folder, folder / "00000"], 3, None)
     with pytest.raises(UsageError, match="no runs are left to learn from"):
         teach([], SETTINGS)
     with pytest.raises(KnowError, match="diverged in step 1, at .*; lower --learning-rate"):
