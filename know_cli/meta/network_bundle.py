@@ -184,7 +184,14 @@ def teach_bundle(
         report(progress)
         return progress.to_json()
 
-    model, curve = teach(split.training, settings, told, every=every, partial=partial)
+    model, curve = teach(
+        split.training,
+        settings,
+        told,
+        every=every,
+        partial=partial,
+        reported_of=[run.name for runs in split.held_out.values() for run in runs],
+    )
     final = {name: gains(group.measured(model)) for name, group in groups.items()}
     manifest = {
         "settings": settings.to_json(),

@@ -24,6 +24,7 @@ from know_cli.engine.movements import Course
 from know_cli.errors import KnowError, UsageError
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.meta.kept import check_kept_file
+from know_cli.meta.manifest import versions
 from know_cli.meta.network_data import MEAN, VARIANCE, NetworkRun, State, Window, outputs
 from know_cli.meta.network_downstream import loss_downstream
 from know_cli.meta.network_settings import NetworkSettings
@@ -73,11 +74,12 @@ def teach(
     *,
     every: int = 50,
     partial: Path | None = None,
+    reported_of: Sequence[str] = (),
 ) -> tuple[Settle, list[Any]]:
     """Train a hyper-model on runs.
 
-    The same runs and settings give the same weights on the same machine, whether or not the
-    training was interrupted.
+    The same runs, settings, versions and number of threads give the same weights on the same
+    machine, whether or not the training was interrupted.
 
     Args:
         runs: to learn from.
@@ -86,6 +88,7 @@ def teach(
             last time, and the model; what it returns is kept as JSON.
         every: steps between reports; what was learned is kept as often.
         partial: a file for what was learned so far; None keeps nothing.
+        reported_of: names of the runs that reports measure; reports of others are not gone on with.
 
     Returns:
         The hyper-model, and what was reported, also before an interruption.
@@ -101,7 +104,8 @@ def teach(
         model = Settle(settings.checkpoints, settings.hidden, settings.width)
     adam = torch.optim.Adam(model.parameters(), settings.learning_rate)
     taught_on = [[run.name, run.setup.to_json(), len(run.others)] for run in runs]
-    identity = json.dumps([settings.to_json(), taught_on], sort_keys=True)
+    facts = [settings.to_json(), taught_on, sorted(reported_of), torch.get_num_threads()]
+    identity = json.dumps([*facts, versions()], sort_keys=True)
     begin, told = _resume(partial, identity, model, adam)
     # Counted, since a training that goes on may report at other steps than it was kept at.
     total, taken = 0.0, 0
@@ -124,8 +128,8 @@ def teach(
         adam.step()
         if (step + 1) % every == 0 or step + 1 == settings.steps:
             told.append(report(step + 1, total / taken, model))
-            facts = {"identity": identity, "step": step + 1, "told": told}
-            _keep(partial, facts, model, adam)
+            kept = {"identity": identity, "step": step + 1, "told": told}
+            _keep(partial, kept, model, adam)
             total, taken = 0.0, 0
     return model.eval(), told
 

@@ -183,6 +183,30 @@ def test_the_loss_that_is_told_is_a_mean_also_with_other_reports(
     assert told == [1.0, 1.0, 1.0, 1.0]
 
 
+def test_a_curve_is_not_gone_on_with_on_other_runs_or_versions(
+    runs: list[NetworkRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = tmp_path / "partial"
+
+    def told(name: str, of: tuple[str, ...]) -> list[str]:
+        _, found = teach(
+            runs,
+            SETTINGS,
+            lambda step, loss, model: f"{name} {step}",
+            every=2,
+            partial=partial,
+            reported_of=of,
+        )
+        return found
+
+    assert told("first", ("a", "b")) == ["first 2", "first 4"]
+    assert told("same", ("b", "a")) == ["first 2", "first 4"]
+    # One more that was held out would make a curve of two different means.
+    assert told("more", ("a", "b", "c")) == ["more 2", "more 4"]
+    monkeypatch.setattr("know_cli.meta.network_training.versions", lambda: {"torch": "another"})
+    assert told("newer", ("a", "b", "c")) == ["newer 2", "newer 4"]
+
+
 def test_it_learns_to_lower_the_loss(runs: list[NetworkRun]) -> None:
     run = runs[:1]
     before = _loss(run[0], Settle(3))
