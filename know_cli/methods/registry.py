@@ -192,7 +192,8 @@ _FORGETTING_OR_RUN = (TrajectoryKind.FORGETTING, TrajectoryKind.RUN)
 #: What the methods are for that are not for every kind of trajectory. Methods with a hyper-model
 #: are for the kind that their bundle was taught on.
 ONLY_FOR: Mapping[str, tuple[TrajectoryKind, ...]] = {
-    "last": _FORGETTING_OR_RUN,
+    # Of a run it would be the oldest checkpoint, and the latest is Θ0.
+    "last": (TrajectoryKind.FORGETTING,),
     "task-vector": _FORGETTING_OR_RUN,
     "linear": _FORGETTING_OR_RUN,
     "logfit": (TrajectoryKind.FORGETTING,),

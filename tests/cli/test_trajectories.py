@@ -337,6 +337,7 @@ def test_steps_in_folders_and_broken_trainer_states(tmp_path: Path) -> None:
         (["--method", "known"], EXIT_USAGE, "no KNOWN that was taught on runs is shipped; take --method average"),
         (["--method", "lstsq"], EXIT_USAGE, "no KNOWN that was taught on runs is shipped"),
         (["--method", "logfit"], EXIT_USAGE, "is for forgettings, and these checkpoints are of a run; take --method average"),
+        (["--method", "last"], EXIT_USAGE, "is for forgettings, and these checkpoints are of a run; take --method average"),
         (["--weights", "continuation"], EXIT_CHECKPOINT, "this KNOWN was taught on forgettings, and these checkpoints are of a run"),
         (["--rate", "0.5"], EXIT_USAGE, "--rate 0.5: is the sampling rate of a forgetting, and these checkpoints are of a run"),
     ],
@@ -351,7 +352,7 @@ def test_what_reads_a_forgetting_does_not_read_a_run(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("method", ["naive", "last", "linear", "task-vector", "shrink"])
+@pytest.mark.parametrize("method", ["naive", "linear", "task-vector", "shrink"])
 def test_methods_that_a_run_can_have(method: str, tmp_path: Path, know: Command) -> None:
     files(tmp_path, {"s1": 1, "s2": 2, "s3": 3})
     done = know("predict", "s1..s3", *OPTION, "-o", "out", "--method", method, "--steps", "2",
