@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -81,18 +81,46 @@ def interval_half_width(values: Sequence[float]) -> float:
     """
     if len(values) < 2:
         return math.nan
+    return _quantile(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def _quantile(freedom: int) -> float:
+    """What a standard error is multiplied by, by Student's t."""
     try:
         from scipy.special import stdtrit
     except ImportError as error:
         raise UsageError("intervals need scipy: pip install 'know-predict[demo]'") from error
-    freedom = len(values) - 1
-    quantile = float(stdtrit(freedom, (1 + _LEVEL) / 2))
-    return quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(stdtrit(freedom, (1 + _LEVEL) / 2))
 
 
 def mean_estimate(values: Sequence[float]) -> Estimate:
     """Mean with its interval by Student's t."""
     mean, half = float(np.mean(values)), interval_half_width(values)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def clustered_estimate(clusters: Iterable[Sequence[float]]) -> Estimate:
+    """Mean of all values, with an interval that takes only the clusters to be independent.
+
+    With as many values in each it is Student's t of the clusters' means; with others, the
+    cluster-robust variance of a mean with the correction for few clusters (Liang & Zeger 1986;
+    CR1 in Cameron & Miller 2015, section II).
+
+    Args:
+        clusters: values that may go together, such as those of trials with the same data; at least
+            one value.
+
+    Example:
+        >>> clustered_estimate([[1.0, 1.0], [3.0, 3.0]]) == mean_estimate([1.0, 3.0])
+        True
+    """
+    found = [np.asarray(values, np.float64) for values in clusters if len(values)]
+    count, total = len(found), sum(map(len, found))
+    mean = math.fsum(float(values.sum()) for values in found) / total
+    if count < 2:
+        return Estimate(mean, math.nan, math.nan)
+    squares = math.fsum(float((values - mean).sum()) ** 2 for values in found)
+    half = _quantile(count - 1) * math.sqrt(squares * count / (count - 1)) / total
     return Estimate(mean, mean - half, mean + half)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -286,6 +286,37 @@ def test_intervals_are_scipy_s() -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.value == pytest.approx(values.mean())
     assert np.isnan(stats.mean_estimate([0.3]).low)
+
+
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=1, max_size=4), min_size=2, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_an_interval_over_clusters_is_that_of_a_regression_on_a_constant(
+    clusters: list[list[float]],
+) -> None:
+    """CR1 by its definition, (X'X)⁻¹ · Σ (X'u)(X'u)' · (X'X)⁻¹, with matrices."""
+    from scipy.stats import t as student
+
+    found = stats.clustered_estimate(clusters)
+    values = np.concatenate([np.asarray(one) for one in clusters])
+    count, ones = len(clusters), np.ones((len(values), 1))
+    inverse = np.linalg.inv(ones.T @ ones)
+    residuals = values - values.mean()
+    of = np.repeat(np.arange(count), [len(one) for one in clusters])
+    scores = [ones[of == k].T @ residuals[of == k] for k in range(count)]
+    variance = inverse @ sum(np.outer(s, s) for s in scores) @ inverse * count / (count - 1)
+    half = student.ppf(0.975, count - 1) * float(variance[0, 0]) ** 0.5
+    assert found.value == pytest.approx(values.mean(), abs=1e-12)
+    assert found.half_width == pytest.approx(half, rel=1e-6, abs=1e-9)
+
+
+def test_values_that_go_together_do_not_narrow_an_interval() -> None:
+    one = stats.mean_estimate([0.1, 0.3, 0.2])
+    twice = stats.clustered_estimate([[0.1, 0.1], [0.3, 0.3], [0.2, 0.2]])
+    alone = stats.clustered_estimate([[0.1], [0.3], [0.2], []])
+    for found in (twice, alone):
+        assert found.half_width == pytest.approx(one.half_width)
+        assert found.value == pytest.approx(one.value)
+    assert np.isnan(stats.clustered_estimate([[0.1, 0.3]]).low)
     # Of 1, 2, 3, 4: standard error 0.6455, 3 degrees of freedom, t = 3.182.
     assert stats.interval_half_width([1.0, 2.0, 3.0, 4.0]) == pytest.approx(2.0540, rel=1e-3)
     assert stats.interval_half_width([0.5] * 20) == 0.0

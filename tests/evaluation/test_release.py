@@ -39,7 +39,7 @@ from know_cli.evaluation.release.pretraining import first_data, other_data, pret
 from know_cli.evaluation.release.task import Arm, ReleaseTask
 from know_cli.evaluation.release.trial import ReleaseTrial
 from know_cli.evaluation.runs.wording import difference_text
-from know_cli.evaluation.statistics import mean_estimate
+from know_cli.evaluation.statistics import Estimate, mean_estimate
 from know_cli.evaluation.tasks import Downstream, Examples
 from know_cli.evaluation.tasks import cifar as cifar_tasks
 from know_cli.evaluation.variants import Variant, predict
@@ -576,7 +576,9 @@ def test_over_tasks_every_trial_counts_as_one() -> None:
     (of,) = both.values()
     assert (of.tasks, of.trials) == (2, 6)
     own = [0.02, 0.01, 0.03, -0.01, 0.0, 0.02]
-    half = 2.5706 * statistics.stdev(own) / 6**0.5  # Student's t, 5 degrees of freedom
+    # Two trials of each of three seeds: Student's t of the seeds' means, 2 degrees of freedom.
+    of_seeds = [(a + b) / 2 for a, b in zip(own[:3], own[3:], strict=True)]
+    half = 4.3027 * statistics.stdev(of_seeds) / 3**0.5
     assert of.own.value == pytest.approx(statistics.mean(own))
     assert of.own.half_width == pytest.approx(half, rel=1e-4)
     assert of.tuned.value == pytest.approx((0.01 + 0.0 + 0.0 + 0.02 + 0.01) / 5)
@@ -643,10 +645,12 @@ def test_half_the_weights_are_compared_with_twice_the_rate() -> None:
 
 def test_one_seed_says_nothing() -> None:
     found = content()
+    found["tasks"]["noise"]["seeds"] = [0]
     cell = found["tasks"]["noise"]["cells"]["8 images"]
     cell["naive"] = start([0.5], [0.6], [4.0])
     cell["other"] = start([0.6], [0.7], [4.0])
     assert "one seed has no interval, so nothing can be said." in to_markdown(found)
+    found["tasks"]["noise"]["seeds"] = [0, 1]
     found["tasks"]["noise"]["cells"]["8 images"] = {
         "naive": start([0.5, 0.4], [0.6, 0.5], [4.0] * 2)
     }
@@ -733,16 +737,21 @@ def test_the_prose_has_what_is_left_over_all_tasks() -> None:
             assert f"{-100 * below.value:.1f} ± {100 * below.half_width:.1f}" in text, (page, name)
 
 
-def shrunk(tasks: dict[str, Any], factor: str, first: int = 0) -> list[float]:
-    """Differences at the tuned rate of the three networks, from a seed on."""
-    return [
-        one - other
-        for network in ("resnet", "cnn", "pyramid")
-        for cell in [tasks[f"release-cifar10-{network}"]["cells"]["1250 images"]]
-        for one, other in results.paired(
-            cell[f"shrink-{factor}"]["tuned"][first:], cell["naive"]["tuned"][first:]
-        )
-    ]
+def over_three(tasks: dict[str, Any], start: str, first: int = 0) -> results.Pooled:
+    """A start over the three networks, from a seed on."""
+    three = copy.deepcopy({n: tasks[f"release-cifar10-{n}"] for n in ("resnet", "cnn", "pyramid")})
+    for task in three.values():
+        # Of all that is kept for each seed.
+        from_seed = [k for k, seed in enumerate(task["seeds"]) if seed >= first]
+        task["seeds"] = [task["seeds"][k] for k in from_seed]
+        for of in task["cells"]["1250 images"].values():
+            of["tuned"] = [of["tuned"][k] for k in from_seed]
+            of["rates"] = {"1": {"values": [of["rates"]["1"]["values"][k] for k in from_seed]}}
+    return results.pooled(three, "1250 images")[start]
+
+
+def text_of(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:+.1f} ± {100 * estimate.half_width:.1f}"
 
 
 def of_own_layers(cell: dict[str, Any], start: str) -> list[str]:
@@ -798,12 +807,10 @@ def test_the_prose_has_what_other_tasks_and_factors_give() -> None:
             for tuned in (False, True)
         ]
         assert f"| {factor} | {' | '.join(cells)} |" in pages[1]
-    of_factor = {factor: shrunk(tasks, factor) for factor in ("0.9", "0.7", "0.5")}
-    confirmed = shrunk(tasks, "0.7", first=20)
-    assert len(confirmed) == 15
-    assert {len(found) for found in of_factor.values()} == {30}
-    means = [mean_estimate(found) for found in (*of_factor.values(), confirmed)]
-    texts = [f"{100 * mean.value:+.1f} ± {100 * mean.half_width:.1f}" for mean in means]
+    of_factor = [over_three(tasks, f"shrink-{factor}") for factor in ("0.9", "0.7", "0.5")]
+    confirmed = over_three(tasks, "shrink-0.7", first=20)
+    assert [found.trials for found in (*of_factor, confirmed)] == [30, 30, 30, 15]
+    texts = [text_of(found.tuned) for found in (*of_factor, confirmed)]
     assert (
         f"over the three networks {texts[1]} points in thirty trials, {texts[3]} in the fifteen that "
         "were run to confirm it"
@@ -903,18 +910,9 @@ def test_the_prose_has_what_the_most_forgotten_are_worth_beside_training_longer(
     root = Path(plan.__file__).parents[3] / "docs"
     page = " ".join((root / "expectations.md").read_text().replace("−", "-").split())
     tasks = json.loads((root / "results" / "release.json").read_text())["tasks"]
-    cells = [task["cells"]["1250 images"] for task in results.alike(tasks)[0].values()]
-    apart = [
-        first - second
-        for cell in cells
-        if {"longer", "average-forgotten-3"} <= set(cell)
-        for first, second in results.paired(
-            cell["average-forgotten-3"]["tuned"], cell["longer"]["tuned"]
-        )
-    ]
-    mean = mean_estimate(apart)
-    figure = f"{100 * mean.value:+.1f} ± {100 * mean.half_width:.1f}"
-    assert f"the mean is {figure} points from it, on the {len(apart)} trials" in page
+    apart = results.pooled(results.alike(tasks)[0], "1250 images", "longer")["average-forgotten-3"]
+    figure = text_of(apart.tuned)
+    assert f"the mean is {figure} points from it, on the {apart.trials} trials" in page
     converged = json.loads((root / "results" / "forgotten.json").read_text())["tasks"]
     of_images: dict[str, list[float]] = {}
     of_text = []

@@ -117,8 +117,9 @@ def _over_tasks(tasks: Mapping[str, Any]) -> Iterator[str]:
 def _pooled_table(found: Mapping[str, Pooled], measure: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Differences from Θ0 in {measure['name']}, of every start over the tasks that have it and "
-        "are pre-trained and fine-tuned alike, each trial (a task with a seed) counting as one; "
-        "intervals say nothing of other tasks."
+        "are pre-trained and fine-tuned alike, each trial (a task with a seed) counting as one. "
+        "Trials of one seed share data, so that intervals are of as many clusters as there are "
+        "seeds; they say nothing of other tasks."
     )
     yield ""
     yield "| start | tasks | trials | at the release's rate | at its tuned rate |"

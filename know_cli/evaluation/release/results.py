@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from know_cli.evaluation.anchors import NAIVE
 from know_cli.evaluation.release.regime import Regime
 from know_cli.evaluation.release.suite import ReleaseOutcome, ReleaseRequest
 from know_cli.evaluation.release.task import ReleaseTask
-from know_cli.evaluation.statistics import Estimate, mean_estimate
+from know_cli.evaluation.statistics import Estimate, clustered_estimate, mean_estimate
 from know_cli.files import read_text
 
 FORMAT = 1
@@ -168,8 +169,9 @@ class Pooled:
     Attributes:
         tasks: their number.
         trials: of all tasks, each of which counts as one.
-        own, tuned: difference from Θ0 at the release's rate and at the one tuned for each, paired,
-            by Student's t.
+        own, tuned: difference from Θ0 at the release's rate and at the one tuned for each, paired.
+            Trials of a seed share classes and data, some of them Θ0, and are not taken to be
+            independent: :func:`~know_cli.evaluation.statistics.clustered_estimate`.
     """
 
     tasks: int
@@ -192,36 +194,47 @@ def alike(tasks: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def pooled(tasks: Mapping[str, Any], condition: str) -> dict[str, Pooled]:
-    """Every start but Θ0 in a condition, over all tasks.
+def pooled(tasks: Mapping[str, Any], condition: str, base: str = NAIVE) -> dict[str, Pooled]:
+    """Every start but one in a condition, over all tasks.
 
     Args:
         tasks: of the results, by name.
         condition: its name; tasks without it are left out.
+        base: the start that the others are compared with; tasks without it are left out, too.
     """
-    own: dict[str, list[list[float]]] = {}
-    tuned: dict[str, list[list[float]]] = {}
+    own: dict[str, dict[int, list[float]]] = {}
+    tuned: dict[str, dict[int, list[float]]] = {}
+    counts: Counter[str] = Counter()
     for task in tasks.values():
         cell = task["cells"].get(condition, {})
-        for name, start in cell.items():
-            values = (one["rates"][OWN_RATE]["values"] for one in (start, cell[NAIVE]))
-            at_own = _differences(*values)
-            if name != NAIVE and at_own:
-                own.setdefault(name, []).append(at_own)
-                best = _differences(start["tuned"], cell[NAIVE]["tuned"])
-                tuned.setdefault(name, []).append(best)
+        for name, start in cell.items() if base in cell else ():
+            values = (one["rates"][OWN_RATE]["values"] for one in (start, cell[base]))
+            at_own = _differences(task["seeds"], *values)
+            if name != base and at_own:
+                counts[name] += 1
+                best = _differences(task["seeds"], start["tuned"], cell[base]["tuned"])
+                for found, differences in ((own, at_own), (tuned, best)):
+                    of_start = found.setdefault(name, {})
+                    for seed, difference in differences.items():
+                        of_start.setdefault(seed, []).append(difference)
     return {
-        name: Pooled(len(found), sum(map(len, found)), _mean(found), _mean(tuned[name]))
+        name: Pooled(
+            counts[name],
+            sum(map(len, found.values())),
+            clustered_estimate(found.values()),
+            clustered_estimate(tuned[name].values()),
+        )
         for name, found in own.items()
     }
 
 
-def _differences(first: Values, second: Values) -> list[float]:
-    return [a - b for a, b in paired(first, second)]
-
-
-def _mean(found: Sequence[Sequence[float]]) -> Estimate:
-    return mean_estimate([value for of in found for value in of])
+def _differences(seeds: Sequence[int], first: Values, second: Values) -> dict[int, float]:
+    """By seed, of those that have both."""
+    return {
+        seed: a - b
+        for seed, a, b in zip(seeds, first, second, strict=True)
+        if a is not None and b is not None
+    }
 
 
 def _standings(values: Mapping[str, Values]) -> dict[str, Standing]:
