@@ -12,10 +12,10 @@ from know_cli.checkpoints.metadata import Regime
 from know_cli.cli.measure_bundles import SCORED_STEPS, measure_bundles
 from know_cli.cli.options import one_json, quiet_option, report_option
 from know_cli.cli.output import Output
-from know_cli.cli.train_network import NetworkRequest, measure_networks, train_network
+from know_cli.cli.train_network import NetworkRequest, through_networks
 from know_cli.errors import UsageError
 from know_cli.known.preparation import Preparation
-from know_cli.meta.network_settings import NetworkSettings
+from know_cli.meta.network_settings import DOWNSTREAM_BATCH, NetworkSettings
 from know_cli.meta.settings import Loss, Residuals, Settings, Target
 
 if TYPE_CHECKING:
@@ -243,6 +243,17 @@ def train(
     downstream_steps: Annotated[
         int, typer.Option(min=1, max=100, help="Of fine-tuning.", rich_help_panel=_NETWORK)
     ] = 10,
+    downstream_examples: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            min=DOWNSTREAM_BATCH,
+            show_default="200",
+            help="How many examples of the other task these steps may use; repeatable, and then "
+            "one of the numbers is drawn for each network and step.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -286,7 +297,10 @@ def train(
     if objective is Objective.NETWORK:
         if compare or len(evaluate or []) > 1:
             raise UsageError("--objective network: measures one bundle, and compares with averages")
-        _through_networks(
+        if downstream_examples and not downstream:
+            raise UsageError("--downstream-examples needs --downstream")
+        examples = sorted(set(downstream_examples or NetworkSettings.downstream_examples))
+        through_networks(
             talk,
             NetworkRequest(
                 runs=trajectories,
@@ -301,6 +315,7 @@ def train(
                     distance=distance,
                     downstream=downstream,
                     downstream_steps=downstream_steps,
+                    downstream_examples=tuple(examples),
                     calibrated=calibrate,
                     seed=seed,
                 ),
@@ -347,23 +362,6 @@ def train(
         rows_per_tensor=rows_per_tensor,
     )
     _train(talk, trajectories, output, settings, threads, force=force)
-
-
-def _through_networks(
-    talk: Output, request: NetworkRequest, evaluate: list[Path], *, force: bool
-) -> None:
-    from know_cli.cli.report_file import check_reports
-    from know_cli.known.shipped import check_bundle_output
-
-    others = list(request.runs)
-    if request.output is not None:
-        check_bundle_output(request.output, request.runs, force=force)
-        others.append(request.output)
-    check_reports(request.json, request.table, others, force=force)
-    if request.output is None:
-        measure_networks(talk, request, evaluate[0], force=force)
-    else:
-        train_network(talk, request, force=force)
 
 
 def _train(

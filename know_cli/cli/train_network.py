@@ -56,6 +56,29 @@ class NetworkRequest:
     threads: int | None = None
 
 
+def through_networks(
+    talk: Output, request: NetworkRequest, evaluate: Sequence[Path], *, force: bool
+) -> None:
+    """Teach a bundle, or where there is no output for one, measure the first of those given.
+
+    Raises:
+        KnowError: an output exists already, or is an input; and what :func:`train_network` and
+            :func:`measure_networks` raise.
+    """
+    from know_cli.cli.report_file import check_reports
+    from know_cli.known.shipped import check_bundle_output
+
+    others = list(request.runs)
+    if request.output is not None:
+        check_bundle_output(request.output, request.runs, force=force)
+        others.append(request.output)
+    check_reports(request.json, request.table, others, force=force)
+    if request.output is None:
+        measure_networks(talk, request, evaluate[0], force=force)
+    else:
+        train_network(talk, request, force=force)
+
+
 def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None:
     """Teach a bundle, report as it goes, and show what it gains on runs held out.
 
@@ -69,7 +92,7 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     from know_cli.files import remove_file
     from know_cli.meta.kept import kept_beside
     from know_cli.meta.network_bundle import split_runs, teach_bundle
-    from know_cli.meta.network_downstream import with_other_tasks
+    from know_cli.meta.network_downstream import check_examples, with_other_tasks
     from know_cli.meta.network_training import check_partial
     from know_cli.settle.bundle import save_bundle
 
@@ -84,6 +107,7 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     split = split_runs(runs, request.holdout, settings.seed, request.architectures)
     if settings.downstream:
         taught_on = with_other_tasks(split.training, request.data_folder)
+        check_examples(taught_on, settings)
         split = replace(split, training=taught_on)
     what = split.training[0].trajectory.plural
     counts = [
@@ -217,6 +241,9 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
             f", with {settings['downstream']:g} of the loss on another task after "
             f"{settings['downstream_steps']} steps"
         )
+    if settings.get("downstream_examples"):
+        numbers = " or ".join(map(str, settings["downstream_examples"]))
+        distance += f" on {numbers} examples of it"
     lines = [
         f"# The hyper-model for {what}, taught through the networks",
         "",

@@ -22,12 +22,10 @@ from know_cli.lab.data.parts import meta_part
 from know_cli.lab.data.samples import reduced, standardise
 from know_cli.lab.zoo import Inputs
 from know_cli.meta.network_data import MOST_UNSEEN, NetworkRun, OtherTask, State, outputs
-from know_cli.meta.network_settings import NetworkSettings
+from know_cli.meta.network_settings import DOWNSTREAM_BATCH, NetworkSettings
 
 #: What the zoo's networks call their last layer, which another task has afresh.
 HEAD = "head."
-#: Examples that are fine-tuned on, and of each step.
-_EXAMPLES, _BATCH = 200, 32
 #: Adam's rate is drawn between these, so that no start is learned for a single one.
 _RATES = (1e-3, 1e-2)
 
@@ -72,6 +70,25 @@ def with_other_tasks(runs: Sequence[NetworkRun], data_folder: Path | None) -> li
     return found
 
 
+def check_examples(runs: Sequence[NetworkRun], settings: NetworkSettings) -> None:
+    """Refuse numbers of examples that leave none of another task to take the loss of.
+
+    Args:
+        runs: with their other tasks, of which at least one has any.
+        settings: with the numbers.
+
+    Raises:
+        UsageError: fewer than a batch would be left of one of the tasks.
+    """
+    there = min(len(task.labels) for run in runs for task in run.others)
+    most = max(settings.downstream_examples)
+    if most > there - settings.batch:
+        raise UsageError(
+            f"--downstream-examples {most}: another task has {there:,}, and the loss after "
+            f"fine-tuning is of {settings.batch} more; give at most {there - settings.batch:,}"
+        )
+
+
 def _task(data: DataSet, wanted: Inputs) -> OtherTask | None:
     if data.kind != "image" or wanted.kind != "image":
         return None
@@ -98,15 +115,18 @@ def loss_downstream(
     Args:
         run: with at least one other task.
         state: its weights, with the gradient of those that are predicted.
-        settings: with the number of steps.
-        generator: of the task, its examples, the head and the rate.
+        settings: with the number of steps, and the numbers of examples that these may use.
+        generator: of the task, the number of its examples, these, the head and the rate.
 
     Returns:
         A scalar, of examples that the steps did not see.
     """
     task = run.others[generator.integers(len(run.others))]
+    numbers = settings.downstream_examples
+    # A single number takes no draw, so that all others are as they were when there was but one.
+    examples = numbers[generator.integers(len(numbers))] if len(numbers) > 1 else numbers[0]
     order = torch.from_numpy(generator.permutation(len(task.labels)))
-    seen, unseen = order[:_EXAMPLES], order[_EXAMPLES : _EXAMPLES + settings.batch]
+    seen, unseen = order[:examples], order[examples : examples + settings.batch]
     lowest, highest = _RATES
     rate = lowest * (highest / lowest) ** generator.random()
     first = {name: tensor.detach().clone() for name, tensor in state.items()}
@@ -119,7 +139,7 @@ def loss_downstream(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator.integers(2**31)))
         for _ in range(settings.downstream_steps):
-            rows = seen[torch.from_numpy(generator.integers(len(seen), size=_BATCH))]
+            rows = seen[torch.from_numpy(generator.integers(len(seen), size=DOWNSTREAM_BATCH))]
             found = outputs(run, {**first, **trained}, task.inputs[rows])
             adam.zero_grad()
             nn.functional.cross_entropy(found, task.labels[rows]).backward()  # type: ignore[no-untyped-call]

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+#: Examples that a step of fine-tuning on another task takes.
+DOWNSTREAM_BATCH = 32
+#: How many it may take them from, unless other numbers are given.
+DOWNSTREAM_EXAMPLES = (200,)
+
 
 @dataclass(frozen=True)
 class NetworkSettings:
@@ -22,6 +27,8 @@ class NetworkSettings:
         downstream: weight of the logarithm of the cross entropy on another task, see
             :func:`~know_cli.meta.network_downstream.loss_downstream`.
         downstream_steps: of fine-tuning before that is taken.
+        downstream_examples: how many examples these may use; of several numbers one is drawn for
+            each network and step.
         calibrated: divide logits by the temperature that suits them best first, so that nothing is
             gained by being less sure of the same answers.
         batch_statistics: normalise by each batch instead of by running statistics.
@@ -38,10 +45,18 @@ class NetworkSettings:
     distance: float = 0.0
     downstream: float = 0.0
     downstream_steps: int = 10
+    downstream_examples: tuple[int, ...] = DOWNSTREAM_EXAMPLES
     calibrated: bool = False
     batch_statistics: bool = False
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types."""
-        return asdict(self)
+        """Plain types.
+
+        Without what was added later where it is not asked for, so that a manifest is as it was, and
+        what was kept of a training is gone on with.
+        """
+        found = asdict(self) | {"downstream_examples": list(self.downstream_examples)}
+        if self.downstream_examples == DOWNSTREAM_EXAMPLES:
+            del found["downstream_examples"]
+        return found

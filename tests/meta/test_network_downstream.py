@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from know_cli.lab.zoo import Design, Inputs, build
 from know_cli.meta import network_downstream
 from know_cli.meta.network_bundle import split_runs, teach_bundle
 from know_cli.meta.network_data import NetworkRun, OtherTask, outputs
-from know_cli.meta.network_downstream import loss_downstream, with_other_tasks
+from know_cli.meta.network_downstream import check_examples, loss_downstream, with_other_tasks
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.network_training import teach
 from know_cli.meta.setup import Setup, draw_setup
@@ -106,17 +107,20 @@ def _weights(run: NetworkRun, factor: Tensor) -> dict[str, Tensor]:
     return {name: first[name] + factor * (second[name] - first[name]) for name in first}
 
 
+@pytest.mark.parametrize("examples", [(200,), (33,), (40, 300)])
 def test_the_loss_is_that_after_the_steps_and_its_gradient_of_first_order(
-    networks: list[NetworkRun],
+    networks: list[NetworkRun], examples: tuple[int, ...]
 ) -> None:
     run = with_other_tasks(networks, None)[0]
     factor = torch.tensor(0.3, requires_grad=True)
-    loss = loss_downstream(run, _weights(run, factor), SETTINGS, np.random.default_rng(5))
+    settings, generator = replace(SETTINGS, downstream_examples=examples), np.random.default_rng(5)
+    loss = loss_downstream(run, _weights(run, factor), settings, generator)
     assert not run.model.training
     (found,) = torch.autograd.grad(loss, factor)
     # By hand: the same draws, Adam of its own, and the gradient where the steps ended.
     (task,), drawn = run.others, np.random.default_rng(5)
     drawn.integers(1)
+    count = examples[drawn.integers(2)] if len(examples) == 2 else examples[0]
     order = torch.from_numpy(drawn.permutation(len(task.labels)))
     rate = 1e-3 * 10 ** drawn.random()
     weights = {name: tensor.detach().clone() for name, tensor in _weights(run, factor).items()}
@@ -128,7 +132,7 @@ def test_the_loss_is_that_after_the_steps_and_its_gradient_of_first_order(
     means = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     squares = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     for step in (1, 2):
-        rows = order[:200][torch.from_numpy(drawn.integers(200, size=32))]
+        rows = order[:count][torch.from_numpy(drawn.integers(count, size=32))]
         leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
         nn.functional.cross_entropy(
             outputs(run, leaves, task.inputs[rows]), task.labels[rows]
@@ -141,7 +145,8 @@ def test_the_loss_is_that_after_the_steps_and_its_gradient_of_first_order(
             upward = means[name] / (1 - 0.9**step)
             size = (squares[name] / (1 - 0.999**step)).sqrt() + 1e-8
             weights[name] = weights[name] - rate * upward / size
-    unseen = order[200:216]
+    assert generator.bit_generator.state == drawn.bit_generator.state
+    unseen = order[count : count + 16]
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
     by_hand = nn.functional.cross_entropy(
         outputs(run, leaves, task.inputs[unseen]), task.labels[unseen]
@@ -158,6 +163,52 @@ def test_the_loss_is_that_after_the_steps_and_its_gradient_of_first_order(
     assert float(found) == pytest.approx(wanted, rel=1e-3, abs=1e-6)
 
 
+def test_few_and_many_examples_are_both_drawn(
+    networks: list[NetworkRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, seen = with_other_tasks(networks, None), []
+    settings = replace(SETTINGS, downstream_examples=(32, 472), steps=6)
+    check_examples(runs, settings)
+    assert min(len(task.labels) for run in runs for task in run.others) == 600
+    rows_of = torch.from_numpy
+
+    def counted(array: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+        seen.extend([int(array.max())] if array.shape == (32,) else [])
+        return rows_of(array)
+
+    monkeypatch.setattr(network_downstream.torch, "from_numpy", counted)
+    taught, _ = teach(runs, settings)
+    assert min(seen) < 32 < max(seen) < 472
+    monkeypatch.undo()
+    again, _ = teach(runs, settings)
+    few, _ = teach(runs, replace(settings, downstream_examples=(32,)))
+    assert torch.equal(taught.gate.weight, again.gate.weight)
+    assert not torch.equal(taught.gate.weight, few.gate.weight)
+    with pytest.raises(UsageError) as error:
+        check_examples(runs, replace(settings, downstream_examples=(32, 585)))
+    assert str(error.value) == (
+        "--downstream-examples 585: another task has 600, and the loss after fine-tuning is of 16 "
+        "more; give at most 584"
+    )
+    check_examples(runs, replace(settings, downstream_examples=(32, 584)))
+
+
+def test_settings_say_which_numbers_of_examples_where_they_are_others() -> None:
+    assert "downstream_examples" not in SETTINGS.to_json()
+    other = replace(SETTINGS, downstream_examples=(40, 200)).to_json()
+    assert other == SETTINGS.to_json() | {"downstream_examples": [40, 200]}
+
+
+@pytest.mark.parametrize("steps", [1, 30])
+def test_one_step_and_thirty_can_be_taught_through(networks: list[NetworkRun], steps: int) -> None:
+    runs = with_other_tasks(networks, None)
+    model, told = teach(
+        runs, replace(SETTINGS, downstream_steps=steps, steps=2), lambda step, loss, model: loss
+    )
+    assert all(math.isfinite(loss) for loss in told)
+    assert float(model.gate.weight.detach().abs().max()) > 0
+
+
 def test_it_is_taught_with_and_the_page_says_so(networks: list[NetworkRun]) -> None:
     runs = with_other_tasks(networks, None)
     without, _ = teach(networks, replace(SETTINGS, downstream=0.0))
@@ -167,7 +218,11 @@ def test_it_is_taught_with_and_the_page_says_so(networks: list[NetworkRun]) -> N
     assert not torch.equal(taught.gate.weight, without.gate.weight)
     bundle = teach_bundle(split_runs(runs, 0.5, 1), SETTINGS, {})
     page = network_markdown({**bundle.to_json(), "processor_seconds": 1})
-    assert "with 0.5 of the loss on another task after 2 steps" in page
+    assert "with 0.5 of the loss on another task after 2 steps; " in page
+    settings = replace(SETTINGS, downstream_examples=(40, 300))
+    bundle = teach_bundle(split_runs(runs, 0.5, 1), settings, {})
+    page = network_markdown({**bundle.to_json(), "processor_seconds": 1})
+    assert "on another task after 2 steps on 40 or 300 examples of it; 1 s" in page
 
 
 def test_batch_norm_is_fine_tuned_by_the_batch(networks: list[NetworkRun]) -> None:
