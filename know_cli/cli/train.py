@@ -227,7 +227,8 @@ def train(
         typer.Option(
             min=0.0,
             help="Weight of the squared distance to the annealed weights, as a share of that of "
-            "the average.",
+            "the average; of forgettings to the weights after training on 1/rate times the data, "
+            "as a share of Θ0's.",
             rich_help_panel=_NETWORK,
         ),
     ] = 0.0,

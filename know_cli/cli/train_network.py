@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 
@@ -102,9 +103,9 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     partial = kept_beside(output)
     check_partial(partial)
     runs = _load(talk, request, settings.checkpoints)
-    if settings.distance and any(run.annealed is None for run in runs):
-        raise UsageError("--distance is to annealed weights, which forgettings have not")
     split = split_runs(runs, request.holdout, settings.seed, request.architectures)
+    if settings.distance:
+        _tell_targets(talk, split.training, settings.checkpoints)
     if settings.downstream:
         taught_on = with_other_tasks(split.training, request.data_folder)
         check_examples(taught_on, settings)
@@ -188,6 +189,25 @@ def _load(talk: Output, request: NetworkRequest, checkpoints: int) -> list[Netwo
     return runs
 
 
+def _tell_targets(talk: Output, runs: Sequence[NetworkRun], checkpoints: int) -> None:
+    """Say of how many windows of forgettings ``--distance`` has a target; each run has one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if runs[0].trajectory is TrajectoryKind.RUN:
+        return
+    windows = [run.window(checkpoints, *of) for run in runs for of in run.windows(checkpoints)]
+    count = sum(window.target is not None for window in windows)
+    if not count:
+        raise UsageError(
+            f"--distance: all windows of {checkpoints} checkpoints end at Θ0, and none of the "
+            "forgettings has it trained on more data; give fewer --checkpoints than there are "
+            "sessions, or collect with --regime chain, which records that"
+        )
+    talk.notice(f"--distance: {count} of {len(windows)} windows have a target")
+
+
 def _line(progress: Progress, steps: int, what: str) -> str:
     from know_cli.meta.network_gains import TAUGHT
 
@@ -236,6 +256,8 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
     # Bundles that were taught before an option was there have none of it.
     calibrated = ", logits at their best temperature" if settings.get("calibrated") else ""
     distance = f", with {settings['distance']:g} of the distance" if settings["distance"] else ""
+    if distance and facts["trajectory"] == TrajectoryKind.FORGETTING.value:
+        distance += " to weights of more data"
     if settings.get("downstream"):
         distance += (
             f", with {settings['downstream']:g} of the loss on another task after "

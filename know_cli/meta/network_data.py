@@ -67,6 +67,8 @@ class NetworkRun:
         model: the network, whose weights are replaced at every use.
         inputs, labels: samples of the task that the run was not trained on.
         others: tasks that it was not trained on at all, if any are wanted.
+        continued: of a forgetting, Θ0 trained further on 1/r, 1/r², … times its samples, as far
+            as that was recorded.
     """
 
     name: str
@@ -77,6 +79,7 @@ class NetworkRun:
     inputs: Tensor
     labels: Tensor
     others: tuple[OtherTask, ...] = ()
+    continued: Sequence[State] = ()
 
     @property
     def trajectory(self) -> TrajectoryKind:
@@ -103,7 +106,20 @@ class NetworkRun:
         """Every ``apart``-th checkpoint, the last of them ``back`` before the newest."""
         last = len(self.states) - 1 - back
         states = [self.states[last - apart * k] for k in range(checkpoints - 1, -1, -1)]
-        return Window(self, states, is_newest=back == 0)
+        return Window(self, states, self._target(apart, last))
+
+    def _target(self, apart: int, last: int) -> State | None:
+        """What a window's prediction is to be near to, if it was recorded.
+
+        Of the newest window of a run these are the annealed weights. Of a forgetting's they are the
+        paper's target, the weights after training on 1/r times the data of the window's newest
+        checkpoint: the session before it, or of Θ0 what it was continued to. Of every second
+        checkpoint only, r is the square of the recorded one, and the target two steps further.
+        """
+        if self.trajectory is TrajectoryKind.RUN:
+            return self.annealed if last == len(self.states) - 1 else None
+        further = [*self.states[last + 1 :], *self.continued]
+        return further[apart - 1] if len(further) >= apart else None
 
     def windows(self, checkpoints: int) -> list[tuple[int, int]]:
         """All pairs of ``apart`` and ``back`` that :meth:`window` can take."""
@@ -122,12 +138,13 @@ class Window:
     Attributes:
         run: that they are of.
         states: the oldest first.
-        is_newest: whether the last of them is the one that was annealed.
+        target: what a prediction from them is to be near to: a run's annealed weights, a
+            forgetting's weights after training on more data; None where it was not recorded.
     """
 
     run: NetworkRun
     states: Sequence[State]
-    is_newest: bool
+    target: State | None
 
     def stacked(self, name: str) -> Tensor:
         """A tensor's history ``[S, elements]``."""

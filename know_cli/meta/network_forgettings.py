@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -128,7 +129,9 @@ def load_forgettings(
             continue
         name = f"{file.stem}-{setup.seed % 16**8:08x}"
         _normalise_by_batch(model.eval().requires_grad_(False))
-        found.append(NetworkRun(name, setup, states, None, model, inputs, labels))
+        sessions = sum(index >= 0 for index in series.indices)
+        run = NetworkRun(name, setup, states[:sessions], None, model, inputs, labels)
+        found.append(replace(run, continued=states[sessions:]))
     return found, left_out
 
 
@@ -145,7 +148,7 @@ def _setup(series: Series, file: Path) -> Setup:
 
 
 def _states(series: Series, model: nn.Module, setup: Setup) -> list[State]:
-    """The trained tensors of every session, the most forgotten first.
+    """The trained tensors of every session, the most forgotten first, then of Θ0 continued.
 
     What never moves is not recorded, and is as the first session's network had it.
     """
@@ -154,7 +157,7 @@ def _states(series: Series, model: nn.Module, setup: Setup) -> list[State]:
         for name, _ in model.named_parameters():
             if name not in series.names:
                 raise _PartialError(f"tensor {name!r}, which never moves, is not kept")
-    columns = series.columns(sorted((k for k in series.indices if k >= 0), reverse=True))
+    columns = series.columns(sorted(series.indices, reverse=True))
     fixed = {
         name: tensor
         for name, tensor in first.items()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
 from know_cli.engine.movements import Course
 from know_cli.errors import KnowError, UsageError
@@ -164,8 +165,8 @@ def _loss(
     if settings.downstream and run.others:
         after = loss_downstream(run, base, settings, generator)
         loss = loss + settings.downstream * after.log()
-    if settings.distance and window.is_newest:
-        loss = loss + settings.distance * _distance(weights, window)
+    if settings.distance and window.target is not None:
+        loss = loss + settings.distance * _distance(weights, window, window.target)
     return loss, gained
 
 
@@ -194,15 +195,19 @@ def _differentiable(state: Mapping[str, Tensor]) -> State:
     return found
 
 
-def _distance(weights: Mapping[str, Tensor], window: Window) -> Tensor:
-    """Squared distance to the annealed weights as a share of the average's."""
+def _distance(weights: Mapping[str, Tensor], window: Window, target: State) -> Tensor:
+    """Squared distance to a target as a share of the average's, or of a forgetting's newest one's.
+
+    An untaught model predicts the average, which the annealed weights of a run are near to; of a
+    forgetting what one has without any prediction is its newest checkpoint, Θ0.
+    """
     far = near = torch.zeros(())
-    annealed = window.run.annealed
-    assert annealed is not None
+    is_run = window.run.trajectory is TrajectoryKind.RUN
     for name in window.run.kinds:
-        wanted = annealed[name]
+        wanted = target[name]
+        base = window.stacked(name).mean(0).view_as(wanted) if is_run else window.states[-1][name]
         near = near + (weights[name] - wanted).square().sum()
-        far = far + (window.stacked(name).mean(0).view_as(wanted) - wanted).square().sum()
+        far = far + (base - wanted).square().sum()
     return near / far.clamp(min=1e-30)
 
 

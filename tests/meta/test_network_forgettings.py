@@ -306,9 +306,13 @@ def test_the_command_teaches_on_forgettings(
     assert found.returncode == 2
     assert "none of 4 can be taught with: " in one_line(found.stderr)
     assert "00000.safetensors: fewer than 5 sessions" in found.stderr
+    # Sessions that the windows need all, and no record of training on more data.
+    settings[1] = 4
     found = know(*arguments, *settings, "--distance", 0.5, "--force")
     assert found.returncode == 2
-    assert "--distance is to annealed weights, which forgettings have not" in found.stderr
+    words = "--distance: all windows of 4 checkpoints end at Θ0, and none of the forgettings has it"
+    assert words in one_line(found.stderr)
+    assert "collect with --regime chain, which records that" in one_line(found.stderr)
 
 
 def test_what_cannot_be_taught_on_is_said(

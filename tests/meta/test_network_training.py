@@ -87,10 +87,10 @@ def test_windows_are_all_that_fit(runs: list[NetworkRun]) -> None:
     run = runs[0]
     assert run.windows(3) == [(1, 0), (1, 1), (1, 2), (2, 0)]
     far = run.window(3, 2, 0)
-    assert far.is_newest
+    assert far.target is run.annealed
     for state, position in zip(far.states, (0, 2, 4), strict=True):
         assert state is run.states[position]
-    assert not run.window(3, 1, 2).is_newest
+    assert run.window(3, 1, 2).target is None
 
 
 def test_an_untaught_one_predicts_the_average_as_a_prediction_has_it(
