@@ -12,7 +12,7 @@ from torch import Tensor
 from know_cli.benchmark.timing import Times, take_turns
 from know_cli.kinds import Kind
 from know_cli.known.bundle import Bundle
-from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, Known
+from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, Known, has_factor
 from know_cli.known.native_kernel import NativeKernel, trouble_with_native
 from know_cli.known.preparation import Preparation
 from know_cli.known.torch_kernel import Kernel
@@ -26,6 +26,8 @@ GEMM = "matrix product"
 
 def flop(checkpoints: int) -> int:
     """Floating-point operations per parameter and step: the folded algebra's matrix products.
+
+    A factor on θ0 takes 128 more, which are not counted.
 
     >>> flop(5)
     14736
@@ -78,7 +80,7 @@ def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dic
         for preparation in Preparation:
             for name, kernel in kernels_of(state, bundle.checkpoints, preparation).items():
                 cases[name] = in_blocks(kernel, history, out, pool, threads)
-            module = Known(bundle.checkpoints, preparation)
+            module = Known(bundle.checkpoints, preparation, factor=bundle.factor)
             module.load_state_dict(state)
             cases[reference_name(preparation)] = in_chunks(module, history, out)
         return take_turns(cases, rounds)
@@ -87,7 +89,7 @@ def measure_kernels(bundle: Bundle, rows: int, rounds: int, threads: int) -> dic
 def kernels_of(
     state: dict[str, Tensor], checkpoints: int, preparation: Preparation
 ) -> dict[str, Kernel | NativeKernel]:
-    """The kernels that run on the CPU here, by their names in tables.
+    """The kernels that run a hyper-model on the CPU here, by their names in tables.
 
     Args:
         state: of a hyper-model.
@@ -95,7 +97,7 @@ def kernels_of(
         preparation: of windows.
     """
     kernels: dict[str, Kernel | NativeKernel] = {}
-    if trouble_with_native(checkpoints) is None:
+    if trouble_with_native(checkpoints, factor=has_factor(state)) is None:
         kernels[native_name(preparation)] = NativeKernel(state, checkpoints, preparation)
     own = Kernel(state, checkpoints, preparation, torch.device("cpu"))
     return kernels | {kernel_name(preparation): own}

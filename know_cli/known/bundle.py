@@ -24,13 +24,15 @@ from know_cli.errors import CheckpointError
 from know_cli.files import json_text, make_folder, read_bytes, write_text
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.keras import read_keras_folder
-from know_cli.known.module import Known
+from know_cli.known.module import Known, has_factor
 from know_cli.known.preparation import Preparation
 from know_cli.known.shipped import MANIFEST
 
 FORMAT = 1
 #: The entry of a manifest that names the kind of trajectory; without it, it is a forgetting.
 TRAJECTORY = "trajectory"
+#: The entry of a manifest that says, where it is true, that there is a factor on θ0.
+FACTOR = "factor"
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,14 @@ class Bundle:
         """The kind of trajectory that it was taught on: the manifest's, else a forgetting."""
         return TrajectoryKind(self.manifest.get(TRAJECTORY, TrajectoryKind.FORGETTING.value))
 
+    @property
+    def factor(self) -> bool:
+        """Whether its hyper-models have a second output, a factor on θ0."""
+        return has_factor(self.states[Kind.CONV])
+
     def module(self, kind: Kind) -> Known:
         """Return the reference module of one kind, in evaluation mode."""
-        known = Known(self.checkpoints, self.preparation)
+        known = Known(self.checkpoints, self.preparation, factor=self.factor)
         known.load_state_dict(self.states[kind])
         return known.eval()
 
@@ -68,6 +75,7 @@ class Bundle:
     def digest(self) -> str:
         """16 hexadecimal digits that depend on every weight and on the preparation.
 
+        So they depend on whether there is a second output, too, since its weights are among them.
         Equal for a folder of Keras files and the bundle converted from it.
         """
         hasher = hashlib.sha256(f"{self.preparation.value} {self.checkpoints}".encode())
@@ -98,7 +106,7 @@ def load_bundle(path: Path) -> Bundle:
     states = {}
     for kind in PREDICTED_KINDS:
         file = path / f"{kind.value}.safetensors"
-        states[kind] = _read_state(file, manifest["checkpoints"])
+        states[kind] = _read_state(file, manifest["checkpoints"], manifest.get(FACTOR, False))
     bundle = Bundle(
         states,
         manifest["checkpoints"],
@@ -127,6 +135,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             and isinstance(manifest["digest"], str)
             and manifest.get(TRAJECTORY, TrajectoryKind.FORGETTING.value)
             in [item.value for item in TrajectoryKind]
+            and isinstance(manifest.get(FACTOR, False), bool)
         )
     except (OSError, BadJsonError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is not a bundle's manifest ({error!r})") from error
@@ -134,18 +143,25 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: is not a manifest of format {FORMAT}; it needs format, checkpoints "
             f"({MIN_CHECKPOINTS} to {MAX_CHECKPOINTS}), preparation (raw or spread), target, "
-            "digest and, if any, a trajectory (forgetting, run or branches)"
+            "digest and, if any, a trajectory (forgetting, run or branches) and a factor (true or "
+            "false)"
         )
     return dict(manifest)
 
 
-def _read_state(path: Path, checkpoints: int) -> dict[str, Tensor]:
+def _read_state(path: Path, checkpoints: int, factor: bool) -> dict[str, Tensor]:
+    known = Known(checkpoints, factor=factor)
     wanted = {
-        name: tuple(tensor.shape)
-        for name, tensor in Known(checkpoints).state_dict(keep_vars=True).items()
+        name: tuple(tensor.shape) for name, tensor in known.state_dict(keep_vars=True).items()
     }
     with open_checkpoint(path) as checkpoint:
         found = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+        if found.get("head.bias") == ((1,) if factor else (2,)):
+            raise CheckpointError(
+                f"{path}: has {'no' if factor else 'a'} factor on θ0, and {MANIFEST} says "
+                f'{"" if factor else "nothing of "}"{FACTOR}": true; install or train the bundle '
+                "again"
+            )
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise CheckpointError(
@@ -196,6 +212,7 @@ def save_bundle(
         "preparation": bundle.preparation.value,
         "target": bundle.target,
         TRAJECTORY: bundle.trajectory.value,
+        **({FACTOR: True} if bundle.factor else {}),
         "digest": bundle.digest,
         "parameters": sum(tensor.numel() for tensor in bundle.states[Kind.CONV].values()),
     }

@@ -45,7 +45,8 @@ def open_devices(
     Returns:
         The predictor. On CUDA it uses Triton's kernel, unless another is wished for, which is
         compiled and tried here. If Triton is missing, or fails on one of the devices, all devices
-        use torch's kernel, since the two round differently, and a notice says why.
+        use torch's kernel, since the two round differently, and a notice says why; so they do
+        where the bundle has a factor on θ0.
 
     Raises:
         UsageError: a device fails, or the kernel that is wished for.
@@ -70,6 +71,8 @@ def open_devices(
 
 def _trouble_with_triton(bundle: Bundle, steps: int, devices: Sequence[torch.device]) -> str | None:
     """The reason why Triton's kernel cannot be used; None if it works on all devices."""
+    if bundle.factor:
+        return "Triton's kernel has no second output, which a KNOWN with a factor needs"
     for device in devices:
         try:
             (lane, *_) = open_lanes(bundle, steps, device, triton_kernels)

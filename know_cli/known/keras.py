@@ -1,7 +1,7 @@
 """Reads KNOWN files that Keras 2 wrote (``save_weights``, HDF5), as in the authors' release.
 
 ``dense/dense/kernel:0`` is [in, out], the transpose of torch's weight. Stream 1 reads the window,
-stream 2 its differences. Needs the extra ``keras`` (h5py).
+stream 2 its differences. There is no factor on θ0 in such files. Needs the extra ``keras`` (h5py).
 """
 
 from __future__ import annotations

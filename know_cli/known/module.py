@@ -6,6 +6,8 @@ against this one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -44,23 +46,51 @@ class Stream(nn.Module):
 class Known(nn.Module):
     """Predicts scalars from their histories over S checkpoints.
 
+    The paper's form has one output, h₁: θ̂(−1) = θ0 + scale · tanh(h₁). With a factor on θ0 the head
+    has a second one, h₂:
+
+        θ̂(−1) = (1 + tanh(h₂)) · θ0 + scale · tanh(h₁)
+
+    so that weights can shrink or grow as a whole, which a change without θ0 has to imitate. Where
+    h₂ is 0, as with a second row of zeros in the head, that is the paper's form, to the bit.
+
     Args:
         checkpoints: S, the length of a window. It has 128·S + 8,785 parameters: 9,425 at S = 5.
         preparation: what is done to a window first.
+        factor: whether there is a second output; it has 65 parameters.
     """
 
-    def __init__(self, checkpoints: int, preparation: Preparation = Preparation.RAW) -> None:
+    def __init__(
+        self,
+        checkpoints: int,
+        preparation: Preparation = Preparation.RAW,
+        *,
+        factor: bool = False,
+    ) -> None:
         super().__init__()
         self.checkpoints = checkpoints
         self.preparation = preparation
         self.window = Stream(checkpoints)
         self.difference = Stream(checkpoints - 1)
-        self.head = nn.Linear(2 * FEATURES, 1)
+        self.head = nn.Linear(2 * FEATURES, 2 if factor else 1)
 
-    def change(self, values: Tensor, differences: Tensor) -> Tensor:
-        """The paper's f, in (−1, 1): ``[rows, S]`` and ``[rows, S − 1]`` → ``[rows]`` float32."""
+    def outputs(self, values: Tensor, differences: Tensor) -> list[Tensor]:
+        """The paper's f, and if there is a factor tanh(h₂), each in (−1, 1).
+
+        Args:
+            values: ``[rows, S]`` float32.
+            differences: ``[rows, S − 1]`` float32.
+
+        Returns:
+            One or two tensors, each ``[rows]`` float32.
+        """
         features = torch.cat([self.window(values), self.difference(differences)], dim=1)
-        return torch.tanh(self.head(features)).squeeze(1)
+        # A product each: one of two columns would round the first otherwise than the paper's form.
+        rows = zip(torch.split(self.head.weight, 1), torch.split(self.head.bias, 1), strict=True)
+        return [
+            torch.tanh(nn.functional.linear(features, weight, bias)).squeeze(1)
+            for weight, bias in rows
+        ]
 
     def forward(self, window: Tensor) -> Tensor:
         """Predict the value one step before each window.
@@ -73,7 +103,17 @@ class Known(nn.Module):
         """
         values, scale = prepare(window, self.preparation)
         differences = _centred(window, scale, self.preparation).diff(dim=1)
-        return window[:, -1] + scale * self.change(values, differences)
+        change, *factors = self.outputs(values, differences)
+        newest, change = window[:, -1], scale * change
+        # Added to the change, not to 1, where its digits would be lost.
+        for factor in factors:
+            change = change + newest * factor
+        return newest + change
+
+
+def has_factor(state: Mapping[str, Tensor]) -> bool:
+    """Whether the :class:`Known` of a state dict has a second output, a factor on θ0."""
+    return len(state["head.bias"]) > 1
 
 
 def roll(known: Known, windows: Tensor, steps: int) -> Tensor:
@@ -125,19 +165,22 @@ def initialise(known: Known, generator: torch.Generator) -> None:
     """Initialise for meta-training as the paper does, in place.
 
     The kernels of the streams' input and output layers: variance scaling 0.1, fan-in, uniform;
-    all other kernels: Glorot uniform; biases: zero.
+    all other kernels: Glorot uniform; biases: zero. A second output starts at zero, and draws no
+    random numbers: so with a factor a training starts at the same KNOWN as without.
     """
     with torch.no_grad():
         for name, parameter in known.named_parameters():
             if name.endswith(".bias"):
                 parameter.zero_()
                 continue
-            fan_out, fan_in = parameter.shape
+            drawn = parameter[:1] if parameter is known.head.weight else parameter
+            fan_out, fan_in = drawn.shape
             if name.endswith(("input.weight", "output.weight")):
                 limit = (3 * 0.1 / fan_in) ** 0.5
             else:
                 limit = (6 / (fan_in + fan_out)) ** 0.5
-            parameter.uniform_(-limit, limit, generator=generator)
+            parameter.zero_()
+            drawn.uniform_(-limit, limit, generator=generator)
 
 
 def penalty(known: Known) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from know_cli.known.folding import Affine, fold
-from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED
+from know_cli.known.module import FEATURES, HIDDEN, SQUEEZED, has_factor
 from know_cli.known.preparation import Preparation
 from know_cli.known.torch_kernel import CPU_BLOCK_ROWS
 from know_cli.passes.library import load_library
@@ -53,12 +53,15 @@ def _library() -> ctypes.CDLL | None:
     return library if library.known_supported() else None
 
 
-def trouble_with_native(checkpoints: int) -> str | None:
+def trouble_with_native(checkpoints: int, *, factor: bool = False) -> str | None:
     """The reason why the kernel cannot run here; None if it can.
 
     Args:
         checkpoints: S.
+        factor: whether the hyper-model has a factor on θ0, which only torch's kernel computes.
     """
+    if factor:
+        return "it has no second output, which a KNOWN with a factor needs"
     if checkpoints > MOST_CHECKPOINTS:
         return f"it reads at most {MOST_CHECKPOINTS} checkpoints"
     if not LIBRARY.is_file():
@@ -81,7 +84,7 @@ class NativeKernel:
         thread_bytes: main memory that it needs in each thread: none but the stack.
 
     Raises:
-        RuntimeError: it cannot run here.
+        RuntimeError: it cannot run here, or not with this hyper-model.
     """
 
     block_rows = CPU_BLOCK_ROWS
@@ -91,7 +94,7 @@ class NativeKernel:
         self, state: dict[str, Tensor], checkpoints: int, preparation: Preparation
     ) -> None:
         library = _library()
-        trouble = trouble_with_native(checkpoints)
+        trouble = trouble_with_native(checkpoints, factor=has_factor(state))
         if library is None or trouble is not None:
             raise RuntimeError(trouble)
         self._call = library.known_predict

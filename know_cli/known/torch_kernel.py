@@ -48,7 +48,7 @@ from torch import Tensor
 
 from know_cli.engine.plan import Block
 from know_cli.known.folding import Affine, fold
-from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, SQUEEZED
+from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, SQUEEZED, has_factor
 from know_cli.known.preparation import Preparation
 
 #: Rows of a block on a CPU.
@@ -101,12 +101,14 @@ class _Workspace:
         inputs: per stream its ``[rows, inputs]``, its ``[rows, 9]``, and where its features go.
         x, y: ``[rows, 64]``.
         features: ``[rows, 64]``.
-        change: ``[rows, 1]``; ``flat`` is the same as ``[rows]``.
+        outputs: per output of the head its ``[rows, 1]``.
+        flat: ``[rows]``, the same memory as the first of them, the change.
+        factors: ``[rows]`` likewise of the second, the factor on θ0; none without one.
         origin: ``[rows]``, θ0 itself, where windows are prepared.
         magnitude: ``[S − 1, rows]``; ``spread`` and ``divisor``: ``[rows]``, for the preparation.
     """
 
-    def __init__(self, rows: int, checkpoints: int, device: torch.device) -> None:
+    def __init__(self, rows: int, checkpoints: int, factor: bool, device: torch.device) -> None:
         self.nbytes = 0
 
         def new(*shape: int) -> Tensor:
@@ -132,8 +134,8 @@ class _Workspace:
             ),
             (self.window[S:].T, self.squeezed[SQUEEZED:].T, self.features[:, FEATURES:]),
         ]
-        self.change = new(rows, 1)
-        self.flat = self.change.view(-1)
+        self.outputs = [new(rows, 1) for _ in range(2 if factor else 1)]
+        self.flat, *self.factors = (output.view(-1) for output in self.outputs)
         self.magnitude = new(S - 1, rows)
         self.origin, self.spread, self.divisor = new(rows), new(rows), new(rows)
 
@@ -147,7 +149,7 @@ class Kernel:
         preparation: what is done to a window first.
         device: where it runs.
         local: holds each thread's workspace, or one for threads that take turns; kernels for the
-            same S and device may share it.
+            same S and device may share it, if all or none of them have a factor on θ0.
         block_rows: rows per block; None takes the device's default.
     """
 
@@ -170,8 +172,13 @@ class Kernel:
             _Stream(state, "difference", True, device),
         )
         self._squeeze = _join_squeeze(*self._streams).to(device)
-        self._head_weight = state["head.weight"].T.contiguous().to(device)
-        self._head_bias = state["head.bias"].to(device)
+        self._factor = has_factor(state)
+        # A product for each output, so that the first is the same whether there is a second.
+        weights, biases = (torch.split(state[f"head.{part}"], 1) for part in ("weight", "bias"))
+        self._heads = [
+            (weight.T.contiguous().to(device), bias.to(device))
+            for weight, bias in zip(weights, biases, strict=True)
+        ]
         self._local = local or threading.local()
 
     def predict(self, history: Tensor, out: Tensor) -> None:
@@ -192,11 +199,14 @@ class Kernel:
         if self.preparation is Preparation.RAW:
             torch.sub(work.later, work.earlier, out=work.differences)
             self._change(work)
-            change = work.flat.add_(work.newest)
+            change, origin = work.flat, work.newest
         else:
             _prepare(work)
             self._change(work)
-            change = work.flat.mul_(work.spread).add_(work.origin)
+            change, origin = work.flat.mul_(work.spread), work.origin
+        for factor in work.factors:
+            change.add_(factor.mul_(origin))
+        change.add_(origin)
         out.copy_(change if rows == self.block_rows else change[:rows])
 
     @property
@@ -204,17 +214,18 @@ class Kernel:
         """Main memory, in bytes, that each predicting thread needs for itself."""
         if self.device.type != "cpu":
             return 0
-        return _Workspace(self.block_rows, self.checkpoints, torch.device("meta")).nbytes
+        meta = torch.device("meta")
+        return _Workspace(self.block_rows, self.checkpoints, self._factor, meta).nbytes
 
     def _workspace(self) -> _Workspace:
         work: _Workspace | None = getattr(self._local, "workspace", None)
         if work is None:
-            work = _Workspace(self.block_rows, self.checkpoints, self.device)
+            work = _Workspace(self.block_rows, self.checkpoints, self._factor, self.device)
             self._local.workspace = work
         return work
 
     def _change(self, work: _Workspace) -> None:
-        """Predict the change from a prepared window and its differences, into ``work.change``."""
+        """Compute the head's outputs from a prepared window and its differences."""
         torch.mm(self._squeeze, work.window, out=work.squeezed).relu_()
         x, y = work.x, work.y
         for stream, (values, squeezed, features) in zip(self._streams, work.inputs, strict=True):
@@ -226,7 +237,8 @@ class Kernel:
             # The second product is more than half of the work.
             torch.mm(squeezed, stream.linear, out=features).addmm_(y, stream.output)
         torch.nn.functional.leaky_relu_(work.features, NEGATIVE_SLOPE)
-        torch.addmm(self._head_bias, work.features, self._head_weight, out=work.change).tanh_()
+        for (weight, bias), output in zip(self._heads, work.outputs, strict=True):
+            torch.addmm(bias, work.features, weight, out=output).tanh_()
 
 
 def _join_squeeze(window: _Stream, difference: _Stream) -> Tensor:

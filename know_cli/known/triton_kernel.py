@@ -28,7 +28,7 @@ from torch import Tensor
 
 from know_cli.engine.plan import Block
 from know_cli.known.folding import Affine, fold
-from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE
+from know_cli.known.module import FEATURES, HIDDEN, NEGATIVE_SLOPE, has_factor
 from know_cli.known.preparation import Preparation
 
 #: Rows per program.
@@ -212,7 +212,8 @@ class TritonKernel:
         constants: what the kernel is compiled for.
 
     Raises:
-        RuntimeError: the CUDA device has no tensor cores with TF32, or Triton does not use them.
+        RuntimeError: the CUDA device has no tensor cores with TF32, or Triton does not use them;
+            or the hyper-model has a factor on θ0, which only torch's kernel computes.
     """
 
     def __init__(
@@ -222,6 +223,8 @@ class TritonKernel:
         preparation: Preparation,
         device: torch.device,
     ) -> None:
+        if has_factor(state):
+            raise RuntimeError("it has no second output")
         head = state["head.weight"][0].double()
         streams = [_pack(state, "window", head[:FEATURES])]
         streams.append(_pack(state, "difference", head[FEATURES:]))

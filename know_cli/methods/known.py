@@ -67,21 +67,25 @@ def predictors(inputs: Inputs) -> Predictors:
     """
     bundle, devices = inputs.bundle_of(Bundle), inputs.devices
     if devices[0].type == "cpu":
-        kernel = choose_kernel(inputs)
+        kernel = choose_kernel(inputs, bundle)
         return Predictors(KnownPredictor(bundle, devices[0], kernel), kernel=kernel)
     check_kernel_device(inputs.kernel, devices[0].type)
     return Predictors(open_devices(bundle, inputs.steps, devices, inputs.kernel))
 
 
-def choose_kernel(inputs: Inputs) -> str:
+def choose_kernel(inputs: Inputs, bundle: Bundle) -> str:
     """The kernel on the CPU: the one that is wished for, else the native one where it runs.
+
+    Args:
+        inputs: what the method is given.
+        bundle: the weights.
 
     Raises:
         UsageError: the one that is wished for does not run here.
     """
     wish = inputs.kernel
     check_kernel_device(wish, inputs.devices[0].type)
-    trouble = trouble_with_native(inputs.checkpoints)
+    trouble = trouble_with_native(bundle.checkpoints, factor=bundle.factor)
     if wish == NATIVE and trouble is not None:
         raise UsageError(f"--kernel {NATIVE}: {trouble}; leave it out, or take --kernel {TORCH}")
     return NATIVE if trouble is None and wish in (AUTO, NATIVE) else TORCH

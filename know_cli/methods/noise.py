@@ -92,6 +92,7 @@ def predictors(inputs: Inputs) -> Predictors:
     Raises:
         CheckpointError: the bundle is for another number of checkpoints.
     """
-    bundle, kernel = inputs.bundle_of(Bundle), choose_kernel(inputs)
+    bundle = inputs.bundle_of(Bundle)
+    kernel = choose_kernel(inputs, bundle)
     known = KnownPredictor(bundle, inputs.devices[0], kernel)
     return Predictors(NoisePredictor(known, inputs.checkpoints), kernel=kernel)

@@ -14,7 +14,10 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def by_hand(state: dict[str, torch.Tensor], window: Array, preparation: Preparation) -> Array:
-    """The formula of KNOWN in float64 numpy, a row of ``[rows, S]`` at a time."""
+    """The formula of KNOWN in float64 numpy, a row of ``[rows, S]`` at a time.
+
+    Where the head has a second row there is a factor on θ0: (1 + tanh(h₂))·θ0 + scale·tanh(h₁).
+    """
     weights = {name: tensor.double().numpy() for name, tensor in state.items()}
 
     def layer(name: str, x: Array) -> Array:
@@ -34,14 +37,12 @@ def by_hand(state: dict[str, torch.Tensor], window: Array, preparation: Preparat
         values, differences = row, np.diff(row)
         if preparation is Preparation.SPREAD:
             scale = max(abs(value - newest) for value in row)
-            if scale == 0:
-                result.append(newest)
-                continue
-            values = (row - newest) / scale
+            values = (row - newest) / (scale or np.inf)
             differences = np.diff(values)
-            values[-1] = np.arcsinh(newest / scale)
+            values[-1] = np.arcsinh(newest / (scale or np.inf))
         features = np.concatenate([stream("window", values), stream("difference", differences)])
-        result.append(newest + scale * np.tanh(layer("head", features))[0])
+        change, *factor = np.tanh(layer("head", features))
+        result.append((1 + sum(factor)) * newest + scale * change)
     return np.array(result)
 
 
