@@ -105,6 +105,10 @@ def train(
             show_default="raw for retrodiction, spread for continuation",
         ),
     ] = None,
+    factor: Annotated[
+        bool,
+        typer.Option("--factor", help="A second output of KNOWN: a factor on θ0."),
+    ] = False,
     steps: Annotated[
         int,
         typer.Option(
@@ -293,6 +297,8 @@ def train(
         raise UsageError(
             "give either -o BUNDLE to train a bundle, or --evaluate BUNDLE to measure one"
         )
+    if factor and (output is None or objective is Objective.NETWORK):
+        raise UsageError("--factor: is for -o BUNDLE with --objective weights; leave it out")
     if objective is Objective.NETWORK:
         if compare or len(evaluate or []) > 1:
             raise UsageError("--objective network: measures one bundle, and compares with averages")
@@ -345,6 +351,7 @@ def train(
         target=target,
         checkpoints=checkpoints,
         preparation=preparation or (Preparation.RAW if paper else Preparation.SPREAD),
+        factor=factor,
         steps=steps,
         loss=loss,
         residuals=residuals or (Residuals.RAW if paper else Residuals.SCALED),

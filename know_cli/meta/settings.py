@@ -53,6 +53,8 @@ class Settings:
         target: what it learns to predict.
         checkpoints: S, the length of a window.
         preparation: of windows.
+        factor: whether KNOWN has a second output, a factor on θ0; see
+            :class:`~know_cli.known.module.Known`.
         steps: how many steps it is trained through: after each step its prediction enters the
             window, and the errors of all steps count alike.
         loss: what is minimised.
@@ -74,6 +76,7 @@ class Settings:
     target: Target
     checkpoints: int = 5
     preparation: Preparation = Preparation.RAW
+    factor: bool = False
     steps: int = 1
     loss: Loss = Loss.L1
     residuals: Residuals = Residuals.RAW
@@ -90,8 +93,12 @@ class Settings:
     rows_per_tensor: int = 1000
 
     def to_json(self) -> dict[str, Any]:
-        """All settings in plain types."""
+        """All settings in plain types; the factor only where there is one.
+
+        So manifests, and what is kept of a training, are without it what they always were.
+        """
         return {
             key: value.value if isinstance(value, Enum) else value
             for key, value in asdict(self).items()
+            if key != "factor" or value
         }

@@ -147,7 +147,7 @@ def fit(
     generator = torch.Generator().manual_seed(
         derived_seed(settings.seed, 2, PREDICTED_KINDS.index(kind)) % 2**32
     )
-    known = Known(settings.checkpoints, settings.preparation)
+    known = Known(settings.checkpoints, settings.preparation, factor=settings.factor)
     initialise(known, generator)
     inputs, targets, weights = _tensors(training, settings)
     adam = torch.optim.Adam(known.parameters(), settings.learning_rate)
@@ -257,6 +257,6 @@ def _read_fit(file: Path, identity: str, settings: Settings) -> Fit | None:
         kept = json.loads(checkpoint.metadata.get(_FIT, "{}"))
     if kept.get("identity") != identity:
         return None
-    known = Known(settings.checkpoints, settings.preparation)
+    known = Known(settings.checkpoints, settings.preparation, factor=settings.factor)
     known.load_state_dict(read_state(file))
     return Fit(known.eval(), [(one, other) for one, other in kept["losses"]])
