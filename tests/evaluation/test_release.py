@@ -763,7 +763,7 @@ def of_own_layers(cell: dict[str, Any], start: str) -> list[str]:
             results.paired(one["rates"]["1"]["values"], other["rates"]["1"]["values"]),
             results.paired(one["tuned"], other["tuned"]),
         )
-        assert [len(values) for values in pairs] == [5, 5]
+        assert [len(values) for values in pairs] == [10, 10]
         means = [mean_estimate([a - b for a, b in values]) for values in pairs]
         found.append([f"{100 * m.value:+.1f} ± {100 * m.half_width:.1f}" for m in means])
     assert found[0] == found[1]

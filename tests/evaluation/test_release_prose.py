@@ -11,7 +11,7 @@ import pytest
 import know_cli
 from know_cli.evaluation.anchors import NAIVE
 from know_cli.evaluation.release import results
-from know_cli.evaluation.statistics import mean_estimate
+from know_cli.evaluation.statistics import Estimate, mean_estimate
 
 ROOT = Path(know_cli.__file__).parents[1]
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -110,3 +110,102 @@ def test_what_was_taught_is_told_with_its_trials(tasks: dict[str, Any]) -> None:
         "the first is {} points above Θ0 (25 trials), the richer one {} (15), and the plain mean of "
         "the three {} (30 trials;"
     ).format(*texts) in " ".join(page.split())
+
+
+_CONVERGED = {
+    "authors-x8": "the authors' release ×8",
+    "shrink-0.5": "half of Θ0's weights",
+    "longer-decayed": "Θ0 trained longer, its rate falling",
+    "continuation-x8": "`continuation` ×8",
+    "average-forgotten-3": "the mean of the three most forgotten",
+}
+
+
+def every_task() -> dict[str, Any]:
+    found = json.loads((ROOT / "docs" / "results" / "release.json").read_text(encoding="utf-8"))
+    return dict(found["tasks"])
+
+
+def page_of(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8").replace("−", "-")
+
+
+def text_of(difference: Estimate | None) -> str:
+    assert difference is not None
+    return f"{100 * difference.value:+.1f} ± {100 * difference.half_width:.1f}"
+
+
+def test_the_expectations_have_the_table_of_converged_networks() -> None:
+    tasks = every_task()
+    of_networks = [tasks[f"release-cifar10-{n}-converged"] for n in ("resnet", "cnn", "pyramid")]
+    cells = [task["cells"]["1250 images"] for task in of_networks]
+    found = [
+        "| "
+        + " | ".join([words, *(text_of(standing(cell)[start].difference) for cell in cells)])
+        + " |"
+        for standing in (results.at_own_rate, results.at_tuned_rate)
+        for start, words in _CONVERGED.items()
+    ]
+    page = page_of("expectations.md")
+    section = page[page.index("### The same networks, converged") : page.index("### What to do")]
+    rows = [line for line in section.splitlines() if "±" in line and line.startswith("| ")]
+    assert rows == found
+    for cell, seeds in zip(cells, (10, 10, 5), strict=True):
+        assert {results.at_tuned_rate(cell)[start].seeds for start in _CONVERGED} == {seeds}
+    over_all = results.pooled(dict(enumerate(of_networks)), "1250 images")
+    words = " ".join(section.split())
+    for start, of in over_all.items():
+        assert of.tuned.low < 0 < of.tuned.high, start  # "no start is above Θ0"
+        figure = f"{100 * of.tuned.value:+.2f} ± {100 * of.tuned.half_width:.2f}"
+        assert figure in words, (start, figure)
+        assert f"({of.trials} trials)" in words
+    # As the sentence beside it says, in whole points.
+    worth = [
+        round(
+            100 * (results.at_tuned_rate(cell)[NAIVE].mean - results.at_own_rate(cell)[NAIVE].mean)
+        )
+        for cell in cells
+    ]
+    assert "Tuning the rate of Θ0 is worth {}, {} and {} points".format(*worth) in " ".join(
+        section.split()
+    )
+
+
+def test_the_methods_say_what_weight_decay_does_beside_shrinking() -> None:
+    tasks = every_task()
+    plain = tasks["release-cifar10-cnn"]
+    without = dict(zip(plain["seeds"], plain["cells"]["1250 images"][NAIVE]["tuned"], strict=True))
+    gains, over = [], []
+    for decay in ("0.1", "0.3", "1"):
+        task = tasks[f"release-cifar10-cnn-decay-{decay}"]
+        cell = task["cells"]["1250 images"]
+        gained = [
+            one - without[seed]
+            for seed, one in zip(task["seeds"], cell[NAIVE]["tuned"], strict=True)
+        ]
+        assert len(gained) == 10
+        gains.append(text_of(mean_estimate(gained)))
+        over.append(text_of(results.at_tuned_rate(cell)["shrink-0.7"].difference))
+    assert (
+        "Θ0 gains {}, {} and {} points over none on the CNN at the tuned rate (ten seeds each), and "
+        "λ = 0.7 over that {}, {} and {}: at a decay of 1 nothing is left of it."
+    ).format(*gains, *over) in " ".join(page_of("methods.md").split())
+
+
+def test_the_expectations_say_what_was_measured_at_32_pixels() -> None:
+    tasks = every_task()
+    page = " ".join(page_of("expectations.md").split())
+    cell = tasks["release-cifar10-whole-resnet"]["cells"]["1250 images"]
+    own, tuned = results.at_own_rate(cell), results.at_tuned_rate(cell)
+    starts = ("authors-x8", "shrink-0.5")
+    assert {own[start].seeds for start in starts} == {10}
+    figures = [text_of(of[start].difference) for start in starts for of in (own, tuned)]
+    assert (
+        "{} for the authors' release at their rate, {} at the tuned one; half the weights {} and {}."
+    ).format(*figures) in page
+    cell = tasks["release-cifar10-resnet18"]["cells"]["1250 images"]
+    below = [
+        text_of(of(cell)["authors-x8"].difference).removeprefix("-")
+        for of in (results.at_own_rate, results.at_tuned_rate)
+    ]
+    assert "×8 is {} points below Θ0 at theirs, {} at the tuned one.".format(*below) in page
