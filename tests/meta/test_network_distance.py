@@ -20,12 +20,11 @@ from know_cli.meta.network_data import NetworkRun
 from know_cli.meta.network_forgettings import load_networks
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.network_training import _distance, predicted, teach
-from know_cli.meta.recording import record_trajectory
-from know_cli.meta.series import save_series
 from know_cli.meta.setup import Setup, draw_setup
 from know_cli.settle.bundle import load_bundle
 from know_cli.settle.module import Settle
 from tests.support.command import Command, one_line
+from tests.support.recorded import collect_forgettings
 
 SETTINGS = NetworkSettings(checkpoints=3, hidden=4, steps=4, runs=2, batch=16, distance=0.5)
 #: Data sets with numbers of sessions and continuations.
@@ -73,13 +72,11 @@ def recorded(
     tmp_path_factory: pytest.TempPathFactory, sets: dict[str, DataSet]
 ) -> tuple[Path, Path]:
     """The files of collected forgettings, and the checkpoints that these are of."""
-    files, checkpoints = (tmp_path_factory.mktemp(name) for name in ("files", "checkpoints"))
-    with one_thread():
-        for number, (name, *counts) in enumerate(RECORDED):
-            folder, drawn = checkpoints / f"{number:05d}", setup(number, sets[name], *counts)
-            series = record_trajectory(drawn, sets[name], folder, rows_per_tensor=300_000)
-            save_series(series, files / f"{number:05d}.safetensors")
-    return files, checkpoints
+    setups = [
+        (setup(number, sets[name], *counts), sets[name])
+        for number, (name, *counts) in enumerate(RECORDED)
+    ]
+    return collect_forgettings(tmp_path_factory.mktemp, setups, rows=300_000)
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,7 @@ from know_cli.meta.setup import Setup, Start, draw_setup
 from know_cli.settle.bundle import SettleBundle, load_bundle, save_bundle
 from know_cli.settle.module import Settle
 from tests.support.command import Command, one_line
+from tests.support.recorded import collect_forgettings
 
 SETTINGS = NetworkSettings(checkpoints=3, hidden=4, steps=3, runs=2, batch=16)
 _DATA = "digits"
@@ -63,15 +64,8 @@ def setup(architecture: str, seed: int) -> Setup:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The files of four collected forgettings, and the checkpoints that these are of."""
-    files, checkpoints = (tmp_path_factory.mktemp(name) for name in ("files", "checkpoints"))
-    with one_thread():
-        for number, drawn in enumerate(NETWORKS):
-            name = f"{number:05d}"
-            series = record_trajectory(
-                setup(*drawn), load(_DATA), checkpoints / name, rows_per_tensor=40_000
-            )
-            save_series(series, files / f"{name}.safetensors")
-    return files, checkpoints
+    setups = [(setup(*drawn), load(_DATA)) for drawn in NETWORKS]
+    return collect_forgettings(tmp_path_factory.mktemp, setups, rows=40_000)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,18 @@
-"""Recorded trajectories of a few values."""
+"""Recorded trajectories: of a few values, and of small networks as they are collected."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from know_cli.forgetting import Recorder, nested_subsets
+from know_cli.lab.data import DataSet
+from know_cli.lab.fitting import one_thread
+from know_cli.meta.recording import record_trajectory
+from know_cli.meta.series import save_series
+from know_cli.meta.setup import Setup
 
 State = Mapping[str, torch.Tensor]
 
@@ -21,6 +26,19 @@ def record(
     for session in made:
         made.save(session, state_of(session.index))
     return made.trajectory
+
+
+def collect_forgettings(
+    make_folder: Callable[[str], Path], setups: Iterable[tuple[Setup, DataSet]], rows: int
+) -> tuple[Path, Path]:
+    """The files of collected forgettings, and the checkpoints that these are of."""
+    files, checkpoints = (make_folder(name) for name in ("files", "checkpoints"))
+    with one_thread():
+        for number, (setup, data) in enumerate(setups):
+            name = f"{number:05d}"
+            series = record_trajectory(setup, data, checkpoints / name, rows_per_tensor=rows)
+            save_series(series, files / f"{name}.safetensors")
+    return files, checkpoints
 
 
 def counting(index: int) -> State:
