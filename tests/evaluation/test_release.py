@@ -424,7 +424,8 @@ def test_networks_without_batch_norm_have_no_treatments_of_it(tmp_path: Path) ->
 
 def test_every_start_has_every_treatment_and_those_of_most_only_by_name() -> None:
     every = tiny().arms({"mine": "folder"})
-    plain = {arm.label for arm in every if arm.norm == "fresh"} - {"scratch"}
+    halves = {"shrink-0.5-first", "shrink-0.5-last"}
+    plain = {arm.label for arm in every if arm.norm == "fresh"} - {"scratch"} - halves
     for norm in ("stored", "re-estimated"):
         treated = {arm.label for arm in every if arm.norm == norm}
         assert treated == {f"{label}-{norm}" for label in plain}
@@ -442,7 +443,51 @@ def test_every_start_has_every_treatment_and_those_of_most_only_by_name() -> Non
     assert {arm.label for arm in chosen(every, ["longer*-stored", "last-re-estimated"])} == {
         "naive", "longer-stored", "longer-decayed-stored", "last-re-estimated",
     }  # fmt: skip
+    # Those of half of the layers only where a pattern is the whole name.
+    assert not halves & {arm.label for arm in chosen(every, ["shrink-*"])}
+    assert {arm.label for arm in chosen(every, ["shrink-0.5-last"])} == {"naive", "shrink-0.5-last"}
     assert {"longer-stored", "mine-x2-stored"} < {arm.label for arm in chosen(every, ["*-stored"])}
+
+
+@pytest.mark.usefixtures("_few_rates")
+def test_half_of_the_layers_shrinks_alone(tmp_path: Path) -> None:
+    task = tiny()
+    trial = ReleaseTrial(task, 0, tmp_path, None)
+    names = ("shrink-0.5-first", "shrink-0.5-last")
+    trial.run(arms(task, *names), [25])
+    assert {*names} < set(trial.found(arms(task, *names), [25])["cells"]["8 images"])
+    every = {arm.label: arm for arm in task.arms({})}
+    whole, none, *halves = (
+        trial.start(every[name]).state_dict() for name in ("shrink-0.5", "naive", *names)
+    )
+    weights = [name for name in none if not torch.equal(none[name], whole[name])]
+    layers = [
+        name for name, module in trial.problem.build(0).named_modules()
+        if isinstance(module, torch.nn.Conv2d)
+    ]  # fmt: skip
+    assert weights == [f"{name}.weight" for name in layers]
+    assert len(weights) > 3
+    for number, name in enumerate(weights):
+        first = number < len(weights) // 2
+        for half, has_shrunk in zip(halves, (first, not first), strict=True):
+            assert torch.equal(half[name], (whole if has_shrunk else none)[name])
+    for name in none:
+        if name not in weights:
+            assert all(torch.equal(half[name], none[name]) for half in halves)
+
+
+def test_tasks_of_other_lengths_differ_in_nothing_else() -> None:
+    usual, *others = (
+        task.definition()
+        for name in ("", "-epochs-10", "-epochs-90")
+        for task in [RELEASE_TASKS[f"release-cifar10-pyramid{name}"]]
+    )
+    assert [one["fine_tuning"]["epochs"] for one in (usual, *others)] == [30, 10, 90]
+    for one in others:
+        lengths = one.pop("fine_tuning"), usual["fine_tuning"]
+        assert {k for k in lengths[0] if lengths[0][k] != lengths[1][k]} == {"epochs"}
+        # The task's own list of conditions, which names the length, too.
+        assert {k for k in one if one[k] != usual[k]} <= {"name", "title", "downstream"}
 
 
 @pytest.mark.usefixtures("_few_rates")

@@ -11,7 +11,7 @@ from know_cli.evaluation.anchors import NAIVE
 from know_cli.evaluation.release.fine_tuning import FineTuning
 from know_cli.evaluation.release.network import ReleaseResNet18, SmallResNet
 from know_cli.evaluation.release.recipes import captions, domains, segmentation, transfer
-from know_cli.evaluation.release.task import SESSIONS, SHIPPED, Arm, ReleaseTask
+from know_cli.evaluation.release.task import FRESH, SESSIONS, SHIPPED, Arm, ReleaseTask
 from know_cli.evaluation.tasks import Downstream, Recipe
 from know_cli.evaluation.tasks.cifar import Reduced, Whole
 from know_cli.evaluation.tasks.classification import BACKBONES, Network
@@ -26,6 +26,8 @@ _SGD = FineTuning(learning_rate=1e-2, optimiser="sgd", weight_decay=5e-4)
 _DECAYS = (0.1, 0.3, 1.0)
 _ONE_EPOCH = Recipe(1, 1e-3, batch_size=16, weight_decay=0.0, schedule="constant")
 _CONVERGED = replace(_ONE_EPOCH, epochs=12, schedule="cosine")
+# How long the fine-tuning takes, in epochs, beside the usual length.
+_LENGTHS = (10, 90)
 _MOST = 5000
 _RESNET = "a ResNet with BatchNorm and biases"
 
@@ -114,6 +116,25 @@ _DECAY_TASKS = tuple(
     )
     for decay in _DECAYS
 )
+_THIRD_TASKS = tuple(
+    _task(
+        f"cifar10-{name}-third",
+        f"{_CLASSES}, {title}, sessions on a third of the data before",
+        network,
+        rate=1 / 3,
+    )
+    for name, (title, network) in _NETWORKS.items()
+)
+_LENGTH_TASKS = tuple(
+    _task(
+        f"cifar10-{name}-epochs-{epochs}",
+        f"{_CLASSES}, {title}, fine-tuned for {epochs} epochs",
+        network,
+        fine_tuning=FineTuning(epochs=epochs),
+    )
+    for epochs in _LENGTHS
+    for name, (title, network) in _NETWORKS.items()
+)
 #: Tasks of the release regime by name.
 RELEASE_TASKS = {
     task.name: task
@@ -128,12 +149,7 @@ RELEASE_TASKS = {
             SmallResNet(),
             fine_tuning=_SGD,
         ),
-        _task(
-            "cifar10-resnet-third",
-            f"{_CLASSES}, {_RESNET}, sessions on a third of the data before",
-            SmallResNet(),
-            rate=1 / 3,
-        ),
+        *_THIRD_TASKS,
         _task(
             "fashion-cifar10-resnet",
             f"Fashion-MNIST in colours to five classes of CIFAR-10 at 14×14, {_RESNET}",
@@ -163,6 +179,7 @@ RELEASE_TASKS = {
         ),
         *_CONVERGED_TASKS,
         *_DECAY_TASKS,
+        *_LENGTH_TASKS,
         _RESNET18,
         *transfer.TASKS,
         *domains.TASKS,
@@ -200,18 +217,22 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
 
     Args:
         arms: of a task.
-        patterns: none stands for all but those that are measured only by name, whose treatment a
-            pattern has to spell out.
+        patterns: none stands for all but those that are measured only by name, of which a pattern
+            has to spell out the treatment of BatchNorm, or where it is the usual one the whole.
     """
     wanted = [NAIVE, *patterns] if patterns else ["*"]
     return [
         arm
         for arm in arms
         if any(
-            fnmatchcase(arm.label, pattern) and (not arm.by_name or pattern.endswith(arm.norm))
+            fnmatchcase(arm.label, pattern) and (not arm.by_name or _names(pattern, arm))
             for pattern in wanted
         )
     ]
+
+
+def _names(pattern: str, arm: Arm) -> bool:
+    return pattern == arm.label or (arm.norm != FRESH and pattern.endswith(arm.norm))
 
 
 def check_methods(

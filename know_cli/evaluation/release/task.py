@@ -24,6 +24,8 @@ TRAINED = (NAIVE, LONGER, DECAYED, MORE_DATA, LAST, AVERAGE_FORGOTTEN, HINDSIGHT
 OF_MORE_DATA = (MORE_DATA, HINDSIGHT)
 #: Factors of Θ0's weights.
 SHRUNK = (0.9, 0.7, 0.5, 0.4)
+#: Starts in which only the first or only the last half of the layers have shrunk, by this factor.
+SHRUNK_HALVES, HALVES_FACTOR = ("shrink-0.5-first", "shrink-0.5-last"), 0.5
 #: Steps of each prediction that are measured, unless a task has others.
 STEPS = (1, 3)
 #: The shipped families of KNOWN, and the one that stands for the paper's.
@@ -123,6 +125,7 @@ class ReleaseTask:
         variants += [of_bundle(name, path) for name, path in bundles.items()]
         predicted = [arm for variant in variants for arm in self._of_steps(variant)]
         shrunk = [_shrunk(factor) for factor in SHRUNK]
+        halves = [Arm(name, by_name=True) for name in SHRUNK_HALVES]
         main = [
             *(Arm(name) for name in TRAINED if not (self.uses_all and name in OF_MORE_DATA)),
             *shrunk,
@@ -141,7 +144,7 @@ class ReleaseTask:
             if arm.name != SCRATCH
             for norm in (STORED, RE_ESTIMATED)
         ]
-        return main + others + list(self._of_fewer())
+        return main + halves + others + list(self._of_fewer())
 
     def _of_fewer(self) -> Iterator[Arm]:
         variant = Variant(RETRODICTION, {"weights": RETRODICTION})

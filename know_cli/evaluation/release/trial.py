@@ -34,8 +34,10 @@ from know_cli.evaluation.release.task import (
     AVERAGE_FORGOTTEN,
     FORGOTTEN,
     FRESH,
+    HALVES_FACTOR,
     RE_ESTIMATED,
     SESSIONS,
+    SHRUNK_HALVES,
     Arm,
     ReleaseTask,
 )
@@ -45,6 +47,7 @@ from know_cli.evaluation.tasks.task import permutation
 from know_cli.evaluation.variants import method_of
 from know_cli.evaluation.weights import data_key, load, recorded
 from know_cli.forgetting.recorder import checkpoint_name, derived_seed
+from know_cli.kinds import Kind, classify_all
 from know_cli.lab.averaging import combine
 from know_cli.lab.fitting import one_thread
 
@@ -53,7 +56,7 @@ PROTOCOL = 1
 # Random streams of one seed.
 _HEAD, _DRAW, _FINE_TUNE, _HINDSIGHT = range(95, 99)
 # Put together from the sessions' checkpoints.
-_COMBINED = (AVERAGE_FORGOTTEN, HINDSIGHT)
+_COMBINED = (AVERAGE_FORGOTTEN, HINDSIGHT, *SHRUNK_HALVES)
 _FILES = {NAIVE: checkpoint_name(0), LAST: checkpoint_name(SESSIONS - 1)}
 
 
@@ -264,6 +267,9 @@ class ReleaseTrial:
         states = [read_state(self.checkpoint(index)) for index in range(SESSIONS)]
         if name == AVERAGE_FORGOTTEN:
             state = combine(states[-FORGOTTEN:], [1 / FORGOTTEN] * FORGOTTEN)
+        elif name in SHRUNK_HALVES:
+            ordered = {of: states[0][of] for of in self.problem.build(0).state_dict()}
+            state = half_shrunk(ordered, self.problem.fresh, SHRUNK_HALVES.index(name))
         else:  # what fits best what D0 lacks
             model = self.problem.build(0)
             other = other_data(self.task, self.problem, self.seed)
@@ -368,6 +374,26 @@ class ReleaseTrial:
             },
             "seconds": round(sum(found["seconds"] for found in rates.values()), 2),
         }
+
+
+def half_shrunk(state: Mapping[str, Tensor], head: Sequence[str], half: int) -> dict[str, Tensor]:
+    """A state dict in which half of the layers have shrunk by :data:`HALVES_FACTOR`.
+
+    Args:
+        state: in the order of the layers.
+        head: names of modules that do not count, since they are given fresh weights.
+        half: 0 for the first half, 1 for the last, which of an odd number has one more.
+    """
+    kinds = classify_all({name: (tuple(t.shape), "F32") for name, t in state.items()})
+    weights = [
+        name
+        for name in state
+        if kinds[name].kind in (Kind.CONV, Kind.FC)
+        and not any(name.startswith(f"{module}.") for module in head)
+    ]
+    middle = len(weights) // 2
+    chosen = weights[middle:] if half else weights[:middle]
+    return {name: t * HALVES_FACTOR if name in chosen else t for name, t in state.items()}
 
 
 class _IncompleteError(Exception):
