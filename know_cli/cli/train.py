@@ -12,11 +12,16 @@ from know_cli.checkpoints.metadata import Regime
 from know_cli.cli.measure_bundles import measure_bundles
 from know_cli.cli.options import one_json, quiet_option, report_option
 from know_cli.cli.output import Output
-from know_cli.cli.train_network import NetworkRequest, through_networks
+from know_cli.cli.train_network import NetworkRequest, check_model, through_networks
 from know_cli.cli.train_weights import train_weights
 from know_cli.errors import UsageError
 from know_cli.known.preparation import Preparation
-from know_cli.meta.network_settings import DOWNSTREAM_BATCH, NetworkSettings
+from know_cli.meta.network_settings import (
+    DOWNSTREAM_BATCH,
+    NETWORK_RATES,
+    HyperModel,
+    NetworkSettings,
+)
 from know_cli.meta.settings import Loss, Residuals, Settings, Target
 
 EPILOG = "\n\n".join(
@@ -52,8 +57,8 @@ def train(
     objective: Annotated[
         Objective,
         typer.Option(
-            help="weights: KNOWN, by its distance to a target; network: the hyper-model settle, by "
-            "what the networks of collected runs or forgettings say with its weights."
+            help="weights: KNOWN, by its distance to a target; network: --model, by what the "
+            "networks of collected runs or forgettings say with the weights that it predicts."
         ),
     ] = Objective.WEIGHTS,
     output: Annotated[
@@ -102,7 +107,7 @@ def train(
         Preparation | None,
         typer.Option(
             help="Windows as they are (raw), or centred and divided by their spread.",
-            show_default="raw for retrodiction, spread for continuation",
+            show_default="raw for retrodiction, else spread",
         ),
     ] = None,
     factor: Annotated[
@@ -142,7 +147,7 @@ def train(
         typer.Option(
             min=0.0,
             help="Adam's initial learning rate.",
-            show_default="0.001, through networks 0.01",
+            show_default="0.001, through networks 0.01, of KNOWN 0.003",
         ),
     ] = None,
     averaging: Annotated[
@@ -192,6 +197,14 @@ def train(
             rich_help_panel=_NETWORK,
         ),
     ] = None,
+    model: Annotated[
+        HyperModel | None,
+        typer.Option(
+            help="Which hyper-model is taught: that of --method settle, or KNOWN.",
+            show_default="settle",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
     meta_steps: Annotated[
         int,
         typer.Option(
@@ -211,7 +224,7 @@ def train(
         typer.Option(
             min=1,
             max=1024,
-            help="Width of the part that reads how it went.",
+            help="Width of the part of settle that reads how it went.",
             rich_help_panel=_NETWORK,
         ),
     ] = 16,
@@ -220,7 +233,7 @@ def train(
         typer.Option(
             min=0,
             max=1024,
-            help="Width of the part that corrects single elements; 0 for none.",
+            help="Width of the part of settle that corrects single elements; 0 for none.",
             rich_help_panel=_NETWORK,
         ),
     ] = 0,
@@ -282,12 +295,13 @@ def train(
     well it does on held-out trajectories, compared with simple rules. An interrupted run continues
     with the kind that it was training.
 
-    With --objective network it trains the hyper-model of --method settle, on ordinary runs that
-    'know collect --regime run' wrote, or on forgettings of 'know collect' (with --regime
+    With --objective network it trains the hyper-model of --method settle, or KNOWN, on ordinary
+    runs that 'know collect --regime run' wrote, or on forgettings of 'know collect' (with --regime
     release-chain, --samples leaves samples unseen): by the cross entropy of their networks with
     the predicted weights, on samples that they were not trained on. Of the options above,
     --checkpoints, --learning-rate, --seed, --holdout, --hold-out-architecture, --threads, --json
-    and --force apply; the last ones apply to it alone.
+    and --force apply, and with --model known --preparation, --factor and --steps; the last ones
+    apply to it alone.
     """
     from know_cli.cli.report_file import takes_stdout
 
@@ -297,14 +311,20 @@ def train(
         raise UsageError(
             "give either -o BUNDLE to train a bundle, or --evaluate BUNDLE to measure one"
         )
-    if factor and (output is None or objective is Objective.NETWORK):
-        raise UsageError("--factor: is for -o BUNDLE with --objective weights; leave it out")
+    if factor and output is None:
+        raise UsageError("--factor: is for -o BUNDLE; leave it out")
+    if model is not None and (output is None or objective is Objective.WEIGHTS):
+        raise UsageError("--model: is for -o BUNDLE with --objective network; leave it out")
     if objective is Objective.NETWORK:
         if compare or len(evaluate or []) > 1:
             raise UsageError("--objective network: measures one bundle, and compares with averages")
         if downstream_examples and not downstream:
             raise UsageError("--downstream-examples needs --downstream")
         examples = sorted(set(downstream_examples or NetworkSettings.downstream_examples))
+        of_known = {"preparation": preparation, "factor": factor, "steps": steps > 1}
+        of_settle = {"hidden": hidden != NetworkSettings.hidden, "width": width}
+        if output is not None:
+            check_model(model, of_known, of_settle)
         through_networks(
             talk,
             NetworkRequest(
@@ -312,11 +332,17 @@ def train(
                 output=output,
                 settings=NetworkSettings(
                     checkpoints=checkpoints,
+                    model=model or HyperModel.SETTLE,
+                    preparation=preparation or Preparation.SPREAD,
+                    factor=factor,
+                    predicted_steps=steps,
                     hidden=hidden,
                     width=width,
                     steps=meta_steps,
                     runs=runs_per_step,
-                    learning_rate=1e-2 if learning_rate is None else learning_rate,
+                    learning_rate=NETWORK_RATES[model or HyperModel.SETTLE]
+                    if learning_rate is None
+                    else learning_rate,
                     distance=distance,
                     downstream=downstream,
                     downstream_steps=downstream_steps,

@@ -1,4 +1,4 @@
-"""``know train --objective network``: teach the hyper-model settle through the networks."""
+"""``know train --objective network``: teach a hyper-model through the networks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
+from know_cli.meta.network_settings import HyperModel, NetworkSettings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from know_cli.meta.network_bundle import Progress
     from know_cli.meta.network_data import NetworkRun
-    from know_cli.meta.network_settings import NetworkSettings
 
 
 #: By kind of trajectory, what gains are counted from.
 _BASES = {"run": "the last checkpoint", "forgetting": "Θ0"}
-_COLUMNS = ("start", "points", "nats", "settle ahead by points", "by nats")
+_COLUMNS = ("start", "points", "nats", "{} ahead by points", "by nats")
 _GROUPS = {
     "runs": "{} held out",
     "architectures": "{} of architectures that were never taught on",
@@ -55,6 +55,28 @@ class NetworkRequest:
     table: Path | None = None
     every: int = 50
     threads: int | None = None
+
+
+def check_model(
+    model: HyperModel | None, of_known: Mapping[str, object], of_settle: Mapping[str, object]
+) -> None:
+    """Refuse options of the other hyper-model.
+
+    Args:
+        model: None is settle.
+        of_known: by option of KNOWN, what is true where it was given.
+        of_settle: likewise of settle.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    is_known = model is HyperModel.KNOWN
+    others = of_settle if is_known else of_known
+    given = next((name for name, value in others.items() if value), None)
+    if given is not None:
+        hint = "leave it out" if is_known else f"give --model {HyperModel.KNOWN.value} as well"
+        owner = HyperModel.SETTLE if is_known else HyperModel.KNOWN
+        raise UsageError(f"--{given}: with --objective network is {owner.value}'s; {hint}")
 
 
 def through_networks(
@@ -94,8 +116,8 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     from know_cli.meta.kept import kept_beside
     from know_cli.meta.network_bundle import split_runs, teach_bundle
     from know_cli.meta.network_downstream import check_examples, with_other_tasks
+    from know_cli.meta.network_models import save_bundle
     from know_cli.meta.network_training import check_partial
-    from know_cli.settle.bundle import save_bundle
 
     torch.set_num_threads(request.threads or 1)
     settings, output = request.settings, request.output
@@ -151,7 +173,7 @@ def measure_networks(talk: Output, request: NetworkRequest, bundle: Path, *, for
 
     from know_cli.cli.report_file import write_out, write_report
     from know_cli.meta.network_bundle import measure_bundle
-    from know_cli.settle.bundle import load_bundle
+    from know_cli.meta.network_models import load_bundle
 
     torch.set_num_threads(request.threads or 1)
     loaded = load_bundle(bundle)
@@ -209,13 +231,13 @@ def _tell_targets(talk: Output, runs: Sequence[NetworkRun], checkpoints: int) ->
 
 
 def _line(progress: Progress, steps: int, what: str) -> str:
-    from know_cli.meta.network_gains import TAUGHT
-
     parts = [f"step {progress.step} of {steps}", f"{progress.seconds:.0f} s"]
     for group, table in progress.gains.items():
         found = table.to_json()
         base, best = next(iter(found["ahead"])), best_average_of(found)
-        points, ahead = (_text(one) for one in (found["accuracy"][TAUGHT], found["ahead"][best]))
+        points, ahead = (
+            _text(one) for one in (found["accuracy"][table.taught], found["ahead"][best])
+        )
         title = _GROUPS[group].format(what)
         parts.append(f"{title}: {points} points over {base}, {ahead} over {best}")
     return "; ".join(parts)
@@ -228,7 +250,7 @@ def _tables(facts: Mapping[str, Any]) -> list[RenderableType]:
     lines: list[RenderableType] = [_heading(facts)]
     what = f"{facts['trajectory']}s"
     for group, found in facts["gains"].items():
-        table = new_table(*_COLUMNS)
+        table = new_table(*_columns(facts))
         for cells in _rows(found):
             table.add_row(*cells)
         lines += ["", f"{found['runs']} {_GROUPS[group].format(what)}", table]
@@ -269,8 +291,8 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
     lines = [
         f"# The hyper-model for {what}, taught through the networks",
         "",
-        f"{settings['checkpoints']} checkpoints, {facts['parameters']} parameters, a width of "
-        f"{settings['width']} ({facts['digest']}), taught on {len(facts['taught_on'])} {what} in "
+        f"{settings['checkpoints']} checkpoints, {_size(facts)} ({facts['digest']}), taught on "
+        f"{len(facts['taught_on'])} {what} in "
         f"{settings['steps']} steps of {settings['runs']} {what}{calibrated}{distance}; "
         f"{facts['processor_seconds']} s of one processor with all measurements.",
         "",
@@ -278,7 +300,7 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
     ]
     for group, found in gains.items():
         title = _GROUPS[group].format(what)
-        lines += ["", f"## {found['runs']} {title}", "", _line_of(_COLUMNS)]
+        lines += ["", f"## {found['runs']} {title}", "", _line_of(_columns(facts))]
         lines += ["|---|---:|---:|---:|---:|", *map(_line_of, _rows(found))]
     if not facts["curve"]:
         return "\n".join(lines) + "\n"
@@ -296,6 +318,28 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
             cells += [_text(point[group]["accuracy"]), _text(point[group]["ahead"][best])]
         lines.append(_line_of(cells))
     return "\n".join(lines) + "\n"
+
+
+def _columns(facts: Mapping[str, Any]) -> list[str]:
+    return [title.format(_model(facts)) for title in _COLUMNS]
+
+
+def _model(facts: Mapping[str, Any]) -> str:
+    """Which hyper-model it is; a manifest of KNOWN does not name it."""
+    return str(facts.get("model", HyperModel.KNOWN.value))
+
+
+def _size(facts: Mapping[str, Any]) -> str:
+    settings, parameters = facts["settings"], facts["parameters"]
+    if _model(facts) == HyperModel.SETTLE.value:
+        return f"{parameters} parameters, a width of {settings['width']}"
+    factor = " with a factor on θ0" if settings["factor"] else ""
+    steps = settings["predicted_steps"]
+    through = f", predictions of 1 to {steps} steps" if steps > 1 else ""
+    return (
+        f"a KNOWN{factor} of {parameters} parameters for each kind, {settings['preparation']} "
+        f"windows{through}"
+    )
 
 
 def best_average_of(found: Mapping[str, Any]) -> str:

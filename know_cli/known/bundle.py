@@ -71,6 +71,25 @@ class Bundle:
         known.load_state_dict(self.states[kind])
         return known.eval()
 
+    def to_json(self, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Its manifest as it is written.
+
+        Args:
+            details: further entries, instead of those of the same names.
+        """
+        own: dict[str, Any] = {
+            "format": FORMAT,
+            "checkpoints": self.checkpoints,
+            "preparation": self.preparation.value,
+            "target": self.target,
+            TRAJECTORY: self.trajectory.value,
+            **({FACTOR: True} if self.factor else {}),
+            "digest": self.digest,
+            "parameters": sum(tensor.numel() for tensor in self.states[Kind.CONV].values()),
+        }
+        rest = {**self.manifest, **(details or {})}
+        return {**own, **{key: value for key, value in rest.items() if key not in own}}
+
     @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits that depend on every weight and on the preparation.
@@ -206,16 +225,5 @@ def save_bundle(
             {"format": "pt"},
             replace=replace,
         )
-    manifest = {
-        "format": FORMAT,
-        "checkpoints": bundle.checkpoints,
-        "preparation": bundle.preparation.value,
-        "target": bundle.target,
-        TRAJECTORY: bundle.trajectory.value,
-        **({FACTOR: True} if bundle.factor else {}),
-        "digest": bundle.digest,
-        "parameters": sum(tensor.numel() for tensor in bundle.states[Kind.CONV].values()),
-    }
-    rest = {**bundle.manifest, **(details or {})}
-    manifest.update({key: value for key, value in rest.items() if key not in manifest})
+    manifest = bundle.to_json(details)
     write_text(path / MANIFEST, json_text(manifest, indent=2), replace=replace)

@@ -13,11 +13,10 @@ from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.errors import UsageError
 from know_cli.meta.manifest import versions
 from know_cli.meta.network_data import NetworkRun
-from know_cli.meta.network_gains import TAUGHT, Gains, HeldOut, gains
+from know_cli.meta.network_gains import Gains, HeldOut, gains
+from know_cli.meta.network_models import NetworkBundle, NetworkModel, model_of
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.network_training import teach
-from know_cli.settle.bundle import SettleBundle
-from know_cli.settle.module import Settle
 
 #: Groups of runs that are never taught on.
 RUNS, ARCHITECTURES = "runs", "architectures"
@@ -74,7 +73,7 @@ def split_runs(
     return RunSplit(training, held_out)
 
 
-def not_taught_on(bundle: SettleBundle, runs: Sequence[NetworkRun]) -> dict[str, list[NetworkRun]]:
+def not_taught_on(bundle: NetworkBundle, runs: Sequence[NetworkRun]) -> dict[str, list[NetworkRun]]:
     """The runs that a bundle was not taught on, by group, those collected later among them.
 
     Raises:
@@ -93,16 +92,18 @@ def not_taught_on(bundle: SettleBundle, runs: Sequence[NetworkRun]) -> dict[str,
     return found
 
 
-def measure_bundle(bundle: SettleBundle, runs: Sequence[NetworkRun]) -> dict[str, Any]:
+def measure_bundle(bundle: NetworkBundle, runs: Sequence[NetworkRun]) -> dict[str, Any]:
     """What a bundle gains on the runs that it was not taught on: its manifest with these gains.
 
     Raises:
         UsageError: it was taught on all of them.
     """
-    model, found = bundle.module(), {}
+    model, found = model_of(bundle), {}
     groups = not_taught_on(bundle, runs)
     for name, group in groups.items():
-        found[name] = gains(HeldOut(group, bundle.checkpoints).measured(model)).to_json()
+        found[name] = gains(
+            HeldOut(group, bundle.checkpoints).measured(model), model.name
+        ).to_json()
     held_out = {name: sorted(run.name for run in group) for name, group in groups.items()}
     return {**bundle.to_json(), "held_out": held_out, "gains": found, "curve": []}
 
@@ -141,8 +142,8 @@ class Progress:
         for group, table in self.gains.items():
             stored = table.to_json()
             found[group] = {
-                "accuracy": stored["accuracy"][TAUGHT],
-                "loss": stored["loss"][TAUGHT],
+                "accuracy": stored["accuracy"][table.taught],
+                "loss": stored["loss"][table.taught],
                 "ahead": stored["ahead"],
                 "ahead_loss": stored["ahead_loss"],
             }
@@ -157,7 +158,7 @@ def teach_bundle(
     *,
     every: int = 50,
     partial: Path | None = None,
-) -> SettleBundle:
+) -> NetworkBundle:
     """Teach a bundle, measuring as it goes.
 
     Args:
@@ -178,8 +179,8 @@ def teach_bundle(
     groups = {name: HeldOut(runs, settings.checkpoints) for name, runs in split.held_out.items()}
     began = time.monotonic()
 
-    def told(step: int, loss: float, model: Settle) -> dict[str, Any]:
-        found = {name: gains(group.measured(model)) for name, group in groups.items()}
+    def told(step: int, loss: float, model: NetworkModel) -> dict[str, Any]:
+        found = {name: gains(group.measured(model), model.name) for name, group in groups.items()}
         progress = Progress(step, time.monotonic() - began, loss, found)
         report(progress)
         return progress.to_json()
@@ -192,7 +193,7 @@ def teach_bundle(
         partial=partial,
         reported_of=[run.name for runs in split.held_out.values() for run in runs],
     )
-    final = {name: gains(group.measured(model)) for name, group in groups.items()}
+    final = {name: gains(group.measured(model), model.name) for name, group in groups.items()}
     manifest = {
         "settings": settings.to_json(),
         "taught_on": sorted(run.name for run in split.training),
@@ -204,4 +205,4 @@ def teach_bundle(
         "curve": curve,
         "versions": versions(),
     }
-    return SettleBundle.of(model, manifest, split.training[0].trajectory)
+    return model.bundle(manifest, split.training[0].trajectory)

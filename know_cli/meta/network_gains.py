@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.lab.averaging import combine
 from know_cli.meta.network_data import NetworkRun, State, Window, outputs
-from know_cli.meta.network_training import predicted
-from know_cli.settle.module import Settle
+from know_cli.meta.network_models import NetworkModel
 
-NAIVE, LAST, ANNEALED, TAUGHT = "naive", "last", "annealed-20", "settle"
+NAIVE, LAST, ANNEALED = "naive", "last", "annealed-20"
 #: What others are compared with: the newest checkpoint of a run, Θ0 of a forgetting.
 _BASES = {TrajectoryKind.RUN: LAST, TrajectoryKind.FORGETTING: NAIVE}
 _ROWS = 500
@@ -144,22 +143,34 @@ class HeldOut:
         return found
 
     @torch.no_grad()
-    def measured(self, model: Settle) -> list[dict[str, Any]]:
-        """One entry per run and window: its name, architecture, spacing, and all measures."""
+    def measured(self, model: NetworkModel) -> list[dict[str, Any]]:
+        """One entry per run and window: its name, architecture, data set, and all measures."""
         found = []
         for run, fixed in zip(self._runs, self._fixed, strict=True):
             for window, others in zip(windows_of(run, self._checkpoints), fixed, strict=True):
-                weights, _ = predicted(model, window)
-                state: State = {**window.states[-1], **weights}
+                taught = {}
+                for step in range(1, model.steps + 1):
+                    weights = model.predicted(window, step)
+                    state: State = {**window.states[-1], **weights}
+                    taught[step_name(model.name, step)] = measure(run, state)
                 found.append(
                     {
                         "run": run.name,
                         "architecture": run.setup.design.architecture,
                         "data_set": run.setup.data_set,
-                        "measured": {**others, TAUGHT: measure(run, state)},
+                        "measured": {**others, **taught},
                     }
                 )
         return found
+
+
+def step_name(name: str, step: int) -> str:
+    """What a step of a hyper-model's prediction is called in tables.
+
+    >>> step_name("known", 1), step_name("known", 3)
+    ('known', 'known-step-3')
+    """
+    return name if step == 1 else f"{name}-step-{step}"
 
 
 @dataclass(frozen=True)
@@ -168,12 +179,14 @@ class Gains:
 
     Attributes:
         runs: their number.
+        taught: name of the taught one.
         accuracy, loss: by name, points and nats that it is better than the newest checkpoint,
             which is the first of them.
         ahead, ahead_loss: by name, points and nats that the taught one is better than it.
     """
 
     runs: int
+    taught: str
     accuracy: dict[str, Interval]
     loss: dict[str, Interval]
     ahead: dict[str, Interval]
@@ -196,10 +209,11 @@ class Gains:
         }
 
 
-def gains(found: Sequence[Mapping[str, Any]]) -> Gains:
+def gains(found: Sequence[Mapping[str, Any]], taught: str) -> Gains:
     """Compare what was measured, run by run; windows of a run count as one.
 
     Args:
+        taught: name of the taught one.
         found: what :meth:`HeldOut.measured` returned, or a part of it; not empty.
     """
     runs: dict[str, list[Mapping[str, Measured]]] = {}
@@ -216,11 +230,12 @@ def gains(found: Sequence[Mapping[str, Any]]) -> Gains:
 
         return Interval.of([sum(map(better, parts)) / len(parts) for parts in runs.values()])
 
-    others = [name for name in names if name != TAUGHT]
+    others = [name for name in names if name != taught]
     return Gains(
         len(runs),
+        taught,
         {name: over(name, base, True) for name in names},
         {name: over(name, base, False) for name in names},
-        {name: over(TAUGHT, name, True) for name in others},
-        {name: over(TAUGHT, name, False) for name in others},
+        {name: over(taught, name, True) for name in others},
+        {name: over(taught, name, False) for name in others},
     )

@@ -1,9 +1,12 @@
-"""How the hyper-model settle is taught; imports no torch, so that the command line may."""
+"""How a hyper-model is taught through networks; imports no torch, so that the command line may."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
+
+from know_cli.known.preparation import Preparation
 
 #: Examples that a step of fine-tuning on another task takes.
 DOWNSTREAM_BATCH = 32
@@ -11,13 +14,28 @@ DOWNSTREAM_BATCH = 32
 DOWNSTREAM_EXAMPLES = (200,)
 
 
+class HyperModel(str, Enum):
+    """Values of ``--model``."""
+
+    SETTLE = "settle"
+    KNOWN = "known"
+
+
+#: Adam's rate where none is given, by hyper-model.
+NETWORK_RATES = {HyperModel.SETTLE: 1e-2, HyperModel.KNOWN: 3e-3}
+
+
 @dataclass(frozen=True)
 class NetworkSettings:
-    """How the hyper-model settle is taught.
+    """How a hyper-model is taught through networks.
 
     Attributes:
         checkpoints: S.
-        hidden, width: see :class:`~know_cli.settle.module.Settle`.
+        model: which hyper-model.
+        preparation, factor: see :class:`~know_cli.known.module.Known`; of KNOWN alone.
+        predicted_steps: KNOWN is taught by predictions of one to so many steps, drawn for each
+            network and step of its own training.
+        hidden, width: see :class:`~know_cli.settle.module.Settle`; of settle alone.
         steps: of its own training.
         runs: per step.
         batch: samples per run and step.
@@ -37,6 +55,10 @@ class NetworkSettings:
     """
 
     checkpoints: int = 5
+    model: HyperModel = HyperModel.SETTLE
+    preparation: Preparation = Preparation.SPREAD
+    factor: bool = False
+    predicted_steps: int = 1
     hidden: int = 16
     width: int = 0
     steps: int = 200
@@ -52,12 +74,19 @@ class NetworkSettings:
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types.
+        """Plain types: what is of the other hyper-model is left out.
 
-        Without what was added later where it is not asked for, so that a manifest is as it was, and
+        So is what was added later where it is not asked for, so that a manifest is as it was, and
         what was kept of a training is gone on with.
         """
         found = asdict(self) | {"downstream_examples": list(self.downstream_examples)}
+        if self.model is HyperModel.SETTLE:
+            others: tuple[str, ...] = ("model", "preparation", "factor", "predicted_steps")
+        else:
+            others = ("hidden", "width")
+            found |= {"model": self.model.value, "preparation": self.preparation.value}
+        for name in others:
+            del found[name]
         if self.downstream_examples == DOWNSTREAM_EXAMPLES:
             del found["downstream_examples"]
         return found

@@ -1,9 +1,9 @@
-"""Teaches the hyper-model settle through the networks: by what they say with its weights.
+"""Teaches a hyper-model through the networks: by what they say with the weights that it predicts.
 
 A step takes some runs and a window of each, predicts the weights, and follows the gradient of the
-logarithm of the networks' cross entropy on samples that their runs were not trained on. Running
-statistics are those of the window's distributions, mixed in closed form, as a prediction's are.
-Forgettings are learned from alike; their networks normalise by the batch.
+logarithm of the networks' cross entropy on samples that their runs were not trained on.
+Running statistics are those that the hyper-model gives with its weights. Forgettings are learned
+from alike; their networks normalise by the batch.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from torch import Tensor, nn
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
-from know_cli.engine.movements import Course
 from know_cli.errors import KnowError, UsageError
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.meta.kept import check_kept_file
 from know_cli.meta.manifest import versions
 from know_cli.meta.network_data import MEAN, VARIANCE, NetworkRun, State, Window, outputs
 from know_cli.meta.network_downstream import loss_downstream
+from know_cli.meta.network_models import NetworkModel, new_model
 from know_cli.meta.network_settings import NetworkSettings
-from know_cli.settle.course import features
-from know_cli.settle.module import Settle, shares
 
 # Random streams of one training.
 _WEIGHTS, _STEP = range(2)
@@ -41,42 +39,15 @@ _EPSILON = 1e-5
 _TEMPERATURES = tuple(2 ** (step / 4) for step in range(-6, 13))
 
 
-def predicted(model: Settle, window: Window) -> tuple[State, Tensor]:
-    """The weights that the hyper-model predicts, with running statistics that fit them.
-
-    Args:
-        model: the hyper-model.
-        window: with as many checkpoints as it reads.
-
-    Returns:
-        The tensors that change, and the window's mean coefficients ``[S]``.
-    """
-    courses, kinds = window.courses, window.run.kinds
-    run = Course.together(courses.values())
-    rows = [features(run, courses[name], kinds[name]) for name in kinds]
-    rows.append(features(run, run, None))
-    coefficients, conditions = model.gates(torch.tensor(rows))
-    found = {}
-    for number, name in enumerate(kinds):
-        history = window.stacked(name)
-        values = coefficients[number] @ history
-        if model.width:
-            length, size = (torch.tensor(v) for v in (courses[name].length, courses[name].size))
-            values = values + model.correction(history, conditions[number], length, size)
-        found[name] = values.view_as(window.states[-1][name])
-    found |= window.statistics(shares(coefficients[-1]))
-    return found, coefficients[-1]
-
-
 def teach(
     runs: Sequence[NetworkRun],
     settings: NetworkSettings,
-    report: Callable[[int, float, Settle], Any] = lambda step, loss, model: None,
+    report: Callable[[int, float, NetworkModel], Any] = lambda step, loss, model: None,
     *,
     every: int = 50,
     partial: Path | None = None,
     reported_of: Sequence[str] = (),
-) -> tuple[Settle, list[Any]]:
+) -> tuple[NetworkModel, list[Any]]:
     """Train a hyper-model on runs.
 
     The same runs, settings, versions and number of threads give the same weights on the same
@@ -102,12 +73,12 @@ def teach(
         raise UsageError("no runs are left to learn from; record more")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(settings.seed, _WEIGHTS))
-        model = Settle(settings.checkpoints, settings.hidden, settings.width)
-    adam = torch.optim.Adam(model.parameters(), settings.learning_rate)
+        model = new_model(settings)
+    adam = torch.optim.Adam(model.module.parameters(), settings.learning_rate)
     taught_on = [[run.name, run.setup.to_json(), len(run.others)] for run in runs]
     facts = [settings.to_json(), taught_on, sorted(reported_of), torch.get_num_threads()]
     identity = json.dumps([*facts, versions()], sort_keys=True)
-    begin, told = _resume(partial, identity, model, adam)
+    begin, told = _resume(partial, identity, model.module, adam)
     # Counted, since a training that goes on may report at other steps than it was kept at.
     total, taken = 0.0, 0
     for step in range(begin, settings.steps):
@@ -125,14 +96,15 @@ def teach(
                 )
             (loss / settings.runs).backward()  # type: ignore[no-untyped-call]
             total, taken = total + gained, taken + 1
-        nn.utils.clip_grad_norm_(model.parameters(), _LARGEST_GRADIENT)
+        nn.utils.clip_grad_norm_(model.module.parameters(), _LARGEST_GRADIENT)
         adam.step()
         if (step + 1) % every == 0 or step + 1 == settings.steps:
             told.append(report(step + 1, total / taken, model))
             kept = {"identity": identity, "step": step + 1, "told": told}
-            _keep(partial, kept, model, adam)
+            _keep(partial, kept, model.module, adam)
             total, taken = 0.0, 0
-    return model.eval(), told
+    model.module.eval()
+    return model, told
 
 
 def check_partial(partial: Path) -> None:
@@ -145,13 +117,15 @@ def check_partial(partial: Path) -> None:
 
 
 def _loss(
-    model: Settle, run: NetworkRun, settings: NetworkSettings, generator: np.random.Generator
+    model: NetworkModel, run: NetworkRun, settings: NetworkSettings, generator: np.random.Generator
 ) -> tuple[Tensor, float]:
     """What is minimised of one run, and the logarithm of its cross entropy."""
     choices = run.windows(settings.checkpoints)
     window = run.window(settings.checkpoints, *choices[generator.integers(len(choices))])
     rows = torch.from_numpy(generator.permutation(len(run.labels))[: settings.batch])
-    weights, _ = predicted(model, window)
+    # A single number takes no draw, so that those of settle are as they were without it.
+    step = 1 + int(generator.integers(model.steps)) if model.steps > 1 else 1
+    weights = model.predicted(window, step)
     base = {**window.states[-1], **weights}
     run.model.train(settings.batch_statistics)
     with torch.random.fork_rng(devices=[]):
@@ -212,7 +186,7 @@ def _distance(weights: Mapping[str, Tensor], window: Window, target: State) -> T
 
 
 def _keep(
-    partial: Path | None, facts: Mapping[str, Any], model: Settle, adam: torch.optim.Adam
+    partial: Path | None, facts: Mapping[str, Any], model: nn.Module, adam: torch.optim.Adam
 ) -> None:
     if partial is None:
         return
@@ -223,7 +197,7 @@ def _keep(
 
 
 def _resume(
-    partial: Path | None, identity: str, model: Settle, adam: torch.optim.Adam
+    partial: Path | None, identity: str, model: nn.Module, adam: torch.optim.Adam
 ) -> tuple[int, list[Any]]:
     """The step to go on with, and what was told; 0 where nothing of the same training was kept."""
     if partial is None or not partial.exists():

@@ -18,8 +18,9 @@ from know_cli.lab.fitting import one_thread
 from know_cli.meta import network_data, network_downstream
 from know_cli.meta.network_data import NetworkRun
 from know_cli.meta.network_forgettings import load_networks
+from know_cli.meta.network_models import NetworkModel, settled
 from know_cli.meta.network_settings import NetworkSettings
-from know_cli.meta.network_training import _distance, predicted, teach
+from know_cli.meta.network_training import _distance, teach
 from know_cli.meta.setup import Setup, draw_setup
 from know_cli.settle.bundle import load_bundle
 from know_cli.settle.module import Settle
@@ -126,7 +127,7 @@ def test_it_is_a_share_of_the_newest_checkpoint_s_distance(networks: list[Networ
         target = window.target
         assert target is not None
         for model in (Settle(3), taught):
-            weights = predicted(model, window)[0]
+            weights = settled(model, window)[0]
             # By hand, in double precision, from the tables themselves.
             near = far = 0.0
             for name in run.kinds:
@@ -151,7 +152,7 @@ def test_the_gradient_reaches_the_hyper_model(networks: list[NetworkRun]) -> Non
     window = networks[0].window(3, 1, 1)
     target = window.target
     assert target is not None
-    _distance(predicted(model, window)[0], window, target).backward()  # type: ignore[no-untyped-call]
+    _distance(settled(model, window)[0], window, target).backward()  # type: ignore[no-untyped-call]
     for parameter in (model.gate.weight, model.read.weight):
         slope = parameter.grad
         assert slope is not None
@@ -160,7 +161,7 @@ def test_the_gradient_reaches_the_hyper_model(networks: list[NetworkRun]) -> Non
         with torch.no_grad():
             for step in (1e-2, -1e-2):
                 parameter += step * direction
-                ends.append(float(_distance(predicted(model, window)[0], window, target)))
+                ends.append(float(_distance(settled(model, window)[0], window, target)))
                 parameter -= step * direction
         assert float(slope.norm()) > 0
         assert (ends[0] - ends[1]) / 2e-2 == pytest.approx(float(slope.norm()), rel=2e-2)
@@ -169,7 +170,8 @@ def test_the_gradient_reaches_the_hyper_model(networks: list[NetworkRun]) -> Non
 def test_it_is_learned_and_left_out_where_there_is_no_target(networks: list[NetworkRun]) -> None:
     def taught(run: NetworkRun, distance: float, steps: int = 4) -> Settle:
         changes = {"learning_rate": 0.03, "runs": 1}
-        return teach([run], replace(SETTINGS, distance=distance, steps=steps, **changes))[0]  # type: ignore[arg-type]
+        settings = replace(SETTINGS, distance=distance, steps=steps, **changes)  # type: ignore[arg-type]
+        return teach([run], settings)[0].module  # type: ignore[return-value]
 
     without, alone = (taught(networks[2], distance) for distance in (0.0, 2.0))
     assert torch.equal(without.gate.weight, alone.gate.weight)
@@ -178,16 +180,16 @@ def test_it_is_learned_and_left_out_where_there_is_no_target(networks: list[Netw
     shares = []
     for model in (Settle(3), taught(networks[1], 0.0, 25), taught(networks[1], 5.0, 25)):
         with torch.no_grad():
-            shares.append(float(_distance(predicted(model, window)[0], window, window.target)))
+            shares.append(float(_distance(settled(model, window)[0], window, window.target)))
     assert shares[2] < min(shares[:2])
 
 
 def test_an_interrupted_training_ends_as_a_whole_one(
     networks: list[NetworkRun], tmp_path: Path
 ) -> None:
-    whole = teach(networks, SETTINGS, every=2)[0].state_dict()
+    whole = teach(networks, SETTINGS, every=2)[0].module.state_dict()
 
-    def interrupt(step: int, loss: float, model: Settle) -> str:
+    def interrupt(step: int, loss: float, model: NetworkModel) -> str:
         if step == 4:
             raise KeyboardInterrupt
         return f"first {step}"
@@ -196,7 +198,7 @@ def test_an_interrupted_training_ends_as_a_whole_one(
         teach(networks, SETTINGS, interrupt, every=2, partial=tmp_path / "partial")
     again, told = teach(networks, SETTINGS, every=2, partial=tmp_path / "partial")
     assert told == ["first 2", None]
-    assert all(torch.equal(again.state_dict()[name], whole[name]) for name in whole)
+    assert all(torch.equal(again.module.state_dict()[name], whole[name]) for name in whole)
 
 
 def test_the_command_takes_all_terms(

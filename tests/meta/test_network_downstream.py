@@ -182,8 +182,8 @@ def test_few_and_many_examples_are_both_drawn(
     monkeypatch.undo()
     again, _ = teach(runs, settings)
     few, _ = teach(runs, replace(settings, downstream_examples=(32,)))
-    assert torch.equal(taught.gate.weight, again.gate.weight)
-    assert not torch.equal(taught.gate.weight, few.gate.weight)
+    assert torch.equal(taught.module.gate.weight, again.module.gate.weight)
+    assert not torch.equal(taught.module.gate.weight, few.module.gate.weight)
     with pytest.raises(UsageError) as error:
         check_examples(runs, replace(settings, downstream_examples=(32, 585)))
     assert str(error.value) == (
@@ -206,7 +206,7 @@ def test_one_step_and_thirty_can_be_taught_through(networks: list[NetworkRun], s
         runs, replace(SETTINGS, downstream_steps=steps, steps=2), lambda step, loss, model: loss
     )
     assert all(math.isfinite(loss) for loss in told)
-    assert float(model.gate.weight.detach().abs().max()) > 0
+    assert float(model.module.gate.weight.detach().abs().max()) > 0
 
 
 def test_it_is_taught_with_and_the_page_says_so(networks: list[NetworkRun]) -> None:
@@ -214,8 +214,8 @@ def test_it_is_taught_with_and_the_page_says_so(networks: list[NetworkRun]) -> N
     without, _ = teach(networks, replace(SETTINGS, downstream=0.0))
     taught, _ = teach(runs, SETTINGS)
     again, _ = teach(runs, SETTINGS)
-    assert torch.equal(taught.gate.weight, again.gate.weight)
-    assert not torch.equal(taught.gate.weight, without.gate.weight)
+    assert torch.equal(taught.module.gate.weight, again.module.gate.weight)
+    assert not torch.equal(taught.module.gate.weight, without.module.gate.weight)
     bundle = teach_bundle(split_runs(runs, 0.5, 1), SETTINGS, {})
     page = network_markdown({**bundle.to_json(), "processor_seconds": 1})
     assert "with 0.5 of the loss on another task after 2 steps; " in page

@@ -30,15 +30,15 @@ from know_cli.meta.network_bundle import split_runs, teach_bundle
 from know_cli.meta.network_data import NetworkRun, outputs
 from know_cli.meta.network_forgettings import _states, load_networks
 from know_cli.meta.network_gains import HeldOut, forgotten, measure
+from know_cli.meta.network_models import SettleModel, settled
 from know_cli.meta.network_settings import NetworkSettings
-from know_cli.meta.network_training import predicted
 from know_cli.meta.recording import Task, first_network, record_trajectory, unseen_samples
 from know_cli.meta.series import Series, load_series, save_series
-from know_cli.meta.setup import Setup, Start, draw_setup
+from know_cli.meta.setup import Start
 from know_cli.settle.bundle import SettleBundle, load_bundle, save_bundle
 from know_cli.settle.module import Settle
 from tests.support.command import Command, one_line
-from tests.support.recorded import collect_forgettings
+from tests.support.recorded import brief_setup, collect_forgettings
 
 SETTINGS = NetworkSettings(checkpoints=3, hidden=4, steps=3, runs=2, batch=16)
 _DATA = "digits"
@@ -52,19 +52,10 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def setup(architecture: str, seed: int) -> Setup:
-    data = load(_DATA)
-    drawn = draw_setup(seed, {_DATA: data}, [architecture])
-    return replace(
-        drawn, samples=60, rate=0.8, sessions=4, continuations=0, start=None, epochs=3, later_epochs=1.0,
-        later_rate=1.0, learning_rate=0.004, batch_size=8, optimiser="adam", schedule="constant",
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The files of four collected forgettings, and the checkpoints that these are of."""
-    setups = [(setup(*drawn), load(_DATA)) for drawn in NETWORKS]
+    setups = [(brief_setup(*drawn), load(_DATA)) for drawn in NETWORKS]
     return collect_forgettings(tmp_path_factory.mktemp, setups, rows=40_000)
 
 
@@ -121,7 +112,7 @@ def test_unseen_samples_are_none_of_a_session_s(networks: list[NetworkRun]) -> N
 @pytest.mark.parametrize("start", ["fresh", "pretrained"])
 def test_common_starts_are_as_they_were_recorded(start: Start, tmp_path: Path) -> None:
     data = load(_DATA)
-    drawn = replace(setup("mlp", 64), start=start)
+    drawn = replace(brief_setup("mlp", 64), start=start)
     # Digits are few: what a start was pretrained on is none of what nobody has seen.
     task, (inputs, labels) = Task(drawn, data), unseen_samples(drawn, data, 2000)
     used = len(task.start_labels) if start == "pretrained" else 0
@@ -144,7 +135,7 @@ def test_common_starts_are_as_they_were_recorded(start: Start, tmp_path: Path) -
 def test_what_never_moves_is_as_the_first_session_had_it() -> None:
     """Or unknown, after a pretraining."""
     for start in (None, "fresh", "pretrained"):
-        drawn = replace(setup("mlp", 50), start=cast(Start | None, start))
+        drawn = replace(brief_setup("mlp", 50), start=cast(Start | None, start))
         model = first_network(drawn)
         names = [name for name, _ in model.named_parameters()]
         moved = [name for name in names if name != "fc1.bias"]
@@ -166,7 +157,7 @@ def test_what_never_moves_is_as_the_first_session_had_it() -> None:
         for state in _states(series, model, drawn):
             assert torch.equal(state["fc1.bias"], model.state_dict()["fc1.bias"])
             assert torch.equal(state["fc1.weight"], model.state_dict()["fc1.weight"] + 1)
-    starts = [first_network(replace(setup("mlp", 50), start=one)) for one in (None, "fresh")]
+    starts = [first_network(replace(brief_setup("mlp", 50), start=one)) for one in (None, "fresh")]
     assert not torch.equal(*(next(one.parameters()) for one in starts))
 
 
@@ -183,7 +174,7 @@ def test_a_prediction_is_what_was_taught(
     assert find_method_name(variant) == "settle"
     run = networks[0]
     with torch.no_grad():
-        wanted, coefficients = predicted(model, run.window(3, 1, 0))
+        wanted, coefficients = settled(model, run.window(3, 1, 0))
     assert float(coefficients.max() - coefficients.min()) > 0.05
     found = predict(variant, paths, NormMode.AVERAGE, 1, rate=0.8)[1]
     for name, tensor in wanted.items():
@@ -205,7 +196,7 @@ def test_an_untaught_one_predicts_the_average(networks: list[NetworkRun]) -> Non
     for run in networks:
         window = run.window(3, 1, 0)
         assert window.states[-1] is run.states[-1]
-        weights, _ = predicted(Settle(3), window)
+        weights, _ = settled(Settle(3), window)
         for name, tensor in weights.items():
             mean = sum(state[name].double() for state in window.states) / 3
             torch.testing.assert_close(tensor.double(), mean, rtol=1e-5, atol=1e-6)
@@ -243,7 +234,7 @@ def test_what_is_taught_reads_forgettings_and_says_so(
 def test_the_most_forgotten_checkpoints_are_compared_with(networks: list[NetworkRun]) -> None:
     assert forgotten(3) == {"last": [1, 0, 0], "average-forgotten-2": [0.5, 0.5, 0]}
     assert forgotten(5)["average-forgotten-3"] == pytest.approx([1 / 3] * 3 + [0] * 2)
-    (found,) = HeldOut(networks[:1], 3).measured(Settle(3))
+    (found,) = HeldOut(networks[:1], 3).measured(SettleModel(Settle(3)))
     run = networks[0]
     window = run.window(3, 1, 0)
     by_hand = {
@@ -317,14 +308,14 @@ def test_what_cannot_be_taught_on_is_said(
     for name in ("part", "all", "none", "twice"):
         (tmp_path / name).mkdir()
     series = record_trajectory(
-        setup("mlp", 50), load(_DATA), recorded[1] / "00000", rows_per_tensor=5
+        brief_setup("mlp", 50), load(_DATA), recorded[1] / "00000", rows_per_tensor=5
     )
     save_series(series, tmp_path / "part" / "00000.safetensors")
     found, left_out = load_networks([tmp_path / "part"], 3, None)
     assert not found
     (reason,) = left_out.values()
     assert "only a part of tensor 'fc1.weight' is kept; --rows-per-tensor can keep" in reason
-    everything = replace(setup("mlp", 50), samples=640)
+    everything = replace(brief_setup("mlp", 50), samples=640)
     series = replace(series, facts={**series.facts, "setup": everything.to_json()})
     save_series(series, tmp_path / "all" / "00000.safetensors")
     (reason,) = load_networks([tmp_path / "all"], 3, None)[1].values()

@@ -23,8 +23,9 @@ from know_cli.meta.network_bundle import split_runs
 from know_cli.meta.network_data import NetworkRun, find_runs, load_runs, outputs
 from know_cli.meta.network_forgettings import load_networks
 from know_cli.meta.network_gains import Interval, Measured, averages, gains
+from know_cli.meta.network_models import NetworkModel, SettleModel, settled
 from know_cli.meta.network_settings import NetworkSettings
-from know_cli.meta.network_training import _differentiable, predicted, teach
+from know_cli.meta.network_training import _differentiable, teach
 from know_cli.meta.recording import Task, unseen_samples
 from know_cli.meta.run_recording import record_run
 from know_cli.meta.run_setup import RunSetup, draw_run_setup
@@ -98,7 +99,7 @@ def test_an_untaught_one_predicts_the_average_as_a_prediction_has_it(
 ) -> None:
     for run in runs:
         window = run.window(3, 1, 0)
-        weights, coefficients = predicted(Settle(3), window)
+        weights, coefficients = settled(Settle(3), window)
         mean = combine(window.states, [1 / 3] * 3)
         assert coefficients.tolist() == pytest.approx([1 / 3] * 3)
         assert weights
@@ -137,9 +138,9 @@ def test_an_interrupted_training_ends_as_a_whole_one(
 ) -> None:
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
     made, _ = teach(runs, settings, every=2)
-    whole = made.state_dict()
+    whole = made.module.state_dict()
 
-    def interrupt(step: int, loss: float, model: Settle) -> str:
+    def interrupt(step: int, loss: float, model: NetworkModel) -> str:
         assert math.isfinite(loss)
         if step == 4:
             raise KeyboardInterrupt
@@ -149,29 +150,29 @@ def test_an_interrupted_training_ends_as_a_whole_one(
     with pytest.raises(KeyboardInterrupt):
         teach(runs, settings, interrupt, every=2, partial=partial)
 
-    def tell(step: int, loss: float, model: Settle) -> str:
+    def tell(step: int, loss: float, model: NetworkModel) -> str:
         return f"then {step}"
 
     again, told = teach(runs, settings, tell, every=2, partial=partial)
     assert told == ["first 2", "then 4"]
-    assert all(torch.equal(again.state_dict()[name], whole[name]) for name in whole)
+    assert all(torch.equal(again.module.state_dict()[name], whole[name]) for name in whole)
     assert float(whole["gate.weight"].abs().max()) > 0
     # What was kept of another training is not gone on with.
     other, told = teach(runs, replace(settings, seed=1), tell, every=2, partial=partial)
     assert told == ["then 2", "then 4"]
-    assert not torch.equal(other.state_dict()["read.weight"], whole["read.weight"])
+    assert not torch.equal(other.module.state_dict()["read.weight"], whole["read.weight"])
 
 
 def test_the_loss_that_is_told_is_a_mean_also_with_other_reports(
     runs: list[NetworkRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stand_in(model: Settle, *_: object) -> tuple[torch.Tensor, float]:
-        return model.read.weight.square().sum(), 1.0
+    def stand_in(model: SettleModel, *_: object) -> tuple[torch.Tensor, float]:
+        return model.module.read.weight.square().sum(), 1.0
 
     monkeypatch.setattr("know_cli.meta.network_training._loss", stand_in)
     settings, partial = replace(SETTINGS, steps=7), tmp_path / "partial"
 
-    def interrupt(step: int, loss: float, model: Settle) -> float:
+    def interrupt(step: int, loss: float, model: NetworkModel) -> float:
         if step == 6:
             raise KeyboardInterrupt
         return loss
@@ -209,17 +210,17 @@ def test_a_curve_is_not_gone_on_with_on_other_runs_or_versions(
 
 def test_it_learns_to_lower_the_loss(runs: list[NetworkRun]) -> None:
     run = runs[:1]
-    before = _loss(run[0], Settle(3))
+    before = _loss(run[0], SettleModel(Settle(3)))
     taught, _ = teach(run, replace(SETTINGS, steps=25, runs=1, batch=400, learning_rate=0.03))
     assert _loss(run[0], taught) < before - 1e-3
 
 
-def _loss(run: NetworkRun, model: Settle) -> float:
+def _loss(run: NetworkRun, model: NetworkModel) -> float:
     with torch.no_grad():
         losses = []
         for apart, back in run.windows(3):
             window = run.window(3, apart, back)
-            state = {**window.states[-1], **predicted(model, window)[0]}
+            state = {**window.states[-1], **model.predicted(window)}
             found = outputs(run, state, run.inputs)
             losses.append(float(torch.nn.functional.cross_entropy(found, run.labels)))
     return sum(losses) / len(losses)
@@ -252,7 +253,9 @@ def test_gains_are_paired_by_run() -> None:
             },
         }
 
-    found = gains([entry("a", 50, 52, 55), entry("a", 50, 54, 55), entry("b", 70, 71, 73)])
+    found = gains(
+        [entry("a", 50, 52, 55), entry("a", 50, 54, 55), entry("b", 70, 71, 73)], "settle"
+    )
     assert found.runs == 2
     assert found.accuracy["settle"].mean == pytest.approx(4)
     assert found.ahead["average-3"].mean == pytest.approx(2)
@@ -348,7 +351,7 @@ def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path:
     assert found.returncode == 2
     assert "--objective network: measures one bundle" in one_line(found.stderr)
     found = know("train", folder, *network, tmp_path)
-    assert "manifest.json: is not the manifest of a hyper-model settle" in one_line(found.stderr)
+    assert "holds no hyper-model (manifest.json)" in one_line(found.stderr)
     runs, left_out = load_runs(find_runs([folder]), 6, None)
     assert not runs
     assert set(left_out.values()) == {"fewer than 6 checkpoints"}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from know_cli.forgetting import Recorder, nested_subsets
-from know_cli.lab.data import DataSet
+from know_cli.lab.data import DataSet, load
 from know_cli.lab.fitting import one_thread
 from know_cli.meta.recording import record_trajectory
 from know_cli.meta.series import save_series
-from know_cli.meta.setup import Setup
+from know_cli.meta.setup import Setup, draw_setup
 
 State = Mapping[str, torch.Tensor]
 
@@ -26,6 +27,16 @@ def record(
     for session in made:
         made.save(session, state_of(session.index))
     return made.trajectory
+
+
+def brief_setup(architecture: str, seed: int) -> Setup:
+    """Of a forgetting on the digits whose four sessions train for as long as each other."""
+    data = load("digits")
+    drawn = draw_setup(seed, {"digits": data}, [architecture])
+    return replace(
+        drawn, samples=60, rate=0.8, sessions=4, continuations=0, start=None, epochs=3, later_epochs=1.0,
+        later_rate=1.0, learning_rate=0.004, batch_size=8, optimiser="adam", schedule="constant",
+    )  # fmt: skip
 
 
 def collect_forgettings(
