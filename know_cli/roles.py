@@ -286,6 +286,55 @@ def is_factor(path: Path, leaf: str) -> bool:
     )
 
 
+def is_channel_scale(leaf: str) -> bool:
+    """Whether a parameter is itself called as layer scale is: ``gamma_1``, ``lambda_1``."""
+    found = words(leaf)
+    return bool(found) and (
+        found[-1] in _SCALES or {"layer", "scale"} <= set(found) or found == ("lambda",)
+    )
+
+
+# ------------------------------------------------------------------ what layers do
+
+_ATTENTION = _set("attn attns attention attentions crossattention mha")
+_PROJECTIONS = _set(
+    "q k v qk kv qkv query key value queries keys values proj projection out output o dense attn "
+    "wq wk wv wo wqkv"
+)
+# Of a projection's module no more parts are looked at: ``attention.output.dense``.
+_NEAR = 3
+_EMBEDDINGS = _set("embed embeds embedding embeddings emb embs codebook codebooks wte wpe")
+_EMBEDDED = _set("token tokens word words position positions")
+
+
+def is_attention_projection(path: Path, leaf: str) -> bool:
+    """Whether a parameter is of a projection in a module that is called attention.
+
+    >>> is_attention_projection(("h", "0", "attn", "c_proj"), "weight")
+    True
+    >>> is_attention_projection(("h", "0", "mlp", "c_proj"), "weight")
+    False
+    """
+    parts = [*(words(part) for part in path if not part.isdecimal()), words(leaf)][-_NEAR - 1 :]
+    for number, found in enumerate(parts[:-1]):
+        if found and found[-1] in _ATTENTION:
+            # A parameter of the attention itself is called as one of a projection, or is none.
+            inner = parts[number + 1 : -1] or parts[-1:]
+            return any(_PROJECTIONS & set(part) for part in inner)
+    return False
+
+
+def is_embedding_module(path: Path) -> bool:
+    """Whether a module is called as one is whose matrix is a table: ``word_embeddings``, ``wte``.
+
+    What stands in one, as in ``time_embed.0`` and ``patch_embed.proj``, is a layer.
+    """
+    found = words(path[-1]) if path else ()
+    return bool(found) and (
+        found[-1] in _EMBEDDINGS or (found[0] in _EMBEDDINGS and found[-1] in _EMBEDDED)
+    )
+
+
 # ------------------------------------------------------------------ all of one parameter
 
 
