@@ -29,6 +29,7 @@ from know_cli.meta.recording import unseen_samples
 from know_cli.meta.run_recording import RUN_RECORD, annealed_file, checkpoint_file
 from know_cli.meta.run_setup import RunSetup
 from know_cli.meta.setup import Setup
+from know_cli.settle.role import TensorRole, role_of
 
 #: The annealed continuation that gains are compared with.
 ANNEALED = 0.2
@@ -88,13 +89,26 @@ class NetworkRun:
         return TrajectoryKind.RUN if is_run else TrajectoryKind.FORGETTING
 
     @cached_property
-    def kinds(self) -> dict[str, Kind]:
+    def _classes(self) -> dict[str, Classification]:
         """The tensors that are predicted: those that move, and are no running statistics."""
         return {
-            name: of.kind
+            name: of
             for name, of in self._classified.items()
             if of.kind is not Kind.COPY
             and any(not torch.equal(self._floats[name], state[name]) for state in self.states)
+        }
+
+    @cached_property
+    def kinds(self) -> dict[str, Kind]:
+        """The kinds of the tensors that are predicted."""
+        return {name: of.kind for name, of in self._classes.items()}
+
+    @cached_property
+    def roles(self) -> dict[str, TensorRole]:
+        """Their roles, as a prediction has them."""
+        return {
+            name: role_of(name, tuple(self._floats[name].shape), of.reason)
+            for name, of in self._classes.items()
         }
 
     @cached_property

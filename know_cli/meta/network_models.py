@@ -21,7 +21,6 @@ from know_cli.meta.network_data import State, Window
 from know_cli.meta.network_settings import HyperModel, NetworkSettings
 from know_cli.methods import bundles
 from know_cli.settle import bundle as settle_bundle
-from know_cli.settle.course import features
 from know_cli.settle.module import Settle, shares
 
 NetworkBundle = known_bundle.Bundle | settle_bundle.SettleBundle
@@ -69,7 +68,8 @@ class SettleModel(NetworkModel):
     @staticmethod
     def new(settings: NetworkSettings) -> SettleModel:
         """An untaught one, with torch's random numbers."""
-        return SettleModel(Settle(settings.checkpoints, settings.hidden, settings.width))
+        sizes = settings.checkpoints, settings.hidden, settings.width
+        return SettleModel(Settle(*sizes, roles=settings.roles))
 
     def predicted(self, window: Window, step: int = 1) -> State:
         """See :meth:`NetworkModel.predicted`; with running statistics that fit the weights."""
@@ -94,8 +94,9 @@ def settled(model: Settle, window: Window) -> tuple[State, Tensor]:
     """
     courses, kinds = window.courses, window.run.kinds
     run = Course.together(courses.values())
-    rows = [features(run, courses[name], kinds[name]) for name in kinds]
-    rows.append(features(run, run, None))
+    roles = window.run.roles
+    rows = [model.features(run, courses[name], kinds[name], roles[name]) for name in kinds]
+    rows.append(model.features(run, run, None, None))
     coefficients, conditions = model.gates(torch.tensor(rows))
     found = {}
     for number, name in enumerate(kinds):

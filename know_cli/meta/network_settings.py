@@ -36,6 +36,7 @@ class NetworkSettings:
         predicted_steps: KNOWN is taught by predictions of one to so many steps, drawn for each
             network and step of its own training.
         hidden, width: see :class:`~know_cli.settle.module.Settle`; of settle alone.
+        roles: whether settle reads the role of each tensor.
         steps: of its own training.
         runs: per step.
         batch: samples per run and step.
@@ -61,6 +62,7 @@ class NetworkSettings:
     predicted_steps: int = 1
     hidden: int = 16
     width: int = 0
+    roles: bool = False
     steps: int = 200
     runs: int = 8
     batch: int = 128
@@ -83,10 +85,12 @@ class NetworkSettings:
         if self.model is HyperModel.SETTLE:
             others: tuple[str, ...] = ("model", "preparation", "factor", "predicted_steps")
         else:
-            others = ("hidden", "width")
+            others = ("hidden", "width", "roles")
             found |= {"model": self.model.value, "preparation": self.preparation.value}
         for name in others:
             del found[name]
         if self.downstream_examples == DOWNSTREAM_EXAMPLES:
             del found["downstream_examples"]
+        if self.model is HyperModel.SETTLE and not self.roles:
+            del found["roles"]
         return found

@@ -1,8 +1,9 @@
 """The hyper-model settle: an average whose coefficients follow from how the checkpoints went.
 
 Each tensor has its own coefficients, which sum to 1; they depend on how it and the whole run moved
-from checkpoint to checkpoint (:mod:`know_cli.settle.course`). A bundle with a width adds a
-correction to each element. Like an average, all steps are the same.
+from checkpoint to checkpoint (:mod:`know_cli.settle.course`), and of a bundle that reads roles on
+the tensor's role (:mod:`know_cli.settle.role`). A bundle with a width adds a correction to each
+element. Like an average, all steps are the same.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from know_cli.engine.predictor import Predictors
 from know_cli.methods.inputs import Inputs
 from know_cli.passes.numbers import round_to_odd
 from know_cli.settle.bundle import SettleBundle
-from know_cli.settle.course import features
 from know_cli.settle.module import shares
+from know_cli.settle.role import role_of
 
 _BLOCK_ROWS = 1 << 14
 _HALVES = ("F16", "BF16")
@@ -93,13 +94,14 @@ class SettlePredictor:
         movements = tensor.movements
         if movements is None:  # it does not move
             return [0.0] * (self._size - 1) + [1.0], torch.zeros(self._width)
-        row = features(movements.run, movements.course, tensor.kind)
+        role = role_of(tensor.name, tensor.shape, tensor.reason)
+        row = self._exact.features(movements.run, movements.course, tensor.kind, role)
         coefficients, conditions = self._exact.gates(torch.tensor([row], dtype=torch.float64))
         return coefficients[0].tolist(), conditions[0].float()
 
     def mixture(self, run: Course) -> tuple[float, ...]:
         """The shares by which running statistics are averaged, Θ0's first."""
-        row = torch.tensor([features(run, run, None)], dtype=torch.float64)
+        row = torch.tensor([self._exact.features(run, run, None, None)], dtype=torch.float64)
         return tuple(shares(self._exact.gates(row)[0][0]).flip(0).tolist())
 
 

@@ -45,6 +45,8 @@ class SettleBundle:
         trajectory: the kind of trajectory that it was taught on, and reads.
         manifest: the content of its manifest (settings, runs, gains, versions).
         source: where it was read from.
+        roles: whether it reads the role of each tensor; said in the manifest only where it does,
+            so that others are what they were.
     """
 
     state: dict[str, Tensor]
@@ -54,6 +56,7 @@ class SettleBundle:
     trajectory: TrajectoryKind = TrajectoryKind.RUN
     manifest: dict[str, Any] = field(default_factory=dict)
     source: Path | None = None
+    roles: bool = False
 
     @property
     def target(self) -> str:
@@ -67,7 +70,7 @@ class SettleBundle:
         """That of a module, with entries for the manifest."""
         state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         sizes = model.checkpoints, model.hidden, model.width
-        return SettleBundle(state, *sizes, trajectory, dict(manifest))
+        return SettleBundle(state, *sizes, trajectory, dict(manifest), roles=model.roles)
 
     def to_json(self) -> dict[str, Any]:
         """Its manifest as it is written."""
@@ -77,6 +80,7 @@ class SettleBundle:
             "checkpoints": self.checkpoints,
             "hidden": self.hidden,
             "width": self.width,
+            **({"roles": True} if self.roles else {}),
             "target": self.target,
             "trajectory": self.trajectory.value,
             "digest": self.digest,
@@ -87,7 +91,7 @@ class SettleBundle:
     def module(self) -> Settle:
         """The module with its weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
-            model = Settle(self.checkpoints, self.hidden, self.width)
+            model = Settle(self.checkpoints, self.hidden, self.width, self.roles)
         model.load_state_dict(self.state)
         return model.eval().requires_grad_(False)
 
@@ -110,10 +114,11 @@ def load_bundle(path: Path) -> SettleBundle:
     """
     manifest = _read_manifest(path / MANIFEST)
     checkpoints, hidden, width = (manifest[key] for key in ("checkpoints", "hidden", "width"))
+    roles = manifest.get("roles", False)
     file = path / _WEIGHTS
     state = read_state(file)
     with torch.random.fork_rng(devices=[]):
-        wanted = Settle(checkpoints, hidden, width).state_dict()
+        wanted = Settle(checkpoints, hidden, width, roles).state_dict()
     for name in sorted(wanted.keys() | state.keys()):
         shapes = [tuple(of[name].shape) if name in of else None for of in (state, wanted)]
         if shapes[0] != shapes[1] or state[name].dtype != torch.float32:
@@ -124,7 +129,7 @@ def load_bundle(path: Path) -> SettleBundle:
         if not torch.isfinite(state[name]).all():
             raise CheckpointError(f"{file}: tensor {name!r} is not finite")
     trajectory = TrajectoryKind(manifest["trajectory"])
-    bundle = SettleBundle(state, checkpoints, hidden, width, trajectory, manifest, path)
+    bundle = SettleBundle(state, checkpoints, hidden, width, trajectory, manifest, path, roles)
     if bundle.digest != manifest["digest"]:
         raise CheckpointError(
             f"{path}: weights and {MANIFEST} do not belong together (digest {bundle.digest}, "
@@ -143,6 +148,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             and FEWEST <= manifest["checkpoints"] <= MAX_CHECKPOINTS
             and 0 < manifest["hidden"] <= _WIDEST
             and 0 <= manifest["width"] <= _WIDEST
+            and isinstance(manifest.get("roles", False), bool)
             and isinstance(manifest["digest"], str)
             and manifest["trajectory"] in _TRAJECTORIES
         )
@@ -154,7 +160,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: is not a manifest of format {FORMAT} of a hyper-model settle; it needs "
             f"format, model ({MODEL}), checkpoints ({FEWEST} to {MAX_CHECKPOINTS}), hidden, width, "
-            "trajectory and digest"
+            "trajectory and digest, and roles, if it is there, true or false"
         )
     return dict(manifest)
 

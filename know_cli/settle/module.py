@@ -13,6 +13,9 @@ the whole run went (:mod:`know_cli.settle.course`):
 
 W_g and W_3 start as zeros, so that an untaught one is the mean of the window. With a width of 0
 there is no correction, and what is left is an average.
+
+One that reads roles has the tensor's role at the end of ``a``, as a 1 among 0s
+(:mod:`know_cli.settle.role`). The columns of V_g for it are the roles' embeddings.
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from know_cli.settle.course import feature_count
+from know_cli.engine.movements import Course
+from know_cli.kinds import Kind
+from know_cli.settle.course import feature_count, features
+from know_cli.settle.role import TensorRole, role_features
 
 #: Elements farther from the mean than this, in units of their movements, count as this far.
 _FARTHEST = 8.0
@@ -34,11 +40,15 @@ class Settle(nn.Module):
         checkpoints: S, at least 3.
         hidden: width of the gate.
         width: of the correction of single elements; 0 for none.
+        roles: whether it reads the role of each tensor, too.
     """
 
-    def __init__(self, checkpoints: int, hidden: int = 16, width: int = 0) -> None:
+    def __init__(
+        self, checkpoints: int, hidden: int = 16, width: int = 0, roles: bool = False
+    ) -> None:
         super().__init__()
         self.checkpoints, self.hidden, self.width = checkpoints, hidden, width
+        self.roles = roles
         self.read = nn.Linear(feature_count(checkpoints), hidden)
         self.gate = nn.Linear(hidden, checkpoints + width, bias=False)
         nn.init.zeros_(self.gate.weight)
@@ -47,12 +57,32 @@ class Settle(nn.Module):
             self.second = nn.Linear(width, width)
             self.last = nn.Linear(width, 1, bias=False)
             nn.init.zeros_(self.last.weight)
+        if roles:
+            # Drawn last, so that all other weights begin as they do without roles.
+            self.read = _with_inputs(self.read, len(TensorRole))
+
+    def features(
+        self, run: Course, tensor: Course, kind: Kind | None, role: TensorRole | None
+    ) -> list[float]:
+        """What the gate reads of a tensor: of its role only where it reads roles.
+
+        Args:
+            run: see :func:`~know_cli.settle.course.features`.
+            tensor: likewise.
+            kind: likewise.
+            role: of the tensor; None for what belongs to none.
+
+        Returns:
+            ``[features]``, and after them ``[roles]``.
+        """
+        found = features(run, tensor, kind)
+        return found + role_features(role) if self.roles else found
 
     def gates(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients and conditions of tensors.
 
         Args:
-            features: ``[tensors, features]``.
+            features: ``[tensors, features]``, a row of :meth:`features` each.
 
         Returns:
             ``[tensors, S]``, which sum to 1 in each row, and ``[tensors, width]``.
@@ -82,6 +112,15 @@ class Settle(nn.Module):
         hidden = torch.relu(self.first(inputs) + condition)
         found: Tensor = self.last(torch.relu(self.second(hidden)))[:, 0] * length
         return found
+
+
+def _with_inputs(layer: nn.Linear, count: int) -> nn.Linear:
+    """The same layer, ``[out, in]``, with further inputs, ``[out, in + count]``."""
+    wider = nn.Linear(layer.in_features + count, layer.out_features)
+    with torch.no_grad():
+        wider.weight[:, : layer.in_features] = layer.weight
+        wider.bias.copy_(layer.bias)
+    return wider
 
 
 def shares(coefficients: Tensor) -> Tensor:

@@ -223,6 +223,10 @@ def _spoil(folder: Path, what: str) -> None:
         state["gate.weight"][0, 0] = torch.nan
     elif what == "other":
         state["gate.weight"][0, 0] += 1
+    elif what == "roles":
+        manifest["roles"] = True
+    elif what == "no roles":
+        manifest["roles"] = "no"
     elif what == "model":
         manifest["model"] = "known"
     elif what == "json":
@@ -238,6 +242,8 @@ def _spoil(folder: Path, what: str) -> None:
         ("shape", r"settle.safetensors: tensor 'gate.weight' is \(2, 2\), the manifest wants"),
         ("finite", "tensor 'gate.weight' is not finite"),
         ("other", "weights and manifest.json do not belong together"),
+        ("roles", r"tensor 'read.weight' is \(6, 12\), the manifest wants float32 of \(6, 19\)"),
+        ("no roles", "is not a manifest .* and digest, and roles, if it is there, true or false"),
         ("model", "is not a manifest of format 1 of a hyper-model settle"),
         ("json", "is not the manifest of a hyper-model settle"),
     ],
@@ -248,6 +254,28 @@ def test_a_damaged_bundle_is_refused(what: str, message: str, tmp_path: Path) ->
     _spoil(tmp_path, what)
     with pytest.raises(CheckpointError, match=message):
         load_bundle(tmp_path)
+
+
+def test_roles_in_the_weights_alone_are_refused(tmp_path: Path) -> None:
+    save_bundle(SettleBundle.of(Settle(S, 6, 2, roles=True), {}), tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest.pop("roles") is True
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    wanted = r"'read.weight' is \(6, 19\), the manifest wants float32 of \(6, 12\); install or tra"
+    with pytest.raises(CheckpointError, match=wanted):
+        load_bundle(tmp_path)
+
+
+def test_a_bundle_without_roles_is_what_it_was_before_there_were_any() -> None:
+    made = Settle(3, 2, 1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.arange(parameter.numel()).view_as(parameter) / 64)
+    assert json.dumps(SettleBundle.of(made, {"note": 1}).to_json()) == (
+        '{"format": 1, "model": "settle", "checkpoints": 3, "hidden": 2, "width": 1, '
+        '"target": "network", "trajectory": "run", "digest": "f5f7c349a416a491", '
+        '"parameters": 38, "note": 1}'
+    )
 
 
 def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
