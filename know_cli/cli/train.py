@@ -237,6 +237,15 @@ def train(
             rich_help_panel=_NETWORK,
         ),
     ] = 0,
+    roles: Annotated[
+        bool,
+        typer.Option(
+            "--roles",
+            help="Let that part also read the role of each tensor: of a normalisation layer, a "
+            "table, a factor, a depthwise or pointwise convolution, an attention, or other.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = False,
     distance: Annotated[
         float,
         typer.Option(
@@ -313,8 +322,9 @@ def train(
         )
     if factor and output is None:
         raise UsageError("--factor: is for -o BUNDLE; leave it out")
-    if model is not None and (output is None or objective is Objective.WEIGHTS):
-        raise UsageError("--model: is for -o BUNDLE with --objective network; leave it out")
+    for name, given in (("model", model is not None), ("roles", roles)):
+        if given and (output is None or objective is Objective.WEIGHTS):
+            raise UsageError(f"--{name}: is for -o BUNDLE with --objective network; leave it out")
     if objective is Objective.NETWORK:
         if compare or len(evaluate or []) > 1:
             raise UsageError("--objective network: measures one bundle, and compares with averages")
@@ -322,7 +332,11 @@ def train(
             raise UsageError("--downstream-examples needs --downstream")
         examples = sorted(set(downstream_examples or NetworkSettings.downstream_examples))
         of_known = {"preparation": preparation, "factor": factor, "steps": steps > 1}
-        of_settle = {"hidden": hidden != NetworkSettings.hidden, "width": width}
+        of_settle = {
+            "hidden": hidden != NetworkSettings.hidden,
+            "width": width,
+            "roles": roles,
+        }
         if output is not None:
             check_model(model, of_known, of_settle)
         through_networks(
@@ -338,6 +352,7 @@ def train(
                     predicted_steps=steps,
                     hidden=hidden,
                     width=width,
+                    roles=roles,
                     steps=meta_steps,
                     runs=runs_per_step,
                     learning_rate=NETWORK_RATES[model or HyperModel.SETTLE]

@@ -277,6 +277,7 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
     base = next(iter(next(iter(gains.values()))["ahead"]))
     # Bundles that were taught before an option was there have none of it.
     calibrated = ", logits at their best temperature" if settings.get("calibrated") else ""
+    roles = ", reading roles" if settings.get("roles") else ""
     distance = f", with {settings['distance']:g} of the distance" if settings["distance"] else ""
     if distance and facts["trajectory"] == TrajectoryKind.FORGETTING.value:
         distance += " to weights of more data"
@@ -293,7 +294,7 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
         "",
         f"{settings['checkpoints']} checkpoints, {_size(facts)} ({facts['digest']}), taught on "
         f"{len(facts['taught_on'])} {what} in "
-        f"{settings['steps']} steps of {settings['runs']} {what}{calibrated}{distance}; "
+        f"{settings['steps']} steps of {settings['runs']} {what}{calibrated}{roles}{distance}; "
         f"{facts['processor_seconds']} s of one processor with all measurements.",
         "",
         f"{_heading(facts)}.",

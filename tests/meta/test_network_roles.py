@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from know_cli.checkpoints import save_checkpoint
 from know_cli.checkpoints.metadata import TRAINING_STEP, TRAJECTORY_KIND, TrajectoryKind
 from know_cli.checkpoints.state import read_state
+from know_cli.errors import EXIT_USAGE
 from know_cli.lab.data import load
 from know_cli.lab.zoo import Design, Inputs, build
 from know_cli.meta.network_data import NetworkRun
@@ -22,7 +23,7 @@ from know_cli.settle.bundle import SettleBundle, load_bundle, save_bundle
 from know_cli.settle.course import feature_count
 from know_cli.settle.module import Settle
 from know_cli.settle.role import TensorRole
-from tests.support.command import Command
+from tests.support.command import Command, one_line
 
 S = 3
 IMAGES = Inputs("image", (3, 8, 8))
@@ -175,6 +176,19 @@ def test_a_role_is_read_in_the_order_in_which_bundles_hold_them() -> None:
     assert [role.value for role in TensorRole] == [
         "normalisation", "table", "factor", "depthwise", "attention", "pointwise", "other",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments", [("-o", "other"), ("--objective", "network", "--evaluate", "bundle")]
+)
+def test_it_is_for_teaching_through_networks(
+    arguments: tuple[str, ...], know: Command, tmp_path: Path
+) -> None:
+    done = know("train", "runs", "--roles", *arguments, cwd=tmp_path)
+    assert done.returncode == EXIT_USAGE
+    assert one_line(done.stderr).endswith(
+        "--roles: is for -o BUNDLE with --objective network; leave it out"
+    )
 
 
 def test_a_bundle_says_that_it_reads_them(tmp_path: Path) -> None:

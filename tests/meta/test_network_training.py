@@ -342,6 +342,22 @@ def test_the_command_trains_a_bundle(know: Command, folder: Path, tmp_path: Path
     assert load_bundle(tmp_path / "bundle").digest == bundle.digest
 
 
+def test_the_command_teaches_to_read_roles(know: Command, folder: Path, tmp_path: Path) -> None:
+    bundle, page = tmp_path / "bundle", tmp_path / "page.md"
+    done = know(
+        "train", folder, "-o", bundle, "--objective", "network", "--checkpoints", 3, "--roles",
+        "--meta-steps", 2, "--holdout", 0.4, "--seed", 3, "--hold-out-architecture", "cnn",
+        "--table", page,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    loaded = load_bundle(bundle)
+    assert loaded.roles
+    assert loaded.manifest["settings"]["roles"] is True
+    assert "in 2 steps of 8 runs, reading roles; " in page.read_text()
+    done = know("train", folder, "--objective", "network", "--evaluate", bundle)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     found = know("train", tmp_path / "none", "-o", tmp_path / "b", "--objective", "network")
