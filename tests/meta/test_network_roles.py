@@ -16,8 +16,9 @@ from know_cli.errors import EXIT_USAGE
 from know_cli.lab.data import load
 from know_cli.lab.zoo import Design, Inputs, build
 from know_cli.meta.network_data import NetworkRun
+from know_cli.meta.network_models import NetworkModel, settled
 from know_cli.meta.network_settings import NetworkSettings
-from know_cli.meta.network_training import predicted, teach
+from know_cli.meta.network_training import teach
 from know_cli.meta.run_setup import draw_run_setup
 from know_cli.settle.bundle import SettleBundle, load_bundle, save_bundle
 from know_cli.settle.course import feature_count
@@ -93,7 +94,7 @@ def test_a_prediction_is_what_was_taught(
     assert {role.value for role in run.roles.values()} == WANTED[architecture]
     assert run.roles.keys() == run.kinds.keys()
     model = taught(width)
-    wanted, _ = predicted(model, run.window(S, 1, 0))
+    wanted, _ = settled(model, run.window(S, 1, 0))
     found = read_state(predict(know, list(run.states), model, tmp_path))
     assert any(name.endswith("running_var") for name in wanted) == (architecture == "mobilenetv2")
     for name, tensor in wanted.items():
@@ -101,7 +102,7 @@ def test_a_prediction_is_what_was_taught(
     # Roles matter: without their columns the same weights say something else.
     with torch.no_grad():
         model.read.weight[:, feature_count(S) :] = 0
-    blind, _ = predicted(model, run.window(S, 1, 0))
+    blind, _ = settled(model, run.window(S, 1, 0))
     apart = {name for name in run.roles if not torch.allclose(blind[name], wanted[name], atol=1e-4)}
     assert {run.roles[name].value for name in apart} == WANTED[architecture]
 
@@ -152,8 +153,8 @@ def test_embeddings_are_learned_and_an_interrupted_training_ends_as_a_whole_one(
     networks = list(runs.values())
     begun: list[Tensor] = []
 
-    def interrupt(step: int, loss: float, model: Settle) -> str:
-        begun.append(model.read.weight.detach().clone())
+    def interrupt(step: int, loss: float, model: NetworkModel) -> str:
+        begun.append(model.module.get_parameter("read.weight").detach().clone())
         if step == 4:
             raise KeyboardInterrupt
         return f"first {step}"
@@ -163,8 +164,8 @@ def test_embeddings_are_learned_and_an_interrupted_training_ends_as_a_whole_one(
     again, told = teach(networks, settings, every=2, partial=tmp_path / "partial")
     whole, _ = teach(networks, settings, every=2)
     assert told == ["first 2", None]
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor)
+    for name, tensor in whole.module.state_dict().items():
+        assert torch.equal(again.module.state_dict()[name], tensor)
     learned = whole.read.weight.detach()[:, feature_count(S) :] - begun[0][:, feature_count(S) :]
     assert (learned.abs().sum(0) > 0).all()
     # What was kept without roles is not gone on with.
