@@ -166,7 +166,8 @@ def test_embeddings_are_learned_and_an_interrupted_training_ends_as_a_whole_one(
     assert told == ["first 2", None]
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(again.module.state_dict()[name], tensor)
-    learned = whole.read.weight.detach()[:, feature_count(S) :] - begun[0][:, feature_count(S) :]
+    weight = whole.module.get_parameter("read.weight").detach()
+    learned = weight[:, feature_count(S) :] - begun[0][:, feature_count(S) :]
     assert (learned.abs().sum(0) > 0).all()
     # What was kept without roles is not gone on with.
     _, told = teach(networks, replace(settings, roles=False), every=2, partial=tmp_path / "partial")
