@@ -72,7 +72,7 @@ def _experiment(task: ReleaseTask, missing: Mapping[str, str]) -> Experiment:
     sessions = samples * sum(task.rate**index for index in range(1, SESSIONS))
     pretraining = base.recipe.epochs * samples + 3 * sessions  # two more trainings as long
     epochs = task.fine_tuning.head_epochs + task.fine_tuning.epochs * (len(GRID) + MARGIN)
-    starts = sum(arm.norm == FRESH for arm in task.arms({}))
+    starts = sum(arm.norm == FRESH and not arm.by_name for arm in task.arms({}))
     sizes = tuple(sorted((one.size for one in base.downstream), reverse=True))
     examples = round(pretraining + starts * epochs * sum(sizes))
     seconds = measured_seconds()["seconds"].get(task.name)
