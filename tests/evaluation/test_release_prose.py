@@ -249,6 +249,28 @@ def test_the_methods_say_how_shrinking_goes_with_the_length_of_the_fine_tuning()
         "λ = 0.4 is {} points from Θ0 at the tuned rate, after 90 epochs {}.".format(*texts)
         in words
     )
+    controls = []
+    for control, plain, condition, start in (
+        ("cnn-epochs-90-decay-1", "cnn-epochs-90", "1250 images", "shrink-0.4"),
+        ("cnn-decay-1", "cnn", "2500 images", "shrink-0.5"),
+    ):
+        task, usual = tasks[f"release-cifar10-{control}"], tasks[f"release-cifar10-{plain}"]
+        without = dict(zip(usual["seeds"], usual["cells"][condition][NAIVE]["tuned"], strict=True))
+        cell = task["cells"][condition]
+        gained = [
+            one - without[seed]
+            for seed, one in zip(task["seeds"], cell[NAIVE]["tuned"], strict=True)
+        ]
+        assert len(gained) == 10
+        over = results.at_tuned_rate(cell)[start].difference
+        assert over is not None
+        assert over.low < 0 < mean_estimate(gained).low  # the decay gains, and leaves nothing
+        controls += [text_of(mean_estimate(gained)), text_of(over)]
+    half = results.at_tuned_rate(tasks["release-cifar10-cnn"]["cells"]["2500 images"])["shrink-0.5"]
+    assert (
+        "with one of 1, Θ0 gains {} points there, and λ = 0.4 over that {}. On 2,500 images half the "
+        f"weights gain {text_of(half.difference)}, that decay {{}}, and half the weights over it {{}}."
+    ).format(*controls) in words
 
 
 def test_the_methods_say_what_half_of_the_layers_gives() -> None:
@@ -296,5 +318,5 @@ def test_the_expectations_have_the_cnn_on_thirds_and_on_more_images() -> None:
     )
     assert (
         f"half the weights are {half} and the authors' release {authors}, at the tuned rate "
-        f"{half_tuned} and {authors_tuned}."
+        f"{half_tuned} and {authors_tuned}, as [weight decay](methods.md#one-checkpoint) gives there."
     ) in words
