@@ -225,14 +225,14 @@ def test_the_methods_say_how_shrinking_goes_with_the_length_of_the_fine_tuning()
                 name = f"release-cifar10-{network}"
                 name += "" if epochs == 30 else f"-epochs-{epochs}"
                 if name not in tasks:
-                    cells += ["", ""]
+                    cells += ["–", "–"]
                     continue
                 cell = tasks[name]["cells"]["1250 images"]
                 for standing in (results.at_own_rate, results.at_tuned_rate):
                     of = standing(cell)[f"shrink-{factor}"]
                     assert of.seeds >= 10
                     cells.append(text_of(of.difference))
-            found.append(f"| {epochs} | {factor} | {' | '.join(cells)} |")
+            found.append(f"| {factor} | {epochs} | {' | '.join(cells)} |")
     section = page[page.index("By how long the fine-tuning takes") : page.index("## Averages")]
     assert [line for line in section.splitlines() if "±" in line and line[0] == "|"] == found
     words = " ".join(section.split())

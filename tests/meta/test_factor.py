@@ -172,15 +172,19 @@ def test_from_the_command_to_a_verified_prediction(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [("-o", "other", "--objective", "network"), ("--evaluate", "continuation")],
+    ("arguments", "words"),
+    [
+        (
+            ("-o", "other", "--objective", "network"),
+            "--factor: with --objective network is known's; give --model known as well",
+        ),
+        (("--evaluate", "continuation"), "--factor: is for -o BUNDLE; leave it out"),
+    ],
 )
-def test_it_is_for_training_through_windows(
-    arguments: tuple[str, ...], folder: Path, know: Command
+def test_it_is_for_teaching_known(
+    arguments: tuple[str, ...], words: str, folder: Path, know: Command
 ) -> None:
     done = know("train", "runs", "--factor", *arguments, cwd=folder)
     assert done.returncode == EXIT_USAGE
-    assert one_line(done.stderr).endswith(
-        "--factor: is for -o BUNDLE with --objective weights; leave it out"
-    )
+    assert one_line(done.stderr).endswith(words)
     assert not (folder / "other").exists()
