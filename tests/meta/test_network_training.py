@@ -23,8 +23,8 @@ from know_cli.meta.network_bundle import split_runs
 from know_cli.meta.network_data import NetworkRun, find_runs, load_runs, outputs
 from know_cli.meta.network_forgettings import load_networks
 from know_cli.meta.network_gains import Interval, Measured, averages, gains
-from know_cli.meta.network_models import NetworkModel, SettleModel, settled
-from know_cli.meta.network_settings import NetworkSettings
+from know_cli.meta.network_models import NetworkModel, SettleModel, new_model, save_bundle, settled
+from know_cli.meta.network_settings import HyperModel, NetworkSettings
 from know_cli.meta.network_training import _differentiable, teach
 from know_cli.meta.recording import Task, unseen_samples
 from know_cli.meta.run_recording import record_run
@@ -213,6 +213,28 @@ def test_it_learns_to_lower_the_loss(runs: list[NetworkRun]) -> None:
     before = _loss(run[0], SettleModel(Settle(3)))
     taught, _ = teach(run, replace(SETTINGS, steps=25, runs=1, batch=400, learning_rate=0.03))
     assert _loss(run[0], taught) < before - 1e-3
+
+
+def test_known_is_taught_on_runs_as_well(
+    runs: list[NetworkRun], folder: Path, know: Command, tmp_path: Path
+) -> None:
+    """Normalisation layers, running statistics with them, stay those of the last checkpoint."""
+    settings = replace(
+        SETTINGS, model=HyperModel.KNOWN, steps=25, runs=1, batch=400, learning_rate=3e-3
+    )
+    taught, _ = teach(runs[:1], settings)
+    assert _loss(runs[0], taught) < _loss(runs[0], new_model(settings)) - 1e-3
+    of_statistics = [name for name in runs[3].states[-1] if "running" in name]
+    assert not set(of_statistics) & set(taught.predicted(runs[3].window(3, 1, 0)))
+    save_bundle(taught.bundle({}, runs[0].trajectory), tmp_path / "mine", replace=False)
+    found = sorted((folder / "00000").glob("*.safetensors"))
+    names = [path for path in found if not path.stem.startswith("annealed")][-3:]
+    done = know(
+        "predict", *names, "-o", tmp_path / "out.safetensors", "--trajectory", "run",
+        "--weights", tmp_path / "mine",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "KNOWN network" in done.stdout
 
 
 def _loss(run: NetworkRun, model: NetworkModel) -> float:
