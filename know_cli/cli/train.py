@@ -339,6 +339,9 @@ def train(
         }
         if output is not None:
             check_model(model, of_known, of_settle)
+        for name, value in {**of_known, **of_settle}.items():
+            if value and output is None:
+                raise UsageError(f"--{name}: a bundle says its own; leave it out with --evaluate")
         through_networks(
             talk,
             NetworkRequest(

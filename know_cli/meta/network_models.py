@@ -191,14 +191,14 @@ def model_of(bundle: NetworkBundle) -> NetworkModel:
     """The hyper-model of a bundle, to be measured.
 
     Raises:
-        UsageError: it was taught by weights, so that it is not known which networks it has seen.
+        UsageError: it was not taught through networks, so that nothing says which it has seen.
     """
     if isinstance(bundle, settle_bundle.SettleBundle):
         return SettleModel(bundle.module())
-    if "data" in bundle.manifest:
+    if "taught_on" not in bundle.manifest:
         raise UsageError(
-            f"{bundle.source}: was taught by weights, not through networks; measure it without "
-            "--objective network"
+            f"{bundle.source}: was not taught through networks, so that nothing says which of "
+            "these it has seen; measure it without --objective network"
         )
     steps = bundle.manifest.get("settings", {}).get("predicted_steps", 1)
     return KnownModel({kind: bundle.module(kind) for kind in PREDICTED_KINDS}, steps)

@@ -294,6 +294,14 @@ def test_the_methods_say_what_half_of_the_layers_gives() -> None:
     names = ("shrink-0.5-first", "shrink-0.5-last", "shrink-0.5")
     texts = [text_of(own[name].difference) for name in names]
     assert "the ResNet gains {} and {} by them, and of both together {}.".format(*texts) in words
+    apart = []
+    for cell in cells:
+        pairs = results.paired(*(cell[name]["tuned"] for name in names[:2]))
+        apart.append(mean_estimate([first - last for first, last in pairs]))
+    assert (
+        "the first half is {}, {} and {} points from the last".format(*map(text_of, apart)) in words
+    )
+    assert [of.low > 0 for of in apart] == [False, True, False]
 
 
 def test_the_expectations_have_the_cnn_on_thirds_and_on_more_images() -> None:

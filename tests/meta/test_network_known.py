@@ -271,14 +271,26 @@ def test_a_model_is_only_asked_for_where_one_is_taught(know: Command, tmp_path: 
         assert words in one_line(found.stderr)
 
 
+@pytest.mark.parametrize(
+    "option", [("--preparation", "raw"), ("--steps", 3), ("--hidden", 8), ("--width", 9)]
+)
+def test_what_a_bundle_says_is_not_asked_for(
+    know: Command, tmp_path: Path, option: tuple[object, ...]
+) -> None:
+    found = know("train", "runs", "--objective", "network", "--evaluate", tmp_path, *option)
+    assert found.returncode == 2
+    assert f"{option[0]}: a bundle says its own; leave it out" in one_line(found.stderr)
+
+
 def test_one_that_was_taught_by_weights_is_not_measured(
     networks: list[NetworkRun], tmp_path: Path
 ) -> None:
     """Nothing says by which names it knows networks."""
     bundle = teach_bundle(split_runs(networks, 0.5, 3), SETTINGS, {})
     assert measure_bundle(bundle, networks)["gains"] == bundle.manifest["gains"]
-    with pytest.raises(UsageError, match="was taught by weights, not through networks"):
-        measure_bundle(replace(bundle, manifest={"data": {}}), networks)
+    for manifest in ({"data": {}}, {}):
+        with pytest.raises(UsageError, match="was not taught through networks, so that nothing"):
+            measure_bundle(replace(bundle, manifest=manifest), networks)
     assert isinstance(new_model(SETTINGS), KnownModel)
     # One of settle stays what it is.
     save_settle(SettleBundle.of(Settle(3), {}), tmp_path / "settle")
