@@ -337,11 +337,7 @@ def train(
             "width": width,
             "roles": roles,
         }
-        if output is not None:
-            check_model(model, of_known, of_settle)
-        for name, value in {**of_known, **of_settle}.items():
-            if value and output is None:
-                raise UsageError(f"--{name}: a bundle says its own; leave it out with --evaluate")
+        check_model(model, of_known, of_settle, measured=output is None)
         through_networks(
             talk,
             NetworkRequest(

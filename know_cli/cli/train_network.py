@@ -58,18 +58,28 @@ class NetworkRequest:
 
 
 def check_model(
-    model: HyperModel | None, of_known: Mapping[str, object], of_settle: Mapping[str, object]
+    model: HyperModel | None,
+    of_known: Mapping[str, object],
+    of_settle: Mapping[str, object],
+    *,
+    measured: bool,
 ) -> None:
-    """Refuse options of the other hyper-model.
+    """Refuse options of the other hyper-model, and all of both where a bundle is measured.
 
     Args:
         model: None is settle.
         of_known: by option of KNOWN, what is true where it was given.
         of_settle: likewise of settle.
+        measured: whether a bundle is measured, which says its own.
 
     Raises:
         UsageError: the first of them.
     """
+    if measured:
+        own = next((name for name, value in {**of_known, **of_settle}.items() if value), None)
+        if own is not None:
+            raise UsageError(f"--{own}: a bundle says its own; leave it out with --evaluate")
+        return
     is_known = model is HyperModel.KNOWN
     others = of_settle if is_known else of_known
     given = next((name for name, value in others.items() if value), None)

@@ -21,7 +21,7 @@ from know_cli.checkpoints.state import read_state
 from know_cli.engine.movements import Course, course_of
 from know_cli.errors import KnowError, UsageError
 from know_cli.files import read_text
-from know_cli.kinds import NORMALISATION, Classification, Kind, classify_all
+from know_cli.kinds import Classification, Kind, classify_all
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.data.samples import reduced
 from know_cli.lab.zoo import Design, build
@@ -91,9 +91,10 @@ class NetworkRun:
     @cached_property
     def _classes(self) -> dict[str, Classification]:
         """The tensors that are predicted: those that move, and are no running statistics."""
+        found = classify_all({name: (tuple(t.shape), "F32") for name, t in self._floats.items()})
         return {
             name: of
-            for name, of in self._classified.items()
+            for name, of in found.items()
             if of.kind is not Kind.COPY
             and any(not torch.equal(self._floats[name], state[name]) for state in self.states)
         }
@@ -110,17 +111,6 @@ class NetworkRun:
             name: role_of(name, tuple(self._floats[name].shape), of.reason)
             for name, of in self._classes.items()
         }
-
-    @cached_property
-    def normalisation(self) -> frozenset[str]:
-        """Those of them that are weights and biases of normalisation layers."""
-        return frozenset(
-            name for name in self.kinds if self._classified[name].reason == NORMALISATION
-        )
-
-    @cached_property
-    def _classified(self) -> dict[str, Classification]:
-        return classify_all({name: (tuple(t.shape), "F32") for name, t in self._floats.items()})
 
     @property
     def _floats(self) -> State:

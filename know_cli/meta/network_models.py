@@ -16,12 +16,13 @@ from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known import bundle as known_bundle
 from know_cli.known.module import Known, initialise, roll
-from know_cli.known.shipped import MANIFEST, is_keras_folder
+from know_cli.known.shipped import MANIFEST
 from know_cli.meta.network_data import State, Window
 from know_cli.meta.network_settings import HyperModel, NetworkSettings
 from know_cli.methods import bundles
 from know_cli.settle import bundle as settle_bundle
 from know_cli.settle.module import Settle, shares
+from know_cli.settle.role import TensorRole
 
 NetworkBundle = known_bundle.Bundle | settle_bundle.SettleBundle
 
@@ -148,7 +149,7 @@ class KnownModel(NetworkModel):
             names = [
                 name
                 for name, of in run.kinds.items()
-                if of is kind and name not in run.normalisation
+                if of is kind and run.roles[name] is not TensorRole.NORMALISATION
             ]
             if not names:
                 continue
@@ -211,7 +212,7 @@ def load_bundle(path: Path) -> NetworkBundle:
         CheckpointError: it is damaged.
         UsageError: there is none.
     """
-    if not ((path / MANIFEST).exists() or is_keras_folder(path)):
+    if not (path / MANIFEST).exists():
         raise UsageError(f"{path}: holds no hyper-model ({MANIFEST}); name the folder of one")
     bundle = bundles.load_bundle(bundles.method_of_bundle(str(path.absolute())), path)
     assert isinstance(bundle, NetworkBundle)

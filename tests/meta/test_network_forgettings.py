@@ -38,7 +38,7 @@ from know_cli.meta.setup import Start
 from know_cli.settle.bundle import SettleBundle, load_bundle, save_bundle
 from know_cli.settle.module import Settle
 from tests.support.command import Command, one_line
-from tests.support.recorded import brief_setup, collect_forgettings
+from tests.support.recorded import brief_setup, collect_brief
 
 SETTINGS = NetworkSettings(checkpoints=3, hidden=4, steps=3, runs=2, batch=16)
 _DATA = "digits"
@@ -55,8 +55,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The files of four collected forgettings, and the checkpoints that these are of."""
-    setups = [(brief_setup(*drawn), load(_DATA)) for drawn in NETWORKS]
-    return collect_forgettings(tmp_path_factory.mktemp, setups, rows=40_000)
+    return collect_brief(tmp_path_factory.mktemp, NETWORKS)
 
 
 @pytest.fixture(scope="module")

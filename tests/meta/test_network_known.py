@@ -21,7 +21,6 @@ from know_cli.forgetting.recorder import checkpoint_name
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.known.bundle import load_bundle
 from know_cli.known.preparation import Preparation
-from know_cli.lab.data import load
 from know_cli.lab.fitting import one_thread
 from know_cli.meta.network_bundle import measure_bundle, split_runs, teach_bundle
 from know_cli.meta.network_data import NetworkRun, outputs
@@ -32,10 +31,10 @@ from know_cli.meta.network_training import teach
 from know_cli.settle.bundle import SettleBundle
 from know_cli.settle.bundle import save_bundle as save_settle
 from know_cli.settle.module import Settle
+from know_cli.settle.role import TensorRole
 from tests.support.command import Command, one_line
-from tests.support.recorded import brief_setup, collect_forgettings
+from tests.support.recorded import collect_brief
 
-_DATA = "digits"
 SETTINGS = NetworkSettings(
     checkpoints=3, model=HyperModel.KNOWN, steps=4, runs=2, batch=16, learning_rate=3e-3
 )
@@ -52,8 +51,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The files of three collected forgettings, and the checkpoints that these are of."""
-    setups = [(brief_setup(*drawn), load(_DATA)) for drawn in NETWORKS]
-    return collect_forgettings(tmp_path_factory.mktemp, setups, rows=40_000)
+    return collect_brief(tmp_path_factory.mktemp, NETWORKS)
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +111,10 @@ def test_a_prediction_is_what_was_taught(
                 moved += not torch.equal(tensor, window.states[-1][name])
             assert moved >= 4
             norms = [name for name in run.kinds if name.startswith("bn")]
-            assert set(norms) == run.normalisation
+            roles = run.roles.items()
+            assert set(norms) == {n for n, of in roles if of is TensorRole.NORMALISATION}
             assert all(wanted[name] is window.states[-1][name] for name in norms)
-    assert networks[2].normalisation
+    assert TensorRole.NORMALISATION in networks[2].roles.values()
 
 
 def test_what_does_not_move_stays(networks: list[NetworkRun]) -> None:

@@ -39,6 +39,14 @@ def brief_setup(architecture: str, seed: int) -> Setup:
     )  # fmt: skip
 
 
+def collect_brief(
+    make_folder: Callable[[str], Path], networks: Iterable[tuple[str, int]]
+) -> tuple[Path, Path]:
+    """Those of :func:`brief_setup`, whole, by architecture and seed."""
+    setups = [(brief_setup(*drawn), load("digits")) for drawn in networks]
+    return collect_forgettings(make_folder, setups, rows=40_000)
+
+
 def collect_forgettings(
     make_folder: Callable[[str], Path], setups: Iterable[tuple[Setup, DataSet]], rows: int
 ) -> tuple[Path, Path]:
