@@ -72,7 +72,8 @@ def after_a_kill(server: ForkServer, folder: Path, expected: bytes) -> str:
     left = (folder / "out").read_bytes()
     assert left in (b"precious", expected), "a mixture"
     rest = temporaries(folder)
-    assert len(rest) <= 1
+    # One file; in the moment in which it replaces another it has two names.
+    assert len({(folder / name).stat().st_ino for name in rest}) <= 1
     assert names(folder) == sorted([f"ckpt{k}.safetensors" for k in range(3)] + ["out", *rest])
     assert server.run(*PREDICT, cwd=folder) == EXIT_DONE, (folder / "stderr.txt").read_text()
     assert (folder / "out").read_bytes() == expected
@@ -511,6 +512,55 @@ def test_an_interruption_just_after_the_second_name_was_made(
     place.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_a_run_that_comes_while_a_file_is_replaced_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not take the second name for one that a killed run left."""
+    replace, refused = os.replace, []
+
+    def late(*arguments: Any) -> None:
+        with pytest.raises(OutputError, match="another run is writing it") as error:
+            Temporary(tmp_path / "out", is_folder=False)
+        refused.append(error)
+        replace(*arguments)
+
+    (tmp_path / "out").write_text("old")
+    place = Temporary(tmp_path / "out", is_folder=False)
+    os.write(place.descriptor, b"new")
+    monkeypatch.setattr(os, "replace", late)
+    place.give_name(replace=True)
+    place.discard()
+    assert len(refused) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_text() == "new"
+
+
+def test_where_there_are_no_locks_the_last_to_finish_wins_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two that replace one file at the same moment: neither takes the other's second name."""
+    monkeypatch.setattr(module, "lock", lambda *_: False)
+    one, two = (Temporary(tmp_path / "out", is_folder=False) for _ in range(2))
+    os.write(one.descriptor, b"one")
+    os.write(two.descriptor, b"two")
+    (tmp_path / "out").write_text("old")
+    replace, seen = os.replace, []
+
+    def late(*arguments: Any) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        two.give_name(replace=True)
+        seen.append((tmp_path / "out").read_text())
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", late)
+    one.give_name(replace=True)
+    one.discard()
+    two.discard()
+    assert seen == ["two"]
+    assert (tmp_path / "out").read_text() == "one"
+    assert not temporaries(tmp_path)
 
 
 @pytest.mark.parametrize("is_folder", [False, True])

@@ -88,7 +88,8 @@ def _check_place(output: Path, *, is_folder: bool) -> None:
 def _refuse_inputs(output: Path, protected: Protected, inputs: Sequence[Checkpoint]) -> None:
     """Refuse an output for which an input would be replaced or removed, under whatever name."""
     place = destination(output)
-    hidden = [place.with_name(own_name(place.name, ".tmp")), second_name(place)]
+    temporary = place.with_name(own_name(place.name, ".tmp"))
+    hidden = [temporary, second_name(temporary)]
     touched = [output, place, *(path for path in hidden if os.path.lexists(path))]
     if place.is_dir():
         names = {Path(name) for name in weights_in(place)}

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from know_cli.errors import OutputError
-from know_cli.files.names import own_name
 
 _NO_REPLACE = 1  # of renameat2(2); of renamex_np(2) it is 4
 _AT_FDCWD = -100
@@ -75,16 +74,20 @@ def _check(name: Path, written: os.stat_result) -> None:
     )
 
 
-def second_name(name: Path) -> Path:
-    """What a file is called for a moment before it replaces another; it is whole by then."""
-    return name.with_name(own_name(name.name, ".new.tmp"))
+def second_name(temporary: Path) -> Path:
+    """What a file is called for a moment before it replaces another; it is whole by then.
+
+    Args:
+        temporary: its name until then. Runs without a lock each have one of their own.
+    """
+    return temporary.with_name(f"{temporary.name.removesuffix('.tmp')}.new.tmp")
 
 
 def _replace(descriptor: int, temporary: Path, name: Path) -> None:
     with suppress(FileNotFoundError):
         if not stat.S_ISREG(name.lstat().st_mode):
             raise OutputError(f"{name}: is not a file any more, and is not replaced")
-    second = second_name(name)
+    second = second_name(temporary)
     try:
         with suppress(FileNotFoundError):
             second.unlink()  # of a run that was killed in here
@@ -95,8 +98,11 @@ def _replace(descriptor: int, temporary: Path, name: Path) -> None:
                 raise
             os.replace(temporary, name)  # noqa: PTH105  tests count the calls of os
             return
-        temporary.unlink(missing_ok=True)
         os.replace(second, name)  # noqa: PTH105
+        # Not before: as soon as the temporary name is free, the next run locks one of its own, and
+        # removes a second name as one that a killed run left.
+        with suppress(OSError):  # the output is complete; the next run takes it away
+            temporary.unlink(missing_ok=True)
     except BaseException:  # also an interruption just after the link was made
         if is_same(second, os.fstat(descriptor)):
             second.unlink(missing_ok=True)

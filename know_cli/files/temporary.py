@@ -1,7 +1,7 @@
 """Where an output is until it is complete: beside its place, locked, one a name.
 
-The name is made from the output's, so that a run that was killed leaves at most one, and the
-next run to the same output finds and empties it. The lock (``flock``) is the operating system's
+The name is made from the output's, so that a run that was killed leaves at most one file, and
+the next run to the same output finds and empties it. The lock (``flock``) is the operating system's
 and ends with its process: what is not locked is stale, whoever left it. Where a file system has
 no locks, each run has a temporary of its own, and the last one to finish wins whole.
 
@@ -192,7 +192,7 @@ class Temporary:
 
     def _remove_second(self) -> None:
         if not self._is_folder:
-            second = second_name(self.place)
+            second = second_name(self.path)
             with suppress(FileNotFoundError):
                 found = second.lstat()
                 if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
