@@ -20,7 +20,7 @@ from know_cli.lab.data import DataSet, load
 from know_cli.lab.data.samples import reduced
 from know_cli.lab.machine import CPU
 from know_cli.lab.processes import in_processes
-from know_cli.meta.recording import record_trajectory
+from know_cli.meta.recording import ROWS, record_trajectory
 from know_cli.meta.release_setup import draw_release_setup
 from know_cli.meta.series import NotUsableError, read_facts, save_series
 from know_cli.meta.setup import Setup, draw_setup
@@ -183,8 +183,11 @@ def _check_same(request: Request, data: Mapping[str, DataSet]) -> None:
     for number in request.numbers():
         path = request.file(number)
         if path.exists():
-            drawn = request.draw(number, data).to_json()
-            if read_facts(path)[0].get("setup") != json.loads(json.dumps(drawn)):
+            drawn = json.loads(json.dumps(request.draw(number, data).to_json()))
+            facts = read_facts(path)[0]
+            # What was collected before it was noted does not tell how much is kept of a tensor.
+            rows = facts.get(ROWS, request.rows_per_tensor)
+            if facts.get("setup") != drawn or rows != request.rows_per_tensor:
                 raise UsageError(
                     f"{path}: was collected with other options; give those, or take another folder"
                 )

@@ -23,6 +23,8 @@ from know_cli.meta.series import NotUsableError, Series, read_trajectory
 from know_cli.meta.setup import Setup
 
 FUNCTION = "know collect"
+#: What facts of a collected trajectory call the most elements that were kept of one tensor.
+ROWS = "rows_per_tensor"
 #: Accuracies are measured on at most this many samples.
 _MEASURED = 1000
 #: Session 0 has learned if it is right this many times as often as chance on its own samples.
@@ -123,10 +125,11 @@ def record_trajectory(
         device: where the networks are trained.
 
     Returns:
-        A sample of the parameters in every checkpoint. Its facts have the setup, and for each
-        session its accuracies: ``train_accuracy`` and ``test_accuracy``, for session 0, where it
-        is continued on more data, also ``longer_test_accuracy``, that of Θ0 trained further on D0
-        for as many steps as the first continuation.
+        A sample of the parameters in every checkpoint. Its facts have the setup, the most elements
+        that were kept of one tensor, and for each session its accuracies: ``train_accuracy`` and
+        ``test_accuracy``, for session 0, where it is continued on more data, also
+        ``longer_test_accuracy``, that of Θ0 trained further on D0 for as many steps as the first
+        continuation.
 
     Raises:
         NotUsableError: session 0 learned nothing, or the training diverged.
@@ -155,6 +158,7 @@ def record_trajectory(
         recorder.save(session, model, measurements)
     series = read_trajectory(folder, rows_per_tensor=rows_per_tensor, seed=setup.seed)
     series.facts["setup"] = setup.to_json()
+    series.facts[ROWS] = rows_per_tensor
     return series
 
 

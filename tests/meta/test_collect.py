@@ -249,6 +249,11 @@ def test_collects_and_goes_on(
         done = know(*other, count, cwd=tmp_path)
         assert done.returncode == 2
         assert "00000.safetensors: was collected with other options; give those" in done.stderr
+    other = ["200" if argument == "300" else argument for argument in arguments]
+    done = know(*other, "--trajectories", "3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "00000.safetensors: was collected with other options; give those" in done.stderr
+    assert not (tmp_path / "found" / "00002.safetensors").exists()
 
 
 def test_what_was_being_recorded_with_other_options_is_not_gone_on_with(tmp_path: Path) -> None:
