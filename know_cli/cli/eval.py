@@ -305,7 +305,8 @@ def evaluate(
             "force": force,
         }
         if trajectory is TrajectoryKind.RUN:
-            evaluate_runs(talk, measures=measure or list(RunMeasure), **common)
+            measures = measure or list(RunMeasure)
+            evaluate_runs(talk, measures=measures, bundles=bundles, **common)
             return
         if measure:
             raise UsageError("--measure is for --trajectory run")

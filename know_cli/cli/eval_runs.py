@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from know_cli.evaluation.runs.measures import RunMeasure
 
 RESULTS = "runs.json"
-# Options that only forgettings have, by parameter.
+# Options that only forgettings have, by parameter; bundles can be measured on runs, too.
 _OF_FORGETTINGS = {
     "method": "--method",
     "bundle": "--bundle",
@@ -40,7 +40,10 @@ def check(context: typer.Context, trajectory: TrajectoryKind) -> None:
     Raises:
         UsageError: the reason.
     """
+    is_run = trajectory is TrajectoryKind.RUN
     for name, option in _OF_FORGETTINGS.items():
+        if name == "bundle" and is_run:
+            continue
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise UsageError(f"{option} is for --trajectory forgetting, not for {trajectory.value}")
@@ -55,6 +58,7 @@ def evaluate_runs(
     suite: str,
     measures: Sequence[RunMeasure],
     length: float,
+    bundles: Mapping[str, str],
     data_folder: Path | None,
     processes: int,
     device: str,
@@ -74,6 +78,7 @@ def evaluate_runs(
         suite: its name.
         measures: what to measure.
         length: of the runs, as a multiple of each task's own.
+        bundles: paths of bundles that are measured beside the averages, by name.
         data_folder: where the data sets' files are.
         processes: trials at the same time.
         device: where networks are trained; with ``cuda:all`` trials take them in turn.
@@ -84,7 +89,7 @@ def evaluate_runs(
         force: whether a page that exists is replaced.
 
     Raises:
-        KnowError: a task or data set is missing, or a file cannot be written.
+        KnowError: a task, a data set or a bundle is missing, or a file cannot be written.
     """
     from know_cli.cli.eval_plan import show_plan
     from know_cli.cli.eval_results import gather, publish, shard_is_done
@@ -93,12 +98,14 @@ def evaluate_runs(
     from know_cli.evaluation import suite as running
     from know_cli.evaluation.jobs import jobs
     from know_cli.evaluation.runs import results as of_results
+    from know_cli.evaluation.runs.bundles import check_bundles
     from know_cli.evaluation.runs.markdown import to_markdown
     from know_cli.evaluation.runs.suite import evaluate
     from know_cli.evaluation.starts import Wanted
     from know_cli.evaluation.tasks import find_tasks
 
     replaces = is_own_result(folder / RESULTS)
+    check_bundles(bundles)
     wanted = seeds or range(running.SUITES[suite])
     request = running.Request(
         folder=folder,
@@ -122,7 +129,7 @@ def evaluate_runs(
         show_plan(talk, request, "run")
         return
     total = len(jobs(request))
-    outcomes = gather(talk, evaluate(request, measures, length), total)
+    outcomes = gather(talk, evaluate(request, measures, length, bundles), total)
     if shard_is_done(talk, shard):
         return
     content = of_results.to_json(request, outcomes, not_run, length)

@@ -82,14 +82,16 @@ def find_variants(labels: Sequence[str]) -> list[Variant]:
     return [every[label] for label in dict.fromkeys(labels)]
 
 
-def is_available(variant: Variant, sessions: int) -> bool:
+def is_available(
+    variant: Variant, sessions: int, trajectory: TrajectoryKind = TrajectoryKind.FORGETTING
+) -> bool:
     """Whether a variant can read this many checkpoints.
 
     A hyper-model reads only one number of them, and a mean of some of them needs as many.
 
     Raises:
         UsageError: its bundle does not exist.
-        CheckpointError: its bundle is corrupt, or was not taught on forgettings.
+        CheckpointError: its bundle is corrupt, or was not taught on such trajectories.
     """
     if "weights" not in variant.request:
         return int(variant.request.get("options", {}).get("forgotten", 0)) <= sessions
@@ -99,7 +101,7 @@ def is_available(variant: Variant, sessions: int) -> bool:
     except CheckpointError:
         return False
     bundle = load_bundle(method, path)
-    check_suited(method, TrajectoryKind.FORGETTING, weights, bundle)
+    check_suited(method, trajectory, weights, bundle)
     return bundle.checkpoints == sessions
 
 
@@ -121,18 +123,20 @@ def identity(variant: Variant, sessions: int, rate: float = RATE) -> dict[str, A
 def predict(
     variant: Variant,
     checkpoints: Sequence[Path],
-    norm: NormMode,
+    norm: NormMode | None,
     steps: int,
-    rate: float = RATE,
+    rate: float | None = RATE,
+    trajectory: TrajectoryKind | None = None,
 ) -> dict[int, dict[str, Tensor]]:
     """Predict from checkpoints, Θ0 first.
 
     Args:
         variant: the method.
         checkpoints: files in one folder, where predictions are written temporarily.
-        norm: treatment of normalisation layers.
+        norm: treatment of normalisation layers; None is the method's own.
         steps: the most steps.
-        rate: sampling rate of the forgetting.
+        rate: sampling rate of a forgetting; None takes the checkpoints' own.
+        trajectory: how the checkpoints came about; None takes what they tell.
 
     Returns:
         The predicted state dicts, by step from 1.
@@ -149,6 +153,7 @@ def predict(
         rate=rate,
         every_step=True,
         device="cpu",
+        trajectory=trajectory,
         **variant.request,
     )
     with open_prediction(request) as prediction:

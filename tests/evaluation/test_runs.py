@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.errors import UsageError
 from know_cli.evaluation.runs import averages, fine_tuning, plan, results
 from know_cli.evaluation.runs import suite as running
@@ -33,7 +34,10 @@ from know_cli.lab.averaging import combine, shape_of
 from know_cli.lab.data import DataSet, Samples
 from know_cli.lab.fitting import one_thread
 from know_cli.lab.stepping import Training
+from know_cli.settle.bundle import SettleBundle, load_bundle, save_bundle
+from know_cli.settle.module import Settle
 from tests.support.command import Command, one_line
+from tests.support.interrupted import temporaries
 
 TEXT = "text-language-model"
 SHAPES = ("uniform", "linear", "sqrt", "cosine", "ema")
@@ -219,9 +223,11 @@ def test_a_trial_measures_every_arm_once(tmp_path: Path, monkeypatch: pytest.Mon
     again = RunTrial(tiny("fashion-classes-cnn-batchnorm"), 2, tmp_path, None)
     assert again.pretraining() == found
     assert again.cosine() == cosine
-    assert again.found() == {"pretraining": found, "cosine": cosine, "downstream": starts}
+    assert again.found() == {
+        "pretraining": found, "cosine": cosine, "downstream": starts, "bundles": {},
+    }  # fmt: skip
     assert RunTrial(tiny("fashion-classes-cnn-batchnorm"), 3, tmp_path, None).found() == {
-        "pretraining": None, "cosine": None, "downstream": {},
+        "pretraining": None, "cosine": None, "downstream": {}, "bundles": {},
     }  # fmt: skip
 
 
@@ -249,6 +255,77 @@ def test_averages_are_those_of_the_checkpoints_of_the_run(
         mean = torch.stack([state[name].double() for state in states[2:]]).mean(0)
         torch.testing.assert_close(kept["average-3"][name].double(), mean, rtol=0, atol=1e-7)
     assert not torch.equal(kept["annealed-20"]["head.weight"], kept["longer-20"]["head.weight"])
+
+
+# --- bundles -----------------------------------------------------------------------------------
+
+
+def settle_bundle(folder: Path, trajectory: TrajectoryKind = TrajectoryKind.RUN) -> str:
+    """An untaught hyper-model, which is the mean of five checkpoints."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        save_bundle(SettleBundle.of(Settle(5), {}, trajectory), folder)
+    return str(folder)
+
+
+@pytest.mark.usefixtures("_little_data")
+@pytest.mark.parametrize("task", [TEXT, "fashion-classes-cnn-batchnorm"])
+def test_a_bundle_that_is_the_mean_is_measured_as_the_mean(tmp_path: Path, task: str) -> None:
+    path = settle_bundle(tmp_path / "mine")
+    trial = RunTrial(tiny(task), 1, tmp_path / "work", None)
+    values = trial.pretraining()["values"]
+    found = trial.bundle("mine", path)
+    assert found["value"] == pytest.approx(values["average-5"]["closed"], abs=1e-5)
+    if task == TEXT:  # of few images, accuracies may be the same
+        assert found["value"] != values["last"]["stored"]
+    assert trial.found({"mine": path})["bundles"] == {"mine": found}
+    # Trials of before there were bundles have kept no window: they are trained to it again.
+    for file in (*trial.folder.glob("window-*"), *trial.folder.glob("bundles/*")):
+        file.unlink()
+    again = trial.bundle("mine", path)
+    assert {**again, "seconds": 0} == {**found, "seconds": 0}
+    assert not temporaries(trial.folder)
+
+
+@pytest.mark.usefixtures("_little_data")
+def test_bundles_stand_beside_the_averages(tmp_path: Path) -> None:
+    path = settle_bundle(tmp_path / "mine")
+    request = Request(folder=tmp_path, tasks=[tiny(TEXT)], seeds=2, wanted=Wanted(()))
+    plain = list(running.evaluate(request, [RunMeasure.PRETRAINING]))
+    assert "bundles" not in results.to_json(request, plain, {})["settings"]
+    first = list(
+        running.evaluate(replace(request, seeds=1), [RunMeasure.PRETRAINING], 1.0, {"mine": path})
+    )
+    outcomes = [*first, plain[1]]
+    found = json.loads(json.dumps(results.to_json(request, outcomes, {})))
+    assert found["settings"]["bundles"] == {"mine": load_bundle(Path(path)).digest}
+    values = found["tasks"][TEXT]["values"]
+    assert values["mine"]["predicted"][1] is None
+    assert values["mine"]["predicted"][0] == pytest.approx(
+        values["average-5"]["closed"][0], abs=1e-5
+    )
+    page = to_markdown(found)
+    assert "### mine" in page
+    assert "| task | mine − average-2 |" in page
+    assert f"({found['settings']['bundles']['mine']})" in page
+
+
+def test_bundles_that_runs_cannot_be_measured_with_are_refused(
+    tmp_path: Path, know: Command
+) -> None:
+    runs, forgettings = tmp_path / "runs", tmp_path / "forgettings"
+    settle_bundle(runs)
+    settle_bundle(forgettings, TrajectoryKind.FORGETTING)
+    for arguments, words in (
+        (["run", "--bundle", "average-3=./runs"], "average-3=…: is already the name of a start"),
+        (["run", "--bundle", "mine=./none"], "./none"),
+        (["run", "--bundle", "mine=./forgettings"], "forgetting"),
+        (["branches", "--bundle", "mine=./runs"], "--bundle is for --trajectory forgetting"),
+    ):
+        done = know("eval", "--trajectory", *arguments, "-o", "out", cwd=tmp_path)
+        assert done.returncode in (2, 3), done.stderr
+        assert words in one_line(done.stderr)
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_task_of_the_registry_has_a_length_of_its_own() -> None:

@@ -14,7 +14,7 @@ from know_cli.evaluation.runs.results import (
     downstream_values,
     pretraining_values,
 )
-from know_cli.evaluation.runs.sections import SHOWN, shapes, shared_statistics, sweeps
+from know_cli.evaluation.runs.sections import SHOWN, bundles, shapes, shared_statistics, sweeps
 from know_cli.evaluation.runs.wording import (
     difference_text,
     digits,
@@ -52,6 +52,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         "",
         *_overview(tasks, before, "measure"),
         *_recovered(before),
+        *bundles(tasks, before, results["settings"].get("bundles", {})),
         *sweeps(tasks, before),
         *shapes(tasks, before),
         *shared_statistics(tasks),

@@ -21,6 +21,8 @@ from know_cli.evaluation.suite import Request
 from know_cli.files import read_text
 
 FORMAT = 1
+#: The treatment of running statistics of what a bundle predicts: that of the prediction.
+PREDICTED = "predicted"
 #: A value for each seed; None where it has not been measured.
 Values = Sequence[float | None]
 
@@ -63,9 +65,20 @@ def to_json(
             "warm_up": plan.WARM_UP,
             "spacing": plan.SPACING,
             "rates": list(plan.RATES),
+            # Results without bundles are what they were before there were any.
+            **({"bundles": digests} if (digests := _digests(outcomes)) else {}),
         },
         "tasks": tasks,
         "not_run": dict(not_run),
+    }
+
+
+def _digests(outcomes: Sequence[RunOutcome]) -> dict[str, str]:
+    """Of the bundles that were measured, by name."""
+    return {
+        name: one["digest"]
+        for outcome in outcomes
+        for name, one in outcome.found.get("bundles", {}).items()
     }
 
 
@@ -93,6 +106,10 @@ def _task(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 for treatment in treatments
             }
             for name, treatments in first["values"].items()
+        }
+        | {
+            name: {PREDICTED: [one["bundles"].get(name, {}).get("value") for one in found]}
+            for name in dict.fromkeys(name for one in found for name in one.get("bundles", {}))
         },
         "sweep": _sweep([one["pretraining"]["sweep"] for one in found]),
         "shape": {
@@ -116,7 +133,8 @@ def _sweep(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict
 
 
 def _seconds(found: Mapping[str, Any]) -> float:
-    parts = [found["pretraining"], found["cosine"], *found["downstream"].values()]
+    more = [*found["downstream"].values(), *found.get("bundles", {}).values()]
+    parts = [found["pretraining"], found["cosine"], *more]
     return round(float(sum(part["seconds"] for part in parts if part)), 2)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from know_cli.evaluation.runs import plan
-from know_cli.evaluation.runs.averages import RE_ESTIMATED_ON
+from know_cli.evaluation.runs.averages import AVERAGES, RE_ESTIMATED_ON
 from know_cli.evaluation.runs.results import (
     RunComparison,
     compare,
@@ -17,7 +18,8 @@ from know_cli.evaluation.runs.results import (
     treatment_values,
 )
 from know_cli.evaluation.runs.trial import CLOSED, PLAIN, RE_ESTIMATED, STORED
-from know_cli.evaluation.runs.wording import difference_text, percent
+from know_cli.evaluation.runs.wording import difference_text, gain_text, percent
+from know_cli.evaluation.statistics import mean_estimate
 from know_cli.prediction.inspection import PARALLEL_STEPS
 
 #: The averages that the page's first tables show.
@@ -77,6 +79,49 @@ def _swept_gains(swept: Mapping[str, Any]) -> Iterator[str]:
             row.append(f"{np.mean(known):+.2f} ({min(known):+.2f})" if known else "")
         yield f"| {count} checkpoints | " + " | ".join(row) + " |"
     yield ""
+
+
+def bundles(
+    tasks: Mapping[str, Any], compared: Mapping[str, RunComparison], digests: Mapping[str, str]
+) -> Iterator[str]:
+    """What bundles are worth beside every average, paired by seed."""
+    for name, digest in digests.items():
+        of = {task: found for task, found in compared.items() if name in found.means}
+        averages = [average.name for average in AVERAGES]
+        yield f"### {name}"
+        yield ""
+        yield (
+            f"What the bundle `{name}` ({digest}) predicts from the checkpoints of the averages of "
+            "five, less each average, in the measure's unit, paired by seed with the 95 % interval "
+            "of the mean. The last rows: the mean over the tasks where annealing helps of the "
+            "difference in recovered gain, with its 95 % interval; and on how many of all tasks it "
+            "is significantly above the average, and below."
+        )
+        yield ""
+        yield f"| task | {' | '.join(f'{name} − {other}' for other in averages)} |"
+        yield "|---|" + "---:|" * len(averages)
+        above, below = Counter[str](), Counter[str]()
+        for task in of:
+            values = pretraining_values(tasks[task])
+            scale = tasks[task]["facts"]["measure"]["scale"]
+            row = []
+            for other in averages:
+                found = difference(values[name], values[other])
+                above[other] += found.low > 0
+                below[other] += found.high < 0
+                row.append(difference_text(found, scale))
+            yield f"| {task} | {' | '.join(row)} |"
+        helped = [found.gains for found in of.values() if name in found.gains]
+        gains = [
+            mean_estimate([one[name].value - one[other].value for one in helped])
+            if helped
+            else None
+            for other in averages
+        ]
+        yield f"| recovered gain, {len(helped)} tasks | {' | '.join(map(gain_text, gains))} |"
+        yield f"| above, of {len(of)} | {' | '.join(str(above[other]) for other in averages)} |"
+        yield f"| below | {' | '.join(str(below[other]) for other in averages)} |"
+        yield ""
 
 
 def shapes(tasks: Mapping[str, Any], compared: Mapping[str, RunComparison]) -> Iterator[str]:

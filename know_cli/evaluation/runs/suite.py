@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,10 @@ class RunOutcome:
 
 
 def evaluate(
-    request: Request, measures: Sequence[RunMeasure], length: float = 1.0
+    request: Request,
+    measures: Sequence[RunMeasure],
+    length: float = 1.0,
+    bundles: Mapping[str, str] | None = None,
 ) -> Iterator[RunOutcome]:
     """Measure every task with every seed, yielding the outcomes as they are finished.
 
@@ -41,24 +44,34 @@ def evaluate(
         request: tasks, seeds and folders.
         measures: what to measure.
         length: of the runs, as a multiple of each task's own.
+        bundles: paths of bundles, by name, which are measured with the pre-training's measure.
 
     Raises:
         UsageError: a task lacks data.
+        CheckpointError: a bundle cannot be used.
         OutputError: the folder cannot be written, or a process was killed.
     """
     make_folder(request.work)
-    yield from jobs.run(_run, request, measures, length)
+    yield from jobs.run(_run, request, measures, length, dict(bundles or {}))
 
 
 def _run(
-    request: Request, measures: Sequence[RunMeasure], length: float, task: Task, seed: int
+    request: Request,
+    measures: Sequence[RunMeasure],
+    length: float,
+    bundles: Mapping[str, str],
+    task: Task,
+    seed: int,
 ) -> RunOutcome:
     trial = RunTrial(task, seed, request.work, request.data_folder, length, request.place)
     if RunMeasure.PRETRAINING in measures or RunMeasure.DOWNSTREAM in measures:
         trial.pretraining()
+    if RunMeasure.PRETRAINING in measures:
+        for name, path in bundles.items():
+            trial.bundle(name, path)
     if RunMeasure.COSINE in measures:
         trial.cosine()
     if RunMeasure.DOWNSTREAM in measures:
         for start in DOWNSTREAM:
             trial.downstream(start)
-    return RunOutcome(task.name, seed, trial.found())
+    return RunOutcome(task.name, seed, trial.found(bundles))

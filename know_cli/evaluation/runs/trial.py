@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from know_cli.checkpoints import save_checkpoint
 from know_cli.checkpoints.state import read_state
 from know_cli.evaluation import cache
 from know_cli.evaluation.place import USUAL, Place, placed
+from know_cli.evaluation.runs import bundles as of_bundles
 from know_cli.evaluation.runs import plan
 from know_cli.evaluation.runs.averages import AVERAGES, Average, coefficients, re_estimate
 from know_cli.evaluation.runs.fine_tuning import tuned_value
@@ -120,15 +121,41 @@ class RunTrial:
             path = self.folder / "downstream" / f"{start}.json"
             return cache.read(path) or self._kept(path, lambda: self._fine_tuned(start))
 
-    def found(self) -> dict[str, Any]:
-        """What has been measured so far, without measuring anything."""
+    @one_thread()
+    def bundle(self, name: str, path: str) -> dict[str, Any]:
+        """The pre-training's measure of what a bundle predicts from the main comparison's window.
+
+        Args:
+            name: of the bundle.
+            path: of its folder.
+
+        Returns:
+            ``value``, the bundle's ``digest``, processor ``seconds``.
+        """
+        with cache.held(self.folder):
+            file = of_bundles.file_of(self.folder, name, path)
+            return cache.read(file) or self._kept(file, lambda: self._predicted(name, path))
+
+    def found(self, bundles: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """What has been measured so far, without measuring anything.
+
+        Args:
+            bundles: paths of the bundles that are asked for, by name.
+        """
         found = {
             name: cache.read(self.folder / f"{name}.json") for name in ("pretraining", "cosine")
         }
         starts = {
             name: cache.read(self.folder / "downstream" / f"{name}.json") for name in DOWNSTREAM
         }
-        return found | {"downstream": {name: value for name, value in starts.items() if value}}
+        predicted = {
+            name: cache.read(of_bundles.file_of(self.folder, name, path))
+            for name, path in (bundles or {}).items()
+        }
+        return found | {
+            "downstream": {name: value for name, value in starts.items() if value},
+            "bundles": {name: value for name, value in predicted.items() if value},
+        }
 
     def _kept(self, path: Path, measure: Any) -> dict[str, Any]:
         began = time.process_time()
@@ -157,13 +184,10 @@ class RunTrial:
 
     def _pretrain(self) -> dict[str, Any]:
         run = self._training()
-        total = self.task.recipe.epochs * run.epoch_steps
+        total = self._total(run)
         constant = warmed_up(total)
         wanted = self._snapshots(total)
-        states: dict[int, dict[str, Tensor]] = {}
-        for step in sorted({total, *wanted.values()}):
-            run.advance(step - run.done, constant)
-            states[step] = copied(recorded(run.model))
+        states = _states_at(run, {total, *wanted.values()}, constant)
         last = states[total]
         self._keep(plan.LAST, last)
         values = {plan.LAST: self._measured(plan.LAST, last, STORED)}
@@ -171,7 +195,7 @@ class RunTrial:
             values[name] = self._measured(name, state, STORED)
             if name in DOWNSTREAM:
                 self._keep(name, state)
-        main = [states[wanted[plan.SPACING, back]] for back in range(plan.CHECKPOINTS)][::-1]
+        main = self._keep_window(states, wanted)[::-1]
         for average in AVERAGES:
             window, numbers = main[-average.count :], coefficients(average)
             averaged = combine(window, numbers)
@@ -194,6 +218,30 @@ class RunTrial:
                 "downstream_measure": self.problem.measure.to_json(),
             },
         }
+
+    def _total(self, run: Training) -> int:
+        """The steps of a run."""
+        return self.task.recipe.epochs * run.epoch_steps
+
+    def _keep_window(
+        self, states: Mapping[int, dict[str, Tensor]], wanted: Mapping[tuple[float, int], int]
+    ) -> list[dict[str, Tensor]]:
+        """Keep the window of the main comparison for bundles; it, the latest first."""
+        steps = [wanted[plan.SPACING, back] for back in range(plan.CHECKPOINTS)]
+        window = [states[step] for step in steps]
+        of_bundles.keep_window(self.folder, window, steps)
+        return window
+
+    def _predicted(self, name: str, path: str) -> dict[str, Any]:
+        if not all(file.exists() for file in of_bundles.window_files(self.folder)):
+            # Trials that were measured before there were bundles have not kept it.
+            run = self._training()
+            total = self._total(run)
+            wanted = self._snapshots(total)
+            steps = {wanted[plan.SPACING, back] for back in range(plan.CHECKPOINTS)}
+            self._keep_window(_states_at(run, steps, warmed_up(total)), wanted)
+        state = of_bundles.predicted(self.folder, name, path)
+        return {"value": self._value(state), "digest": of_bundles.facts(name, path)["bundle"]}
 
     def _snapshots(self, total: int) -> dict[tuple[float, int], int]:
         """The step of each checkpoint, by spacing and number counted back from the last."""
@@ -234,7 +282,7 @@ class RunTrial:
 
     def _cosine(self) -> dict[str, Any]:
         run = self._training()
-        total = self.task.recipe.epochs * run.epoch_steps
+        total = self._total(run)
         warm = warmed_up(total)
         begin = round(plan.WARM_UP * total)
 
@@ -269,6 +317,17 @@ class RunTrial:
     def _fine_tuned(self, start: str) -> dict[str, Any]:
         state = read_state(self.folder / f"{start}.safetensors")
         return tuned_value(self.problem, state, self.seed)
+
+
+def _states_at(
+    run: Training, steps: Collection[int], schedule: Schedule
+) -> dict[int, dict[str, Tensor]]:
+    """Take a run through some steps; copies of what it records there, by step."""
+    states = {}
+    for step in sorted(steps):
+        run.advance(step - run.done, schedule)
+        states[step] = copied(recorded(run.model))
+    return states
 
 
 def warmed_up(total: int) -> Schedule:
