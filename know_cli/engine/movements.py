@@ -1,4 +1,6 @@
-"""How far each tensor moves from session to session, for methods that standardise by it.
+"""How far each tensor moves from checkpoint to checkpoint, for methods that standardise by it.
+
+Branches have no order: their movements are those from Θ0 to each of them.
 
 Sums are formed in float64 over chunks of fixed size and joined in the order of the chunks, by
 the rank that has the whole tensor, so that they are the same bytes for any number of ranks.
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 
 from know_cli.checkpoints import Trajectory
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.reading import chunks, read_elements
 from know_cli.engine.scan import own_names
 from know_cli.ranks.alone import Ranks
@@ -58,9 +61,24 @@ class Course:
         return Course(count, products, math.sqrt(squares))
 
 
-def course_of(window: torch.Tensor) -> Course:
+def moved_in(window: torch.Tensor, kind: TrajectoryKind) -> torch.Tensor:
+    """The movements in a window: from one checkpoint to the next, of branches from Θ0 to each.
+
+    Args:
+        window: ``[S, n]``, Θ0 last.
+        kind: how the checkpoints came about.
+
+    Returns:
+        ``[S − 1, n]``, in the order of the window.
+    """
+    if kind is TrajectoryKind.BRANCHES:
+        return window[:-1] - window[-1]
+    return window[1:] - window[:-1]
+
+
+def course_of(window: torch.Tensor, kind: TrajectoryKind = TrajectoryKind.RUN) -> Course:
     """The course of a window ``[S, n]`` that is finite, most-forgotten first, θ0 last."""
-    moved = window.double().diff(dim=0)
+    moved = moved_in(window.double(), kind)
     count = window.shape[1]
     products = (moved @ moved.T / max(count, 1)).tolist()
     size = float(window[-1].double().square().mean().sqrt()) if count else 0.0
@@ -70,6 +88,8 @@ def course_of(window: torch.Tensor) -> Course:
 @dataclass(frozen=True, slots=True)
 class Movements:
     """Statistics of one tensor's movements Θ(k) − Θ(k+1), k = S − 2 … 0, the last one into Θ0.
+
+    Of branches they are Θ(k) − Θ0, k = S − 1 … 1; see :func:`moved_in`.
 
     Attributes:
         count: elements that are finite in all checkpoints; the others are left out.
@@ -93,7 +113,7 @@ def measure_movements(
 
     Args:
         trajectory: the inputs.
-        names: of (float) tensors.
+        names: of (float) tensors that all checkpoints have.
         ranks: that share the work; all get the whole answer.
 
     Raises:
@@ -135,7 +155,7 @@ def _measure(trajectory: Trajectory, name: str, ranks: Ranks) -> list[Any]:
             ]
         ).flip(0)
         finite = torch.isfinite(window).all(dim=0)
-        moved = (window[1:] - window[:-1])[:, finite]
+        moved = moved_in(window, trajectory.kind)[:, finite]
         size = moved.shape[1]
         if not size:
             continue

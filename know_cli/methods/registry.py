@@ -198,7 +198,6 @@ ONLY_FOR: Mapping[str, tuple[TrajectoryKind, ...]] = {
     "linear": _FORGETTING_OR_RUN,
     "logfit": (TrajectoryKind.FORGETTING,),
     "tsv": (TrajectoryKind.FORGETTING,),
-    "settle": _FORGETTING_OR_RUN,
 }
 
 

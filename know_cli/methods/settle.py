@@ -4,11 +4,16 @@ Each tensor has its own coefficients, which sum to 1; they depend on how it and 
 from checkpoint to checkpoint (:mod:`know_cli.settle.course`), and of a bundle that reads roles on
 the tensor's role (:mod:`know_cli.settle.role`). A bundle with a width adds a correction to each
 element. Like an average, all steps are the same.
+
+Of branches it makes the same whatever their order, but for rounding. A tensor that not all branches
+have in Θ0's shape, such as a head, is the mean of those that have it, as with the method
+``average``: what a bundle has learned is of tensors that all of them train.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,6 +21,7 @@ from torch import Tensor
 from know_cli.engine.movements import Course
 from know_cli.engine.plan import Block, PlannedTensor
 from know_cli.engine.predictor import Predictors
+from know_cli.methods.branches import mean_of_branches
 from know_cli.methods.inputs import Inputs
 from know_cli.passes.numbers import round_to_odd
 from know_cli.settle.bundle import SettleBundle
@@ -31,17 +37,21 @@ class SettlePredictor:
 
     Args:
         bundle: the weights.
+        absent: tensor → positions of the branches that do not have it, Θ0 being 0.
     """
 
     device = torch.device("cpu")
     block_rows = _BLOCK_ROWS
 
-    def __init__(self, bundle: SettleBundle) -> None:
+    def __init__(
+        self, bundle: SettleBundle, absent: Mapping[str, frozenset[int]] | None = None
+    ) -> None:
         self._model = bundle.module()
         # In float64, so that coefficients sum to 1, and what does not move stays.
         self._exact = bundle.module().double()
         self._size, self._width = bundle.checkpoints, bundle.width
         self._gates: dict[str, tuple[list[float], Tensor]] = {}
+        self._absent = absent or {}
         self._lock = threading.Lock()
 
     @property
@@ -92,8 +102,9 @@ class SettlePredictor:
 
     def _measured_gates(self, tensor: PlannedTensor) -> tuple[list[float], Tensor]:
         movements = tensor.movements
-        if movements is None:  # it does not move
-            return [0.0] * (self._size - 1) + [1.0], torch.zeros(self._width)
+        if movements is None:  # not all branches have it, or it does not move
+            absent = self._absent.get(tensor.name, frozenset(range(1, self._size)))
+            return list(mean_of_branches(self._size, absent)[::-1]), torch.zeros(self._width)
         role = role_of(tensor.name, tensor.shape, tensor.reason)
         row = self._exact.features(movements.run, movements.course, tensor.kind, role)
         coefficients, conditions = self._exact.gates(torch.tensor([row], dtype=torch.float64))
@@ -111,5 +122,5 @@ def predictors(inputs: Inputs) -> Predictors:
     Raises:
         CheckpointError: the bundle is for another number of checkpoints.
     """
-    rows = SettlePredictor(inputs.bundle_of(SettleBundle))
+    rows = SettlePredictor(inputs.bundle_of(SettleBundle), inputs.trajectory.absent)
     return Predictors(rows, exact=rows, reads_movements=True, mixture=rows.mixture)

@@ -170,7 +170,9 @@ def plan_prediction(
             [
                 name
                 for name, of in found.classes.items()
-                if of.kind is not Kind.COPY and name not in found.scan.frozen
+                if of.kind is not Kind.COPY
+                and name not in found.scan.frozen
+                and name not in trajectory.absent
             ]
         )
     plan = make_plan(

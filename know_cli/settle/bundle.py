@@ -31,7 +31,7 @@ FORMAT = 1
 TARGET = "network"
 _WEIGHTS = "settle.safetensors"
 _WIDEST = 1024
-_TRAJECTORIES = (TrajectoryKind.RUN.value, TrajectoryKind.FORGETTING.value)
+_TRAJECTORIES = tuple(kind.value for kind in TrajectoryKind)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class SettleBundle:
         sizes = model.checkpoints, model.hidden, model.width
         return SettleBundle(state, *sizes, trajectory, dict(manifest), roles=model.roles)
 
+    @property
+    def of_branches(self) -> bool:
+        """Whether it reads branches, which it computes otherwise."""
+        return self.trajectory is TrajectoryKind.BRANCHES
+
     def to_json(self) -> dict[str, Any]:
         """Its manifest as it is written."""
         own: dict[str, Any] = {
@@ -91,14 +96,17 @@ class SettleBundle:
     def module(self) -> Settle:
         """The module with its weights, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
-            model = Settle(self.checkpoints, self.hidden, self.width, self.roles)
+            model = Settle(
+                self.checkpoints, self.hidden, self.width, self.roles, branches=self.of_branches
+            )
         model.load_state_dict(self.state)
         return model.eval().requires_grad_(False)
 
     @cached_property
     def digest(self) -> str:
-        """16 hexadecimal digits that depend on every weight."""
-        hasher = hashlib.sha256(f"{MODEL} {self.checkpoints}".encode())
+        """16 hexadecimal digits that depend on every weight, and on whether it reads branches."""
+        of_branches = f" {self.trajectory.value}" if self.of_branches else ""
+        hasher = hashlib.sha256(f"{MODEL} {self.checkpoints}{of_branches}".encode())
         for name, tensor in sorted(self.state.items()):
             hasher.update(f"\n{name} {tuple(tensor.shape)} ".encode())
             hasher.update(tensor.contiguous().numpy().tobytes())

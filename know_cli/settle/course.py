@@ -14,6 +14,25 @@ _SMALLEST, _LARGEST = 1e-6, 10.0
 _LARGEST_COUNT = 1e9
 
 
+def without_order(course: Course) -> Course:
+    """The course of branches, which have no order, so that it tells none from another.
+
+    Args:
+        course: whose movements are those from Θ0 to each branch.
+
+    Returns:
+        The same, with the mean of all squared lengths for each of them, and the mean of the
+        products of all pairs for each pair.
+    """
+    products, ranks = course.products, range(len(course.products))
+    # Exact sums, which are the same in any order.
+    square = math.fsum(products[k][k] for k in ranks) / len(ranks)
+    pairs = [products[i][j] for i in ranks for j in ranks if i != j]
+    product = math.fsum(pairs) / max(len(pairs), 1)
+    rows = tuple(tuple(square if i == j else product for j in ranks) for i in ranks)
+    return Course(course.count, rows, course.size)
+
+
 def feature_count(checkpoints: int) -> int:
     """How many numbers :func:`features` gives."""
     return 2 * checkpoints + len(PREDICTED_KINDS) + 1

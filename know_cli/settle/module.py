@@ -14,6 +14,15 @@ the whole run went (:mod:`know_cli.settle.course`):
 W_g and W_3 start as zeros, so that an untaught one is the mean of the window. With a width of 0
 there is no correction, and what is left is an average.
 
+Branches have no order, and the window is they and then Θ0. For them
+
+    c_k = (1 − c_0) / (S − 1) of each branch, c_0 = g_0 − (g_0 + Σ g_k) / S of Θ0
+
+with the mean of g over the branches for each g_k, ``a`` tells none from another
+(:func:`~know_cli.settle.course.without_order`), and a correction reads the branches' values of an
+element in the order of their size. An untaught one is the mean of the branches. With c_0 < 0 it
+goes beyond that, away from Θ0.
+
 One that reads roles has the tensor's role at the end of ``a``, as a 1 among 0s
 (:mod:`know_cli.settle.role`). The columns of V_g for it are the roles' embeddings.
 """
@@ -25,7 +34,7 @@ from torch import Tensor, nn
 
 from know_cli.engine.movements import Course
 from know_cli.kinds import Kind
-from know_cli.settle.course import feature_count, features
+from know_cli.settle.course import feature_count, features, without_order
 from know_cli.settle.role import TensorRole, role_features
 
 #: Elements farther from the mean than this, in units of their movements, count as this far.
@@ -41,14 +50,20 @@ class Settle(nn.Module):
         hidden: width of the gate.
         width: of the correction of single elements; 0 for none.
         roles: whether it reads the role of each tensor, too.
+        branches: whether the checkpoints are Θ0 and branches that go on from it.
     """
 
     def __init__(
-        self, checkpoints: int, hidden: int = 16, width: int = 0, roles: bool = False
+        self,
+        checkpoints: int,
+        hidden: int = 16,
+        width: int = 0,
+        roles: bool = False,
+        branches: bool = False,
     ) -> None:
         super().__init__()
         self.checkpoints, self.hidden, self.width = checkpoints, hidden, width
-        self.roles = roles
+        self.roles, self.branches = roles, branches
         self.read = nn.Linear(feature_count(checkpoints), hidden)
         self.gate = nn.Linear(hidden, checkpoints + width, bias=False)
         nn.init.zeros_(self.gate.weight)
@@ -75,6 +90,8 @@ class Settle(nn.Module):
         Returns:
             ``[features]``, and after them ``[roles]``.
         """
+        if self.branches:
+            run, tensor = without_order(run), without_order(tensor)
         found = features(run, tensor, kind)
         return found + role_features(role) if self.roles else found
 
@@ -88,17 +105,19 @@ class Settle(nn.Module):
             ``[tensors, S]``, which sum to 1 in each row, and ``[tensors, width]``.
         """
         gates = self.gate(torch.tanh(self.read(features)))
-        free = gates[:, : self.checkpoints]
-        return (
-            1 / self.checkpoints + free - free.mean(1, keepdim=True),
-            gates[:, self.checkpoints :],
-        )
+        free, conditions = gates[:, : self.checkpoints], gates[:, self.checkpoints :]
+        if self.branches:
+            of_branches = free[:, :-1].mean(1, keepdim=True)
+            start = (free[:, -1:] - of_branches) * (1 - 1 / self.checkpoints)
+            share = (1 - start) / (self.checkpoints - 1)
+            return torch.cat([share.expand(-1, self.checkpoints - 1), start], 1), conditions
+        return 1 / self.checkpoints + free - free.mean(1, keepdim=True), conditions
 
     def correction(self, window: Tensor, condition: Tensor, length: Tensor, size: Tensor) -> Tensor:
         """What is added to the average of each element.
 
         Args:
-            window: ``[S, n]``, oldest first.
+            window: ``[S, n]``, oldest first; of branches Θ0 last.
             condition: ``[width]``, or ``[n, width]``.
             length: of the tensor's movements, a scalar or ``[n]``.
             size: root mean square of the newest weights, a scalar or ``[n]``.
@@ -106,6 +125,8 @@ class Settle(nn.Module):
         Returns:
             ``[n]``.
         """
+        if self.branches:
+            window = torch.cat([window[:-1].sort(0).values, window[-1:]])
         far = (window - window.mean(0)) / length.clamp(min=_TINY)
         newest = window[-1] / size.clamp(min=_TINY)
         inputs = torch.cat([far, newest[None]]).clamp(-_FARTHEST, _FARTHEST).T

@@ -91,7 +91,7 @@ def find_bundle(weights: str | None, checkpoints: int) -> Path:
     if checkpoints not in sizes:
         available = ", ".join(str(size) for size in sizes)
         raise CheckpointError(
-            f"--weights {weights}: has no hyper-model for {checkpoints} checkpoints of a run, only "
+            f"--weights {weights}: has no hyper-model for {checkpoints} checkpoints, only "
             f"for {available}; give as many (--last {max(sizes)}), or take --method average"
         )
     return sizes[checkpoints]

@@ -18,7 +18,7 @@ from know_cli.checkpoints import save_checkpoint
 from know_cli.checkpoints.metadata import TRAINING_STEP, TRAJECTORY_KIND, TrajectoryKind
 from know_cli.engine.movements import Course, course_of
 from know_cli.engine.settings import Settings
-from know_cli.errors import CheckpointError, KnowError, UsageError
+from know_cli.errors import CheckpointError, KnowError
 from know_cli.kinds import Kind
 from know_cli.methods.bundles import open_bundle
 from know_cli.methods.registry import find_method
@@ -289,10 +289,5 @@ def test_other_checkpoints_are_refused(tmp_path: Path) -> None:
         paths, tmp_path / "out", str(bundle), method="settle", trajectory=TrajectoryKind.RUN
     )
     assert open_bundle(find_method("settle"), str(bundle), 4) is not None
-    with pytest.raises(UsageError, match="--method settle: is for forgettings and runs"):
-        Request(
-            paths, request.output, str(bundle), method="settle",
-            trajectory=TrajectoryKind.BRANCHES,
-        )  # fmt: skip
     with pytest.raises(KnowError, match="nowhere: neither a folder with a hyper-model settle"):
         Request(paths, request.output, "nowhere", method="settle")
