@@ -79,6 +79,16 @@ class TrajectoryKind(str, Enum):
         """Several of them: ``runs``."""
         return self.value if self is TrajectoryKind.BRANCHES else f"{self.value}s"
 
+    @property
+    def unit(self) -> str:
+        """One of them as what is counted: ``run``."""
+        return "set of branches" if self is TrajectoryKind.BRANCHES else self.value
+
+    @property
+    def units(self) -> str:
+        """Several of them, counted: ``runs``."""
+        return "sets of branches" if self is TrajectoryKind.BRANCHES else f"{self.value}s"
+
     @staticmethod
     def from_metadata(metadata: Mapping[str, str]) -> TrajectoryKind | None:
         """The kind of trajectory that one checkpoint was recorded in; None if it does not tell.

@@ -31,18 +31,20 @@ EPILOG = "\n\n".join(
         "know collect trajectories --trajectories 400",
         "know train trajectories -o my-known --target continuation",
         "know collect runs --regime run --trajectories 400",
+        "know collect branches --regime branches --trajectories 100 --side 16",
     )
 )
 
 
 class CollectedRegime(str, Enum):
-    """Values of ``--regime``: those of :class:`Regime`, the release's two, and ordinary runs."""
+    """Values of ``--regime``: those of :class:`Regime`, the release's two, runs and branches."""
 
     CHAIN = Regime.CHAIN.value
     COMMON_START = Regime.COMMON_START.value
     RELEASE = "release"
     RELEASE_CHAIN = "release-chain"
     RUN = "run"
+    BRANCHES = "branches"
 
 
 _REGIMES = {
@@ -57,7 +59,10 @@ _REGIMES = {
 def collect(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="For one file per trajectory, or folder per run."),
+        typer.Argument(
+            metavar="FOLDER",
+            help="For one file per trajectory, or a folder per run or set of branches.",
+        ),
     ],
     trajectories: Annotated[
         int, typer.Option(min=1, help="Number of trajectories over all shards.")
@@ -84,14 +89,15 @@ def collect(
         typer.Option(
             help="Only chains, where each session continues from the previous one, only sessions "
             "from a common start; either as the method's authors record them (release-chain, or as "
-            "their sample script does, release); or ordinary runs instead.",
+            "their sample script does, release); or ordinary runs, or several branches of one run, "
+            "instead.",
             show_default="both of forgettings",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the whole collection.")] = 0,
     rows_per_tensor: Annotated[
         int,
-        typer.Option(min=1, help="The most elements kept of one tensor; of runs all are kept."),
+        typer.Option(min=1, help="The most elements kept of a tensor; of runs and branches all."),
     ] = 40_000,
     shard: Annotated[
         str,
@@ -110,7 +116,11 @@ def collect(
     ] = None,
     checkpoints: Annotated[
         int | None,
-        typer.Option(min=2, help="Checkpoints of each run's window.", show_default="drawn, 2 to 5"),
+        typer.Option(
+            min=2,
+            help="Checkpoints of each run's window; of branches their number and Θ0.",
+            show_default="drawn, 2 to 5; of branches 6",
+        ),
     ] = None,
     brief: Annotated[
         bool,
@@ -170,6 +180,11 @@ def collect(
     With --regime run, networks are trained once, at a constant or slowly falling rate. Each run's
     folder gets a window of 2 to 5 checkpoints, the newest one annealed by 5, 10, 20 and 40 % more
     steps, the mean of as many checkpoints after it, and in run.json the setup and the losses.
+
+    With --regime branches, a network is trained at a constant rate, and then several branches go
+    on from it, each in another order, in half of the setups on a random half of the samples. Each
+    folder gets it and the branches, one continuation of as many steps as all branches together,
+    the same annealed, and in branched.json the setup and the losses.
     """
     talk = Output(quiet)
     parsed = parse_shard(shard)
@@ -190,32 +205,46 @@ def collect(
     like_release = regime in (CollectedRegime.RELEASE, CollectedRegime.RELEASE_CHAIN)
     if (samples, largest_batch) != (None, None) and not like_release:
         raise UsageError("--samples and --largest-batch are for --regime release and release-chain")
-    if regime is CollectedRegime.RUN:
+    if brief and regime is not CollectedRegime.RUN:
+        raise UsageError("--brief is for --regime run")
+    if regime in (CollectedRegime.RUN, CollectedRegime.BRANCHES):
         from know_cli.cli.collect_runs import collect_runs
-        from know_cli.meta.run_collecting import RunRequest
+        from know_cli.meta.branch_collecting import BranchRequest
+        from know_cli.meta.branch_setup import CHECKPOINTS
+        from know_cli.meta.run_collecting import CollectingRequest, RunRequest
 
-        runs = RunRequest(
-            folder=folder,
-            runs=trajectories,
-            data_sets=data_sets,
-            data_folder=data_folder,
-            architectures=architectures,
-            seed=seed,
-            shard=parsed,
-            processes=processes or usual_processes(device),
-            checkpoints=checkpoints,
-            brief=brief,
-            side=side,
-            device=chosen,
-        )
+        shared: dict[str, Any] = {
+            "folder": folder,
+            "runs": trajectories,
+            "data_sets": data_sets,
+            "data_folder": data_folder,
+            "architectures": architectures,
+            "seed": seed,
+            "shard": parsed,
+            "processes": processes or usual_processes(device),
+            "side": side,
+            "device": chosen,
+        }
+        runs: CollectingRequest[Any]
+        if regime is CollectedRegime.RUN:
+            runs = RunRequest(**shared, checkpoints=checkpoints, brief=brief)
+        elif checkpoints == 2:
+            raise UsageError(
+                "--checkpoints 2: would be Θ0 and a single branch; give 3 or more with --regime "
+                "branches"
+            )
+        else:
+            runs = BranchRequest(**shared, checkpoints=checkpoints or CHECKPOINTS)
         if not runs.numbers():
-            raise UsageError(f"--shard {shard}: there are only {trajectories} runs")
+            raise UsageError(
+                f"--shard {shard}: there are only {trajectories} {runs.trajectory.units}"
+            )
         collect_runs(talk, runs)
         return
-    if checkpoints is not None or brief:
-        raise UsageError("--checkpoints and --brief are for --regime run")
+    if checkpoints is not None:
+        raise UsageError("--checkpoints is for --regime run and branches")
     if side is not None and not like_release:
-        raise UsageError("--side is for --regime run, release and release-chain")
+        raise UsageError("--side is for --regime run, branches, release and release-chain")
     request = Request(
         folder=folder,
         trajectories=trajectories,

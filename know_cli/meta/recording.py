@@ -18,9 +18,13 @@ from know_cli.lab.data.parts import meta_part
 from know_cli.lab.fitting import accuracy, fit
 from know_cli.lab.machine import CPU
 from know_cli.lab.zoo import build
+from know_cli.meta.branch_setup import BranchSetup
 from know_cli.meta.run_setup import RunSetup
 from know_cli.meta.series import NotUsableError, Series, read_trajectory
 from know_cli.meta.setup import Setup
+
+#: The setup of whatever is collected.
+AnySetup = Setup | RunSetup | BranchSetup
 
 FUNCTION = "know collect"
 #: What facts of a collected trajectory call the most elements that were kept of one tensor.
@@ -39,7 +43,7 @@ class Task:
     """A classification task on some classes of a data set, ready for training.
 
     Args:
-        setup: of the trajectory or the run.
+        setup: of what is recorded.
         data: the data set that the setup names.
         device: for all samples.
 
@@ -51,7 +55,7 @@ class Task:
         device: that they are on.
     """
 
-    def __init__(self, setup: Setup | RunSetup, data: DataSet, device: torch.device = CPU) -> None:
+    def __init__(self, setup: AnySetup, data: DataSet, device: torch.device = CPU) -> None:
         generator = np.random.default_rng([setup.seed, _POOL])
         part = meta_part(data)
         inputs, labels = self._of_classes(setup, data, part)
@@ -66,9 +70,7 @@ class Task:
         self.device = device
 
     @staticmethod
-    def _of_classes(
-        setup: Setup | RunSetup, data: DataSet, samples: Samples
-    ) -> tuple[Tensor, Tensor]:
+    def _of_classes(setup: AnySetup, data: DataSet, samples: Samples) -> tuple[Tensor, Tensor]:
         numbers = torch.full((data.classes,), -1)
         numbers[list(setup.classes)] = torch.arange(len(setup.classes))
         labels = numbers[samples.labels]
@@ -78,11 +80,11 @@ class Task:
         return inputs, labels[labels >= 0]
 
 
-def unseen_samples(setup: Setup | RunSetup, data: DataSet, most: int) -> tuple[Tensor, Tensor]:
+def unseen_samples(setup: AnySetup, data: DataSet, most: int) -> tuple[Tensor, Tensor]:
     """Samples of a :class:`Task` that it was not trained on, nor anything is evaluated on.
 
     Args:
-        setup: of the trajectory or the run.
+        setup: of what is recorded.
         data: the data set that the setup names.
         most: how many at most.
 

@@ -1,16 +1,18 @@
-"""Collects many runs over processes and machines, resumably."""
+"""Collects many runs, or sets of branches, over processes and machines, resumably."""
 
 from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 
+from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.errors import KnowError, OutputError, UsageError
 from know_cli.files import make_folder, read_text, remove_tree, rename_new, write_text
 from know_cli.forgetting.recorder import derived_seed
@@ -18,19 +20,24 @@ from know_cli.lab.data import DataSet, load
 from know_cli.lab.data.samples import reduced
 from know_cli.lab.machine import CPU
 from know_cli.lab.processes import in_processes
+from know_cli.meta.branch_setup import BranchSetup
 from know_cli.meta.collecting import LEFT_OUT
 from know_cli.meta.run_recording import RUN_RECORD, record_run
 from know_cli.meta.run_setup import RunSetup, draw_run_setup
 from know_cli.meta.series import NotUsableError
 
 _PARTIAL = ".partial-"
+AnyDrawn = TypeVar("AnyDrawn", RunSetup, BranchSetup)
 
 
 @dataclass(frozen=True)
-class RunRequest:
-    """Which runs are to be collected.
+class CollectingRequest(ABC, Generic[AnyDrawn]):
+    """Which runs, or other trajectories with a folder each, are to be collected.
 
     Attributes:
+        trajectory: what they are.
+        record_file: name of the file with the setup in a folder, which tells that it is one.
+        added: entries that setups of before an option was there lack, as they were meant.
         folder: gets one folder per run, ``00042``, or ``00042.left-out.json`` with the reason if
             its training diverged.
         runs: their number over all shards.
@@ -42,11 +49,12 @@ class RunRequest:
         shard: (i, n): this call collects the runs i, i + n, i + 2n, …
         processes: how many train at the same time, each with one thread.
         device: where they train.
-        checkpoints: of each run's window; None draws their number.
-        brief: whether all that is recorded of what came after the window is one annealing.
         side: images are reduced to this, in pixels; None leaves them.
     """
 
+    trajectory: ClassVar[TrajectoryKind]
+    record_file: ClassVar[str]
+    added: ClassVar[Mapping[str, Any]] = {}
     folder: Path
     runs: int
     data_sets: Sequence[str]
@@ -56,27 +64,28 @@ class RunRequest:
     shard: tuple[int, int] = (0, 1)
     processes: int = 1
     device: torch.device = CPU
-    checkpoints: int | None = None
-    brief: bool = False
     side: int | None = None
 
     def numbers(self) -> list[int]:
         """Numbers of the runs of this shard."""
         return list(range(self.shard[0], self.runs, self.shard[1]))
 
-    def draw(self, number: int, data_sets: Mapping[str, DataSet]) -> RunSetup:
+    @abstractmethod
+    def draw(self, number: int, data_sets: Mapping[str, DataSet]) -> AnyDrawn:
         """The setup of a run.
 
         Raises:
             UsageError: nothing can be drawn from these choices.
         """
-        return draw_run_setup(
-            derived_seed(self.seed, number),
-            data_sets,
-            self.architectures,
-            checkpoints=self.checkpoints,
-            brief=self.brief,
-        )
+
+    @abstractmethod
+    def record(self, setup: AnyDrawn, data: DataSet, folder: Path) -> dict[str, Any]:
+        """Train and write what was drawn, and return the contents of its record.
+
+        Raises:
+            NotUsableError: the training diverged.
+            OutputError: the folder cannot be written.
+        """
 
     def place(self, number: int) -> Path:
         """The folder of a collected run."""
@@ -88,12 +97,42 @@ class RunRequest:
 
 
 @dataclass(frozen=True)
+class RunRequest(CollectingRequest[RunSetup]):
+    """Which runs are to be collected.
+
+    Attributes:
+        checkpoints: of each run's window; None draws their number.
+        brief: whether all that is recorded of what came after the window is one annealing.
+    """
+
+    trajectory: ClassVar[TrajectoryKind] = TrajectoryKind.RUN
+    record_file: ClassVar[str] = RUN_RECORD
+    added: ClassVar[Mapping[str, Any]] = {"brief": False}
+    checkpoints: int | None = None
+    brief: bool = False
+
+    def draw(self, number: int, data_sets: Mapping[str, DataSet]) -> RunSetup:
+        """See :meth:`CollectingRequest.draw`."""
+        return draw_run_setup(
+            derived_seed(self.seed, number),
+            data_sets,
+            self.architectures,
+            checkpoints=self.checkpoints,
+            brief=self.brief,
+        )
+
+    def record(self, setup: RunSetup, data: DataSet, folder: Path) -> dict[str, Any]:
+        """See :meth:`CollectingRequest.record`."""
+        return record_run(setup, data, folder, self.device)
+
+
+@dataclass(frozen=True)
 class CollectedRun:
     """The outcome of one run.
 
     Attributes:
         number: of the run.
-        facts: see :func:`~know_cli.meta.run_recording.record_run`; empty if it was left out.
+        facts: the contents of its record; empty if it was left out.
         reason: why it was left out; empty if it was not.
         seconds: how long it took; None if an earlier call collected it.
     """
@@ -104,11 +143,12 @@ class CollectedRun:
     seconds: float | None = None
 
 
-def existing_runs(request: RunRequest) -> list[CollectedRun]:
+def existing_runs(request: CollectingRequest[AnyDrawn]) -> list[CollectedRun]:
     """The runs of this shard that earlier calls collected or left out.
 
     Raises:
         KnowError: a file is corrupt.
+        UsageError: the folder has something else.
     """
     found = []
     for number in request.numbers():
@@ -116,11 +156,11 @@ def existing_runs(request: RunRequest) -> list[CollectedRun]:
             facts = _read(request.left_out(number))
             found.append(CollectedRun(number, reason=str(facts.get("reason", ""))))
         elif request.place(number).exists():
-            found.append(CollectedRun(number, _read(request.place(number) / RUN_RECORD)))
+            found.append(CollectedRun(number, _read(_record(request, number))))
     return found
 
 
-def collect_runs(request: RunRequest) -> Iterator[CollectedRun]:
+def collect_runs(request: CollectingRequest[AnyDrawn]) -> Iterator[CollectedRun]:
     """Record the missing runs of a shard, yielding each as it is finished.
 
     Closing the iterator ends the processes; a run that was being trained starts anew in the next
@@ -156,25 +196,35 @@ def collect_runs(request: RunRequest) -> Iterator[CollectedRun]:
     )
 
 
-def _check_same(request: RunRequest, data: Mapping[str, DataSet]) -> None:
+def _record(request: CollectingRequest[AnyDrawn], number: int) -> Path:
+    """The record in a run's folder, which is there; refuses a folder of something else."""
+    record = request.place(number) / request.record_file
+    if not record.exists():
+        raise UsageError(
+            f"{record.parent}: has no {record.name}, as collected {request.trajectory.plural} "
+            "have; take another folder"
+        )
+    return record
+
+
+def _check_same(request: CollectingRequest[AnyDrawn], data: Mapping[str, DataSet]) -> None:
     """Refuse to go on with a folder whose runs other options were given for."""
     for number in request.numbers():
-        path = request.place(number) / RUN_RECORD
-        if not path.exists():
+        if not request.place(number).exists():
             continue
+        path = _record(request, number)
         drawn = json.loads(json.dumps(request.draw(number, data).to_json()))
-        # Runs that were recorded before there were brief ones do not say that they are none.
-        if {"brief": False, **_read(path).get("setup", {})} != drawn:
+        if {**request.added, **_read(path).get("setup", {})} != drawn:
             raise UsageError(
                 f"{path}: was collected with other options; give those, or take another folder"
             )
 
 
-_request: RunRequest
+_request: CollectingRequest[Any]
 _data: dict[str, DataSet]
 
 
-def _prepare(request: RunRequest, data: dict[str, DataSet]) -> None:
+def _prepare(request: CollectingRequest[AnyDrawn], data: dict[str, DataSet]) -> None:
     global _request, _data
     _request, _data = request, data
 
@@ -185,7 +235,7 @@ def _collect_one(number: int) -> CollectedRun:
     setup = _request.draw(number, _data)
     try:
         remove_tree(partial, quietly=True)
-        facts = record_run(setup, _data[setup.data_set], partial, _request.device)
+        facts = _request.record(setup, _data[setup.data_set], partial)
         # A run is there as a whole or not at all.
         rename_new(partial, _request.place(number))
     except NotUsableError as error:

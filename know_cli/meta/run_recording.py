@@ -26,8 +26,9 @@ from know_cli.lab.averaging import combine, shape_of
 from know_cli.lab.data import AUGMENTATIONS, DataSet
 from know_cli.lab.fitting import one_thread
 from know_cli.lab.machine import CPU
-from know_cli.lab.stepping import Training
+from know_cli.lab.stepping import Schedule, Training
 from know_cli.lab.zoo import Design, build
+from know_cli.meta.branch_setup import BranchSetup
 from know_cli.meta.recording import Task
 from know_cli.meta.run_setup import RunSetup
 from know_cli.meta.series import NotUsableError
@@ -93,35 +94,25 @@ def record_run(
     """
     make_folder(folder)
     task = Task(setup, data, device)
-    model = build(setup.design, derived_seed(setup.seed, _INITIAL)).to(device)
-    run = Training(
-        model,
-        task.inputs,
-        task.labels,
-        batch_size=setup.batch_size,
-        learning_rate=setup.learning_rate,
-        seed=derived_seed(setup.seed, _ORDER),
-        optimiser=setup.optimiser,
-        weight_decay=setup.weight_decay,
-        augmentation=AUGMENTATIONS[setup.design.inputs.kind][setup.augmentation],
-    )
+    run = new_training(setup, task)
+    model = run.model
     window = [_at(run, step, setup) for step in setup.window]
     ends = {}
     for share in setup.shares:
         branch, steps = run.branch(), setup.annealed(share)
         first = setup.rate(setup.end)
-        branch.advance(steps, _falling(first, setup.end, steps))
-        ends[annealed_file(share)] = _copied(branch.model)
+        branch.advance(steps, falling(first, setup.end, steps))
+        ends[annealed_file(share)] = copied(branch.model)
     future = [_at(run, step, setup) for step in setup.future]
     if future:
         ends[FUTURE_MEAN] = _mean(future)
         ends[LONGER] = future[-1]
     measured = {
-        "last": _measured(model, window[-1], task),
-        "average": _measured(model, _mean(window), task),
+        "last": measured_state(model, window[-1], task),
+        "average": measured_state(model, _mean(window), task),
     }
     for name, state in ends.items():
-        measured[name.removesuffix(".safetensors")] = _measured(model, state, task)
+        measured[name.removesuffix(".safetensors")] = measured_state(model, state, task)
     if not all(math.isfinite(found["train_loss"]) for found in measured.values()):
         raise NotUsableError("the training diverged")
     for step, state in zip(setup.window, window, strict=True):
@@ -140,16 +131,33 @@ def record_run(
     return facts
 
 
+def new_training(setup: RunSetup | BranchSetup, task: Task) -> Training:
+    """The training of a network from its initial weights on a task's samples, not begun."""
+    return Training(
+        build(setup.design, derived_seed(setup.seed, _INITIAL)).to(task.device),
+        task.inputs,
+        task.labels,
+        batch_size=setup.batch_size,
+        learning_rate=setup.learning_rate,
+        seed=derived_seed(setup.seed, _ORDER),
+        optimiser=setup.optimiser,
+        weight_decay=setup.weight_decay,
+        augmentation=AUGMENTATIONS[setup.design.inputs.kind][setup.augmentation],
+    )
+
+
 def _at(run: Training, step: int, setup: RunSetup) -> State:
     run.advance(step - run.done, setup.rate)
-    return _copied(run.model)
+    return copied(run.model)
 
 
-def _falling(first: float, begin: int, steps: int) -> Any:
+def falling(first: float, begin: int, steps: int) -> Schedule:
+    """A rate that falls in a line from a share of the learning rate to 0, by some steps."""
     return lambda step: first * (1 - (step - begin + 0.5) / steps)
 
 
-def _copied(model: nn.Module) -> State:
+def copied(model: nn.Module) -> State:
+    """A copy of a network's state, in main memory."""
     return {name: tensor.clone().cpu() for name, tensor in model.state_dict().items()}
 
 
@@ -157,7 +165,17 @@ def _mean(states: list[State]) -> State:
     return combine(states, [1 / len(states)] * len(states))
 
 
-def _measured(model: nn.Module, state: State, task: Task) -> dict[str, float]:
+def measured_state(model: nn.Module, state: State, task: Task) -> dict[str, float]:
+    """Loss and accuracy of a state, on at most 1,000 samples each.
+
+    Args:
+        model: the network, which has the state afterwards.
+        state: its weights.
+        task: that it was trained on.
+
+    Returns:
+        ``train_loss``, ``train_accuracy``, ``test_loss`` and ``test_accuracy``.
+    """
     model.load_state_dict(state)
     model.eval()
     found = {}

@@ -41,10 +41,13 @@ def test_a_brief_record_has_one_annealing_and_no_future(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        (("--brief",), "--checkpoints and --brief are for --regime run"),
-        (("--checkpoints", "3"), "--checkpoints and --brief are for --regime run"),
-        (("--regime", "release", "--brief"), "--checkpoints and --brief are for --regime run"),
-        (("--side", "16"), "--side is for --regime run, release and"),
+        (("--brief",), "--brief is for --regime run"),
+        (("--checkpoints", "3"), "--checkpoints is for --regime run and branches"),
+        (("--regime", "release", "--brief"), "--brief is for --regime run"),
+        (("--regime", "branches", "--brief"), "--brief is for --regime run"),
+        (("--regime", "branches", "--checkpoints", "2"), "would be Θ0 and a single branch; give 3"),
+        (("--regime", "branches", "--samples", "9000"), "--samples and --largest-batch are for"),
+        (("--side", "16"), "--side is for --regime run, branches, release and"),
         (("--samples", "9000"), "--samples and --largest-batch are for --regime release and"),
         (("--regime", "run", "--largest-batch", "64"), "--samples and --largest-batch are for"),
     ],

@@ -112,7 +112,7 @@ def test_the_network_and_its_data_are_made_again(tmp_path: Path) -> None:
         mean = torch.stack([state[name].double() for state in future[3:]]).mean(0)
         torch.testing.assert_close(tensor.double(), mean, rtol=0, atol=1e-6)
     # The last step has 1/24 of the rate that the run had at step 30.
-    falling = run_recording._falling(setup.rate(30), 30, 12)
+    falling = run_recording.falling(setup.rate(30), 30, 12)
     assert falling(41) == pytest.approx(setup.rate(30) / 24)
 
 
