@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 #: By kind of trajectory, what gains are counted from.
-_BASES = {"run": "the last checkpoint", "forgetting": "Θ0"}
+_BASES = {"run": "the last checkpoint", "forgetting": "Θ0", "branches": "Θ0"}
 _COLUMNS = ("start", "points", "nats", "{} ahead by points", "by nats")
 _GROUPS = {
     "runs": "{} held out",
@@ -34,7 +34,7 @@ class NetworkRequest:
     """What is asked for.
 
     Attributes:
-        runs: folders of runs, or of collected forgettings.
+        runs: folders of runs, of branches, or of collected forgettings.
         output: for the bundle; None where one is only measured.
         settings: how to teach.
         holdout: share of the runs that is held out.
@@ -126,7 +126,7 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     from know_cli.meta.kept import kept_beside
     from know_cli.meta.network_bundle import split_runs, teach_bundle
     from know_cli.meta.network_downstream import check_examples, with_other_tasks
-    from know_cli.meta.network_models import save_bundle
+    from know_cli.meta.network_models import check_taught_on, save_bundle
     from know_cli.meta.network_training import check_partial
 
     torch.set_num_threads(request.threads or 1)
@@ -135,6 +135,7 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
     partial = kept_beside(output)
     check_partial(partial)
     runs = _load(talk, request, settings.checkpoints)
+    check_taught_on(settings, runs[0].trajectory)
     split = split_runs(runs, request.holdout, settings.seed, request.architectures)
     if settings.distance:
         _tell_targets(talk, split.training, settings.checkpoints)
@@ -142,7 +143,7 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
         taught_on = with_other_tasks(split.training, request.data_folder)
         check_examples(taught_on, settings)
         split = replace(split, training=taught_on)
-    what = split.training[0].trajectory.plural
+    what = split.training[0].trajectory.units
     counts = [
         f"{len(found)} {_GROUPS[group].format(what)}" for group, found in split.held_out.items()
     ]
@@ -206,7 +207,7 @@ def measure_networks(talk: Output, request: NetworkRequest, bundle: Path, *, for
 
 def _load(talk: Output, request: NetworkRequest, checkpoints: int) -> list[NetworkRun]:
     """What can be used of what was recorded; what is left out is told."""
-    from know_cli.meta.network_forgettings import load_networks
+    from know_cli.meta.network_loading import load_networks
 
     runs, left_out = load_networks(request.runs, checkpoints, request.data_folder)
     if not runs:
@@ -222,12 +223,12 @@ def _load(talk: Output, request: NetworkRequest, checkpoints: int) -> list[Netwo
 
 
 def _tell_targets(talk: Output, runs: Sequence[NetworkRun], checkpoints: int) -> None:
-    """Say of how many windows of forgettings ``--distance`` has a target; each run has one.
+    """Say of how many windows of forgettings ``--distance`` has a target; all others have one.
 
     Raises:
         UsageError: there is none.
     """
-    if runs[0].trajectory is TrajectoryKind.RUN:
+    if runs[0].trajectory is not TrajectoryKind.FORGETTING:
         return
     windows = [run.window(checkpoints, *of) for run in runs for of in run.windows(checkpoints)]
     count = sum(window.target is not None for window in windows)
@@ -258,7 +259,7 @@ def _tables(facts: Mapping[str, Any]) -> list[RenderableType]:
     from know_cli.cli.tables import new_table
 
     lines: list[RenderableType] = [_heading(facts)]
-    what = f"{facts['trajectory']}s"
+    what = TrajectoryKind(facts["trajectory"]).units
     for group, found in facts["gains"].items():
         table = new_table(*_columns(facts))
         for cells in _rows(found):
@@ -268,11 +269,12 @@ def _tables(facts: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _heading(facts: Mapping[str, Any]) -> str:
-    kind = facts["trajectory"]
+    kind = TrajectoryKind(facts["trajectory"])
+    unit, units = kind.unit, kind.units
     return (
-        f"Accuracy and cross entropy over {_BASES[kind]}, on samples that the {kind}s have not "
-        f"seen; mean over {kind}s held out ± 95 % interval; ahead: taught one − this, {kind} by "
-        f"{kind}"
+        f"Accuracy and cross entropy over {_BASES[kind.value]}, on samples that the {units} have "
+        f"not seen; mean over {units} held out ± 95 % interval; ahead: taught one − this, {unit} "
+        f"by {unit}"
     )
 
 
@@ -283,7 +285,7 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
         facts: what ``--json`` writes.
     """
     settings, gains = facts["settings"], facts["gains"]
-    what = f"{facts['trajectory']}s"
+    what = TrajectoryKind(facts["trajectory"]).units
     base = next(iter(next(iter(gains.values()))["ahead"]))
     # Bundles that were taught before an option was there have none of it.
     calibrated = ", logits at their best temperature" if settings.get("calibrated") else ""

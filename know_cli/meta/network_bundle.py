@@ -67,7 +67,7 @@ def split_runs(
     held_out = {name: found for name, found in groups.items() if found}
     if not training or not held_out:
         raise UsageError(
-            f"{len(runs)} {runs[0].trajectory.plural} cannot be split with a share of {holdout:g} "
+            f"{len(runs)} {runs[0].trajectory.units} cannot be split with a share of {holdout:g} "
             f"held out: at least one is needed on each side; {_more(runs)}"
         )
     return RunSplit(training, held_out)
@@ -109,9 +109,12 @@ def measure_bundle(bundle: NetworkBundle, runs: Sequence[NetworkRun]) -> dict[st
 
 
 def _more(runs: Sequence[NetworkRun]) -> str:
-    is_run = runs[0].trajectory is TrajectoryKind.RUN
-    options = "--regime run" if is_run else "--regime release-chain --samples …"
-    return f"record more with 'know collect {options}'"
+    options = {
+        TrajectoryKind.RUN: "run",
+        TrajectoryKind.FORGETTING: "release-chain --samples …",
+        TrajectoryKind.BRANCHES: "branches",
+    }[runs[0].trajectory]
+    return f"record more with 'know collect --regime {options}'"
 
 
 def _place(seed: int, name: str) -> float:

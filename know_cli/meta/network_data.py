@@ -1,7 +1,8 @@
 """Collected runs in memory, with data that they have not seen: what networks are taught with.
 
 Forgettings are read by :mod:`know_cli.meta.network_forgettings` and are used alike, the newest of
-their checkpoints being Θ0, the one that a prediction starts from.
+their checkpoints being Θ0, the one that a prediction starts from; branches, whose last one is Θ0,
+by :mod:`know_cli.meta.network_branches`.
 """
 
 from __future__ import annotations
@@ -25,10 +26,9 @@ from know_cli.kinds import Classification, Kind, classify_all
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.data.samples import reduced
 from know_cli.lab.zoo import Design, build
-from know_cli.meta.recording import unseen_samples
+from know_cli.meta.recording import AnySetup, unseen_samples
 from know_cli.meta.run_recording import RUN_RECORD, annealed_file, checkpoint_file
 from know_cli.meta.run_setup import RunSetup
-from know_cli.meta.setup import Setup
 from know_cli.settle.role import TensorRole, role_of
 
 #: The annealed continuation that gains are compared with.
@@ -58,7 +58,7 @@ class OtherTask:
 
 @dataclass(frozen=True)
 class NetworkRun:
-    """A collected run, or a forgetting.
+    """A collected run, or a forgetting; of branches see its subclass.
 
     Attributes:
         name: of its folder or file, with the last digits of its seed.
@@ -73,7 +73,7 @@ class NetworkRun:
     """
 
     name: str
-    setup: RunSetup | Setup
+    setup: AnySetup
     states: Sequence[State]
     annealed: State | None
     model: nn.Module
@@ -116,8 +116,20 @@ class NetworkRun:
     def _floats(self) -> State:
         return {name: t for name, t in self.states[-1].items() if t.is_floating_point()}
 
-    def window(self, checkpoints: int, apart: int, back: int) -> Window:
-        """Every ``apart``-th checkpoint, the last of them ``back`` before the newest."""
+    @property
+    def ends(self) -> Mapping[str, State]:
+        """What came of other trainings, to be measured beside the checkpoints, by name."""
+        return {} if self.annealed is None else {f"annealed-{round(100 * ANNEALED)}": self.annealed}
+
+    def window(self, checkpoints: int, *choice: int) -> Window:
+        """Some checkpoints, and Θ0 or the last of them at the end.
+
+        Args:
+            checkpoints: S, how many.
+            choice: one of :meth:`windows`: every ``apart``-th checkpoint, the last of them
+                ``back`` before the newest.
+        """
+        apart, back = choice
         last = len(self.states) - 1 - back
         states = [self.states[last - apart * k] for k in range(checkpoints - 1, -1, -1)]
         return Window(self, states, self._target(apart, last))
@@ -135,14 +147,19 @@ class NetworkRun:
         further = [*self.states[last + 1 :], *self.continued]
         return further[apart - 1] if len(further) >= apart else None
 
-    def windows(self, checkpoints: int) -> list[tuple[int, int]]:
-        """All pairs of ``apart`` and ``back`` that :meth:`window` can take."""
+    def windows(self, checkpoints: int) -> list[tuple[int, ...]]:
+        """All that :meth:`window` can take: pairs of ``apart`` and ``back``."""
         most = (len(self.states) - 1) // (checkpoints - 1)
         return [
             (apart, back)
             for apart in range(1, most + 1)
             for back in range(len(self.states) - apart * (checkpoints - 1))
         ]
+
+    def measured(self, checkpoints: int) -> list[tuple[int, ...]]:
+        """Those that are measured: up to the newest checkpoint, near together and far apart."""
+        most = (len(self.states) - 1) // (checkpoints - 1)
+        return [(apart, 0) for apart in sorted({1, most})]
 
 
 @dataclass(frozen=True)
@@ -151,9 +168,10 @@ class Window:
 
     Attributes:
         run: that they are of.
-        states: the oldest first.
-        target: what a prediction from them is to be near to: a run's annealed weights, a
-            forgetting's weights after training on more data; None where it was not recorded.
+        states: the oldest first; of branches Θ0 last.
+        target: what a prediction from them is to be near to: annealed weights of a run or of
+            branches, a forgetting's weights after training on more data; None where it was not
+            recorded.
     """
 
     run: NetworkRun
@@ -167,7 +185,8 @@ class Window:
     @cached_property
     def courses(self) -> dict[str, Course]:
         """How each predicted tensor went."""
-        return {name: course_of(self.stacked(name)) for name in self.run.kinds}
+        kind = self.run.trajectory
+        return {name: course_of(self.stacked(name), kind) for name in self.run.kinds}
 
     def statistics(self, parts: Tensor) -> State:
         """Running statistics of the checkpoints' distributions, mixed.
@@ -197,7 +216,7 @@ class Unseen:
         self._folder = data_folder
         self._data: dict[tuple[str, int | None], DataSet] = {}
 
-    def of(self, setup: RunSetup | Setup) -> tuple[Tensor, Tensor]:
+    def of(self, setup: AnySetup) -> tuple[Tensor, Tensor]:
         """At most :data:`MOST_UNSEEN` inputs as the network takes them, and their labels.
 
         Raises:
@@ -219,21 +238,17 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     """
     found = []
     for path in paths:
-        here = _runs_in(path)
+        here = folders_in(path, RUN_RECORD)
         if not here:
             raise UsageError(f"{path}: holds no runs; record some with 'know collect --regime run'")
         found += here
     return found
 
 
-def holds_runs(path: Path) -> bool:
-    """Whether a folder is a run's, or has some in it."""
-    return bool(_runs_in(path))
-
-
-def _runs_in(path: Path) -> list[Path]:
-    here = [path] if (path / RUN_RECORD).exists() else []
-    return here + sorted(record.parent for record in path.glob(f"*/{RUN_RECORD}"))
+def folders_in(path: Path, record: str) -> list[Path]:
+    """The folder itself, if it has a record of this name, and those in it, sorted by name."""
+    here = [path] if (path / record).exists() else []
+    return here + sorted(found.parent for found in path.glob(f"*/{record}"))
 
 
 def load_runs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,68 +18,14 @@ from know_cli.meta.network_data import (
     NetworkRun,
     State,
     Unseen,
-    find_runs,
-    holds_runs,
-    load_runs,
 )
 from know_cli.meta.recording import first_network
 from know_cli.meta.series import Series, load_series
 from know_cli.meta.setup import Setup
-from know_cli.meta.windows import find_trajectories
 
 
 class _PartialError(Exception):
     """A series has not all elements of a tensor; the message says which."""
-
-
-def load_networks(
-    paths: Sequence[Path], checkpoints: int, data_folder: Path | None
-) -> tuple[list[NetworkRun], dict[Path, str]]:
-    """Read runs, or collected forgettings, with their networks and data.
-
-    Args:
-        paths: folders of runs, files of forgettings, or folders of these.
-        checkpoints: S; shorter ones are of no use.
-        data_folder: where the data sets' files are.
-
-    Returns:
-        All of one kind, and the reasons why others were left out.
-
-    Raises:
-        KnowError: a file is corrupt.
-        UsageError: there are none in one of the paths, some are runs and some forgettings, two
-            have the same number and seed, or a data set is missing.
-    """
-    of_runs = [path for path in paths if holds_runs(path)]
-    others = [path for path in paths if path not in of_runs]
-    if of_runs and others:
-        raise UsageError(
-            f"{of_runs[0]} holds runs and {others[0]} does not; teach on one kind of trajectory"
-        )
-    if of_runs:
-        found = load_runs(find_runs(of_runs), checkpoints, data_folder)
-    else:
-        files = [file for path in others for file in _trajectories_in(path)]
-        found = load_forgettings(files, checkpoints, data_folder)
-    # By their names they are split and counted, and what was taught on is known again.
-    names = Counter(run.name for run in found[0])
-    twice = next((name for name, count in names.items() if count > 1), None)
-    if twice is not None:
-        raise UsageError(
-            f"{paths[0]} …: {twice} is there more than once; give different collections another "
-            "--seed each"
-        )
-    return found
-
-
-def _trajectories_in(path: Path) -> list[Path]:
-    try:
-        return find_trajectories([path])
-    except UsageError as error:
-        raise UsageError(
-            f"{path}: holds no runs and no collected forgettings; record some with 'know collect "
-            "--regime run' or 'know collect'"
-        ) from error
 
 
 def load_forgettings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,13 @@ from know_cli.lab.averaging import combine
 from know_cli.meta.network_data import NetworkRun, State, Window, outputs
 from know_cli.meta.network_models import NetworkModel
 
-NAIVE, LAST, ANNEALED = "naive", "last", "annealed-20"
-#: What others are compared with: the newest checkpoint of a run, Θ0 of a forgetting.
-_BASES = {TrajectoryKind.RUN: LAST, TrajectoryKind.FORGETTING: NAIVE}
+NAIVE, LAST, BRANCH = "naive", "last", "branch"
+#: What others are compared with: the newest checkpoint of a run, Θ0 of a forgetting or branches.
+_BASES = {
+    TrajectoryKind.RUN: LAST,
+    TrajectoryKind.FORGETTING: NAIVE,
+    TrajectoryKind.BRANCHES: NAIVE,
+}
 _ROWS = 500
 #: Unseen samples that are measured on at most.
 _MOST = 1000
@@ -35,6 +39,15 @@ class Measured:
 
     loss: float
     accuracy: float
+
+    @staticmethod
+    def mean(found: Sequence[Measured]) -> Measured:
+        """That of several networks, measured one by one."""
+        count = len(found)
+        return Measured(
+            math.fsum(one.loss for one in found) / count,
+            math.fsum(one.accuracy for one in found) / count,
+        )
 
 
 @dataclass(frozen=True)
@@ -93,10 +106,22 @@ def forgotten(checkpoints: int) -> dict[str, list[float]]:
     }
 
 
+def of_branches(checkpoints: int) -> dict[str, list[float]]:
+    """The average of a window of branches: coefficients ``[S]`` by its name, Θ0's last."""
+    branches = checkpoints - 1
+    return {f"average-{branches}": [1 / branches] * branches + [0.0]}
+
+
 def windows_of(run: NetworkRun, checkpoints: int) -> list[Window]:
-    """The windows that are measured: up to the newest checkpoint, near together and far apart."""
-    most = (len(run.states) - 1) // (checkpoints - 1)
-    return [run.window(checkpoints, apart, 0) for apart in sorted({1, most})]
+    """The windows that are measured."""
+    return [run.window(checkpoints, *choice) for choice in run.measured(checkpoints)]
+
+
+_OTHERS: Mapping[TrajectoryKind, Callable[[int], dict[str, list[float]]]] = {
+    TrajectoryKind.RUN: averages,
+    TrajectoryKind.FORGETTING: lambda checkpoints: forgotten(checkpoints) | averages(checkpoints),
+    TrajectoryKind.BRANCHES: of_branches,
+}
 
 
 @torch.inference_mode()
@@ -126,15 +151,13 @@ class HeldOut:
         return len(self._runs)
 
     def _measure_fixed(self, run: NetworkRun) -> list[dict[str, Measured]]:
-        ends = {_BASES[run.trajectory]: run.states[-1]}
-        if run.annealed is not None:
-            ends[ANNEALED] = run.annealed
-        of_run = {name: measure(run, state) for name, state in ends.items()}
+        of_run = {_BASES[run.trajectory]: measure(run, run.states[-1])}
+        if run.trajectory is TrajectoryKind.BRANCHES:
+            of_run[BRANCH] = Measured.mean([measure(run, state) for state in run.states[:-1]])
+        of_run |= {name: measure(run, state) for name, state in run.ends.items()}
+        others = _OTHERS[run.trajectory](self._checkpoints)
         found = []
         for window in windows_of(run, self._checkpoints):
-            others = averages(self._checkpoints)
-            if run.trajectory is TrajectoryKind.FORGETTING:
-                others = {**forgotten(self._checkpoints), **others}
             means = {
                 name: measure(run, combine(window.states, numbers))
                 for name, numbers in others.items()

@@ -67,10 +67,11 @@ class SettleModel(NetworkModel):
         self.module: Settle = module
 
     @staticmethod
-    def new(settings: NetworkSettings) -> SettleModel:
+    def new(settings: NetworkSettings, trajectory: TrajectoryKind) -> SettleModel:
         """An untaught one, with torch's random numbers."""
         sizes = settings.checkpoints, settings.hidden, settings.width
-        return SettleModel(Settle(*sizes, roles=settings.roles))
+        branches = trajectory is TrajectoryKind.BRANCHES
+        return SettleModel(Settle(*sizes, roles=settings.roles, branches=branches))
 
     def predicted(self, window: Window, step: int = 1) -> State:
         """See :meth:`NetworkModel.predicted`; with running statistics that fit the weights."""
@@ -129,8 +130,9 @@ class KnownModel(NetworkModel):
         self._known, self.steps = dict(known), steps
 
     @staticmethod
-    def new(settings: NetworkSettings) -> KnownModel:
+    def new(settings: NetworkSettings, trajectory: TrajectoryKind) -> KnownModel:
         """An untaught one, with torch's random numbers: it predicts the newest checkpoint."""
+        check_taught_on(settings, trajectory)
         generator = torch.Generator().manual_seed(int(torch.randint(2**31, (1,))))
         found = {}
         for kind in PREDICTED_KINDS:
@@ -183,9 +185,28 @@ class KnownModel(NetworkModel):
 _NEW = {HyperModel.SETTLE: SettleModel.new, HyperModel.KNOWN: KnownModel.new}
 
 
-def new_model(settings: NetworkSettings) -> NetworkModel:
-    """An untaught hyper-model, with torch's random numbers."""
-    return _NEW[settings.model](settings)
+def new_model(
+    settings: NetworkSettings, trajectory: TrajectoryKind = TrajectoryKind.RUN
+) -> NetworkModel:
+    """An untaught hyper-model, with torch's random numbers.
+
+    Raises:
+        UsageError: it cannot be taught on such trajectories.
+    """
+    return _NEW[settings.model](settings, trajectory)
+
+
+def check_taught_on(settings: NetworkSettings, trajectory: TrajectoryKind) -> None:
+    """Refuse a hyper-model that cannot be taught on a kind of trajectory.
+
+    Raises:
+        UsageError: it is KNOWN, whose windows have an order, and these are branches.
+    """
+    if settings.model is HyperModel.KNOWN and trajectory is TrajectoryKind.BRANCHES:
+        raise UsageError(
+            f"--model {settings.model.value}: reads checkpoints in their order, and branches have "
+            "none; leave it out"
+        )
 
 
 def model_of(bundle: NetworkBundle) -> NetworkModel:

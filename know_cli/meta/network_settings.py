@@ -42,8 +42,9 @@ class NetworkSettings:
         batch: samples per run and step.
         learning_rate: Adam's, which falls to 0 along half a cosine.
         distance: weight of the squared distance to the window's target, where it has one: of runs
-            to the annealed weights, as a share of that of the average; of forgettings to those
-            after training on more data, as a share of that of the window's newest checkpoint.
+            and branches to the annealed weights, as a share of that of the average; of forgettings
+            to those after training on more data, as a share of that of the window's newest
+            checkpoint.
         downstream: weight of the logarithm of the cross entropy on another task, see
             :func:`~know_cli.meta.network_downstream.loss_downstream`.
         downstream_steps: of fine-tuning before that is taken.

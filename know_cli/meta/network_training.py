@@ -3,7 +3,7 @@
 A step takes some runs and a window of each, predicts the weights, and follows the gradient of the
 logarithm of the networks' cross entropy on samples that their runs were not trained on.
 Running statistics are those that the hyper-model gives with its weights. Forgettings are learned
-from alike; their networks normalise by the batch.
+from alike, but that their networks normalise by the batch, and so are branches.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def teach(
 
     Raises:
         KnowError: the training diverges.
-        UsageError: there are no runs.
+        UsageError: there are no runs, or the hyper-model cannot be taught on them.
     """
     if not runs:
         raise UsageError("no runs are left to learn from; record more")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(settings.seed, _WEIGHTS))
-        model = new_model(settings)
+        model = new_model(settings, runs[0].trajectory)
     adam = torch.optim.Adam(model.module.parameters(), settings.learning_rate)
     taught_on = [[run.name, run.setup.to_json(), len(run.others)] for run in runs]
     facts = [settings.to_json(), taught_on, sorted(reported_of), torch.get_num_threads()]
@@ -173,13 +173,18 @@ def _distance(weights: Mapping[str, Tensor], window: Window, target: State) -> T
     """Squared distance to a target as a share of the average's, or of a forgetting's newest one's.
 
     An untaught model predicts the average, which the annealed weights of a run are near to; of a
-    forgetting what one has without any prediction is its newest checkpoint, Θ0.
+    forgetting what one has without any prediction is its newest checkpoint, Θ0. The average of
+    branches is one without Θ0.
     """
     far = near = torch.zeros(())
-    is_run = window.run.trajectory is TrajectoryKind.RUN
+    averaged = {
+        TrajectoryKind.RUN: slice(None),
+        TrajectoryKind.FORGETTING: slice(-1, None),
+        TrajectoryKind.BRANCHES: slice(None, -1),
+    }[window.run.trajectory]
     for name in window.run.kinds:
         wanted = target[name]
-        base = window.stacked(name).mean(0).view_as(wanted) if is_run else window.states[-1][name]
+        base = window.stacked(name)[averaged].mean(0).view_as(wanted)
         near = near + (weights[name] - wanted).square().sum()
         far = far + (base - wanted).square().sum()
     return near / far.clamp(min=1e-30)

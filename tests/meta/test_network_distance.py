@@ -17,7 +17,7 @@ from know_cli.lab.data import DataSet, Samples, load
 from know_cli.lab.fitting import one_thread
 from know_cli.meta import network_data, network_downstream
 from know_cli.meta.network_data import NetworkRun
-from know_cli.meta.network_forgettings import load_networks
+from know_cli.meta.network_loading import load_networks
 from know_cli.meta.network_models import NetworkModel, settled
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.network_training import _distance, teach

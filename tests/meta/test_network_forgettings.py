@@ -28,8 +28,9 @@ from know_cli.lab.data.samples import reduced
 from know_cli.lab.fitting import one_thread
 from know_cli.meta.network_bundle import split_runs, teach_bundle
 from know_cli.meta.network_data import NetworkRun, outputs
-from know_cli.meta.network_forgettings import _states, load_networks
+from know_cli.meta.network_forgettings import _states
 from know_cli.meta.network_gains import HeldOut, forgotten, measure
+from know_cli.meta.network_loading import load_networks
 from know_cli.meta.network_models import SettleModel, settled
 from know_cli.meta.network_settings import NetworkSettings
 from know_cli.meta.recording import Task, first_network, record_trajectory, unseen_samples

@@ -24,7 +24,7 @@ from know_cli.known.preparation import Preparation
 from know_cli.lab.fitting import one_thread
 from know_cli.meta.network_bundle import measure_bundle, split_runs, teach_bundle
 from know_cli.meta.network_data import NetworkRun, outputs
-from know_cli.meta.network_forgettings import load_networks
+from know_cli.meta.network_loading import load_networks
 from know_cli.meta.network_models import KnownModel, NetworkModel, new_model, save_bundle
 from know_cli.meta.network_settings import HyperModel, NetworkSettings
 from know_cli.meta.network_training import teach

@@ -21,8 +21,8 @@ from know_cli.lab.data.samples import reduced
 from know_cli.lab.fitting import one_thread
 from know_cli.meta.network_bundle import split_runs
 from know_cli.meta.network_data import NetworkRun, find_runs, load_runs, outputs
-from know_cli.meta.network_forgettings import load_networks
 from know_cli.meta.network_gains import Interval, Measured, averages, gains
+from know_cli.meta.network_loading import load_networks
 from know_cli.meta.network_models import NetworkModel, SettleModel, new_model, save_bundle, settled
 from know_cli.meta.network_settings import HyperModel, NetworkSettings
 from know_cli.meta.network_training import _differentiable, teach
@@ -383,7 +383,7 @@ def test_the_command_teaches_to_read_roles(know: Command, folder: Path, tmp_path
 def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     found = know("train", tmp_path / "none", "-o", tmp_path / "b", "--objective", "network")
-    assert "holds no runs and no collected forgettings; record some with" in one_line(found.stderr)
+    assert "holds no collected forgettings, runs or branches; record some" in one_line(found.stderr)
     network = ("--objective", "network", "--evaluate")
     found = know("train", folder, *network, "a", "--evaluate", "b")
     assert found.returncode == 2
