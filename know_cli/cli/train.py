@@ -31,6 +31,7 @@ EPILOG = "\n\n".join(
         "know train runs -o my-known --target continuation",
         "know train runs --evaluate ./my-known --evaluate continuation",
         "know train runs -o my-settle --objective network",
+        "know train branches -o my-branches --objective network",
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights ./my-known",
     )
 )
@@ -58,7 +59,7 @@ def train(
         Objective,
         typer.Option(
             help="weights: KNOWN, by its distance to a target; network: --model, by what the "
-            "networks of collected runs or forgettings say with the weights that it predicts."
+            "networks of collected runs, branches or forgettings say with the predicted weights."
         ),
     ] = Objective.WEIGHTS,
     output: Annotated[
@@ -216,7 +217,9 @@ def train(
     runs_per_step: Annotated[
         int,
         typer.Option(
-            min=1, help="Runs or forgettings that a step learns from.", rich_help_panel=_NETWORK
+            min=1,
+            help="Runs, sets of branches or forgettings that a step learns from.",
+            rich_help_panel=_NETWORK,
         ),
     ] = 8,
     hidden: Annotated[
@@ -251,8 +254,8 @@ def train(
         typer.Option(
             min=0.0,
             help="Weight of the squared distance to the annealed weights, as a share of that of "
-            "the average; of forgettings to the weights after training on 1/rate times the data, "
-            "as a share of Θ0's.",
+            "the average, also of branches; of forgettings to the weights after training on "
+            "1/rate times the data, as a share of Θ0's.",
             rich_help_panel=_NETWORK,
         ),
     ] = 0.0,
@@ -306,7 +309,8 @@ def train(
 
     With --objective network it trains the hyper-model of --method settle, or KNOWN, on ordinary
     runs that 'know collect --regime run' wrote, or on forgettings of 'know collect' (with --regime
-    release-chain, --samples leaves samples unseen): by the cross entropy of their networks with
+    release-chain, --samples leaves samples unseen), or settle on branches (--regime branches, of
+    which it reads --checkpoints less Θ0): by the cross entropy of their networks with
     the predicted weights, on samples that they were not trained on. Of the options above,
     --checkpoints, --learning-rate, --seed, --holdout, --hold-out-architecture, --threads, --json
     and --force apply, and with --model known --preparation, --factor and --steps; the last ones
