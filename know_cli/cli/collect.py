@@ -118,7 +118,7 @@ def collect(
         int | None,
         typer.Option(
             min=2,
-            help="Checkpoints of each run's window; of branches their number and Θ0.",
+            help="Checkpoints of each run's window; or Θ0 and the branches from it.",
             show_default="drawn, 2 to 5; of branches 6",
         ),
     ] = None,
