@@ -12,6 +12,7 @@ from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 from know_cli.meta.network_settings import HyperModel, NetworkSettings
+from know_cli.settle.shipped import FEWEST
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -95,14 +96,20 @@ def through_networks(
     """Teach a bundle, or where there is no output for one, measure the first of those given.
 
     Raises:
-        KnowError: an output exists already, or is an input; and what :func:`train_network` and
+        KnowError: an output exists already, or is an input, or there are too few checkpoints to
+            read; and what :func:`train_network` and
             :func:`measure_networks` raise.
     """
     from know_cli.cli.report_file import check_reports
     from know_cli.known.shipped import check_bundle_output
 
-    others = list(request.runs)
+    others, settings = list(request.runs), request.settings
     if request.output is not None:
+        if settings.model is HyperModel.SETTLE and settings.checkpoints < FEWEST:
+            raise UsageError(
+                f"--checkpoints {settings.checkpoints}: settle reads at least {FEWEST}, of "
+                "branches Θ0 and two of them; give more"
+            )
         check_bundle_output(request.output, request.runs, force=force)
         others.append(request.output)
     check_reports(request.json, request.table, others, force=force)

@@ -58,6 +58,8 @@ class SettlePredictor:
     def thread_bytes(self) -> int:
         """Bytes of main memory that it needs in each thread: sums, and what corrections take."""
         widths = 4 * (self._size + 2) + 6 * self._width if self._width else 0
+        if self._width and self._exact.branches:
+            widths += 4 * self._size  # sorted, with positions in int64
         return (2 * 8 + 4 * widths) * _BLOCK_ROWS
 
     def predict(self, block: Block, step: int, history: Tensor, out: Tensor) -> None:

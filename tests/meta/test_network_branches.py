@@ -313,3 +313,8 @@ def test_the_commands_collect_teach_and_predict(
     found = know(*arguments, "--force", "--model", "known")
     assert found.returncode == 2
     assert "--model known: reads checkpoints in their order" in one_line(found.stderr)
+    found = know(
+        "train", tmp_path, "-o", tmp_path / "b", "--objective", "network", "--checkpoints", 2
+    )
+    assert found.returncode == 2
+    assert "--checkpoints 2: settle reads at least 3, of branches Θ0 and" in one_line(found.stderr)
