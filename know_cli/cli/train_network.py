@@ -191,10 +191,11 @@ def measure_networks(talk: Output, request: NetworkRequest, bundle: Path, *, for
 
     from know_cli.cli.report_file import write_out, write_report
     from know_cli.meta.network_bundle import measure_bundle
-    from know_cli.meta.network_models import load_bundle
+    from know_cli.meta.network_models import load_bundle, model_of
 
     torch.set_num_threads(request.threads or 1)
     loaded = load_bundle(bundle)
+    model_of(loaded)  # what cannot be measured is refused before many networks are read
     runs = _load(talk, request, loaded.checkpoints)
     for run in runs:
         if run.trajectory is not loaded.trajectory:

@@ -28,6 +28,8 @@ from know_cli.meta.network_loading import load_networks
 from know_cli.meta.network_models import KnownModel, NetworkModel, new_model, save_bundle
 from know_cli.meta.network_settings import HyperModel, NetworkSettings
 from know_cli.meta.network_training import teach
+from know_cli.methods.bundles import find_bundle
+from know_cli.methods.registry import find_method
 from know_cli.settle.bundle import SettleBundle
 from know_cli.settle.bundle import save_bundle as save_settle
 from know_cli.settle.module import Settle
@@ -279,6 +281,16 @@ def test_what_a_bundle_says_is_not_asked_for(
     found = know("train", "runs", "--objective", "network", "--evaluate", tmp_path, *option)
     assert found.returncode == 2
     assert f"{option[0]}: a bundle says its own; leave it out" in one_line(found.stderr)
+
+
+def test_one_that_was_taught_by_weights_is_refused_before_networks_are_read(
+    know: Command, tmp_path: Path
+) -> None:
+    weights = find_bundle(find_method("known"), "continuation", 5)
+    arguments = ("train", tmp_path / "none", "--objective", "network", "--evaluate", weights)
+    found = know(*arguments, cwd=tmp_path)
+    assert found.returncode == 2
+    assert "was not taught through networks" in one_line(found.stderr)
 
 
 def test_one_that_was_taught_by_weights_is_not_measured(
