@@ -304,7 +304,7 @@ def test_the_methods_say_what_half_of_the_layers_gives() -> None:
     assert [of.low > 0 for of in apart] == [False, True, False]
 
 
-def test_the_expectations_have_the_cnn_on_thirds_and_on_more_images() -> None:
+def test_the_expectations_have_both_others_on_thirds_and_the_cnn_on_more_images() -> None:
     tasks = every_task()
     words = " ".join(page_of("expectations.md").split())
     third = tasks["release-cifar10-cnn-third"]["cells"]["1250 images"]
@@ -317,8 +317,14 @@ def test_the_expectations_have_the_cnn_on_thirds_and_on_more_images() -> None:
 
     figures = [*both(third, "authors-x27"), *both(third, "average-forgotten-3")]
     assert (
-        "On the CNN the release is {}, tuned {}, and the mean of the three most forgotten {} and {} "
-        "(ten seeds)."
+        "On the CNN the release is {}, tuned {}, and the mean of the three most forgotten {} and {};"
+    ).format(*figures) in words
+    third = tasks["release-cifar10-pyramid-third"]["cells"]["1250 images"]
+    starts = ("shrink-0.5", "authors-x27", "average-forgotten-3")
+    figures = [figure for start in starts for figure in both(third, start)]
+    assert (
+        "on the transformer half the weights are {} and {}, the release {} and {}, and that mean {} "
+        "and {} (ten seeds each)."
     ).format(*figures) in words
     (half, half_tuned), (authors, authors_tuned) = (
         both(more, "shrink-0.5"),
