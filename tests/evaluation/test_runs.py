@@ -279,11 +279,8 @@ def test_a_bundle_that_is_the_mean_is_measured_as_the_mean(tmp_path: Path, task:
     if task == TEXT:  # of few images, accuracies may be the same
         assert found["value"] != values["last"]["stored"]
     assert trial.found({"mine": path})["bundles"] == {"mine": found}
-    # Trials of before there were bundles have kept no window: they are trained to it again.
-    for file in (*trial.folder.glob("window-*"), *trial.folder.glob("bundles/*")):
-        file.unlink()
-    again = trial.bundle("mine", path)
-    assert {**again, "seconds": 0} == {**found, "seconds": 0}
+    swept = trial.pretraining()["sweep"]["5"]
+    assert found["sweep"] == pytest.approx(swept, abs=1e-5)
     assert not temporaries(trial.folder)
 
 
@@ -307,6 +304,7 @@ def test_bundles_stand_beside_the_averages(tmp_path: Path) -> None:
     page = to_markdown(found)
     assert "### mine" in page
     assert "| task | mine − average-2 |" in page
+    assert found["tasks"][TEXT]["bundles"]["mine"].keys() == {"0.01", "0.02", "0.04", "0.08"}
     assert f"({found['settings']['bundles']['mine']})" in page
 
 
@@ -441,6 +439,37 @@ def content() -> dict[str, Any]:
         "format": 1, "trajectory": "run", "version": "1", "machine": of, "settings": options,
         "tasks": {"full": full, "plain": plain}, "not_run": {"other": "not found"},
     }  # fmt: skip
+
+
+def test_the_page_has_bundles_beside_the_averages_by_spacing() -> None:
+    """One that is the mean at the first spacing, and annealed at the last one."""
+    found = content()
+    found["settings"]["bundles"] = {"mine": "0123456789abcdef"}
+    sweep = {"3": {"0.01": LAST, "0.08": MEAN}, "5": {"0.01": MEAN, "0.08": LAST}}
+    for task in found["tasks"].values():
+        task["values"]["mine"] = {"predicted": MEAN}
+        task["bundles"] = {"mine": {"0.01": MEAN, "0.08": ANNEALED}}
+        task["sweep"] = sweep
+    page = to_markdown(found)
+    mean = (sum(MEAN) - sum(LAST)) / (sum(ANNEALED) - sum(LAST))
+    assert "### mine" in page
+    zeros = " | ".join(["+0.00 ± 0.00"] * len(AVERAGES))
+    assert page.count(f"| {zeros} |") == 2
+    assert f"| above, of 2 |{' 0 |' * len(AVERAGES)}" in page
+    assert f"| below |{' 0 |' * len(AVERAGES)}" in page
+    both = [f"{mean:+.2f} ({mean:+.2f})", f"{(mean + 1) / 2:+.2f} ({(mean + 1) / 2:+.2f})"]
+    assert f"| mine | {both[0]} | +1.00 (+1.00) | {both[1]} |" in page
+    half = f"{mean / 2:+.2f} ({mean / 2:+.2f})"
+    assert f"| average-5 | {both[0]} | +0.00 (+0.00) | {half} |" in page
+    apart = "+0.50 (+0.50 to +0.50)"
+    zero, one = "+0.00 (+0.00 to +0.00)", "+1.00 (+1.00 to +1.00)"
+    assert f"| mine − average-5 | {zero} | {one} | {apart} |" in page
+    three = [f"{gain:+.2f} ({gain:+.2f} to {gain:+.2f})" for gain in (mean, 1 - mean)]
+    assert f"| mine − average-3 | {three[0]} | {three[1]} | {apart} |" in page
+    # Tasks that were not swept have none by spacing.
+    for task in found["tasks"].values():
+        task["sweep"] = {}
+    assert "| all |" not in to_markdown(found)
 
 
 def test_the_page_has_the_numbers_of_the_results() -> None:
@@ -587,8 +616,9 @@ DOCS = Path(plan.__file__).parents[3] / "docs"
 
 
 def test_the_committed_page_is_that_of_the_committed_results() -> None:
-    path = DOCS / "results" / "runs.json"
-    assert to_markdown(results.read_results(path)) == path.with_suffix(".md").read_text()
+    for name in ("runs.json", "runs-settle.json"):
+        path = DOCS / "results" / name
+        assert to_markdown(results.read_results(path)) == path.with_suffix(".md").read_text()
 
 
 def test_the_tables_for_readers_are_those_of_the_committed_pages() -> None:

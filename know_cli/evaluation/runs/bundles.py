@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from know_cli.evaluation import cache
 from know_cli.evaluation.runs import plan
 from know_cli.evaluation.runs.averages import AVERAGES
 from know_cli.evaluation.variants import identity, is_available, of_bundle, predict
+from know_cli.files import make_folder
 
 
 def _arms() -> set[str]:
@@ -55,34 +56,52 @@ def file_of(folder: Path, name: str, path: str) -> Path:
     return folder / "bundles" / f"{name}-{cache.key(facts(name, path), cache.code_key())}.json"
 
 
-def window_files(folder: Path) -> list[Path]:
-    """The checkpoints that bundles read, in a trial's folder, the latest first."""
-    return [folder / f"window-{back}.safetensors" for back in range(plan.CHECKPOINTS)]
+def window_files(folder: Path, spacing: float) -> list[Path]:
+    """Five checkpoints that bundles read, in a trial's folder, the latest first.
+
+    Args:
+        folder: of the trial.
+        spacing: share of the run between two of them.
+    """
+    place = folder / "windows" / f"{spacing:g}"
+    return [place / f"{back}.safetensors" for back in range(plan.CHECKPOINTS)]
 
 
-def keep_window(folder: Path, states: Sequence[Mapping[str, Tensor]], steps: Sequence[int]) -> None:
+def keep_windows(
+    folder: Path,
+    states: Mapping[int, Mapping[str, Tensor]],
+    steps: Mapping[tuple[float, int], int],
+) -> None:
     """Write the checkpoints that bundles read.
 
     Args:
         folder: of the trial.
-        states: the latest first.
-        steps: of the training, of each.
+        states: by the step of the training.
+        steps: by spacing and number counted back from the last.
 
     Raises:
         OutputError: they cannot be written.
     """
-    for file, state, step in zip(window_files(folder), states, steps, strict=True):
-        kind = {TRAJECTORY_KIND: TrajectoryKind.RUN.value, TRAINING_STEP: str(step)}
-        save_checkpoint(file, state, {"format": "pt", **kind})
+    for spacing in plan.SPACINGS:
+        for back, file in enumerate(window_files(folder, spacing)):
+            step = steps[spacing, back]
+            make_folder(file.parent)
+            kind = {TRAJECTORY_KIND: TrajectoryKind.RUN.value, TRAINING_STEP: str(step)}
+            save_checkpoint(file, dict(states[step]), {"format": "pt", **kind})
 
 
-def predicted(folder: Path, name: str, path: str) -> dict[str, Tensor]:
+def has_windows(folder: Path) -> bool:
+    """Whether all of them are there."""
+    files = (file for spacing in plan.SPACINGS for file in window_files(folder, spacing))
+    return all(file.exists() for file in files)
+
+
+def predicted(folder: Path, name: str, path: str, spacing: float) -> dict[str, Tensor]:
     """The state dict that a bundle predicts from a trial's checkpoints, in one step.
 
     Raises:
         CheckpointError: the bundle cannot be used with them.
         OutputError: the prediction cannot be written.
     """
-    variant = of_bundle(name, path)
-    found = predict(variant, window_files(folder), None, 1, None, TrajectoryKind.RUN)
-    return found[1]
+    variant, files = of_bundle(name, path), window_files(folder, spacing)
+    return predict(variant, files, None, 1, None, TrajectoryKind.RUN)[1]

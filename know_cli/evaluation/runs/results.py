@@ -39,7 +39,8 @@ def to_json(
         ``machine``; ``settings``; ``not_run``, reasons by task; and by task its description,
         ``facts``, ``seeds``, processor ``seconds``, and in the seeds' order, null where a
         measure is missing: ``values`` by name and by treatment of running statistics, ``sweep``
-        by count and by spacing, ``shape`` of the run by part, ``cosine``, and ``downstream``
+        by count and by spacing, that of ``bundles`` by name and by spacing, ``shape`` of the run by
+        part, ``cosine``, and ``downstream``
         (``values``, the ``factors`` of the rate that were chosen) by start.
     """
     tasks = {}
@@ -65,7 +66,6 @@ def to_json(
             "warm_up": plan.WARM_UP,
             "spacing": plan.SPACING,
             "rates": list(plan.RATES),
-            # Results without bundles are what they were before there were any.
             **({"bundles": digests} if (digests := _digests(outcomes)) else {}),
         },
         "tasks": tasks,
@@ -111,6 +111,8 @@ def _task(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             name: {PREDICTED: [one["bundles"].get(name, {}).get("value") for one in found]}
             for name in dict.fromkeys(name for one in found for name in one.get("bundles", {}))
         },
+        # Results without bundles are what they were before there were any.
+        **({"bundles": swept} if (swept := _swept_bundles(found)) else {}),
         "sweep": _sweep([one["pretraining"]["sweep"] for one in found]),
         "shape": {
             part: [one["pretraining"].get("shape", {}).get(part) for one in found]
@@ -118,6 +120,20 @@ def _task(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         },
         "cosine": [one["cosine"] and one["cosine"]["value"] for one in found],
         "downstream": downstream,
+    }
+
+
+def _swept_bundles(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Values]]:
+    """By bundle and spacing, one value per seed, None where it was not measured."""
+    names = dict.fromkeys(name for one in found for name in one.get("bundles", {}))
+    return {
+        name: {
+            f"{spacing:g}": [
+                one["bundles"].get(name, {}).get("sweep", {}).get(f"{spacing:g}") for one in found
+            ]
+            for spacing in plan.SPACINGS
+        }
+        for name in names
     }
 
 

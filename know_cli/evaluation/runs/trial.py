@@ -123,14 +123,15 @@ class RunTrial:
 
     @one_thread()
     def bundle(self, name: str, path: str) -> dict[str, Any]:
-        """The pre-training's measure of what a bundle predicts from the main comparison's window.
+        """The pre-training's measure of what a bundle predicts from five checkpoints.
 
         Args:
             name: of the bundle.
             path: of its folder.
 
         Returns:
-            ``value``, the bundle's ``digest``, processor ``seconds``.
+            ``value`` with the spacing of the main comparison, ``sweep`` by spacing, the bundle's
+            ``digest``, processor ``seconds``.
         """
         with cache.held(self.folder):
             file = of_bundles.file_of(self.folder, name, path)
@@ -195,7 +196,7 @@ class RunTrial:
             values[name] = self._measured(name, state, STORED)
             if name in DOWNSTREAM:
                 self._keep(name, state)
-        main = self._keep_window(states, wanted)[::-1]
+        main = [states[wanted[plan.SPACING, back]] for back in range(plan.CHECKPOINTS)][::-1]
         for average in AVERAGES:
             window, numbers = main[-average.count :], coefficients(average)
             averaged = combine(window, numbers)
@@ -223,25 +224,24 @@ class RunTrial:
         """The steps of a run."""
         return self.task.recipe.epochs * run.epoch_steps
 
-    def _keep_window(
-        self, states: Mapping[int, dict[str, Tensor]], wanted: Mapping[tuple[float, int], int]
-    ) -> list[dict[str, Tensor]]:
-        """Keep the window of the main comparison for bundles; it, the latest first."""
-        steps = [wanted[plan.SPACING, back] for back in range(plan.CHECKPOINTS)]
-        window = [states[step] for step in steps]
-        of_bundles.keep_window(self.folder, window, steps)
-        return window
-
     def _predicted(self, name: str, path: str) -> dict[str, Any]:
-        if not all(file.exists() for file in of_bundles.window_files(self.folder)):
-            # Trials that were measured before there were bundles have not kept it.
+        if not of_bundles.has_windows(self.folder):
+            # Only for bundles are so many checkpoints kept, and trained for once more.
             run = self._training()
             total = self._total(run)
             wanted = self._snapshots(total)
-            steps = {wanted[plan.SPACING, back] for back in range(plan.CHECKPOINTS)}
-            self._keep_window(_states_at(run, steps, warmed_up(total)), wanted)
-        state = of_bundles.predicted(self.folder, name, path)
-        return {"value": self._value(state), "digest": of_bundles.facts(name, path)["bundle"]}
+            steps = {step for (_, back), step in wanted.items() if back < plan.CHECKPOINTS}
+            states = _states_at(run, steps, warmed_up(total))
+            of_bundles.keep_windows(self.folder, states, wanted)
+        sweep = {
+            f"{spacing:g}": self._value(of_bundles.predicted(self.folder, name, path, spacing))
+            for spacing in plan.SPACINGS
+        }
+        return {
+            "value": sweep[f"{plan.SPACING:g}"],
+            "sweep": sweep,
+            "digest": of_bundles.facts(name, path)["bundle"],
+        }
 
     def _snapshots(self, total: int) -> dict[tuple[float, int], int]:
         """The step of each checkpoint, by spacing and number counted back from the last."""
