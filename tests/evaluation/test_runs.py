@@ -224,10 +224,10 @@ def test_a_trial_measures_every_arm_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert again.pretraining() == found
     assert again.cosine() == cosine
     assert again.found() == {
-        "pretraining": found, "cosine": cosine, "downstream": starts, "bundles": {},
+        "pretraining": found, "cosine": cosine, "spaced": None, "downstream": starts, "bundles": {},
     }  # fmt: skip
     assert RunTrial(tiny("fashion-classes-cnn-batchnorm"), 3, tmp_path, None).found() == {
-        "pretraining": None, "cosine": None, "downstream": {}, "bundles": {},
+        "pretraining": None, "cosine": None, "spaced": None, "downstream": {}, "bundles": {},
     }  # fmt: skip
 
 
@@ -281,6 +281,9 @@ def test_a_bundle_that_is_the_mean_is_measured_as_the_mean(tmp_path: Path, task:
     assert trial.found({"mine": path})["bundles"] == {"mine": found}
     swept = trial.pretraining()["sweep"]["5"]
     assert found["sweep"] == pytest.approx(swept, abs=1e-5)
+    spaced = trial.spaced()["sweep"]
+    assert spaced.keys() == swept.keys()
+    assert spaced["0.02"] == values["average-5-ema"]["closed"]
     assert not temporaries(trial.folder)
 
 
@@ -449,7 +452,7 @@ def test_the_page_has_bundles_beside_the_averages_by_spacing() -> None:
     for task in found["tasks"].values():
         task["values"]["mine"] = {"predicted": MEAN}
         task["bundles"] = {"mine": {"0.01": MEAN, "0.08": ANNEALED}}
-        task["sweep"] = sweep
+        task["sweep"], task["spaced"] = sweep, {"0.01": LAST, "0.08": ANNEALED}
     page = to_markdown(found)
     mean = (sum(MEAN) - sum(LAST)) / (sum(ANNEALED) - sum(LAST))
     assert "### mine" in page
@@ -466,6 +469,7 @@ def test_the_page_has_bundles_beside_the_averages_by_spacing() -> None:
     assert f"| mine − average-5 | {zero} | {one} | {apart} |" in page
     three = [f"{gain:+.2f} ({gain:+.2f} to {gain:+.2f})" for gain in (mean, 1 - mean)]
     assert f"| mine − average-3 | {three[0]} | {three[1]} | {apart} |" in page
+    assert f"| mine − average-5-ema | {three[0]} | {zero} | " in page
     # Tasks that were not swept have none by spacing.
     for task in found["tasks"].values():
         task["sweep"] = {}

@@ -61,6 +61,10 @@ AVERAGES = (
 )
 
 
+#: Measured at every spacing only where bundles are compared with it: the most careful one.
+SPACED = Average(5, "ema")
+
+
 def coefficients(average: Average) -> list[float]:
     """The coefficient of each checkpoint, the oldest first; they add up to 1.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from know_cli.checkpoints import save_checkpoint
 from know_cli.checkpoints.metadata import TRAINING_STEP, TRAJECTORY_KIND, TrajectoryKind
+from know_cli.checkpoints.state import read_state
 from know_cli.errors import UsageError
 from know_cli.evaluation import cache
 from know_cli.evaluation.runs import plan
@@ -88,6 +89,11 @@ def keep_windows(
             make_folder(file.parent)
             kind = {TRAJECTORY_KIND: TrajectoryKind.RUN.value, TRAINING_STEP: str(step)}
             save_checkpoint(file, dict(states[step]), {"format": "pt", **kind})
+
+
+def read_window(folder: Path, spacing: float) -> list[dict[str, Tensor]]:
+    """Five checkpoints of a trial, the oldest first."""
+    return [read_state(file) for file in reversed(window_files(folder, spacing))]
 
 
 def has_windows(folder: Path) -> bool:

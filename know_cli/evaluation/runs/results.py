@@ -39,7 +39,8 @@ def to_json(
         ``machine``; ``settings``; ``not_run``, reasons by task; and by task its description,
         ``facts``, ``seeds``, processor ``seconds``, and in the seeds' order, null where a
         measure is missing: ``values`` by name and by treatment of running statistics, ``sweep``
-        by count and by spacing, that of ``bundles`` by name and by spacing, ``shape`` of the run by
+        by count and by spacing, that of ``bundles`` by name and by spacing, ``spaced`` by
+        spacing, ``shape`` of the run by
         part, ``cosine``, and ``downstream``
         (``values``, the ``factors`` of the rate that were chosen) by start.
     """
@@ -113,6 +114,7 @@ def _task(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         },
         # Results without bundles are what they were before there were any.
         **({"bundles": swept} if (swept := _swept_bundles(found)) else {}),
+        **({"spaced": _spaced(found)} if any(one.get("spaced") for one in found) else {}),
         "sweep": _sweep([one["pretraining"]["sweep"] for one in found]),
         "shape": {
             part: [one["pretraining"].get("shape", {}).get(part) for one in found]
@@ -137,6 +139,16 @@ def _swept_bundles(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Va
     }
 
 
+def _spaced(found: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
+    """Of :data:`~.averages.SPACED` by spacing, one value per seed, None where there is none."""
+    return {
+        f"{spacing:g}": [
+            (one.get("spaced") or {}).get("sweep", {}).get(f"{spacing:g}") for one in found
+        ]
+        for spacing in plan.SPACINGS
+    }
+
+
 def _sweep(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Values]]:
     """By count and spacing, one value per seed; nothing if no seed was swept."""
     first = next((one for one in found if one), {})
@@ -150,7 +162,7 @@ def _sweep(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict
 
 def _seconds(found: Mapping[str, Any]) -> float:
     more = [*found["downstream"].values(), *found.get("bundles", {}).values()]
-    parts = [found["pretraining"], found["cosine"], *more]
+    parts = [found["pretraining"], found["cosine"], found.get("spaced"), *more]
     return round(float(sum(part["seconds"] for part in parts if part)), 2)
 
 

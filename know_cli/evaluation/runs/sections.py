@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from know_cli.evaluation.runs import plan
-from know_cli.evaluation.runs.averages import AVERAGES, RE_ESTIMATED_ON
+from know_cli.evaluation.runs.averages import AVERAGES, RE_ESTIMATED_ON, SPACED
 from know_cli.evaluation.runs.results import (
     RunComparison,
     compare,
@@ -128,16 +128,18 @@ def bundles(
 
 def _by_spacing(name: str, tasks: Mapping[str, Any]) -> Iterator[str]:
     """The recovered gain of a bundle beside that of means, by spacing."""
-    tasks = {task: found for task, found in tasks.items() if found["sweep"]}
+    tasks = {task: found for task, found in tasks.items() if found["sweep"] and "spaced" in found}
     if not tasks:
         return
     spacings = list(next(iter(tasks.values()))["bundles"][name])
-    gains: dict[str, list[list[float]]] = {start: [] for start in (name, *SHOWN)}
+    others = (*SHOWN, SPACED.name)
+    gains: dict[str, list[list[float]]] = {start: [] for start in (name, *others)}
     for task in tasks.values():
         found = pretraining_values(task)
         both = {start: found[start] for start in (plan.LAST, plan.ORACLE)}
         swept = {name: task["bundles"][name]}
         swept |= {start: task["sweep"][start.removeprefix("average-")] for start in SHOWN}
+        swept[SPACED.name] = task["spaced"]
         of = [
             compare(both | {start: values[spacing] for start, values in swept.items()}).gains
             for spacing in spacings
@@ -160,7 +162,7 @@ def _by_spacing(name: str, tasks: Mapping[str, Any]) -> Iterator[str]:
     for start, table in tables.items():
         row = (f"{column.mean():+.2f} ({column.min():+.2f})" for column in table.T)
         yield f"| {start} | {' | '.join(row)} |"
-    for start in SHOWN:
+    for start in others:
         apart = (mean_estimate(column.tolist()) for column in (tables[name] - tables[start]).T)
         yield f"| {name} − {start} | {' | '.join(map(with_ends, apart))} |"
     yield ""

@@ -69,6 +69,8 @@ def _run(
     if RunMeasure.PRETRAINING in measures:
         for name, path in bundles.items():
             trial.bundle(name, path)
+        if bundles:
+            trial.spaced()
     if RunMeasure.COSINE in measures:
         trial.cosine()
     if RunMeasure.DOWNSTREAM in measures:

@@ -20,7 +20,7 @@ from know_cli.evaluation import cache
 from know_cli.evaluation.place import USUAL, Place, placed
 from know_cli.evaluation.runs import bundles as of_bundles
 from know_cli.evaluation.runs import plan
-from know_cli.evaluation.runs.averages import AVERAGES, Average, coefficients, re_estimate
+from know_cli.evaluation.runs.averages import AVERAGES, SPACED, Average, coefficients, re_estimate
 from know_cli.evaluation.runs.fine_tuning import tuned_value
 from know_cli.evaluation.tasks import Problem, Task
 from know_cli.evaluation.weights import data_key, load, recorded
@@ -137,6 +137,17 @@ class RunTrial:
             file = of_bundles.file_of(self.folder, name, path)
             return cache.read(file) or self._kept(file, lambda: self._predicted(name, path))
 
+    @one_thread()
+    def spaced(self) -> dict[str, Any]:
+        """The pre-training's measure of :data:`~.averages.SPACED` at every spacing.
+
+        Returns:
+            ``sweep`` by spacing, processor ``seconds``.
+        """
+        with cache.held(self.folder):
+            path = self.folder / "spaced.json"
+            return cache.read(path) or self._kept(path, self._spaced)
+
     def found(self, bundles: Mapping[str, str] | None = None) -> dict[str, Any]:
         """What has been measured so far, without measuring anything.
 
@@ -144,7 +155,8 @@ class RunTrial:
             bundles: paths of the bundles that are asked for, by name.
         """
         found = {
-            name: cache.read(self.folder / f"{name}.json") for name in ("pretraining", "cosine")
+            name: cache.read(self.folder / f"{name}.json")
+            for name in ("pretraining", "cosine", "spaced")
         }
         starts = {
             name: cache.read(self.folder / "downstream" / f"{name}.json") for name in DOWNSTREAM
@@ -224,7 +236,7 @@ class RunTrial:
         """The steps of a run."""
         return self.task.recipe.epochs * run.epoch_steps
 
-    def _predicted(self, name: str, path: str) -> dict[str, Any]:
+    def _have_windows(self) -> None:
         if not of_bundles.has_windows(self.folder):
             # Only for bundles are so many checkpoints kept, and trained for once more.
             run = self._training()
@@ -233,6 +245,22 @@ class RunTrial:
             steps = {step for (_, back), step in wanted.items() if back < plan.CHECKPOINTS}
             states = _states_at(run, steps, warmed_up(total))
             of_bundles.keep_windows(self.folder, states, wanted)
+
+    def _spaced(self) -> dict[str, Any]:
+        self._have_windows()
+        numbers = coefficients(SPACED)
+        windows = {
+            spacing: of_bundles.read_window(self.folder, spacing) for spacing in plan.SPACINGS
+        }
+        return {
+            "sweep": {
+                f"{spacing:g}": self._value(combine(window, numbers))
+                for spacing, window in windows.items()
+            }
+        }
+
+    def _predicted(self, name: str, path: str) -> dict[str, Any]:
+        self._have_windows()
         sweep = {
             f"{spacing:g}": self._value(of_bundles.predicted(self.folder, name, path, spacing))
             for spacing in plan.SPACINGS
