@@ -48,7 +48,7 @@ from know_cli.ranks.environment import processes_here
 from know_cli.ranks.opening import open_ranks
 from tests.support.command import Command
 from tests.support.forkserver import ForkServer
-from tests.support.interrupted import PREDICT, inputs, temporaries
+from tests.support.interrupted import PREDICT, inputs, temporaries, temporary_files
 
 ROOT = Path(__file__).parents[2]
 # Nothing is slow here; this is what "within seconds" may be on a machine that has much to do.
@@ -356,7 +356,7 @@ def test_a_rank_that_is_killed_ends_all(rank: int, crew: Crew, run: Path, know: 
             assert f"rank {rank} ended without a word" in errors[k][0]
         assert (run / "out").read_bytes() == b"precious"
         # Reading begins before there is a temporary.
-        assert len(temporaries(run)) == (rank == 0 and name != "preadv"), name
+        assert temporary_files(run) == (rank == 0 and name != "preadv"), name
         # What is left is the next run's, with or without ranks.
         if name == "fsync":
             assert crew.run(*PREDICT, cwd=run) == [EXIT_DONE] * 2
@@ -398,7 +398,7 @@ def test_ranks_killed_at_random_moments(crew: Crew, run: Path, know: Command) ->
         if (run / "out").read_bytes() == b"precious":
             assert codes == [-signal.SIGKILL if k == rank else EXIT_OUTPUT for k in range(3)]
             killed += 1
-            assert len(temporaries(run)) == (rank == 0)
+            assert temporary_files(run) == (rank == 0)
         else:
             # Too late to take anything back: each part was on disk already.
             assert codes[0] == (-signal.SIGKILL if codes[0] and rank == 0 else EXIT_DONE)

@@ -35,3 +35,8 @@ def names(folder: Path) -> list[str]:
 
 def temporaries(folder: Path) -> list[str]:
     return [name for name in names(folder) if name.startswith(".know-") and name.endswith(".tmp")]
+
+
+def temporary_files(folder: Path) -> int:
+    """How many files or folders have such names: one has two while it replaces another."""
+    return len({(folder / name).stat().st_ino for name in temporaries(folder)})
