@@ -304,7 +304,7 @@ def test_the_methods_say_what_half_of_the_layers_gives() -> None:
     assert [of.low > 0 for of in apart] == [False, True, False]
 
 
-def test_the_expectations_have_both_others_on_thirds_and_the_cnn_on_more_images() -> None:
+def test_the_expectations_have_both_others_on_thirds_and_on_more_images() -> None:
     tasks = every_task()
     words = " ".join(page_of("expectations.md").split())
     third = tasks["release-cifar10-cnn-third"]["cells"]["1250 images"]
@@ -333,4 +333,10 @@ def test_the_expectations_have_both_others_on_thirds_and_the_cnn_on_more_images(
     assert (
         f"half the weights are {half} and the authors' release {authors}, at the tuned rate "
         f"{half_tuned} and {authors_tuned}, as [weight decay](methods.md#one-checkpoint) gives there."
+    ) in words
+    more = tasks["release-cifar10-pyramid"]["cells"]["2500 images"]
+    half, authors = both(more, "shrink-0.5"), both(more, "authors-x8")
+    assert (
+        f"half the weights gain {half[0]} and the authors' release {authors[0]}, and at the tuned "
+        f"rate both lose: {half[1]} and {authors[1]}."
     ) in words
