@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from know_cli.files import read_text
 from know_cli.kinds import Classification, Kind, classify_all
 from know_cli.lab.data import DataSet, load
 from know_cli.lab.data.samples import reduced
-from know_cli.lab.zoo import Design, build
+from know_cli.lab.zoo import build
 from know_cli.meta.recording import AnySetup, unseen_samples
 from know_cli.meta.run_recording import RUN_RECORD, annealed_file, checkpoint_file
 from know_cli.meta.run_setup import RunSetup
@@ -292,10 +291,7 @@ def load_runs(
 
 def _setup(path: Path) -> RunSetup:
     try:
-        stored: dict[str, Any] = dict(json.loads(read_text(path))["setup"])
-        stored["design"] = Design.from_json(stored["design"])
-        stored["classes"] = tuple(stored["classes"])
-        return RunSetup(**stored)
+        return RunSetup.from_json(json.loads(read_text(path))["setup"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise KnowError(f"{path}: cannot be read ({error!r}); delete its run") from error
 

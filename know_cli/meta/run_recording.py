@@ -27,7 +27,7 @@ from know_cli.lab.data import AUGMENTATIONS, DataSet
 from know_cli.lab.fitting import one_thread
 from know_cli.lab.machine import CPU
 from know_cli.lab.stepping import Schedule, Training
-from know_cli.lab.zoo import Design, build
+from know_cli.lab.zoo import build
 from know_cli.meta.branch_setup import BranchSetup
 from know_cli.meta.recording import Task
 from know_cli.meta.run_setup import RunSetup
@@ -63,10 +63,7 @@ def rebuild(facts: Mapping[str, Any], data: DataSet) -> tuple[nn.Module, Task]:
         facts: the contents of its ``run.json``.
         data: the data set that the setup names.
     """
-    stored = dict(facts["setup"])
-    stored["design"] = Design.from_json(stored["design"])
-    stored["classes"] = tuple(stored["classes"])
-    setup = RunSetup(**stored)
+    setup = RunSetup.from_json(facts["setup"])
     return build(setup.design, derived_seed(setup.seed, _INITIAL)), Task(setup, data)
 
 

@@ -111,6 +111,16 @@ class RunSetup:
         """The setup in plain types."""
         return {**asdict(self), "design": self.design.to_json(), "classes": list(self.classes)}
 
+    @staticmethod
+    def from_json(stored: Mapping[str, Any]) -> RunSetup:
+        """What :meth:`to_json` has written.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        design, classes = Design.from_json(stored["design"]), tuple(stored["classes"])
+        return RunSetup(**{**stored, "design": design, "classes": classes})
+
 
 def draw_run_setup(
     seed: int,
