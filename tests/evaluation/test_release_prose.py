@@ -336,7 +336,9 @@ def test_the_expectations_have_both_others_on_thirds_and_on_more_images() -> Non
     ) in words
     more = tasks["release-cifar10-pyramid"]["cells"]["2500 images"]
     half, authors = both(more, "shrink-0.5"), both(more, "authors-x8")
+    longer, mean = both(more, "longer")[1], both(more, "average-forgotten-3")[1]
     assert (
         f"half the weights gain {half[0]} and the authors' release {authors[0]}, and at the tuned "
-        f"rate both lose: {half[1]} and {authors[1]}."
+        f"rate both lose: {half[1]} and {authors[1]}. There training longer leaves {longer}, and the "
+        f"mean of the three most forgotten {mean}."
     ) in words
