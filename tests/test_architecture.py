@@ -97,6 +97,14 @@ def test_a_file_can_be_read_in_one_go() -> None:
     assert not {path: count for path, count in lines.items() if count > 420}
 
 
+def test_every_error_that_is_raised_has_an_exit_code_of_its_own() -> None:
+    """``KnowError`` itself has that of a bug, as no error of a user is."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                assert ast.unparse(node.exc.func) != "KnowError", f"{path}, line {node.lineno}"
+
+
 def test_every_package_has_its_layer() -> None:
     packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     modules = {path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_")}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from know_cli.checkpoints.metadata import Regime
-from know_cli.errors import KnowError, OutputError, UsageError
+from know_cli.errors import CheckpointError, OutputError, UsageError
 from know_cli.files import json_text, make_folder, read_text, remove_tree, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
@@ -247,4 +247,4 @@ def _reason(path: Path) -> str:
     try:
         return str(json.loads(read_text(path))["reason"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KnowError(f"{path}: cannot be read ({error!r}); delete it") from error
+        raise CheckpointError(f"{path}: cannot be read ({error!r}); delete it") from error

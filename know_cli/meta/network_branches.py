@@ -10,7 +10,7 @@ from pathlib import Path
 
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import KnowError
+from know_cli.errors import CheckpointError
 from know_cli.files import read_text
 from know_cli.lab.zoo import build
 from know_cli.meta.branch_recording import (
@@ -81,7 +81,7 @@ def load_branches(
         The branches, and the reasons why others were left out.
 
     Raises:
-        KnowError: a file is corrupt.
+        CheckpointError: a file is corrupt.
         UsageError: a data set is missing.
     """
     unseen = Unseen(data_folder)
@@ -116,4 +116,4 @@ def _setup(path: Path) -> BranchSetup:
     try:
         return BranchSetup.from_json(json.loads(read_text(path))["setup"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise KnowError(f"{path}: cannot be read ({error!r}); delete its folder") from error
+        raise CheckpointError(f"{path}: cannot be read ({error!r}); delete its folder") from error

@@ -177,7 +177,7 @@ def teach_bundle(
         out. Nothing is chosen by them.
 
     Raises:
-        KnowError: the training diverges.
+        UsageError: the training diverges.
     """
     groups = {name: HeldOut(runs, settings.checkpoints) for name, runs in split.held_out.items()}
     began = time.monotonic()

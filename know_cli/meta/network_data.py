@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
 from know_cli.engine.movements import Course, course_of
-from know_cli.errors import KnowError, UsageError
+from know_cli.errors import CheckpointError, UsageError
 from know_cli.files import read_text
 from know_cli.kinds import Classification, Kind, classify_all
 from know_cli.lab.data import DataSet, load
@@ -264,7 +264,7 @@ def load_runs(
         The runs, and the reasons why others were left out.
 
     Raises:
-        KnowError: a file is corrupt.
+        CheckpointError: a file is corrupt.
         UsageError: a data set is missing.
     """
     unseen = Unseen(data_folder)
@@ -293,7 +293,7 @@ def _setup(path: Path) -> RunSetup:
     try:
         return RunSetup.from_json(json.loads(read_text(path))["setup"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise KnowError(f"{path}: cannot be read ({error!r}); delete its run") from error
+        raise CheckpointError(f"{path}: cannot be read ({error!r}); delete its run") from error
 
 
 def outputs(run: NetworkRun, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

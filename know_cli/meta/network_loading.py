@@ -34,7 +34,7 @@ def load_networks(
         All of one kind, and the reasons why others were left out.
 
     Raises:
-        KnowError: a file is corrupt.
+        CheckpointError: a file is corrupt.
         UsageError: there are none in one of the paths, they are of several kinds, two have the
             same number and seed, or a data set is missing.
     """

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import KnowError, UsageError
+from know_cli.errors import UsageError
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.meta.kept import check_kept_file
 from know_cli.meta.manifest import versions
@@ -66,8 +66,8 @@ def teach(
         The hyper-model, and what was reported, also before an interruption.
 
     Raises:
-        KnowError: the training diverges.
-        UsageError: there are no runs, or the hyper-model cannot be taught on them.
+        UsageError: the training diverges, there are no runs, or the hyper-model cannot be taught
+            on them.
     """
     if not runs:
         raise UsageError("no runs are left to learn from; record more")
@@ -90,7 +90,7 @@ def teach(
         for number in generator.permutation(len(runs))[: settings.runs]:
             loss, gained = _loss(model, runs[number], settings, generator)
             if not math.isfinite(float(loss.detach())):
-                raise KnowError(
+                raise UsageError(
                     f"the training diverged in step {step + 1}, at {runs[number].name}; lower "
                     "--learning-rate, or --downstream-steps"
                 )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 
 from know_cli.checkpoints.metadata import TrajectoryKind
-from know_cli.errors import KnowError, OutputError, UsageError
+from know_cli.errors import CheckpointError, OutputError, UsageError
 from know_cli.files import make_folder, read_text, remove_tree, rename_new, write_text
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.lab.data import DataSet, load
@@ -147,7 +147,7 @@ def existing_runs(request: CollectingRequest[AnyDrawn]) -> list[CollectedRun]:
     """The runs of this shard that earlier calls collected or left out.
 
     Raises:
-        KnowError: a file is corrupt.
+        CheckpointError: a file is corrupt.
         UsageError: the folder has something else.
     """
     found = []
@@ -254,5 +254,5 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise TypeError("not an object")
     except (OSError, ValueError, TypeError) as error:
-        raise KnowError(f"{path}: cannot be read ({error!r}); delete its run") from error
+        raise CheckpointError(f"{path}: cannot be read ({error!r}); delete its run") from error
     return found

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import KnowError, UsageError
+from know_cli.errors import UsageError
 from know_cli.files import make_folder
 from know_cli.forgetting.recorder import derived_seed
 from know_cli.kinds import PREDICTED_KINDS, Kind
@@ -80,7 +80,7 @@ def train_bundle(
 
     Raises:
         UsageError: there are too few trajectories, or a kind has no windows.
-        KnowError: the training diverges.
+        UsageError: the training diverges.
     """
     parts = split_collection(collection, settings)
     wanted = _identity(collection, settings)
@@ -136,7 +136,7 @@ def fit(
 
     Raises:
         UsageError: there are no training or no held-out windows.
-        KnowError: the training diverges.
+        UsageError: the training diverges.
     """
     for name, windows in (("training", training), ("held-out", held_out)):
         if not len(windows):
@@ -172,7 +172,7 @@ def fit(
         training_loss = total / len(inputs)
         held_out_loss = _loss(kept, held_out, settings)
         if not (math.isfinite(training_loss) and math.isfinite(held_out_loss)):
-            raise KnowError(
+            raise UsageError(
                 f"training of kind {kind.value} diverged in epoch {epoch}; lower --learning-rate"
             )
         losses.append((training_loss, held_out_loss))

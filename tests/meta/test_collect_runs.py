@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from know_cli.checkpoints import open_checkpoint
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import KnowError, UsageError
+from know_cli.errors import CheckpointError, UsageError
 from know_cli.lab.data import load
 from know_cli.lab.fitting import one_thread
 from know_cli.meta import run_recording, run_setup
@@ -147,7 +147,7 @@ def test_runs_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(collect_runs(request)) == []
     assert made == [(0,), (2,)]
     (tmp_path / "00000" / "run.json").write_text("[")
-    with pytest.raises(KnowError, match=r"run\.json: cannot be read .*delete its run"):
+    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read .*delete its run"):
         existing_runs(request)
 
 

@@ -15,7 +15,7 @@ import torch
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.state import read_state
 from know_cli.cli.train_network import network_markdown
-from know_cli.errors import KnowError, UsageError
+from know_cli.errors import EXIT_CHECKPOINT, CheckpointError, UsageError
 from know_cli.lab.averaging import combine
 from know_cli.lab.data import load
 from know_cli.lab.fitting import one_thread
@@ -230,7 +230,7 @@ def test_a_bundle_is_measured_on_what_it_was_not_taught_on(branches: list[Networ
 
 
 def test_what_cannot_be_taught_on_is_said(
-    branches: list[NetworkRun], folder: Path, tmp_path: Path
+    know: Command, branches: list[NetworkRun], folder: Path, tmp_path: Path
 ) -> None:
     found, left_out = load_networks([folder], K + 2, None)
     assert (found, set(left_out.values())) == ([], {"fewer than 5 branches"})
@@ -251,8 +251,13 @@ def test_what_cannot_be_taught_on_is_said(
         load_networks([both], S, None)
     with pytest.raises(UsageError, match="both/00000 holds runs and .*00001 does not; teach on"):
         load_networks([both / "00000", both / "00001"], S, None)
-    with pytest.raises(KnowError, match=r"branched\.json: cannot be read .*delete its folder"):
+    with pytest.raises(
+        CheckpointError, match=r"branched\.json: cannot be read .*delete its folder"
+    ):
         load_networks([both / "00001"], S, None)
+    told = know("train", both / "00001", "-o", tmp_path / "made", "--objective", "network")
+    assert told.returncode == EXIT_CHECKPOINT
+    assert "branched.json: cannot be read" in one_line(told.stderr)
     known = replace(SETTINGS, model=HyperModel.KNOWN)
     with pytest.raises(UsageError, match="--model known: reads checkpoints in their order, and"):
         teach(branches, known)

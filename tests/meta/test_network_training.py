@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from know_cli.cli.train_network import best_average_of, network_markdown
-from know_cli.errors import EXIT_OUTPUT, KnowError, UsageError
+from know_cli.errors import EXIT_OUTPUT, CheckpointError, UsageError
 from know_cli.evaluation.statistics import interval_half_width
 from know_cli.lab.averaging import combine
 from know_cli.lab.data import load
@@ -397,11 +397,11 @@ def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path:
         load_networks([folder, folder / "00000"], 3, None)
     with pytest.raises(UsageError, match="no runs are left to learn from"):
         teach([], SETTINGS)
-    with pytest.raises(KnowError, match="diverged in step 1, at .*; lower --learning-rate"):
+    with pytest.raises(UsageError, match="diverged in step 1, at .*; lower --learning-rate"):
         spoilt = next(iter(load_runs(find_runs([folder]), 3, None)[0]))
         teach([replace(spoilt, inputs=spoilt.inputs * math.nan)], SETTINGS)
     broken = tmp_path / "runs" / "00000"
     broken.mkdir(parents=True)
     (broken / "run.json").write_text("{}")
-    with pytest.raises(KnowError, match=r"run\.json: cannot be read .*delete its run"):
+    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read .*delete its run"):
         load_runs(find_runs([tmp_path / "runs"]), 3, None)
