@@ -320,6 +320,7 @@ def test_bundles_that_runs_cannot_be_measured_with_are_refused(
     for arguments, words in (
         (["run", "--bundle", "average-3=./runs"], "average-3=…: is already the name of a start"),
         (["run", "--bundle", "mine=./none"], "./none"),
+        (["run", "--bundle", "../../mine=./runs"], "../../mine=./runs: a name has no slash"),
         (["run", "--bundle", "mine=./forgettings"], "forgetting"),
         (["branches", "--bundle", "mine=./runs"], "--bundle is for --trajectory forgetting"),
     ):
