@@ -78,7 +78,8 @@ def evaluate_runs(
         suite: its name.
         measures: what to measure.
         length: of the runs, as a multiple of each task's own.
-        bundles: paths of bundles that are measured beside the averages, by name.
+        bundles: paths of bundles that are measured beside the averages, by name; by the
+            pre-training's own measure only.
         data_folder: where the data sets' files are.
         processes: trials at the same time.
         device: where networks are trained; with ``cuda:all`` trials take them in turn.
@@ -89,7 +90,8 @@ def evaluate_runs(
         force: whether a page that exists is replaced.
 
     Raises:
-        KnowError: a task, a data set or a bundle is missing, or a file cannot be written.
+        KnowError: a task, a data set or a bundle is missing, a bundle would not be measured, or a
+            file cannot be written.
     """
     from know_cli.cli.eval_plan import show_plan
     from know_cli.cli.eval_results import gather, publish, shard_is_done
@@ -100,11 +102,17 @@ def evaluate_runs(
     from know_cli.evaluation.runs import results as of_results
     from know_cli.evaluation.runs.bundles import check_bundles
     from know_cli.evaluation.runs.markdown import to_markdown
+    from know_cli.evaluation.runs.measures import RunMeasure
     from know_cli.evaluation.runs.suite import evaluate
     from know_cli.evaluation.starts import Wanted
     from know_cli.evaluation.tasks import find_tasks
 
     replaces = is_own_result(folder / RESULTS)
+    if bundles and RunMeasure.PRETRAINING not in measures:
+        raise UsageError(
+            "--bundle: is measured with the pre-training's own measure; give --measure "
+            f"{RunMeasure.PRETRAINING.value} as well"
+        )
     check_bundles(bundles)
     wanted = seeds or range(running.SUITES[suite])
     request = running.Request(

@@ -322,6 +322,10 @@ def test_bundles_that_runs_cannot_be_measured_with_are_refused(
         (["run", "--bundle", "mine=./none"], "./none"),
         (["run", "--bundle", "../../mine=./runs"], "../../mine=./runs: a name has no slash"),
         (["run", "--bundle", "mine=./forgettings"], "forgetting"),
+        (
+            ["run", "--bundle", "mine=./runs", "--measure", "cosine"],
+            "--bundle: is measured with the pre-training's own measure; give --measure pretraining",
+        ),
         (["branches", "--bundle", "mine=./runs"], "--bundle is for --trajectory forgetting"),
     ):
         done = know("eval", "--trajectory", *arguments, "-o", "out", cwd=tmp_path)
