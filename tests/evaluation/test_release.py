@@ -745,6 +745,10 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, know: Command) ->
     for arguments, words in (
         ([*release, "--task", "nothing"], "no task of the release regime is named 'nothing'; choo"),
         ([*release, "--method", "nothing"], "unknown start 'nothing'; choose from naive, longer"),
+        (
+            [*release, "--method", "naive", "--method", "*-last"],
+            "--method *-last: matches only starts that have to be written out: shrink-0.5-last",
+        ),
         ([*release, "--bundle", "mine=nowhere/at-all"], "--weights nowhere/at-all: neither a fold"),
         ([*release, "--share", "30"], "--share 30: choose from 25, 50, 100"),
         ([*release, "--task", "*-sgd"], "none of these tasks can run here"),

@@ -230,24 +230,21 @@ def chosen(arms: Sequence[Arm], patterns: Sequence[str]) -> list[Arm]:
             has to spell out the treatment of BatchNorm, or where it is the usual one the whole.
     """
     wanted = [NAIVE, *patterns] if patterns else ["*"]
-    return [
-        arm
-        for arm in arms
-        if any(
-            fnmatchcase(arm.label, pattern) and (not arm.by_name or _names(pattern, arm))
-            for pattern in wanted
-        )
-    ]
+    return [arm for arm in arms if any(_takes(pattern, arm) for pattern in wanted)]
 
 
-def _names(pattern: str, arm: Arm) -> bool:
-    return pattern == arm.label or (arm.norm != FRESH and pattern.endswith(arm.norm))
+def _takes(pattern: str, arm: Arm) -> bool:
+    return fnmatchcase(arm.label, pattern) and (
+        not arm.by_name
+        or pattern == arm.label
+        or (arm.norm != FRESH and pattern.endswith(arm.norm))
+    )
 
 
 def check_methods(
     tasks: Sequence[ReleaseTask], bundles: Mapping[str, str], patterns: Sequence[str]
 ) -> None:
-    """Refuse names of bundles that are taken, unusable bundles, and patterns that no start has.
+    """Refuse names of bundles that are taken, unusable bundles, and patterns that take no start.
 
     Raises:
         UsageError: the reason.
@@ -259,7 +256,14 @@ def check_methods(
             raise UsageError(f"--bundle {name}=…: is already the name of a start")
         if not is_available(of_bundle(name, path), SESSIONS):
             raise UsageError(f"--bundle {name}={path}: cannot read {SESSIONS} checkpoints")
-    labels = list(dict.fromkeys(arm.label for task in tasks for arm in task.arms(bundles)))
+    arms = [arm for task in tasks for arm in task.arms(bundles)]
+    labels = list(dict.fromkeys(arm.label for arm in arms))
     for pattern in patterns:
-        if not any(fnmatchcase(label, pattern) for label in labels):
+        matching = [label for label in labels if fnmatchcase(label, pattern)]
+        if not matching:
             raise UsageError(f"unknown start {pattern!r}; choose from {', '.join(labels)}")
+        if not any(_takes(pattern, arm) for arm in arms):
+            raise UsageError(
+                f"--method {pattern}: matches only starts that have to be written out: "
+                f"{', '.join(matching)}"
+            )
