@@ -46,7 +46,10 @@ def check(context: typer.Context, trajectory: TrajectoryKind) -> None:
             continue
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(f"{option} is for --trajectory forgetting, not for {trajectory.value}")
+            others = " and run" if name == "bundle" else ""
+            raise UsageError(
+                f"{option} is for --trajectory forgetting{others}, not for {trajectory.value}"
+            )
 
 
 def evaluate_runs(

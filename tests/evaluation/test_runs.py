@@ -326,7 +326,10 @@ def test_bundles_that_runs_cannot_be_measured_with_are_refused(
             ["run", "--bundle", "mine=./runs", "--measure", "cosine"],
             "--bundle: is measured with the pre-training's own measure; give --measure pretraining",
         ),
-        (["branches", "--bundle", "mine=./runs"], "--bundle is for --trajectory forgetting"),
+        (
+            ["branches", "--bundle", "mine=./runs"],
+            "--bundle is for --trajectory forgetting and run,",
+        ),
     ):
         done = know("eval", "--trajectory", *arguments, "-o", "out", cwd=tmp_path)
         assert done.returncode in (2, 3), done.stderr
