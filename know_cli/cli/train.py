@@ -13,6 +13,7 @@ from know_cli.cli.measure_bundles import measure_bundles
 from know_cli.cli.options import one_json, quiet_option, report_option
 from know_cli.cli.output import Output
 from know_cli.cli.train_network import NetworkRequest, check_model, through_networks
+from know_cli.cli.train_options import check_options
 from know_cli.cli.train_weights import train_weights
 from know_cli.errors import UsageError
 from know_cli.known.preparation import Preparation
@@ -47,6 +48,7 @@ class Objective(str, Enum):
 
 
 def train(
+    context: typer.Context,
     trajectories: Annotated[
         list[Path],
         typer.Argument(
@@ -312,9 +314,9 @@ def train(
     release-chain, --samples leaves samples unseen), or settle on branches (--regime branches, of
     which it reads --checkpoints less Θ0): by the cross entropy of their networks with
     the predicted weights, on samples that they were not trained on. Of the options above,
-    --checkpoints, --learning-rate, --seed, --holdout, --hold-out-architecture, --threads, --json
-    and --force apply, and with --model known --preparation, --factor and --steps; the last ones
-    apply to it alone.
+    --checkpoints, --learning-rate, --seed, --holdout, --hold-out-architecture, --threads,
+    --evaluate, --json, --table and --force apply, and to --model known --preparation, --factor and
+    --steps; the others are refused.
     """
     from know_cli.cli.report_file import takes_stdout
 
@@ -329,7 +331,9 @@ def train(
     for name, given in (("model", model is not None), ("roles", roles)):
         if given and (output is None or objective is Objective.WEIGHTS):
             raise UsageError(f"--{name}: is for -o BUNDLE with --objective network; leave it out")
-    if objective is Objective.NETWORK:
+    through = objective is Objective.NETWORK
+    check_options(context, through_networks=through, measured=output is None)
+    if through:
         if compare or len(evaluate or []) > 1:
             raise UsageError("--objective network: measures one bundle, and compares with averages")
         if downstream_examples and not downstream:

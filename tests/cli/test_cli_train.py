@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from know_cli.checkpoints import save_checkpoint
-from know_cli.errors import EXIT_OUTPUT, OutputError
+from know_cli.errors import EXIT_OUTPUT, EXIT_USAGE, OutputError
 from know_cli.forgetting import Recorder, nested_subsets
 from know_cli.kinds import PREDICTED_KINDS
 from know_cli.known.bundle import load_bundle
@@ -236,3 +236,37 @@ def test_the_model_card_has_the_scores_of_the_manifests(family: str, size: int) 
     if size == 5:
         for kind in PREDICTED_KINDS:
             assert rows["trajectories", kind.value] in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["-o", "made", "--objective", "network", "--hold-out-data-set", "digits"],
+            "--hold-out-data-set: has no effect with --objective network",
+        ),
+        (
+            ["-o", "made", "--objective", "network", "--epochs", 3],
+            "--epochs: has no effect with --objective network",
+        ),
+        (["-o", "made", "--meta-steps", 9], "--meta-steps: has no effect with --objective weights"),
+        (["-o", "made", "--data-folder", "."], "--data-folder: has no effect with --objective wei"),
+        (["--evaluate", "./made", "--steps", 2], "--steps: has no effect with --evaluate"),
+        (["--evaluate", "./made", "--holdout", 0.5], "--holdout: has no effect with --evaluate"),
+        (
+            ["--evaluate", "./made", "--objective", "network", "--checkpoints", 5],
+            "--checkpoints: has no effect with --evaluate",
+        ),
+        (
+            ["--evaluate", "./made", "--objective", "network", "--calibrate"],
+            "--calibrate: has no effect with --evaluate",
+        ),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(
+    arguments: list[object], words: str, know: Command, tmp_path: Path
+) -> None:
+    """Also what was given as it is without: who gives it believes that it counts."""
+    done = know("train", "runs", *arguments, cwd=tmp_path)
+    assert done.returncode == EXIT_USAGE
+    assert words in one_line(done.stderr)
