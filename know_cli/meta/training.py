@@ -79,8 +79,7 @@ def train_bundle(
         scores.
 
     Raises:
-        UsageError: there are too few trajectories, or a kind has no windows.
-        UsageError: the training diverges.
+        UsageError: there are too few trajectories, a kind has no windows, or the training diverges.
     """
     parts = split_collection(collection, settings)
     wanted = _identity(collection, settings)
@@ -135,8 +134,7 @@ def fit(
     """Train KNOWN for one kind; see :func:`train_bundle`.
 
     Raises:
-        UsageError: there are no training or no held-out windows.
-        UsageError: the training diverges.
+        UsageError: there are no training or no held-out windows, or the training diverges.
     """
     for name, windows in (("training", training), ("held-out", held_out)):
         if not len(windows):
