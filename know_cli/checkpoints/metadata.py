@@ -89,6 +89,14 @@ class TrajectoryKind(str, Enum):
         """Several of them, counted: ``runs``."""
         return "sets of branches" if self is TrajectoryKind.BRANCHES else f"{self.value}s"
 
+    def counted(self, number: int) -> str:
+        """So many of them.
+
+        >>> TrajectoryKind.BRANCHES.counted(1), TrajectoryKind.RUN.counted(2)
+        ('1 set of branches', '2 runs')
+        """
+        return f"{number:,} {self.unit if number == 1 else self.units}"
+
     @staticmethod
     def from_metadata(metadata: Mapping[str, str]) -> TrajectoryKind | None:
         """The kind of trajectory that one checkpoint was recorded in; None if it does not tell.

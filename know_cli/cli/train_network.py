@@ -150,11 +150,11 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
         taught_on = with_other_tasks(split.training, request.data_folder)
         check_examples(taught_on, settings)
         split = replace(split, training=taught_on)
-    what = split.training[0].trajectory.units
+    kind = split.training[0].trajectory
     counts = [
-        f"{len(found)} {_GROUPS[group].format(what)}" for group, found in split.held_out.items()
+        _GROUPS[group].format(kind.counted(len(found))) for group, found in split.held_out.items()
     ]
-    talk.notice(f"{len(split.training)} {what} to learn from, and {', '.join(counts)}")
+    talk.notice(f"{kind.counted(len(split.training))} to learn from, and {', '.join(counts)}")
     extra: dict[str, Any] = {
         "holdout": request.holdout,
         "held_out_architectures": list(request.architectures),
@@ -164,7 +164,7 @@ def train_network(talk: Output, request: NetworkRequest, *, force: bool) -> None
         split,
         settings,
         extra,
-        lambda progress: talk.notice(_line(progress, settings.steps, what)),
+        lambda progress: talk.notice(_line(progress, settings.steps, kind.units)),
         every=request.every,
         partial=partial,
     )
@@ -267,12 +267,12 @@ def _tables(facts: Mapping[str, Any]) -> list[RenderableType]:
     from know_cli.cli.tables import new_table
 
     lines: list[RenderableType] = [_heading(facts)]
-    what = TrajectoryKind(facts["trajectory"]).units
+    kind = TrajectoryKind(facts["trajectory"])
     for group, found in facts["gains"].items():
         table = new_table(*_columns(facts))
         for cells in _rows(found):
             table.add_row(*cells)
-        lines += ["", f"{found['runs']} {_GROUPS[group].format(what)}", table]
+        lines += ["", _GROUPS[group].format(kind.counted(found["runs"])), table]
     return lines
 
 
@@ -293,7 +293,8 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
         facts: what ``--json`` writes.
     """
     settings, gains = facts["settings"], facts["gains"]
-    what = TrajectoryKind(facts["trajectory"]).units
+    kind = TrajectoryKind(facts["trajectory"])
+    what = kind.units
     base = next(iter(next(iter(gains.values()))["ahead"]))
     # Bundles that were taught before an option was there have none of it.
     calibrated = ", logits at their best temperature" if settings.get("calibrated") else ""
@@ -313,15 +314,15 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
         f"# The hyper-model for {what}, taught through the networks",
         "",
         f"{settings['checkpoints']} checkpoints, {_size(facts)} ({facts['digest']}), taught on "
-        f"{len(facts['taught_on'])} {what} in "
-        f"{settings['steps']} steps of {settings['runs']} {what}{calibrated}{roles}{distance}; "
+        f"{kind.counted(len(facts['taught_on']))} in {settings['steps']} steps of "
+        f"{kind.counted(settings['runs'])}{calibrated}{roles}{distance}; "
         f"{facts['processor_seconds']} s of one processor with all measurements.",
         "",
         f"{_heading(facts)}.",
     ]
     for group, found in gains.items():
-        title = _GROUPS[group].format(what)
-        lines += ["", f"## {found['runs']} {title}", "", _line_of(_columns(facts))]
+        title = _GROUPS[group].format(kind.counted(found["runs"]))
+        lines += ["", f"## {title}", "", _line_of(_columns(facts))]
         lines += ["|---|---:|---:|---:|---:|", *map(_line_of, _rows(found))]
     if not facts["curve"]:
         return "\n".join(lines) + "\n"

@@ -28,6 +28,8 @@ from know_cli.meta.setup import Setup, draw_setup
 _PARTIAL = ".partial-"
 _SETUP = "setup.json"
 LEFT_OUT = ".left-out.json"
+#: What to do about a folder that was collected with other options.
+OTHERS = "give those, or take another folder"
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def existing(request: Request) -> list[Collected]:
     found = []
     for number in request.numbers():
         if request.left_out(number).exists():
-            found.append(Collected(number, reason=_reason(request.left_out(number))))
+            found.append(
+                Collected(number, reason=read_left_out(request.left_out(number))["reason"])
+            )
         elif request.file(number).exists():
             found.append(Collected(number, *read_facts(request.file(number))))
     return found
@@ -181,16 +185,20 @@ def collect(request: Request) -> Iterator[Collected]:
 def _check_same(request: Request, data: Mapping[str, DataSet]) -> None:
     """Refuse to go on with a folder whose trajectories other options were given for."""
     for number in request.numbers():
-        path = request.file(number)
-        if path.exists():
-            drawn = json.loads(json.dumps(request.draw(number, data).to_json()))
-            facts = read_facts(path)[0]
-            # What was collected before it was noted does not tell how much is kept of a tensor.
-            rows = facts.get(ROWS, request.rows_per_tensor)
-            if facts.get("setup") != drawn or rows != request.rows_per_tensor:
-                raise UsageError(
-                    f"{path}: was collected with other options; give those, or take another folder"
-                )
+        path, left_out = request.file(number), request.left_out(number)
+        if (request.folder / f"{number:05d}").is_dir():
+            raise UsageError(f"{path.with_suffix('')}: is no forgetting; take another folder")
+        if not (path.exists() or left_out.exists()):
+            continue
+        drawn = json.loads(json.dumps(request.draw(number, data).to_json()))
+        if left_out.exists():
+            check_left_out(left_out, drawn)
+            continue
+        facts = read_facts(path)[0]
+        # What was collected before it was noted does not tell how much is kept of a tensor.
+        rows = facts.get(ROWS, request.rows_per_tensor)
+        if facts.get("setup") != drawn or rows != request.rows_per_tensor:
+            raise UsageError(f"{path}: was collected with other options; {OTHERS}")
 
 
 _request: Request
@@ -243,8 +251,33 @@ def _forget_another(folder: Path, setup: Setup) -> None:
     write_text(noted, text, replace=True)
 
 
-def _reason(path: Path) -> str:
+def read_left_out(path: Path) -> dict[str, Any]:
+    """Why something was left out (``reason``), and with which ``setup``.
+
+    Raises:
+        CheckpointError: the file is corrupt.
+    """
     try:
-        return str(json.loads(read_text(path))["reason"])
+        found: dict[str, Any] = json.loads(read_text(path))
+        return {**found, "reason": str(found["reason"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error!r}); delete it") from error
+
+
+def check_left_out(
+    path: Path, drawn: Mapping[str, Any], added: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse to count as left out what other options were given for.
+
+    Args:
+        path: of the file with the reason.
+        drawn: the setup that the options give, as JSON.
+        added: entries that older setups lack, with what they stand for.
+
+    Raises:
+        CheckpointError: the file is corrupt.
+        UsageError: its setup is another one.
+    """
+    setup = read_left_out(path).get("setup", drawn)
+    if {**(added or {}), **setup} != drawn:
+        raise UsageError(f"{path}: was left out with other options; {OTHERS}")

@@ -293,7 +293,7 @@ def _setup(path: Path) -> RunSetup:
     try:
         return RunSetup.from_json(json.loads(read_text(path))["setup"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}); delete its run") from error
+        raise CheckpointError(f"{path}: cannot be read ({error!r}); delete its folder") from error
 
 
 def outputs(run: NetworkRun, weights: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

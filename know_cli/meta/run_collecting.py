@@ -21,7 +21,7 @@ from know_cli.lab.data.samples import reduced
 from know_cli.lab.machine import CPU
 from know_cli.lab.processes import in_processes
 from know_cli.meta.branch_setup import BranchSetup
-from know_cli.meta.collecting import LEFT_OUT
+from know_cli.meta.collecting import LEFT_OUT, OTHERS, check_left_out, read_left_out
 from know_cli.meta.run_recording import RUN_RECORD, record_run
 from know_cli.meta.run_setup import RunSetup, draw_run_setup
 from know_cli.meta.series import NotUsableError
@@ -153,8 +153,8 @@ def existing_runs(request: CollectingRequest[AnyDrawn]) -> list[CollectedRun]:
     found = []
     for number in request.numbers():
         if request.left_out(number).exists():
-            facts = _read(request.left_out(number))
-            found.append(CollectedRun(number, reason=str(facts.get("reason", ""))))
+            reason = read_left_out(request.left_out(number))["reason"]
+            found.append(CollectedRun(number, reason=reason))
         elif request.place(number).exists():
             found.append(CollectedRun(number, _read(_record(request, number))))
     return found
@@ -210,14 +210,22 @@ def _record(request: CollectingRequest[AnyDrawn], number: int) -> Path:
 def _check_same(request: CollectingRequest[AnyDrawn], data: Mapping[str, DataSet]) -> None:
     """Refuse to go on with a folder whose runs other options were given for."""
     for number in request.numbers():
-        if not request.place(number).exists():
+        forgetting = request.folder / f"{number:05d}.safetensors"
+        if forgetting.exists():
+            raise UsageError(
+                f"{forgetting}: is a forgetting; for {request.trajectory.plural} take another "
+                "folder"
+            )
+        left_out = request.left_out(number)
+        if not (request.place(number).exists() or left_out.exists()):
+            continue
+        drawn = json.loads(json.dumps(request.draw(number, data).to_json()))
+        if left_out.exists():
+            check_left_out(left_out, drawn, request.added)
             continue
         path = _record(request, number)
-        drawn = json.loads(json.dumps(request.draw(number, data).to_json()))
         if {**request.added, **_read(path).get("setup", {})} != drawn:
-            raise UsageError(
-                f"{path}: was collected with other options; give those, or take another folder"
-            )
+            raise UsageError(f"{path}: was collected with other options; {OTHERS}")
 
 
 _request: CollectingRequest[Any]
@@ -254,5 +262,5 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise TypeError("not an object")
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}); delete its run") from error
+        raise CheckpointError(f"{path}: cannot be read ({error!r}); delete its folder") from error
     return found

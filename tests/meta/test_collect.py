@@ -208,6 +208,15 @@ def test_left_out_trajectories_are_remembered(
     assert _collect_one(1).reason == "tensor 'w' is not finite"
     (found,) = existing(request)
     assert (found.number, found.reason) == (1, "tensor 'w' is not finite")
+    # Of other options nothing is left out, and what is no forgetting is not beside them.
+    other = replace(request, seed=7)
+    with pytest.raises(
+        UsageError, match=r"00001\.left-out\.json: was left out with other options;"
+    ):
+        list(collecting.collect(other))
+    (tmp_path / "00000").mkdir()
+    with pytest.raises(UsageError, match="00000: is no forgetting; take"):
+        list(collecting.collect(request))
 
 
 def test_shards_divide_the_trajectories(tmp_path: Path) -> None:

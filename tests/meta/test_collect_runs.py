@@ -147,7 +147,7 @@ def test_runs_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert list(collect_runs(request)) == []
     assert made == [(0,), (2,)]
     (tmp_path / "00000" / "run.json").write_text("[")
-    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read .*delete its run"):
+    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read .*delete its folder"):
         existing_runs(request)
 
 
@@ -173,6 +173,26 @@ def test_runs_of_other_options_are_not_put_beside(
             with pytest.raises(UsageError, match=r"run\.json: was collected with other options;"):
                 list(collect_runs(replace(other, runs=runs)))
     assert not (tmp_path / "00001").exists()
+    # Nor is what was left out, or a forgetting.
+    (tmp_path / "00000").rename(tmp_path / "kept")
+    setup = request.draw(0, {"digits": load("digits")}).to_json()
+    left_out = request.left_out(0)
+    left_out.write_text(json.dumps({"reason": "the training diverged", "setup": setup}))
+    assert list(collect_runs(request)) == []
+    with pytest.raises(
+        UsageError, match=r"00000\.left-out\.json: was left out with other options;"
+    ):
+        list(collect_runs(replace(request, seed=7)))
+    left_out.write_text('{"setup": {}}')
+    with pytest.raises(CheckpointError, match=r"left-out\.json: cannot be read .*; delete it"):
+        existing_runs(request)
+    left_out.unlink()
+    forgetting = tmp_path / "00000.safetensors"
+    forgetting.touch()
+    with pytest.raises(UsageError, match=r"00000\.safetensors: is a forgetting; for runs take an"):
+        list(collect_runs(request))
+    forgetting.unlink()
+    (tmp_path / "kept").rename(tmp_path / "00000")
     # What was recorded before there were brief runs is gone on with, and so are all the same ones.
     facts = json.loads(record.read_text())
     assert facts["setup"].pop("brief") is False

@@ -403,5 +403,5 @@ def test_what_cannot_be_taught_on_is_said(know: Command, folder: Path, tmp_path:
     broken = tmp_path / "runs" / "00000"
     broken.mkdir(parents=True)
     (broken / "run.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read .*delete its run"):
+    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read .*delete its folder"):
         load_runs(find_runs([tmp_path / "runs"]), 3, None)
