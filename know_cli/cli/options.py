@@ -21,13 +21,16 @@ def parse_named(texts: list[str], option: str, value: str) -> dict[str, str]:
     """Parse a repeatable option ``NAME=VALUE``: the values by name.
 
     Raises:
-        UsageError: one is not of that form, or a name is given twice.
+        UsageError: one is not of that form, a name is given twice, or neither a file nor a column
+            of a table can have it.
     """
     found: dict[str, str] = {}
     for text in texts:
         name, sign, rest = text.partition("=")
         if not (name and sign and rest):
             raise UsageError(f"{option} {text}: write NAME={value}")
+        if not name.isprintable() or set(name) & {"/", "|"}:
+            raise UsageError(f"{option} {text}: a name has no / or |; give it another")
         if name in found:
             raise UsageError(f"{option} {text}: {name} is given twice")
         found[name] = rest

@@ -101,6 +101,11 @@ def is_available(
     except CheckpointError:
         return False
     bundle = load_bundle(method, path)
+    if bundle.trajectory is not trajectory:
+        raise CheckpointError(
+            f"{path}: was taught on {bundle.trajectory.plural}, and here {trajectory.plural} are "
+            "measured; leave it out"
+        )
     check_suited(method, trajectory, weights, bundle)
     return bundle.checkpoints == sessions
 

@@ -31,6 +31,8 @@ from know_cli.known.shipped import MANIFEST
 FORMAT = 1
 #: The entry of a manifest that names the kind of trajectory; without it, it is a forgetting.
 TRAJECTORY = "trajectory"
+#: The entry of a manifest by which other hyper-models than KNOWN say which they are.
+OTHER_MODEL = "model"
 #: The entry of a manifest that says, where it is true, that there is a factor on θ0.
 FACTOR = "factor"
 
@@ -145,6 +147,11 @@ def load_bundle(path: Path) -> Bundle:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = parse_json(read_bytes(path, MAX_BYTES))
+        if OTHER_MODEL in manifest:
+            raise CheckpointError(
+                f"{path}: is of the hyper-model {str(manifest[OTHER_MODEL])[:40]!r}, not of KNOWN; "
+                "predict with that as --method, and measure it with --objective network"
+            )
         fine = (
             manifest["format"] == FORMAT
             and isinstance(manifest["checkpoints"], int)

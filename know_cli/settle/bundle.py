@@ -149,6 +149,8 @@ def load_bundle(path: Path) -> SettleBundle:
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = parse_json(read_bytes(path, MAX_BYTES))
+        if "preparation" in manifest and "model" not in manifest:
+            raise CheckpointError(f"{path}: is of a KNOWN; take --method known")
         fine = (
             manifest["format"] == FORMAT
             and manifest["model"] == MODEL

@@ -320,8 +320,12 @@ def test_bundles_that_runs_cannot_be_measured_with_are_refused(
     for arguments, words in (
         (["run", "--bundle", "average-3=./runs"], "average-3=…: is already the name of a start"),
         (["run", "--bundle", "mine=./none"], "./none"),
-        (["run", "--bundle", "../../mine=./runs"], "../../mine=./runs: a name has no slash"),
-        (["run", "--bundle", "mine=./forgettings"], "forgetting"),
+        (["run", "--bundle", "../../mine=./runs"], "../../mine=./runs: a name has no / or |"),
+        (["run", "--bundle", "a|b=./runs"], "a|b=./runs: a name has no / or |; give it another"),
+        (
+            ["run", "--bundle", "mine=./forgettings"],
+            "forgettings: was taught on forgettings, and here runs are measured; leave it out",
+        ),
         (
             ["run", "--bundle", "mine=./runs", "--measure", "cosine"],
             "--bundle: is measured with the pre-training's own measure; give --measure pretraining",

@@ -20,6 +20,8 @@ from know_cli.engine.movements import Course, course_of
 from know_cli.engine.settings import Settings
 from know_cli.errors import CheckpointError, KnowError
 from know_cli.kinds import Kind
+from know_cli.known.bundle import load_bundle as load_known
+from know_cli.known.shipped import family
 from know_cli.methods.bundles import open_bundle
 from know_cli.methods.registry import find_method
 from know_cli.prediction.opening import open_prediction
@@ -254,6 +256,14 @@ def test_a_damaged_bundle_is_refused(what: str, message: str, tmp_path: Path) ->
     _spoil(tmp_path, what)
     with pytest.raises(CheckpointError, match=message):
         load_bundle(tmp_path)
+
+
+def test_hyper_models_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    save_bundle(SettleBundle.of(model(2), {}), tmp_path)
+    with pytest.raises(CheckpointError, match=r"is of the hyper-model 'settle', not of KNOWN; pre"):
+        load_known(tmp_path)
+    with pytest.raises(CheckpointError, match="is of a KNOWN; take --method known"):
+        load_bundle(family("continuation", "--weights")[5])
 
 
 def test_roles_in_the_weights_alone_are_refused(tmp_path: Path) -> None:

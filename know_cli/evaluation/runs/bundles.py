@@ -32,14 +32,12 @@ def check_bundles(bundles: Mapping[str, str]) -> None:
         bundles: paths by name.
 
     Raises:
-        UsageError: a name is taken, or no file can have it, or a bundle does not exist or reads
-            another number of checkpoints.
+        UsageError: a name is taken, or a bundle does not exist or reads another number of
+            checkpoints.
         CheckpointError: a bundle is corrupt, or was not taught on runs.
     """
     taken = _arms()
     for name, path in bundles.items():
-        if "/" in name:  # of a file in each trial's folder
-            raise UsageError(f"--bundle {name}={path}: a name has no slash; give it another")
         if name in taken:
             raise UsageError(f"--bundle {name}=…: is already the name of a start")
         if not is_available(of_bundle(name, path), plan.CHECKPOINTS, TrajectoryKind.RUN):
