@@ -86,6 +86,8 @@ def kind_notices(
     if recorded is not None:
         return []
     paths = [checkpoint.path for checkpoint in checkpoints]
+    if len(paths) == 1:  # of which nothing is taken for anything
+        return []
     names = names_show_steps(paths)
     if not names and not all(map(has_trainer_state, paths)):
         return []

@@ -39,6 +39,19 @@ def trained() -> tuple[Network, Tensor]:
     return network.eval(), images
 
 
+def test_a_checkpoint_of_a_run_alone_is_not_taken_for_a_forgetting(
+    tmp_path: Path, know: Command
+) -> None:
+    for name in ("epoch_5", "epoch_6"):
+        save_file({"fc.weight": torch.randn(4, 3)}, tmp_path / f"{name}.safetensors")
+    shrunk = ["-o", "start.safetensors", "--force", "--method", "shrink"]
+    done = know("predict", "epoch_5.safetensors", *shrunk, cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "training run" not in done.stderr
+    done = know("predict", "epoch_5", "epoch_6", *shrunk, cwd=tmp_path)
+    assert "look like those of one training run" in done.stderr
+
+
 def test_a_network_with_normalisation_stays_what_it_is(
     trained: tuple[Network, Tensor], tmp_path: Path, know: Command
 ) -> None:
