@@ -171,10 +171,10 @@ _ZIP = b"PK\x03\x04"
 _PICKLE = "is a PyTorch pickle, which can run code when it is loaded; make a safetensors file of it"
 _OTHERS: tuple[tuple[tuple[bytes, ...], str], ...] = (
     ((_ZIP, *(b"\x80%c" % n for n in range(2, 6))), f"{_PICKLE} with 'know convert'"),
-    ((b"\x89HDF\r\n",), "is an HDF5 file, not a safetensors file"),
-    ((b"GGUF",), "is a GGUF file, not a safetensors file"),
+    ((b"\x89HDF\r\n",), "is an HDF5 file, not {wanted}"),
+    ((b"GGUF",), "is a GGUF file, not {wanted}"),
     ((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"), "is compressed; unpack it first"),
-    ((b"\x93NUMPY",), "is a NumPy file, not a safetensors file"),
+    ((b"\x93NUMPY",), "is a NumPy file, not {wanted}"),
 )
 # Where the name of a zip archive's first record has its length, and where it begins.
 _ZIP_NAME = struct.Struct("<26xH2x")
@@ -185,8 +185,14 @@ _MSGPACK = re.compile(rb"([\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]", re.DOTAL
 _LFS_SIZE = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
 
 
-def known_as(start: bytes, file_bytes: int) -> str | None:
-    """What is often given for a checkpoint, and what to do about it, from a file's first bytes."""
+def known_as(start: bytes, file_bytes: int, wanted: str = "a safetensors file") -> str | None:
+    """What is often given for a checkpoint, and what to do about it, from a file's first bytes.
+
+    Args:
+        start: these bytes.
+        file_bytes: size of the file.
+        wanted: what it should be.
+    """
     head = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
         size = _LFS_SIZE.search(start)
@@ -206,12 +212,12 @@ def known_as(start: bytes, file_bytes: int) -> str | None:
         return _zip_as(start)
     for starts, what in _OTHERS:
         if start.startswith(starts):
-            return what
+            return what.format(wanted=wanted)
     if start[8:9] != b"{":  # the length of a header, cut short, can begin as these do
         if _ONNX.match(start):
-            return "is an ONNX file, not a safetensors file"
+            return f"is an ONNX file, not {wanted}"
         if _MSGPACK.match(start):
-            return "is a msgpack file, as Flax writes it, not a safetensors file"
+            return f"is a msgpack file, as Flax writes it, not {wanted}"
     if not start.strip(b"\0"):
         return "begins with zeros only, as an unfinished download does; download it again"
     return None

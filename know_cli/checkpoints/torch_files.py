@@ -88,7 +88,8 @@ def _what_it_is(path: Path, start: bytes) -> str:
         return "is empty; download or save it again"
     if start[8:9] == b"{":
         return "looks like a safetensors file, which needs no converting"
-    what = known_as(start, path.stat().st_size) or "is not a file of torch.save"
+    wanted = "a file of torch.save"
+    what = known_as(start, path.stat().st_size, wanted) or f"is not {wanted}"
     return f"{what}; nothing was read of it"
 
 

@@ -44,3 +44,23 @@ def test_the_format_is_named(
         assert done.returncode == EXIT_CHECKPOINT
         assert f"{name}: {words}" in one_line(done.stderr)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x08\x08\x12\x07pytorch" + b"x" * 200, "is an ONNX file"),
+        (b"\x81\xa6params\x81\xa5dense" + b"y" * 200, "is a msgpack file, as Flax writes it"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(200), "is an HDF5 file"),
+        (b"GGUF\x03" + bytes(200), "is a GGUF file"),
+        (b"\x93NUMPY\x01\0" + bytes(200), "is a NumPy file"),
+        (keras(), "is a Keras file"),
+    ],
+)
+def test_what_cannot_be_converted_is_told_what_can(
+    content: bytes, words: str, tmp_path: Path, know: Command
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+    done = know("convert", "a", "-o", "out.safetensors", cwd=tmp_path)
+    assert done.returncode == EXIT_CHECKPOINT
+    assert f"a: {words}, not a file of torch.save; nothing was read" in one_line(done.stderr)
