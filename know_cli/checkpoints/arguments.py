@@ -10,6 +10,7 @@ from know_cli.checkpoints.layouts import SUFFIX, find_model, has_model
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.paths import expand_arguments
 from know_cli.checkpoints.run_folder import choose, read_metadata, run_checkpoints
+from know_cli.checkpoints.training_step import names_show_steps
 from know_cli.errors import CheckpointError, UsageError
 
 
@@ -82,7 +83,18 @@ def _check_folder(argument: str) -> None:
         raise CheckpointError(
             f"{error}; nor has it a run's checkpoints, folders or {SUFFIX} files called "
             "checkpoint-500, step_500, ckpt-500, iter_500 or epoch_5"
+            + _pattern_hint(Path(argument))
         ) from error
+
+
+def _pattern_hint(folder: Path) -> str:
+    """How to name the files in a folder whose names show a run's steps in another way."""
+    pattern = str(folder / f"*{SUFFIX}")
+    try:
+        paths = expand_arguments([pattern])
+    except CheckpointError:
+        return ""
+    return f"; to take all files there, give '{pattern}'" if names_show_steps(paths) else ""
 
 
 def _run_folder(argument: str, kind: TrajectoryKind | None) -> list[Path]:

@@ -289,6 +289,22 @@ def test_names_of_a_run_are_noticed(names: str, tmp_path: Path, know: Command) -
         assert "--trajectory" not in said.stderr
 
 
+def test_a_folder_of_files_with_other_names_of_steps_says_how_to_take_them(
+    tmp_path: Path, know: Command
+) -> None:
+    names = {f"epoch={k}-step={20 * k}": k for k in (1, 2, 10)}  # as Lightning calls them
+    files(tmp_path / "run", names)
+    files(tmp_path / "other", {"best": 1, "worst": 2})
+    done = know("inspect", "run", "--trajectory", "run", cwd=tmp_path)
+    assert done.returncode == EXIT_CHECKPOINT
+    assert one_line(done.stderr).endswith("; to take all files there, give 'run/*.safetensors'")
+    done = know("inspect", "run/*.safetensors", "--trajectory", "run", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "training steps 200 to 20" in done.stdout
+    done = know("inspect", "other", "--trajectory", "run", cwd=tmp_path)
+    assert one_line(done.stderr).endswith("or epoch_5")
+
+
 def test_trainer_states_are_noticed(tmp_path: Path, know: Command) -> None:
     for name, step in (("first", 10), ("second", 20)):
         trainer_run(tmp_path, (step,))
