@@ -9,7 +9,7 @@ from pathlib import Path
 from know_cli.checkpoints.checkpoint import Checkpoint
 from know_cli.checkpoints.checksum import digest_path, digest_paths, is_digest
 from know_cli.checkpoints.folders import other_files, refuse_what_is_in_place
-from know_cli.checkpoints.layouts import SUFFIX, weights_in
+from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, weights_in
 from know_cli.errors import OutputError
 from know_cli.files import destination, missing_folder
 from know_cli.files.names import own_name
@@ -43,6 +43,19 @@ def check_file_output(output: Path, inputs: Sequence[Path], *, force: bool) -> N
         force: whether an existing output may be replaced.
     """
     _check(output, Protected(inputs), [], False, force)
+
+
+def name_notices(output: Path) -> list[str]:
+    """What to know of a file that is going to be named as one of another format.
+
+    >>> name_notices(Path("start.pt"))
+    ['warning: start.pt: will be a safetensors file, and no PyTorch pickle as its name says']
+    """
+    named = OTHER_FORMATS.get(output.suffix.lower())
+    if named is None:
+        return []
+    what = named[0].removeprefix("a ").partition(",")[0]
+    return [f"warning: {output}: will be a safetensors file, and no {what} as its name says"]
 
 
 def check_folder_output(output: Path, protected: Protected, *, force: bool) -> None:

@@ -73,12 +73,16 @@ def convert(
         _convert_bundle(paths[0], target, talk, force=force)
         return
 
+    from know_cli.checkpoints.output_checks import name_notices
     from know_cli.checkpoints.pickles import execute, is_model, plan_conversions
     from know_cli.cli.tables import bytes_text
 
     if len(paths) == 1 and not is_model(paths[0]) and output.endswith("/"):
         raise OutputError(f"{output}: is named as a folder, but a file becomes a file; name that")
     plans = plan_conversions(paths, target, key, force=force)
+    if len(plans) == 1 and plans[0].model is None:
+        for notice in name_notices(target):
+            talk.notice(notice)
     for result in execute(plans, target, force=force):
         for notice in result.notices:
             talk.notice(notice)

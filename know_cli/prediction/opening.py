@@ -14,7 +14,7 @@ from know_cli.checkpoints import Trajectory, open_trajectory
 from know_cli.checkpoints.folders import check_other_files
 from know_cli.checkpoints.layouts import SUFFIX
 from know_cli.checkpoints.metadata import Session, TrajectoryKind
-from know_cli.checkpoints.output_checks import check_digest_name, check_output
+from know_cli.checkpoints.output_checks import check_digest_name, check_output, name_notices
 from know_cli.checkpoints.paths import step_path
 from know_cli.checkpoints.trajectory import data_notices
 from know_cli.engine.classification import Classified, classify_values
@@ -147,6 +147,8 @@ def plan_prediction(
             _check_output(output.path, request, trajectory, bundle)
         if trajectory.first.is_folder:
             check_other_files(trajectory.first)
+        else:
+            notices.add(*name_notices(request.output))
     check_agreement(ranks, recipe, predictors, outputs)
     _check_places(ranks, request, outputs)
     found = reading.classified(rescales=request.settings.norm is NormMode.RESCALE)

@@ -50,6 +50,12 @@ def test_a_state_dict_becomes_what_save_file_writes(tmp_path: Path, know: Comman
     ).read_bytes()
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
+    assert done.stderr == ""
+    done = know("convert", "in.pt", "-o", "out.bin", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert done.stderr == (
+        "warning: out.bin: will be a safetensors file, and no PyTorch pickle as its name says\n"
+    )
 
 
 @pytest.mark.parametrize("key", ["", *USUAL])

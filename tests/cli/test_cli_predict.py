@@ -318,6 +318,15 @@ def test_a_suspected_reversal_is_a_warning(run: Path, know: Command, bundle_path
     assert "warning: the steps between checkpoints grow" in done.stderr
 
 
+def test_a_name_of_another_format_is_warned_of(run: Path, know: Command, bundle_path: Path) -> None:
+    for name, words in (("out.pt", "no PyTorch pickle as its name says"), ("out", None)):
+        done = know("predict", "ckpt0..ckpt4", "-o", name, "--weights", bundle_path, cwd=run)
+        assert done.returncode == EXIT_DONE, done.stderr
+        assert (f"warning: {name}: will be a safetensors file" in done.stderr) == bool(words)
+        assert words is None or words in done.stderr
+    assert (run / "out.pt").read_bytes() == (run / "out").read_bytes()
+
+
 def test_options_reach_the_engine(run: Path, know: Command, bundle_path: Path) -> None:
     done = know("predict", "ckpt0..ckpt4", "-o", "out.safetensors", "--weights", bundle_path, "--kind", "fc.*=copy",
                 "--kind", "scale=fc", "--norm", "reset", "--frozen", "predict", "--rate", "1/3", "--steps", 2,
