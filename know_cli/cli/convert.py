@@ -86,7 +86,8 @@ def convert(
     for result in execute(plans, target, force=force):
         for notice in result.notices:
             talk.notice(notice)
-        talk.show(f"wrote {result.output}: {result.tensors} tensors, {bytes_text(result.nbytes)}")
+        tensors = f"{result.tensors} tensor{'' if result.tensors == 1 else 's'}"
+        talk.show(f"wrote {result.output}: {tensors}, {bytes_text(result.nbytes)}")
 
 
 def _convert_bundle(source: Path, output: Path, talk: Output, *, force: bool) -> None:
