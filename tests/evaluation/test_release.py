@@ -867,19 +867,6 @@ def test_the_prose_has_what_other_tasks_and_factors_give() -> None:
         f"0.9 leaves nothing ({texts[0]}), and 0.5, which is as near to 0.7, {texts[2]}."
         in pages[1]
     )
-    for start, words in (
-        (
-            "shrink-0.5",
-            "half the weights gain {} and {} at the release's rate and {} and {} at the tuned one",
-        ),
-        ("authors-x8", "the authors' release ×8 gains {} and {}, and at the tuned rate {} and {}."),
-    ):
-        figures = [
-            said("cifar10-resnet", start, tuned=tuned, of=f"{count} images")
-            for tuned in (False, True)
-            for count in (2500, 5000)
-        ]
-        assert words.format(*figures) in pages[0]
     own = {
         start: of_own_layers(tasks["release-cifar10-resnet"]["cells"]["1250 images"], start)
         for start in ("shrink-0.5", "authors-x8", "longer", "average-forgotten-3")

@@ -43,6 +43,13 @@ def test_the_prose_has_what_it_gains_on_other_runs() -> None:
         assert all(mean > half for name, (mean, half) in ahead.items() if "average" in name)
     mean, half = of(later)["gains"]["runs"]["ahead_loss"]["average-5"]
     assert mean < half
+    known = [
+        of(page)["gains"]["runs"]["ahead"]["average-5-ema"]
+        for page in ("network-339-known", "network-339-known-later")
+    ]
+    held_out, on_later = (f"{mean:+.2f} ± {half:.2f}" for mean, half in known)
+    assert f"{held_out} points ahead of it on the runs held out, {on_later} [on those" in text
+    assert all(abs(mean) < half for mean, half in known)
 
 
 def test_the_prose_has_what_it_gains_on_other_tasks() -> None:
