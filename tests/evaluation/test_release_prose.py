@@ -366,7 +366,8 @@ def test_the_expectations_have_the_table_by_the_number_of_images() -> None:
         f"most forgotten {mean[0]} and {mean[1]}, and the authors' release {authors[0]} and "
         f"{authors[1]}. Half the weights leave {half[0]} and {half[1]}: on the CNN they gain"
     ) in words
-    # "none of this is told from zero"
+    # "none of the four starts that were measured so can be told from Θ0"
+    assert set(four) == set(_MORE_IMAGES)
     assert all(of.tuned.low < 0 < of.tuned.high for of in four.values())
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"on three networks (training longer {longer[1]})" in readme

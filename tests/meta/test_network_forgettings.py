@@ -184,7 +184,7 @@ def test_a_prediction_is_what_was_taught(
     assert find_method_name(of_bundle("family", str(tmp_path / "family"))) == "settle"
     assert is_available(of_bundle("family", str(tmp_path / "family")), 3)
     save_bundle(SettleBundle.of(model, {}), tmp_path / "runs")
-    with pytest.raises(CheckpointError, match="this hyper-model was taught on runs"):
+    with pytest.raises(CheckpointError, match="was taught on runs, and here forgettings"):
         is_available(of_bundle("runs", str(tmp_path / "runs")), 3)
 
 
@@ -283,7 +283,7 @@ def test_the_command_teaches_on_forgettings(
     settings = ["--checkpoints", 3, "--meta-steps", 2, "--runs-per-step", 2, "--holdout", 0.5]
     done = know(*arguments, *settings, "--seed", 3)
     assert done.returncode == 0, done.stderr
-    assert "forgettings to learn from" in done.stderr
+    assert "forgetting to learn from" in done.stderr
     assert "points over naive" in done.stderr
     assert "Accuracy and cross entropy over Θ0" in " ".join(done.stdout.split())
     assert load_bundle(tmp_path / "bundle").trajectory is TrajectoryKind.FORGETTING
