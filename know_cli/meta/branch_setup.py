@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from know_cli.lab.data import DataSet
-from know_cli.lab.zoo import Design
 from know_cli.meta.run_setup import draw_run_setup
+from know_cli.meta.training_setup import TrainingSetup, log_uniform
 
 #: Checkpoints of branches, Θ0 among them, unless another number is given.
 CHECKPOINTS = 6
@@ -22,20 +20,10 @@ _PARTS, _PART = 0.5, 0.5
 
 
 @dataclass(frozen=True)
-class BranchSetup:
+class BranchSetup(TrainingSetup):
     """Branches to be collected.
 
     Attributes:
-        seed: of all of them.
-        design: of the network.
-        data_set: name of the data set.
-        classes: the data set's classes that belong to the task.
-        samples: number of training samples.
-        batch_size: samples per step.
-        optimiser: ``sgd`` with momentum, or ``adam``: Adam without weight decay, AdamW with.
-        learning_rate: the highest one.
-        weight_decay: of the optimiser.
-        augmentation: see :data:`~know_cli.lab.data.AUGMENTATIONS`.
         warm_up: steps in which the rate rises; then it is constant.
         end: steps of Θ0.
         checkpoints: S, Θ0 and the branches that go on from it.
@@ -44,26 +32,11 @@ class BranchSetup:
             an order of its own.
     """
 
-    seed: int
-    design: Design
-    data_set: str
-    classes: tuple[int, ...]
-    samples: int
-    batch_size: int
-    optimiser: str
-    learning_rate: float
-    weight_decay: float
-    augmentation: str
     warm_up: int
     end: int
     checkpoints: int
     steps: int
     fraction: float
-
-    @property
-    def largest(self) -> int:
-        """Number of training samples."""
-        return self.samples
 
     @property
     def branches(self) -> int:
@@ -78,22 +51,6 @@ class BranchSetup:
     def rate(self, step: int) -> float:
         """The share of the learning rate at a step."""
         return min((step + 1) / (self.warm_up + 1), 1.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """The setup in plain types."""
-        return {**asdict(self), "design": self.design.to_json(), "classes": list(self.classes)}
-
-    @staticmethod
-    def from_json(stored: Mapping[str, Any]) -> BranchSetup:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is none.
-        """
-        read = dict(stored)
-        read["design"] = Design.from_json(read["design"])
-        read["classes"] = tuple(read["classes"])
-        return BranchSetup(**read)
 
 
 def draw_branch_setup(
@@ -119,20 +76,10 @@ def draw_branch_setup(
     """
     run = draw_run_setup(seed, data_sets, architectures)
     generator = np.random.default_rng([seed, 3])
-    lowest, highest = (math.log(share) for share in _SHARES)
-    steps = round(run.end * math.exp(generator.uniform(lowest, highest)))
+    steps = round(run.end * log_uniform(generator, *_SHARES))
     in_parts = generator.random() < _PARTS
     return BranchSetup(
-        seed=seed,
-        design=run.design,
-        data_set=run.data_set,
-        classes=run.classes,
-        samples=run.samples,
-        batch_size=run.batch_size,
-        optimiser=run.optimiser,
-        learning_rate=run.learning_rate,
-        weight_decay=run.weight_decay,
-        augmentation=run.augmentation,
+        **run.training(),
         warm_up=run.warm_up,
         end=run.end,
         checkpoints=checkpoints,

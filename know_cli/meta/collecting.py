@@ -259,8 +259,10 @@ def read_left_out(path: Path) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = json.loads(read_text(path))
+        if not isinstance(found.get("setup", {}), dict):
+            raise TypeError("its setup is no object")
         return {**found, "reason": str(found["reason"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error!r}); delete it") from error
 
 

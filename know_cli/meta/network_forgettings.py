@@ -12,7 +12,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from know_cli.errors import CheckpointError, UsageError
 from know_cli.kinds import PREDICTED_KINDS
-from know_cli.lab.zoo import Design
 from know_cli.meta.network_data import (
     FEWEST_UNSEEN,
     NetworkRun,
@@ -82,10 +81,7 @@ def load_forgettings(
 
 def _setup(series: Series, file: Path) -> Setup:
     try:
-        stored = dict(series.facts["setup"])
-        stored["design"] = Design.from_json(stored["design"])
-        stored["classes"] = tuple(stored["classes"])
-        return Setup(**stored)
+        return Setup.from_json(series.facts["setup"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file}: does not say how its networks were made ({error!r}); collect it again"

@@ -259,8 +259,8 @@ def _collect_one(number: int) -> CollectedRun:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(read_text(path))
-        if not isinstance(found, dict):
-            raise TypeError("not an object")
+        if not (isinstance(found, dict) and isinstance(found.get("setup", {}), dict)):
+            raise TypeError("no object with a setup")
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error!r}); delete its folder") from error
     return found

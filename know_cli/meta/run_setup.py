@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from know_cli.lab.data import DataSet
 from know_cli.lab.data.parts import meta_part
-from know_cli.lab.zoo import Design
 from know_cli.meta.setup import draw_setup
+from know_cli.meta.training_setup import TrainingSetup, log_uniform
 
 #: Annealed continuations, as shares of the steps before them.
 ANNEALED = (0.05, 0.1, 0.2, 0.4)
@@ -35,20 +33,10 @@ _LEFT = (0.2, 0.8)
 
 
 @dataclass(frozen=True)
-class RunSetup:
+class RunSetup(TrainingSetup):
     """A run to be collected.
 
     Attributes:
-        seed: of the run.
-        design: of the network.
-        data_set: name of the data set.
-        classes: the data set's classes that belong to the task.
-        samples: number of training samples.
-        batch_size: samples per step.
-        optimiser: ``sgd`` with momentum, or ``adam``: Adam without weight decay, AdamW with.
-        learning_rate: the highest one.
-        weight_decay: of the optimiser.
-        augmentation: see :data:`~know_cli.lab.data.AUGMENTATIONS`.
         steps: of the whole run, which the schedule refers to.
         warm_up: steps in which the rate rises.
         left: share of the rate at the last step, to which it falls in a line; 1 is constant.
@@ -58,16 +46,6 @@ class RunSetup:
         brief: whether all that is recorded of what came after the window is one annealing.
     """
 
-    seed: int
-    design: Design
-    data_set: str
-    classes: tuple[int, ...]
-    samples: int
-    batch_size: int
-    optimiser: str
-    learning_rate: float
-    weight_decay: float
-    augmentation: str
     steps: int
     warm_up: int
     left: float
@@ -75,11 +53,6 @@ class RunSetup:
     checkpoints: int
     spacing: int
     brief: bool = False
-
-    @property
-    def largest(self) -> int:
-        """Number of training samples."""
-        return self.samples
 
     @property
     def window(self) -> list[int]:
@@ -106,20 +79,6 @@ class RunSetup:
         """The share of the learning rate at a step of the run."""
         risen = min((step + 1) / (self.warm_up + 1), 1.0)
         return risen * max(1 - (1 - self.left) * step / self.steps, 0.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """The setup in plain types."""
-        return {**asdict(self), "design": self.design.to_json(), "classes": list(self.classes)}
-
-    @staticmethod
-    def from_json(stored: Mapping[str, Any]) -> RunSetup:
-        """What :meth:`to_json` has written.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is something else.
-        """
-        design, classes = Design.from_json(stored["design"]), tuple(stored["classes"])
-        return RunSetup(**{**stored, "design": design, "classes": classes})
 
 
 def draw_run_setup(
@@ -149,26 +108,17 @@ def draw_run_setup(
     generator = np.random.default_rng([seed, 2])
     part = meta_part(data_sets[shared.data_set])
     pool = int(np.isin(part.labels.numpy(), shared.classes).sum())
-    samples = min(round(_log_uniform(generator, *_SAMPLES)), pool)
-    steps = round(_log_uniform(generator, *_STEPS))
+    samples = min(round(log_uniform(generator, *_SAMPLES)), pool)
+    steps = round(log_uniform(generator, *_STEPS))
     end = max(round(steps * float(generator.uniform(*_ENDS))), 20)
     drawn = int(generator.integers(_FEWEST_CHECKPOINTS, _MOST_CHECKPOINTS + 1))
     checkpoints = checkpoints or drawn
-    spacing = max(round(end * _log_uniform(generator, *_SPACINGS)), 1)
+    spacing = max(round(end * log_uniform(generator, *_SPACINGS)), 1)
     widest = max(int(_MOST_COVERED * end / (checkpoints - 1)), 1)
     constant = generator.random() < _CONSTANT_SHARE
     left = round(float(generator.uniform(*_LEFT)), 3)
     return RunSetup(
-        seed=seed,
-        design=shared.design,
-        data_set=shared.data_set,
-        classes=shared.classes,
-        samples=samples,
-        batch_size=shared.batch_size,
-        optimiser=shared.optimiser,
-        learning_rate=shared.learning_rate,
-        weight_decay=shared.weight_decay,
-        augmentation=shared.augmentation,
+        **{**shared.training(), "samples": samples},
         steps=max(steps, end),
         warm_up=round(end * float(generator.uniform(*_WARM_UPS))),
         left=1.0 if constant else left,
@@ -177,7 +127,3 @@ def draw_run_setup(
         spacing=min(spacing, widest),
         brief=brief,
     )
-
-
-def _log_uniform(generator: np.random.Generator, lowest: float, highest: float) -> float:
-    return float(math.exp(generator.uniform(math.log(lowest), math.log(highest))))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import UsageError
 from know_cli.lab.data import AFFINE, AUGMENTATIONS, DataSet
 from know_cli.lab.data.parts import is_glyphs, meta_part
-from know_cli.lab.zoo import ARCHITECTURES, Design, Inputs, random_design
+from know_cli.lab.zoo import ARCHITECTURES, Inputs, random_design
+from know_cli.meta.training_setup import TrainingSetup, log_uniform
 
 Start = Literal["fresh", "pretrained"]
 
@@ -52,15 +53,10 @@ _LEARNING_RATES = {"adam": (5e-4, 4e-3), "sgd": (1e-2, 1e-1)}
 
 
 @dataclass(frozen=True)
-class Setup:
-    """A trajectory to be collected.
+class Setup(TrainingSetup):
+    """A forgetting to be collected.
 
     Attributes:
-        seed: of the trajectory.
-        design: of the network.
-        data_set: name of the data set.
-        classes: the data set's classes that belong to the task.
-        samples: |D0|.
         rate: sampling rate from one session to the next.
         sessions: number of sessions, including session 0.
         continuations: number of larger data sets on which Θ0 is continued.
@@ -72,19 +68,11 @@ class Setup:
             they have as many as session 0, and its learning rate.
         continued_epochs: share of these epochs in the first continuation, whose number of steps
             Θ0 trained longer has, too; further continuations have no more.
-        learning_rate: of session 0.
         later_rate: share of this learning rate in later sessions of a chain and in
             continuations.
-        batch_size: samples per step.
-        optimiser, weight_decay, schedule: see :func:`~know_cli.lab.fitting.fit`.
-        augmentation: see :data:`~know_cli.lab.data.AUGMENTATIONS`.
+        schedule: see :func:`~know_cli.lab.fitting.fit`.
     """
 
-    seed: int
-    design: Design
-    data_set: str
-    classes: tuple[int, ...]
-    samples: int
     rate: float
     sessions: int
     continuations: int
@@ -92,21 +80,8 @@ class Setup:
     epochs: int
     later_epochs: float
     continued_epochs: float
-    learning_rate: float
     later_rate: float
-    batch_size: int
-    optimiser: str
-    weight_decay: float
     schedule: str
-    augmentation: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The setup in plain types."""
-        return {
-            **asdict(self),
-            "design": self.design.to_json(),
-            "classes": list(self.classes),
-        }
 
     @property
     def largest(self) -> int:
@@ -170,7 +145,7 @@ def draw_setup(
     optimiser = str(generator.choice(["adam", "sgd"], p=[0.7, 0.3]))
     batch_size = int(generator.choice([16, 32, 64], p=[0.75, 0.2, 0.05]))
     short = generator.random() < _SHORT_SHARE
-    steps = _log_uniform(generator, *(_SHORT_STEPS if short else _STEPS))
+    steps = log_uniform(generator, *(_SHORT_STEPS if short else _STEPS))
     if architecture in _TRANSFORMERS:
         optimiser = "adam"
         steps *= _TRANSFORMER_STEPS
@@ -179,7 +154,7 @@ def draw_setup(
     augmented = generator.random() < _AUGMENTED_SHARE
     same = generator.random() < _SAME_SHARE
     later_epochs = round(float(generator.uniform(0.3, 1.0)), 3)
-    later_rate = round(_log_uniform(generator, 0.15, 1.0), 3)
+    later_rate = round(log_uniform(generator, 0.15, 1.0), 3)
     return Setup(
         seed=seed,
         design=random_design(architecture, Inputs(data.kind, data.shape), count, generator),
@@ -193,7 +168,7 @@ def draw_setup(
         epochs=min(max(epochs, _EPOCHS[0]), _EPOCHS[1]),
         later_epochs=1.0 if same else later_epochs,
         continued_epochs=round(float(generator.uniform(0.5, 1.0)), 3),
-        learning_rate=float(f"{_log_uniform(generator, *_LEARNING_RATES[optimiser]):.3g}"),
+        learning_rate=float(f"{log_uniform(generator, *_LEARNING_RATES[optimiser]):.3g}"),
         later_rate=1.0 if same else later_rate,
         batch_size=batch_size,
         optimiser=optimiser,
@@ -238,7 +213,7 @@ def _sizes(
     largest = math.floor(pool * rate)
     lowest = min(max(wanted_samples[0], fewest), largest)
     highest = min(max(wanted_samples[1], lowest), largest)
-    samples = round(_log_uniform(generator, lowest, highest))
+    samples = round(log_uniform(generator, lowest, highest))
     sessions = _FEWEST_SESSIONS
     wanted = _MOST_SESSIONS - int(generator.random() < 0.75)
     while sessions < wanted and samples * rate**sessions >= _LAST_SAMPLES:
@@ -247,7 +222,3 @@ def _sizes(
     while continuations < _MOST_CONTINUATIONS and samples / rate ** (continuations + 1) <= pool:
         continuations += 1
     return samples, sessions, continuations
-
-
-def _log_uniform(generator: np.random.Generator, lowest: float, highest: float) -> float:
-    return float(math.exp(generator.uniform(math.log(lowest), math.log(highest))))

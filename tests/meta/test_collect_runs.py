@@ -146,9 +146,10 @@ def test_runs_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert [one.reason for one in existing_runs(request)] == ["", "the training diverged"]
     assert list(collect_runs(request)) == []
     assert made == [(0,), (2,)]
-    (tmp_path / "00000" / "run.json").write_text("[")
-    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read .*delete its folder"):
-        existing_runs(request)
+    for broken in ("[", "[]", '{"setup": [3]}'):
+        (tmp_path / "00000" / "run.json").write_text(broken)
+        with pytest.raises(CheckpointError, match=r"run\.json: cannot be read .*delete its folder"):
+            existing_runs(request)
 
 
 def test_runs_of_other_options_are_not_put_beside(
@@ -183,9 +184,10 @@ def test_runs_of_other_options_are_not_put_beside(
         UsageError, match=r"00000\.left-out\.json: was left out with other options;"
     ):
         list(collect_runs(replace(request, seed=7)))
-    left_out.write_text('{"setup": {}}')
-    with pytest.raises(CheckpointError, match=r"left-out\.json: cannot be read .*; delete it"):
-        existing_runs(request)
+    for broken in ('{"setup": {}}', '{"reason": "the training diverged", "setup": [3]}', "[]"):
+        left_out.write_text(broken)
+        with pytest.raises(CheckpointError, match=r"left-out\.json: cannot be read .*; delete it"):
+            existing_runs(request)
     left_out.unlink()
     forgetting = tmp_path / "00000.safetensors"
     forgetting.touch()
