@@ -44,7 +44,7 @@ def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     exec(documented("loop"), {"model": state(1), "train_one_step": lambda model: None})
     assert names(tmp_path / "run") == [
-        f"checkpoint-{n}.safetensors" for n in range(3000, 5001, 500)
+        f"checkpoint-{n}.safetensors" for n in range(4600, 5001, 100)
     ]
 
 
