@@ -26,7 +26,7 @@ MIN_CHECKPOINTS = 2
 MAX_CHECKPOINTS = 16
 _ADVICE = {
     TrajectoryKind.FORGETTING: "full data first, most-forgotten last",
-    TrajectoryKind.RUN: "of a longer run those that --last and --every choose",
+    TrajectoryKind.RUN: "of a longer run the last ones, by name or with 'know predict --last'",
     TrajectoryKind.BRANCHES: "Θ0 first, then the branches",
 }
 
