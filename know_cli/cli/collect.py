@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EPILOG = "\n\n".join(
     (
-        "Example:",
+        "Examples:",
         "know collect trajectories --trajectories 400",
         "know train trajectories -o my-known --target continuation",
         "know collect runs --regime run --trajectories 400",

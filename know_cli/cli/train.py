@@ -27,13 +27,15 @@ from know_cli.meta.settings import Loss, Residuals, Settings, Target
 
 EPILOG = "\n\n".join(
     (
-        "Example:",
-        "know collect runs --trajectories 200",
-        "know train runs -o my-known --target continuation",
-        "know train runs --evaluate ./my-known --evaluate continuation",
-        "know train runs -o my-settle --objective network",
-        "know train branches -o my-branches --objective network",
+        "Examples:",
+        "know collect trajectories --trajectories 200",
+        "know train trajectories -o my-known --target continuation",
+        "know train trajectories --evaluate ./my-known --evaluate continuation",
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors --weights ./my-known",
+        "know collect runs --regime run --trajectories 100 --checkpoints 9 --brief --side 16",
+        "know train runs -o my-settle --objective network",
+        "know collect branches --regime branches --trajectories 100 --side 16",
+        "know train branches -o my-branches --objective network",
     )
 )
 # A heading of the help text.
@@ -311,12 +313,12 @@ def train(
 
     With --objective network it trains the hyper-model of --method settle, or KNOWN, on ordinary
     runs that 'know collect --regime run' wrote, or on forgettings of 'know collect' (with --regime
-    release-chain, --samples leaves samples unseen), or settle on branches (--regime branches, of
-    which it reads --checkpoints less Θ0): by the cross entropy of their networks with
-    the predicted weights, on samples that they were not trained on. Of the options above,
-    --checkpoints, --learning-rate, --seed, --holdout, --hold-out-architecture, --threads,
-    --evaluate, --json, --table and --force apply, and to --model known --preparation, --factor and
-    --steps; the others are refused.
+    release-chain, --samples leaves samples unseen), or settle on branches (--regime branches; with
+    Θ0 they make the number that --checkpoints says): by the cross entropy of their networks with
+    the predicted weights, on samples that they were not trained on. Of the options above
+    --data-folder in the list, these apply: -o, --force, --evaluate, --json, --table, --checkpoints,
+    --learning-rate, --seed, --holdout, --hold-out-architecture and --threads, and with --model
+    known --preparation, --factor and --steps; the others are refused.
     """
     from know_cli.cli.report_file import takes_stdout
 
