@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 EPILOG = "\n\n".join(
     (
         "Examples:",
-        "know forget train.py:session run --size 50000 --sessions 5 --rate 0.5",
+        "know forget train.py:train run --size 50000 --sessions 5 --rate 0.5",
         "know-predict run/ckpt0..ckpt4 -o predicted.safetensors",
-        "know forget train.py:session run --size 50000 --from public.safetensors",
-        "know forget train.py:session run --size 50000 --branches 4",
+        "know forget train.py:train run --size 50000 --from public.safetensors",
+        "know forget train.py:train run --size 50000 --branches 4",
         "know-predict run/ckpt0 run/branch1..branch4 -o fused.safetensors",
     )
 )
