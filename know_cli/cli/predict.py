@@ -149,10 +149,10 @@ def predict(
         str | None,
         typer.Option(
             metavar="PATH",
-            show_default="the shipped default",
-            help="KNOWN bundle: the name of a shipped one, or the path, such as ./mine, of a "
-            "bundle's folder or of one with KNOWN_Conv.h5, KNOWN_FC.h5 and KNOWN_Bias.h5. For "
-            "methods known, lstsq, noise and settle.",
+            show_default="continuation",
+            help="KNOWN bundle: the name of a shipped one, continuation or retrodiction, or the "
+            "path, such as ./mine, of a bundle's folder or of one with KNOWN_Conv.h5, KNOWN_FC.h5 "
+            "and KNOWN_Bias.h5. For methods known, lstsq, noise and settle.",
             rich_help_panel=_METHOD,
         ),
     ] = None,
