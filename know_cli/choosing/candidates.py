@@ -38,6 +38,7 @@ _USUAL: Mapping[TrajectoryKind, tuple[str, ...]] = {
         "known,weights=retrodiction,steps=2",
         "known,weights=retrodiction,steps=3",
         "average",
+        "average,forgotten=3",
         "shrink,lambda=0.9",
         "shrink,lambda=0.8",
         "shrink,lambda=0.6",
@@ -53,6 +54,7 @@ _USUAL: Mapping[TrajectoryKind, tuple[str, ...]] = {
         "average,shape=linear",
         "average,shape=sqrt",
         "average,shape=cosine",
+        "average,shape=exponential",
         "shrink,lambda=0.9",
         "shrink,lambda=0.8",
         "shrink,lambda=0.6",
@@ -63,14 +65,13 @@ _USUAL: Mapping[TrajectoryKind, tuple[str, ...]] = {
 }
 
 
-_LAST = re.compile(r"last=(\d+)")
+_COUNT = re.compile(r"(?:last|forgotten)=(\d+)")
 
 
 def choose_candidates(
     texts: Sequence[str],
     checkpoints: int,
     kind: TrajectoryKind = TrajectoryKind.FORGETTING,
-    training_steps: Sequence[int] | None = None,
 ) -> list[Candidate]:
     """The candidates that a command line asks for.
 
@@ -78,16 +79,11 @@ def choose_candidates(
         texts: of ``--candidate``; none gives the usual ones.
         checkpoints: S.
         kind: of the trajectory.
-        training_steps: of a run's checkpoints, the latest first; None where nothing tells them.
 
     Raises:
         UsageError: a text is wrong, or two make the same file.
     """
     usual = [text for text in _USUAL[kind] if not _averages_all(text, checkpoints)]
-    if kind is TrajectoryKind.RUN and training_steps is not None:
-        # The weight of a checkpoint is half that of the one after it.
-        between = (training_steps[0] - training_steps[-1]) / (checkpoints - 1)
-        usual.append(f"average,shape=ema,half-life={between:g}")
     expanded = [one for text in texts or (USUAL,) for one in (usual if text == USUAL else (text,))]
     found = [parse_candidate(text) for text in dict.fromkeys(expanded)]
     names = [candidate.name for candidate in found]
@@ -98,9 +94,9 @@ def choose_candidates(
 
 
 def _averages_all(text: str, checkpoints: int) -> bool:
-    """Whether a usual candidate takes the last of so many checkpoints that these are all, or more.
+    """Whether a usual candidate averages so many checkpoints that these are all, or more.
 
     ``average`` is all of them.
     """
-    found = _LAST.search(text)
+    found = _COUNT.search(text)
     return found is not None and int(found[1]) >= checkpoints

@@ -273,8 +273,7 @@ def choose(
     with open_trajectory(paths, kind=trajectory) as opened:
         check_output(output, opened.checkpoints, is_folder=opened.first.is_folder, force=force)
         kind = opened.kind
-        steps = opened.training_steps if kind is TrajectoryKind.RUN else None
-        candidates = choose_candidates(candidate or (), len(paths), kind, steps)
+        candidates = choose_candidates(candidate or (), len(paths), kind)
         weights = identity_of(opened, candidates)
     # An impossible budget is refused before anything is made.
     procedure = searching.search([one.name for one in candidates], grid, settings)

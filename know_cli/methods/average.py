@@ -22,7 +22,13 @@ from know_cli.errors import UsageError
 from know_cli.kinds import PREDICTED_KINDS
 from know_cli.methods.branches import BranchesPredictor, mean_of_branches
 from know_cli.methods.combination import LinearPredictor, rows_at_once
-from know_cli.methods.decay import SHAPE_MEANS, decay_coefficients, moving_mean
+from know_cli.methods.decay import (
+    ORDERED,
+    SHAPE_MEANS,
+    decay_coefficients,
+    exponential_coefficients,
+    moving_mean,
+)
 from know_cli.methods.inputs import Inputs
 from know_cli.methods.lora import ProductPredictor, find_pairs
 
@@ -125,16 +131,17 @@ def _of_times(inputs: Inputs, times: list[float], *, counts_steps: bool) -> Aver
     begin = times[0] if over is None else _beginning(times[-1], over)
     remarks = []
     if over is not None:
-        remarks += _remarks_of_share(over, times, begin, is_uniform=shape == "uniform")
-    if shape == "uniform":
-        taken = [time >= begin for time in times]
-        share = 1 / sum(taken)
-        return Average(tuple(share if is_taken else 0.0 for is_taken in taken), tuple(remarks))
-    if not counts_steps:
+        remarks += _remarks_of_share(over, times, begin, is_decay=shape not in ORDERED)
+    if shape != "uniform" and not counts_steps:
+        spaced = "" if shape in ORDERED else "equally far apart, "
         remarks.append(
             "the checkpoints tell no training steps that fall from the first to the last: they "
-            "are taken for a run's, equally far apart, the latest first"
+            f"are taken for a run's, {spaced}the latest first"
         )
+    if shape in ORDERED:
+        taken = sum(time >= begin for time in times)
+        weights = exponential_coefficients(taken) if shape == "exponential" else [1 / taken] * taken
+        return Average((*(0.0,) * (len(times) - taken), *weights), tuple(remarks))
     if half_life is not None:
         unit = "training steps" if counts_steps else "checkpoints"
         remarks.append(f"--option half-life={half_life:.12g} is in {unit}")
@@ -155,16 +162,16 @@ def _beginning(end: float, over: float) -> float:
 
 
 def _remarks_of_share(
-    over: float, times: list[float], begin: float, *, is_uniform: bool
+    over: float, times: list[float], begin: float, *, is_decay: bool
 ) -> list[str]:
     """What of a decay over a share of the run the checkpoints cannot show."""
     start = f"--option over={over:g}: that share of the run begins at step {begin:.12g}"
     if begin < times[0]:
-        stands = "" if is_uniform else ", which stands for the weights at its beginning"
+        stands = ", which stands for the weights at its beginning" if is_decay else ""
         oldest = f"the oldest checkpoint that is averaged, of step {times[0]:.12g}"
         return [f"{start}, before {oldest}{stands}"]
     if len(times) > 1 and begin > times[-2]:
-        what = "is all that is taken" if is_uniform else "is averaged with the one before only"
+        what = "is averaged with the one before only" if is_decay else "is all that is taken"
         return [f"{start}, after all but the latest checkpoint, which {what}"]
     return []
 

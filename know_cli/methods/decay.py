@@ -23,6 +23,9 @@ interpolated between its neighbours. If the beginning is before t_0, θ_0 stands
 The moving average with a half-life fits in: weights 2^(−(T − t)/h) along the run, normalised over
 what was saved, are those of the decay d(t) = (1 − 2^(−(T − t)/h)) / (1 − 2^(−(T − t_0)/h)).
 
+An exponential average is no decay: it weighs the checkpoints, not the steps between them, so that
+the latest one counts most. What it forgets by is fixed; it was measured so.
+
 Free of torch, so that options are checked before it is imported. Differences are written so that
 nothing cancels, however near to each other checkpoints are.
 """
@@ -36,8 +39,10 @@ from itertools import pairwise
 
 from know_cli.errors import UsageError
 
-#: The plain mean, the decays, and the moving average.
-SHAPES = ("uniform", "linear", "sqrt", "cosine", "ema")
+#: The plain mean, the decays, the exponential average and the moving average.
+SHAPES = ("uniform", "linear", "sqrt", "cosine", "exponential", "ema")
+#: Those that weigh the checkpoints by their order alone.
+ORDERED = ("uniform", "exponential")
 
 
 class LoraMode(str, Enum):
@@ -91,6 +96,22 @@ def _check_forgotten(options: Mapping[str, float | str]) -> None:
             f"--option forgotten={options['forgotten']}: is a plain mean of so many checkpoints, "
             f"and --option {name}={options[name]} asks for another average; leave one of them out"
         )
+
+
+def exponential_coefficients(count: int) -> list[float]:
+    """Coefficients of an exponential average that forgets half in half of the window.
+
+    Args:
+        count: N, the number of checkpoints.
+
+    Returns:
+        ``[N]``, the oldest first: each is 2^(2/(N − 1)) times the one before; their sum is 1.
+
+    >>> [round(one, 3) for one in exponential_coefficients(3)]
+    [0.143, 0.286, 0.571]
+    """
+    weights = [0.5 ** (2 * back / max(count - 1, 1)) for back in range(count - 1, -1, -1)]
+    return [weight / sum(weights) for weight in weights]
 
 
 def decay_coefficients(times: Sequence[float], begin: float, mean: Mean) -> list[float]:

@@ -207,6 +207,9 @@ RUN_CASES: list[tuple[list[str], list[float]]] = [
     (["shape=ema", "half-life=100", "last=2"], [2 - 1 / math.log(2), 1 / math.log(2) - 1, 0, 0]),
     (["shape=ema", "half-life=1000", "last=1"], [1, 0, 0, 0]),
     (["shape=ema", "half-life=1e-320"], [1, 0, 0, 0]),
+    (["shape=exponential", "last=3"], [4 / 7, 2 / 7, 1 / 7, 0]),
+    (["shape=exponential", "over=0.1"], [4 / 5, 1 / 5, 0, 0]),
+    (["shape=exponential", "last=1"], [1, 0, 0, 0]),
     (["forgotten=1"], [0, 0, 0, 1]),
     (["forgotten=3"], [0, 1 / 3, 1 / 3, 1 / 3]),
     (["forgotten=4"], [1 / 4, 1 / 4, 1 / 4, 1 / 4]),
@@ -239,7 +242,7 @@ def test_the_page_s_table_has_the_coefficients(tmp_path: Path) -> None:
         texts = re.findall(r"`([^`]+)`", names)
         _, coefficients, _ = average(paths, tmp_path / "out", *texts)
         assert [float(number) for number in printed] == pytest.approx(coefficients, abs=6e-4)
-    assert len(found) == 9
+    assert len(found) == 10
 
 
 def test_a_single_checkpoint_is_passed_on_bit_by_bit(tmp_path: Path) -> None:
@@ -278,6 +281,9 @@ def test_without_training_steps_checkpoints_are_equally_far_apart(tmp_path: Path
     _, found, notices = average(paths, tmp_path / "out", "shape=ema", "half-life=1", "last=2")
     assert found == pytest.approx([2 - 1 / math.log(2), 1 / math.log(2) - 1, 0, 0])
     assert "--option half-life=1 is in checkpoints" in notices
+    _, found, notices = average(paths, tmp_path / "out", "shape=exponential", "last=3")
+    assert found == pytest.approx([4 / 7, 2 / 7, 1 / 7, 0])
+    assert any("taken for a run's, the latest first" in notice for notice in notices)
     _, found, notices = average(paths, tmp_path / "out")
     assert found == (0.25,) * 4
     assert notices == []  # of the plain mean there is nothing to say
@@ -297,6 +303,7 @@ def test_steps_in_the_metadata_count(tmp_path: Path) -> None:
     [
         (["shape=ema"], "--option shape=ema: give the half-life, too"),
         (["half-life=5"], "--option half-life=5: is for --option shape=ema, not for shape=uniform"),
+        (["half-life=5", "shape=exponential"], "shape=ema, not for shape=exponential"),
         (["shape=ema", "half-life=5", "over=0.2"], "over=0.2: a moving average has no beginning"),
         (["last=5"], "--option last=5: only 4 checkpoints were given"),
         (["last=0"], "--option last=0: must be more than 0"),
@@ -304,7 +311,8 @@ def test_steps_in_the_metadata_count(tmp_path: Path) -> None:
         (["over=0"], "--option over=0: must be more than 0"),
         (["over=1.1"], "--option over=1.1: must be at most 1"),
         (["shape=ema", "half-life=-1"], "--option half-life=-1: must be more than 0"),
-        (["shape=round"], "--option shape=round: is none of uniform, linear, sqrt, cosine, ema"),
+        (["shape=round"], "--option shape=round: is none of uniform, linear, sqrt, cosine, exponential, "
+                          "ema"),
         (["forgotten=5"], "--option forgotten=5: only 4 checkpoints were given"),
         (["forgotten=0"], "--option forgotten=0: must be more than 0"),
         (["forgotten=2", "last=3"], "forgotten=2: is a plain mean of so many checkpoints, and "
@@ -401,7 +409,7 @@ def test_names_that_are_the_same_are_told_with_their_folders(tmp_path: Path, kno
 
 def test_the_help_has_every_shape(know: Command) -> None:
     (line,) = [text for text in describe_methods().split("\n") if text.startswith("average ")]
-    assert "shape=uniform|linear|sqrt|cosine|ema" in line + describe_methods()
+    assert "shape=uniform|linear|sqrt|cosine|exponential|ema" in line + describe_methods()
     for name in ("last=…", "forgotten=…", "over=…", "half-life=…", "lora=exact|factors"):
         assert name in describe_methods()
     assert "|".join(SHAPES) in know("predict", "--help").stdout

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from know_cli.evaluation.tasks import Examples
+from know_cli.methods.decay import exponential_coefficients
 
 _BATCH = 64
 #: Examples that running statistics are re-estimated on, at most.
@@ -78,8 +79,7 @@ def coefficients(average: Average) -> list[float]:
     if average.shape == "uniform":
         return [1 / count] * count
     if average.shape == "ema":
-        weights = [0.5 ** (2 * (count - 1 - j) / (count - 1)) for j in range(count)]
-        return [weight / sum(weights) for weight in weights]
+        return exponential_coefficients(count)
     decay = _DECAYS[average.shape]
     kept = [1.0, *(decay((j - 0.5) / (count - 1)) for j in range(1, count)), 0.0]
     return [kept[j] - kept[j + 1] for j in range(count)]
