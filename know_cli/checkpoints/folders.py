@@ -10,6 +10,7 @@ from pathlib import Path
 from know_cli.checkpoints.checkpoint import Checkpoint, is_inside_closely
 from know_cli.checkpoints.header import Stamp, unreadable
 from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, is_index, weights_in
+from know_cli.checkpoints.training_step import TRAINER_STATE
 from know_cli.errors import CheckpointError, OutputError
 from know_cli.files import open_to_read, remove_file, sync_folder
 from know_cli.files.folders import copy_file, folder_below, open_folder
@@ -66,7 +67,9 @@ def other_files(source: Checkpoint) -> tuple[dict[Path, Path], list[Path]]:
             continue
         if not path.is_file() or path in source.headers:
             continue
-        is_other = path.suffix in LEFT_OUT or (is_index(path.name) and path != source.index_path)
+        # A trainer's state tells of the steps after which the source was saved, and its history.
+        is_other = path.suffix in LEFT_OUT or path.name == TRAINER_STATE
+        is_other |= is_index(path.name) and path != source.index_path
         if is_other or (path.is_symlink() and not _may_be_copied(path, source)):
             left_out.append(path)
         else:

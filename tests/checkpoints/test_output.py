@@ -117,6 +117,7 @@ def test_folder_mirrors_shards_index_and_other_files(tmp_path: Path) -> None:
         "pytorch_model.bin",
         "pytorch_model.bin.index.json",
         "other.safetensors",
+        "trainer_state.json",
     ):
         (source / name).write_text("stale")
     with (
@@ -134,6 +135,7 @@ def test_folder_mirrors_shards_index_and_other_files(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert sorted(path.name for path in writer.left_out) == [
         "optimizer.pt", "other.safetensors", "pytorch_model.bin", "pytorch_model.bin.index.json",
+        "trainer_state.json",
     ]  # fmt: skip
     with open_checkpoint(out) as written:
         assert written.metadata == {"k": "v"}
