@@ -39,13 +39,20 @@ def _holds_weights(folder: Path) -> bool:
     return any(path.suffix in LEFT_OUT for path in _walk(folder))
 
 
-def other_files(source: Checkpoint) -> tuple[dict[Path, Path], list[Path]]:
+def other_files(
+    source: Checkpoint, *, is_converted: bool = False
+) -> tuple[dict[Path, Path], list[Path]]:
     """What lies beside a folder's weights (config, tokenizer, shard index) and goes with them.
 
     Links are judged by what they lead to. Hidden files and weights in other formats are left out,
     and so are whole sub-folders that hold weights, such as those that a trainer saves with its
     state, and what lies out of the folder: what is published with a model must not be any file of
     this disk that a stranger's link names.
+
+    Args:
+        source: the folder.
+        is_converted: whether the same weights are written in another format, so that what a
+            trainer tells of them holds.
 
     Returns:
         Path within the folder → file, and the files left out because they hold other weights or
@@ -67,8 +74,7 @@ def other_files(source: Checkpoint) -> tuple[dict[Path, Path], list[Path]]:
             continue
         if not path.is_file() or path in source.headers:
             continue
-        # A trainer's state tells of the steps after which the source was saved, and its history.
-        is_other = path.suffix in LEFT_OUT or path.name == TRAINER_STATE
+        is_other = path.suffix in LEFT_OUT or (path.name == TRAINER_STATE and not is_converted)
         is_other |= is_index(path.name) and path != source.index_path
         if is_other or (path.is_symlink() and not _may_be_copied(path, source)):
             left_out.append(path)
@@ -118,13 +124,13 @@ class Beside:
     left_out: Sequence[Path] = ()
 
     @staticmethod
-    def of(source: Checkpoint) -> Beside:
-        """What :func:`other_files` finds.
+    def of(source: Checkpoint, *, is_converted: bool = False) -> Beside:
+        """What :func:`other_files` finds, which has the arguments.
 
         Raises:
             CheckpointError: a folder cannot be listed, or a file not be looked at.
         """
-        copied, left_out = other_files(source)
+        copied, left_out = other_files(source, is_converted=is_converted)
         return Beside({name: (path, _stamp(path)) for name, path in copied.items()}, left_out)
 
 

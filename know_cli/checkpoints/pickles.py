@@ -347,7 +347,9 @@ class _Writer(CheckpointWriter):
         super().__init__(plan.result.output, like, _METADATA, force=force)
 
     def _find_beside(self) -> Beside:
-        return super()._find_beside() if self._plan.copies_others else Beside()
+        if not (self._plan.copies_others and self._like.is_folder):
+            return Beside()
+        return Beside.of(self._like, is_converted=True)
 
     def _write_beside(self, folder: int) -> list[Path]:
         model = self._plan.model

@@ -64,7 +64,7 @@ def test_a_single_file_and_what_lies_beside_it(tmp_path: Path, know: Command) ->
     (source / "onnx").mkdir(parents=True)
     (source / "1_Pooling").mkdir()
     torch.save(network(), source / "pytorch_model.bin")
-    for name in ("config.json", "tokenizer.json", "1_Pooling/config.json"):
+    for name in ("config.json", "tokenizer.json", "1_Pooling/config.json", "trainer_state.json"):
         (source / name).write_text("{}")
     for name in (
         "training_args.bin",
@@ -78,6 +78,7 @@ def test_a_single_file_and_what_lies_beside_it(tmp_path: Path, know: Command) ->
     assert done.returncode == EXIT_DONE, done.stderr
     assert names(tmp_path / "out") == [
         "1_Pooling/config.json", "config.json", "model.safetensors", "tokenizer.json",
+        "trainer_state.json",
     ]  # fmt: skip
     assert "wrote out: 16 tensors, " in done.stdout
     for name in ("training_args.bin", "optimizer.pt", "tf_model.h5", "onnx"):
