@@ -120,6 +120,6 @@ def _show_experiments(talk: Output, data_folder: Path | None) -> None:
         "",
         f"Hours are of one core of {measured_seconds()['processor']}, for one seed with every "
         "start (BatchNorm fresh; its other treatments cost half as much again) in all conditions, "
-        f"from the time of a few steps; {total:,.0f} in all. On a GPU nothing has been "
-        "measured. Sizes are those of the published data sets.",
+        f"from the time of a few steps; {total:,.0f} in all. How long a GPU takes for "
+        "them has not been measured. Sizes are those of the published data sets.",
     )

@@ -129,7 +129,7 @@ def test_the_plan_lists_data_sizes_and_hours(tmp_path: Path, know: Command) -> N
     assert line.split()[:5] == [
         "release-voc-cityscapes-deeplab", "VOC2012,", "cityscapes", "no", "1,464",
     ]  # fmt: skip
-    assert "On a GPU nothing has been measured" in " ".join(done.stdout.split())
+    assert "How long a GPU takes for them has not been measured" in " ".join(done.stdout.split())
     assert not list(tmp_path.iterdir())
 
 
