@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 
 from know_cli.checkpoints.metadata import Branch
 from know_cli.checkpoints.reading import as_bytes
-from know_cli.checkpoints.state import read_state
 from know_cli.errors import UsageError
 from know_cli.forgetting.recorder import (
     FORMAT,
@@ -55,6 +54,7 @@ class BranchRecorder(Recorder):
 
     Raises:
         UsageError: the folder holds something else, or a number cannot be.
+        CheckpointError: a checkpoint in it is corrupt, or branches are there without their Θ0.
 
     Example:
         >>> from torch import nn
@@ -139,10 +139,8 @@ class BranchRecorder(Recorder):
             is_branch=index > 0,
         )
 
-    def _start(self, index: int) -> dict[str, Tensor] | None:
-        if self._common_start is not None:
-            return {name: tensor.clone() for name, tensor in self._common_start.items()}
-        return read_state(self.path(0)) if index else None
+    def _before(self, index: int) -> int | None:
+        return 0 if index and self._common_start is None else None
 
     def _metadata(self, session: TrainingSession) -> dict[str, str]:
         branch = Branch(session.index, session.fraction, session.seed, self.trajectory)

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,12 @@ from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Regime, Session
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import UsageError, a_type
+from know_cli.errors import CheckpointError, UsageError, a_type
 from know_cli.files import json_text, make_folder, read_text, write_text
 from know_cli.forgetting.measurements import plain_measurements
 from know_cli.forgetting.record_checks import check_record
 from know_cli.forgetting.subsets import Indices
+from know_cli.forgetting.wrappers import bare_name, inside_wrappers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,6 +99,8 @@ class Recorder:
 
     Raises:
         UsageError: the folder holds another trajectory.
+        CheckpointError: a checkpoint in it is corrupt, or one is missing that others were trained
+            from.
 
     Example:
         >>> from torch import nn
@@ -234,6 +236,25 @@ class Recorder:
                 trajectory = checkpoint.metadata.get(TRAJECTORY, "none recorded")
             if trajectory != self.trajectory:
                 raise self._other(path, trajectory)
+        self._check_unbroken()
+
+    def _check_unbroken(self) -> None:
+        """Refuse checkpoints whose predecessor is gone: what replaced it would not be theirs."""
+        # A Θ0 that is given is written again as it was.
+        gone = {index for index in self.missing if index or self._first is None}
+        cut_off: dict[int, int] = {}
+        for index in self.done:
+            before = self._before(index)
+            if before is not None and before in gone:
+                cut_off[index] = before
+                gone.add(index)
+        if cut_off:
+            missing = self.path(next(iter(cut_off.values())))
+            names = ", ".join(self.path(index).name for index in cut_off)
+            raise CheckpointError(
+                f"{missing}: is missing, and what was trained from it is there: {names}; put it "
+                "back, or remove these as well, so that they are trained again"
+            )
 
     def _other(self, path: Path, trajectory: str) -> UsageError:
         return UsageError(
@@ -269,12 +290,19 @@ class Recorder:
             else:
                 yield self._open
 
-    def _start(self, index: int) -> dict[str, Tensor] | None:
-        if index >= 0 and self._common_start is not None:
-            return {name: tensor.clone() for name, tensor in self._common_start.items()}
-        if index == 0:
+    def _before(self, index: int) -> int | None:
+        """Whose checkpoint a session goes on from; None for a common or a fresh start."""
+        if index == 0 or (index > 0 and self._common_start is not None):
             return None
-        return read_state(self.path(max(index - 1, 0)))
+        return max(index - 1, 0)
+
+    def _start(self, index: int) -> dict[str, Tensor] | None:
+        before = self._before(index)
+        if before is not None:
+            return read_state(self.path(before))
+        if self._common_start is None:
+            return None
+        return {name: tensor.clone() for name, tensor in self._common_start.items()}
 
     def save(
         self,
@@ -336,7 +364,7 @@ def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str
         return model
     wrapped: set[str] | None = None
     if isinstance(model, torch.nn.Module):
-        wrapped = _inside_wrappers(model)
+        wrapped = inside_wrappers(model)
         model = model.state_dict()
     if not isinstance(model, Mapping) or not model:
         raise UsageError(
@@ -350,7 +378,7 @@ def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str
             raise UsageError(
                 f"{where}: entry {name!r} of the state dict is {a_type(tensor)}, not a tensor"
             )
-    names = {name: _bare_name(name, wrapped or set()) for name in model}
+    names = {name: bare_name(name, wrapped or set()) for name in model}
     # Of names alone, only what all of them begin with is a wrapper's.
     if wrapped is None and all(name.startswith("module.") for name in names.values()):
         names = {name: bare.removeprefix("module.") for name, bare in names.items()}
@@ -360,36 +388,6 @@ def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str
 
 class _BareState(dict[str, "Tensor"]):
     """A state dict whose names have been looked at."""
-
-
-# Classes, by their names, that hold a model as their ``module``.
-_HOLDERS = {
-    "DataParallel",
-    "DistributedDataParallel",
-    "FullyShardedDataParallel",
-    "DeepSpeedEngine",
-}
-# Names that no model has but through a wrapper.
-_WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-
-
-def _inside_wrappers(model: nn.Module) -> set[str]:
-    """Paths of what wrappers hold, such as ``module`` and ``encoder.module``."""
-    return {
-        f"{path}.module" if path else "module"
-        for path, part in model.named_modules()
-        if _HOLDERS & {base.__name__ for base in type(part).__mro__}
-    }
-
-
-def _bare_name(name: str, wrapped: set[str]) -> str:
-    parts = name.split(".")
-    paths = accumulate(parts, lambda path, part: f"{path}.{part}")
-    return ".".join(
-        part
-        for part, path in zip(parts, paths, strict=True)
-        if part not in _WRAPPED and path not in wrapped
-    )
 
 
 def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:

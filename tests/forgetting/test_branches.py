@@ -113,6 +113,21 @@ def test_an_interrupted_recording_continues(script: Path, know: Command) -> None
     assert "is of another trajectory" in one_line(other.stderr)
 
 
+def test_branches_without_their_start_are_refused(script: Path, know: Command) -> None:
+    arguments = ("forget", "train.py:train", "run", "--branches", "2")
+    assert know(*arguments, cwd=script).returncode == EXIT_DONE
+    (script / "run" / "branch1.safetensors").unlink()  # from which nothing goes on
+    assert know(*arguments, cwd=script).returncode == EXIT_DONE
+    (script / "run" / "ckpt0.safetensors").unlink()
+    refused = know(*arguments, cwd=script)
+    assert refused.returncode == EXIT_CHECKPOINT
+    assert one_line(refused.stderr) == (
+        "know: error: run/ckpt0.safetensors: is missing, and what was trained from it is there: "
+        "branch1.safetensors, branch2.safetensors; put it back, or remove these as well, so that "
+        "they are trained again"
+    )
+
+
 def test_branches_of_a_start_on_parts_of_the_data(script: Path, know: Command) -> None:
     save_file({"w.bias": torch.full((3,), 7.0)}, script / "base.safetensors")
     done = know("forget", "train.py:train", "run", "--branches", "2", "--rate", "0.25",

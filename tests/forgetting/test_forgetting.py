@@ -215,6 +215,41 @@ class TestRecorder:
             assert path.read_bytes() == (broken / path.name).read_bytes()
         assert sorted(p.name for p in broken.iterdir()) == sorted(p.name for p in whole.iterdir())
 
+    @pytest.mark.parametrize(
+        ("gone", "later"),
+        [
+            (0, ["ckpt1", "ckpt2", "continued1", "continued2"]),
+            (1, ["ckpt2"]),
+            (2, []),
+            (-1, []),  # each continuation goes on from session 0
+        ],
+    )
+    def test_what_was_trained_from_a_missing_checkpoint_is_refused(
+        self, tmp_path: Path, gone: int, later: list[str]
+    ) -> None:
+        """A session that is trained anew need not become the one that others went on from."""
+        made = recorder(tmp_path, before=2)
+        run(made)
+        missing = made.path(gone)
+        missing.unlink()
+        for name in reversed(later):
+            with pytest.raises(CheckpointError) as caught:
+                recorder(tmp_path, before=2)
+            assert str(caught.value).startswith(f"{missing}: is missing")
+            assert f"{name}.safetensors" in str(caught.value)
+            (tmp_path / f"{name}.safetensors").unlink()
+        assert run(recorder(tmp_path, before=2))[0] == gone
+
+    def test_sessions_that_go_on_from_no_other_may_be_missing(self, tmp_path: Path) -> None:
+        subsets = nested_subsets(40, 0.5, 3, 3)
+        given = {"w": torch.ones(4)}
+        for name, starts in (("common", {"start": given}), ("given", {"first": given})):
+            run(Recorder(tmp_path / name, subsets, rate=0.5, **starts))  # type: ignore[arg-type]
+            (tmp_path / name / "ckpt0.safetensors").unlink()
+            again = Recorder(tmp_path / name, subsets, rate=0.5, **starts)  # type: ignore[arg-type]
+            run(again)
+            assert again.missing == []
+
     def test_refuses_a_folder_of_another_trajectory(self, tmp_path: Path) -> None:
         run(recorder(tmp_path))
         with pytest.raises(UsageError, match="of another trajectory"):
