@@ -134,7 +134,8 @@ def forget(
         typer.Option(metavar="KEY=VALUE", help="Passed to your function as text; repeatable."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch.", show_default="torch's own")
+        int | None,
+        typer.Option(min=1, max=1024, help="Threads of torch.", show_default="torch's own"),
     ] = None,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:

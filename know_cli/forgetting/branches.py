@@ -21,7 +21,7 @@ from know_cli.forgetting.recorder import (
     checkpoint_name,
     derived_seed,
 )
-from know_cli.forgetting.subsets import Indices, nested_subsets
+from know_cli.forgetting.subsets import MOST_SESSIONS, Indices, check_size, nested_subsets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,8 +88,16 @@ class BranchRecorder(Recorder):
     ) -> None:
         if branches < 1:
             raise UsageError(f"{branches} branches: at least 1 is needed")
+        if branches >= MOST_SESSIONS:  # Θ0 counts, too
+            raise UsageError(f"{branches} branches: at most {MOST_SESSIONS - 1} can be recorded")
         if not 0 < rate <= 1:
             raise UsageError(f"rate {rate:g} of branches: must be above 0 and at most 1, as 0.5 is")
+        check_size(size)
+        if round(rate * size) < 1:
+            raise UsageError(
+                f"{size} samples are too few for rate {rate:g}: a branch would have none; use a "
+                "higher rate"
+            )
         self._begin(folder, rate, seed, options, start)
         everything = np.arange(size, dtype=np.int64)
         self.indices = [*([0] if start is None else []), *range(1, branches + 1)]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from know_cli.checkpoints.metadata import rate_problem
+from know_cli.forgetting.subsets import MOST_SESSIONS
 
-# No forgetting has more.
-_MOST_SESSIONS = 1000
 _LONGEST_IDENTITY = 64
 
 
@@ -29,7 +28,7 @@ def check_record(record: Any) -> None:
         raise ValueError("has no identity of a trajectory, but a negative number")
     for key in ("sessions", "continuations"):
         count = record.get(key)
-        if type(count) is not int or not 0 <= count <= _MOST_SESSIONS:
+        if type(count) is not int or not 0 <= count <= MOST_SESSIONS:
             raise ValueError(f"{key} is no count")
     rate = record.get("rate")
     if not isinstance(rate, int | float):

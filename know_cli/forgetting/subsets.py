@@ -12,12 +12,28 @@ from know_cli.errors import UsageError
 
 Indices = NDArray[np.int64]
 
+#: No recording has more sessions or branches.
+MOST_SESSIONS = 1000
+# The numbers of more samples fit into no memory.
+_MOST_SAMPLES = 1 << 40
+_MOST_SIZES_SHOWN = 10
+
+
+def check_size(n: int) -> None:
+    """Refuse a number of training samples that cannot be.
+
+    Raises:
+        UsageError: it is below 1, or more than fits into any memory.
+    """
+    if not 1 <= n <= _MOST_SAMPLES:
+        raise UsageError(f"{n} samples: give a number from 1 to {_MOST_SAMPLES}")
+
 
 def subset_sizes(n: int, rate: float, sessions: int) -> list[int]:
     """Sizes of D0, D1, …: ``round(rate ** k * n)``.
 
     Raises:
-        UsageError: the rate is not between 0 and 1, or a subset would be empty.
+        UsageError: the rate is not between 0 and 1, a number cannot be, or a subset would be empty.
 
     Example:
         >>> subset_sizes(100, 0.5, 4)
@@ -27,11 +43,16 @@ def subset_sizes(n: int, rate: float, sessions: int) -> list[int]:
         raise UsageError(f"sampling rate {rate:g}: must lie between 0 and 1, for example 0.5")
     if sessions < 1:
         raise UsageError(f"{sessions} sessions: at least 1 is needed")
+    if sessions > MOST_SESSIONS:
+        raise UsageError(f"{sessions} sessions: at most {MOST_SESSIONS} can be recorded")
+    check_size(n)
     sizes = [round(rate**k * n) for k in range(sessions)]
     if sizes[-1] < 1:
+        shown = ", ".join(map(str, sizes[:_MOST_SIZES_SHOWN]))
+        more = ", …" if sessions > _MOST_SIZES_SHOWN else ""
         raise UsageError(
             f"{n} samples are too few for {sessions} sessions at sampling rate {rate:g}: the "
-            f"sizes would be {', '.join(map(str, sizes))}; use fewer sessions or a higher rate"
+            f"sizes would be {shown}{more}; use fewer sessions or a higher rate"
         )
     return sizes
 
@@ -55,8 +76,8 @@ def nested_subsets(
         For each session, its sorted int64 indices into the data set; the first has all of them.
 
     Raises:
-        UsageError: the rate is not between 0 and 1, a subset would be empty, or the number of
-            labels is not ``n``.
+        UsageError: the rate is not between 0 and 1, a number cannot be, a subset would be empty,
+            or the number of labels is not ``n``.
 
     Example:
         >>> [len(subset) for subset in nested_subsets(100, 0.5, 3, seed=0)]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from know_cli.cli.forget import load_labels, parse_options, parse_rates
-from know_cli.errors import UsageError
-from tests.support.command import Command
+from know_cli.errors import EXIT_USAGE, UsageError
+from tests.support.command import Command, one_line
 
 MODULE = """
 import torch
@@ -63,6 +63,16 @@ def test_prints_a_line_a_session_and_a_result(folder: Path, know: Command) -> No
     assert done.stdout.startswith("run: 3 sessions trained")
     again = know("forget", *arguments, "--quiet", cwd=folder)
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+
+
+def test_numbers_that_no_machine_has(folder: Path, know: Command) -> None:
+    """More threads than the system gives end the process; so many samples, a bug."""
+    wrong = [("--threads", "100000", "--threads"), ("--size", str(10**20), f"{10**20} samples")]
+    for option, number, named in wrong:
+        refused = know("forget", "mine:session", "run", "--size", "40", option, number, cwd=folder)
+        assert refused.returncode == EXIT_USAGE
+        assert named in one_line(refused.stderr)
+    assert not (folder / "run").exists()
 
 
 def test_several_trajectories(folder: Path, know: Command) -> None:

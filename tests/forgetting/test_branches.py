@@ -207,6 +207,10 @@ def test_numbers_that_cannot_be(tmp_path: Path) -> None:
     for wrong in ({"branches": 0}, {"branches": 1, "rate": 1.5}, {"branches": 1, "seed": -1}):
         with pytest.raises(UsageError):
             BranchRecorder(tmp_path / "run", 10, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="1000 branches: at most 999 can be recorded"):
+        BranchRecorder(tmp_path / "run", 10, branches=1000)
+    with pytest.raises(UsageError, match="10 samples are too few for rate 0.04: a branch would"):
+        BranchRecorder(tmp_path / "run", 10, branches=2, rate=0.04)
     # A forgetting's folder is not one for branches, whose Θ0 would have the same name.
     made = Recorder(tmp_path / "run", nested_subsets(10, 0.5, 1, 0), rate=0.5)
     for session in made:

@@ -18,7 +18,13 @@ from know_cli.checkpoints import open_trajectory
 from know_cli.checkpoints.metadata import Continuation, Session
 from know_cli.checkpoints.state import read_state
 from know_cli.errors import CheckpointError, UsageError
-from know_cli.forgetting import Recorder, TrainingSession, nested_subsets, subset_sizes
+from know_cli.forgetting import (
+    BranchRecorder,
+    Recorder,
+    TrainingSession,
+    nested_subsets,
+    subset_sizes,
+)
 from know_cli.forgetting.recorder import derived_seed, read_record
 from know_cli.forgetting.runner import (
     Protocol,
@@ -94,6 +100,24 @@ class TestNestedSubsets:
     def test_refuses_empty_subsets(self) -> None:
         with pytest.raises(UsageError, match="10 samples are too few for 6 sessions"):
             nested_subsets(10, 0.5, 6, 0)
+
+    @pytest.mark.parametrize("rate", [0.5, 0.9999])
+    def test_refuses_more_sessions_than_a_record_may_have(self, rate: float) -> None:
+        """What could be recorded and not be gone on with, or would take forever to draw."""
+        for sessions in (1001, 10**15):
+            with pytest.raises(UsageError, match=f"^{sessions} sessions: at most 1000 can be"):
+                nested_subsets(10_000, rate, sessions, 0)
+
+    def test_the_message_lists_few_sizes(self) -> None:
+        with pytest.raises(UsageError, match=r"would be 8, 4, 2, 1, 0, 0, 0, 0, 0, 0, …; use"):
+            nested_subsets(8, 0.5, 1000, 0)
+
+    @pytest.mark.parametrize("n", [-5, 0, 10**20])
+    def test_refuses_a_number_of_samples_that_cannot_be(self, n: int, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match=f"^{n} samples: give a number"):
+            nested_subsets(n, 0.5, 2, 0)
+        with pytest.raises(UsageError, match=f"^{n} samples: give a number"):
+            BranchRecorder(tmp_path / "run", n, branches=2)
 
     def test_refuses_wrong_labels_and_seeds(self) -> None:
         with pytest.raises(UsageError, match="10 samples need"):
