@@ -265,18 +265,16 @@ def load_labels(source: str) -> NDArray[Any]:
     """Read labels from ``FILE.npy``, or take ``MODULE:NAME`` from a module.
 
     Raises:
-        UsageError: they cannot be read or are not one-dimensional.
+        UsageError: they cannot be read or are not one class per sample.
     """
     import numpy as np
 
-    from know_cli.forgetting.runner import load_object
+    from know_cli.forgetting.runner import as_labels, load_object
 
     try:
         found = np.load(source, allow_pickle=False) if source.endswith(".npy") else None
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"--labels {source}: cannot be read: {error}") from error
-    if found is None:
-        found = np.asarray(load_object(source))
-    if found.ndim != 1 or found.dtype == object:
-        raise UsageError(f"--labels {source}: has shape {found.shape}; give one class per sample")
-    return found
+    if found is not None and not isinstance(found, np.ndarray):
+        raise UsageError(f"--labels {source}: is an archive of arrays; save one as .npy")
+    return as_labels(load_object(source) if found is None else found, f"--labels {source}")

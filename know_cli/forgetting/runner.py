@@ -47,12 +47,16 @@ class TrainingFunction:
     labels: Any = None
 
     def data_labels(self, seed: int, options: Mapping[str, str]) -> NDArray[Any] | None:
-        """Classes ``[n]`` of a trajectory's samples, or None if the function declares none."""
+        """Classes ``[n]`` of a trajectory's samples, or None if the function declares none.
+
+        Raises:
+            UsageError: they are not one class per sample, or the function of them fails.
+        """
         found = self.labels
         if callable(found):
             with user_code(self.name, _LABELS):
                 found = found(seed, dict(options))
-        return None if found is None else np.asarray(found)
+        return None if found is None else as_labels(found, f"{self.name}: {_LABELS}")
 
     def train(
         self, session: TrainingSession, folder: Path
@@ -71,6 +75,26 @@ class TrainingFunction:
         if not isinstance(measurements, Mapping):
             raise UsageError(f"{where}: measurements are {a_type(measurements)}, not a dictionary")
         return state_of(result, where), dict(measurements)
+
+
+def as_labels(found: Any, where: str) -> NDArray[Any]:
+    """Labels of any library as an array ``[n]``.
+
+    Raises:
+        UsageError: they are not one class per sample, or cannot be sorted; ``where`` begins the
+            message.
+    """
+    try:
+        labels = np.asarray(found.detach().cpu() if hasattr(found, "detach") else found)
+        np.unique(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"{where}: cannot be taken for classes: {error}; give one class per sample, all "
+            "numbers or all texts"
+        ) from error
+    if labels.ndim != 1:
+        raise UsageError(f"{where}: has shape {labels.shape}; give one class per sample")
+    return labels
 
 
 class user_code:  # noqa: N801  used like a function

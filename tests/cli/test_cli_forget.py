@@ -101,7 +101,9 @@ def test_arguments(tmp_path: Path) -> None:
     assert load_labels(str(tmp_path / "labels.npy")).tolist() == [0, 1, 2, 3]
     np.save(tmp_path / "square.npy", np.ones((2, 2)))
     (tmp_path / "text.npy").write_text("no array")
-    for name in ("square.npy", "text.npy", "missing.npy"):
+    np.savez(tmp_path / "several.npz", one=np.arange(4))
+    (tmp_path / "several.npz").rename(tmp_path / "several.npy")
+    for name in ("square.npy", "text.npy", "missing.npy", "several.npy"):
         with pytest.raises(UsageError, match=name):
             load_labels(str(tmp_path / name))
 

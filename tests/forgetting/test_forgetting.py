@@ -393,6 +393,21 @@ class TestRunner:
                 assert (session.indices >= 30).sum() == 5
             made.save(session, train(session))
 
+    @pytest.mark.parametrize(
+        "labels", [5, [None, "a"] * 5, [[1], [1, 2]], np.zeros((10, 2)), torch.zeros(10, 2)]
+    )
+    def test_labels_that_are_no_classes_are_refused(self, labels: object, tmp_path: Path) -> None:
+        function = TrainingFunction("mine:train", train, None, labels)
+        with pytest.raises(UsageError, match=r"^mine:train: labels: .*give one class per sample"):
+            open_recorder(function, tmp_path, Protocol(sessions=2))
+
+    def test_labels_of_other_libraries(self, tmp_path: Path) -> None:
+        texts = np.asarray(["a", "b"] * 5, dtype=object)  # as pandas has them
+        for labels in (texts, torch.zeros(10, requires_grad=True)):
+            function = TrainingFunction("mine:train", train, None, labels)
+            made = open_recorder(function, tmp_path / "run", Protocol(sessions=2))
+            assert len(next(iter(made)).indices) == 10
+
     def test_several_trajectories_differ(self, tmp_path: Path) -> None:
         function = TrainingFunction("f", train, size=40)
         protocol = Protocol(sessions=2, rates=(0.3, 0.9), seed=1)
