@@ -17,13 +17,26 @@ def plain_measurements(
     plain: dict[str, float | str | bool] = {}
     odd = []
     for name, value in measurements.items():
-        count = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
-        if hasattr(value, "item") and count == 1:
-            value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            value = str(value)
-        if isinstance(value, (int, float, str)):
-            plain[str(name)] = value
-        else:
+        try:
+            count = value.numel() if hasattr(value, "numel") else getattr(value, "size", 0)
+            if hasattr(value, "item") and count == 1:
+                value = value.item()
+            if not isinstance(value, str):
+                value = _number(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):  # such as a meta tensor's
             odd.append(str(name))
+        else:
+            plain[str(name)] = value
     return plain, odd
+
+
+def _number(value: Any) -> float | str | bool:
+    """A number as JSON can have it; text if it is not finite.
+
+    Raises:
+        TypeError: it is none.
+        OverflowError: an integer is larger than any float, and perhaps than JSON's readers take.
+    """
+    if not isinstance(value, (int, float)):
+        raise TypeError(value)
+    return value if math.isfinite(value) else str(value)

@@ -453,6 +453,22 @@ def test_measurements_of_any_library_are_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "trajectory.json").read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [10**5000, torch.zeros((), device="meta"), 1j, None],
+    ids=["huge", "meta", "1j", "None"],
+)
+def test_a_session_is_kept_whatever_is_wrong_with_a_measurement(
+    value: object, tmp_path: Path
+) -> None:
+    made = recorder(tmp_path)
+    session = next(iter(made))
+    with pytest.raises(UsageError, match="session 0 is saved without its measurements odd"):
+        made.save(session, train(session), {"accuracy": 0.5, "odd": value})  # type: ignore[dict-item]
+    assert recorder(tmp_path).measurements(0) == {"accuracy": 0.5}
+    assert recorder(tmp_path).done == [0]
+
+
 def test_a_session_is_kept_when_its_measurements_cannot_be(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, nested_subsets(8, 0.5, 2, 0), rate=0.5)
     (session, *_) = list(itertools.islice(recorder, 1))
