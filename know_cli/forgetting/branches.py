@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 from know_cli.checkpoints.metadata import Branch
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.errors import UsageError
+from know_cli.forgetting.record_checks import FORMAT
 from know_cli.forgetting.recorder import (
-    FORMAT,
     Recorder,
     TrainingSession,
     checkpoint_name,

@@ -1,13 +1,43 @@
-"""What the record of a trajectory must have, whoever wrote it."""
+"""Reads the record of a trajectory, and checks that it has what it must, whoever wrote it."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.metadata import rate_problem
+from know_cli.errors import UsageError
+from know_cli.files import read_text
 from know_cli.forgetting.subsets import MOST_SESSIONS
 
+RECORD = "trajectory.json"
+FORMAT = 1
+
 _LONGEST_IDENTITY = 64
+
+
+def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
+    """Read the ``trajectory.json`` of a recorded trajectory, or a record of another name.
+
+    Returns:
+        ``trajectory`` (identity), ``function``, ``options``, ``seed``, ``rate``, ``sessions``
+        and ``continuations`` (how many there are when it is complete), and ``recorded``: for each
+        session's index, as text, its fraction, samples, seed and measurements.
+
+    Raises:
+        UsageError: the file is missing or is not such a record.
+    """
+    path = folder / name
+    try:
+        record = json.loads(read_text(path, MAX_BYTES))
+        if record["format"] != FORMAT:
+            raise ValueError(f"format {record['format']!r}")
+        check_record(record)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UsageError(f"{path}: is not the record of a trajectory ({error!r})") from error
+    return dict(record)
 
 
 def check_record(record: Any) -> None:

@@ -12,22 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from know_cli.checkpoints import open_checkpoint, save_checkpoint
-from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Regime, Session
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.checkpoints.state import read_state
 from know_cli.errors import CheckpointError, UsageError, a_type
-from know_cli.files import json_text, make_folder, read_text, write_text
+from know_cli.files import check_writable, json_text, make_folder, write_text
 from know_cli.forgetting.measurements import plain_measurements
-from know_cli.forgetting.record_checks import check_record
+from know_cli.forgetting.record_checks import FORMAT, RECORD, read_record
 from know_cli.forgetting.subsets import Indices
 from know_cli.forgetting.wrappers import bare_name, inside_wrappers
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-RECORD = "trajectory.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -279,7 +275,11 @@ class Recorder:
         return dict(entry.get("measurements", {}))
 
     def __iter__(self) -> Iterator[TrainingSession]:
-        for index in self.missing:
+        if missing := self.missing:
+            # A folder that cannot be written in is told before a training, not after it.
+            make_folder(self.folder)
+            check_writable(self.folder)
+        for index in missing:
             if self._open is not None:
                 raise UsageError(
                     f"{self.folder}: {self._open.name} was not saved; call save() first"
@@ -335,7 +335,6 @@ class Recorder:
         }
         # The checkpoint goes last, since it marks a session as done: after a crash between the
         # two writes the session is trained again and its entry replaced.
-        make_folder(self.folder)
         record = self.folder / self._record_name
         write_text(record, json_text(self._record, indent=1), replace=self._has_record)
         self._has_record = True
@@ -388,28 +387,6 @@ def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str
 
 class _BareState(dict[str, "Tensor"]):
     """A state dict whose names have been looked at."""
-
-
-def read_record(folder: Path, name: str = RECORD) -> dict[str, Any]:
-    """Read the ``trajectory.json`` of a recorded trajectory, or a record of another name.
-
-    Returns:
-        ``trajectory`` (identity), ``function``, ``options``, ``seed``, ``rate``, ``sessions``
-        and ``continuations`` (how many there are when it is complete), and ``recorded``: for each
-        session's index, as text, its fraction, samples, seed and measurements.
-
-    Raises:
-        UsageError: the file is missing or is not such a record.
-    """
-    path = folder / name
-    try:
-        record = json.loads(read_text(path, MAX_BYTES))
-        if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']!r}")
-        check_record(record)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise UsageError(f"{path}: is not the record of a trajectory ({error!r})") from error
-    return dict(record)
 
 
 def derived_seed(seed: int, *numbers: int) -> int:

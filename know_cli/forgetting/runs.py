@@ -12,6 +12,7 @@ from know_cli.checkpoints.metadata import TRAINING_STEP, TRAJECTORY_KIND, Trajec
 from know_cli.checkpoints.paths import MAX_CHECKPOINTS, MIN_CHECKPOINTS
 from know_cli.errors import CheckpointError, OutputError, UsageError
 from know_cli.files import (
+    check_writable,
     make_folder,
     new_folder,
     output_errors,
@@ -76,6 +77,7 @@ class RunRecorder:
 
         Raises:
             UsageError: it begins at 0, and the folder holds checkpoints of a run.
+            OutputError: the folder cannot be made or written in.
         """
         later = [each for each in self._kept if each > step]
         if later and step == 0:
@@ -83,6 +85,8 @@ class RunRecorder:
                 f"{self.folder}: holds checkpoints of a run, up to step {max(later)}; name another "
                 "folder for a new one"
             )
+        make_folder(self.folder)
+        check_writable(self.folder)
         for each in later:
             self._remove(each)
 

@@ -23,8 +23,8 @@ from know_cli.checkpoints import Checkpoint, Trajectory, open_checkpoint, save_c
 from know_cli.checkpoints.reading import as_bytes, read_float32
 from know_cli.engine.classification import classify_values
 from know_cli.errors import CheckpointError
-from know_cli.forgetting.record_checks import check_record
-from know_cli.forgetting.recorder import checkpoint_name, read_record
+from know_cli.forgetting.record_checks import check_record, read_record
+from know_cli.forgetting.recorder import checkpoint_name
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.normalisation import find_norm_layers
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from know_cli.checkpoints.metadata import Regime
 from know_cli.errors import UsageError
-from know_cli.forgetting.recorder import RECORD
+from know_cli.forgetting.record_checks import RECORD
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.series import (
     Floats,

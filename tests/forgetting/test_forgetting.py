@@ -17,7 +17,7 @@ from safetensors import safe_open
 from know_cli.checkpoints import open_trajectory
 from know_cli.checkpoints.metadata import Continuation, Session
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import CheckpointError, UsageError
+from know_cli.errors import CheckpointError, OutputError, UsageError
 from know_cli.forgetting import (
     BranchRecorder,
     Recorder,
@@ -25,7 +25,8 @@ from know_cli.forgetting import (
     nested_subsets,
     subset_sizes,
 )
-from know_cli.forgetting.recorder import derived_seed, read_record
+from know_cli.forgetting.record_checks import read_record
+from know_cli.forgetting.recorder import derived_seed
 from know_cli.forgetting.runner import (
     Protocol,
     TrainingFunction,
@@ -290,6 +291,11 @@ class TestRecorder:
         (tmp_path / "trajectory.json").write_text("{}")
         with pytest.raises(UsageError, match="not the record of a trajectory"):
             recorder(tmp_path)
+
+    def test_a_folder_that_cannot_be_written_is_told_before_training(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(OutputError, match="cannot be made"):
+            next(iter(recorder(tmp_path / "file" / "run")))
 
     def test_every_session_must_be_saved(self, tmp_path: Path) -> None:
         sessions = iter(recorder(tmp_path))

@@ -112,6 +112,12 @@ def test_what_others_have_saved_is_left_alone(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made"):
+        RunRecorder(tmp_path / "file" / "run", every=5).begin(0)
+
+
 def test_numbers_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="every=0"):
