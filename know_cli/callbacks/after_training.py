@@ -114,6 +114,11 @@ def seed_of(session: TrainingSession) -> int:
     return session.seed % _SEEDS
 
 
+def no_step(session: TrainingSession, advice: str) -> UsageError:
+    """The error of a training that left the model as it was, which would be recorded as trained."""
+    return UsageError(f"{session.name}: its training made no step; {advice}")
+
+
 def size_of(data: Any, what: str) -> int:
     """The number of samples of a data set.
 

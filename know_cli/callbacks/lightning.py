@@ -20,6 +20,7 @@ from know_cli.callbacks.after_training import (
     Train,
     branch_recorder,
     forgetting_recorder,
+    no_step,
     record_after,
     seed_of,
     size_of,
@@ -107,8 +108,8 @@ def record_forgetting(
         The paths of all checkpoints, Θ0's first.
 
     Raises:
-        UsageError: the data is streamed, nothing tells the size of its batches, or the folder holds
-            another model's.
+        UsageError: the data is streamed, nothing tells the size of its batches, a Trainer makes no
+            step, or the folder holds another model's.
         OutputError: the folder cannot be written.
     """
     recorder = forgetting_recorder(
@@ -197,7 +198,11 @@ def _further(
             drop_last=drops and len(session.indices) >= (size or 1),
             generator=torch.Generator().manual_seed(seed),
         )
+        before = trainer.fit_loop.total_batch_idx
         trainer.fit(module, part)
+        # A Trainer that has come to its max_epochs does nothing, and says so only to its log.
+        if trainer.fit_loop.total_batch_idx == before:
+            raise no_step(session, "make a new Trainer each time, with max_epochs of 1 or more")
 
     return train
 

@@ -19,6 +19,7 @@ from know_cli.callbacks.after_training import (
     Train,
     branch_recorder,
     forgetting_recorder,
+    no_step,
     record_after,
     seed_of,
     size_of,
@@ -131,8 +132,8 @@ def record_forgetting(
         The paths of all checkpoints, Θ0's first.
 
     Raises:
-        UsageError: the data is streamed, an argument does not exist, or the folder holds another
-            model's.
+        UsageError: the data is streamed, an argument does not exist, a training makes no step, or
+            the folder holds another model's.
         OutputError: the folder cannot be written.
     """
     size = size_of(trainer.train_dataset, "the Trainer's training data")
@@ -203,7 +204,7 @@ def _further(trainer: Trainer, arguments: Mapping[str, Any]) -> Train:
         none = type(args.save_strategy)("no")
         args.save_strategy, args.eval_strategy = none, type(args.eval_strategy)("no")
         args.load_best_model_at_end, args.push_to_hub, args.report_to = False, False, []
-        type(trainer)(
+        trained = type(trainer)(
             model=trainer.model,
             args=args,
             train_dataset=_part(trainer.train_dataset, session),
@@ -211,6 +212,8 @@ def _further(trainer: Trainer, arguments: Mapping[str, Any]) -> Train:
             processing_class=trainer.processing_class,
             compute_loss_func=trainer.compute_loss_func,
         ).train()
+        if trained.global_step == 0:
+            raise no_step(session, "give num_train_epochs or max_steps of 1 or more")
 
     return train
 

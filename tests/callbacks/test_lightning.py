@@ -157,6 +157,19 @@ def test_the_example_of_the_page(
     assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 2
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_trainer_that_makes_no_step_is_refused(real: Any, tmp_path: Path, again: bool) -> None:
+    """As one that has been fitted already does; its session would be a copy of the one before."""
+    module, made = real.Line(), real.trainer(max_epochs=1 if again else 0)
+    if again:
+        made.fit(module, loader())
+    trained = weights(module)
+    with pytest.raises(UsageError, match="session 1: its training made no step; make a new Train"):
+        real.record_forgetting(lambda: made, module, loader(), tmp_path / "f", sessions=3)
+    assert [path.stem for path in (tmp_path / "f").glob("*.safetensors")] == ["ckpt0"]
+    assert same(weights(module), trained)
+
+
 def test_what_cannot_be_recorded(real: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the loader's data set: is streamed"):
         real.record_branches(real.trainer, real.Line(), loader(Stream()), tmp_path / "b")

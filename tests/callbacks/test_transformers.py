@@ -166,6 +166,13 @@ def test_the_example_of_the_page(
     assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 2
 
 
+def test_a_training_without_a_step_is_refused(real: Any, tmp_path: Path) -> None:
+    made = trainer(real, tmp_path, max_steps=-1, num_train_epochs=1)
+    with pytest.raises(UsageError, match="session 1: its training made no step; give num_train"):
+        real.record_forgetting(made, tmp_path / "f", arguments={"num_train_epochs": 0})
+    assert [path.stem for path in (tmp_path / "f").glob("*.safetensors")] == ["ckpt0"]
+
+
 def test_what_cannot_be_recorded(
     real: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
