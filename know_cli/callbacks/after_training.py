@@ -125,7 +125,11 @@ def size_of(data: Any, what: str) -> int:
     Raises:
         UsageError: it has none, as streamed data do not.
     """
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+    from torch.utils.data import IterableDataset
+
+    # Torch gives a streamed data set a __getitem__ that only raises, and its author a __len__.
+    is_streamed = isinstance(data, IterableDataset)
+    if is_streamed or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise UsageError(
             f"{what}: is streamed, and subsets need samples by their numbers; give a data set with "
             "__len__ and __getitem__"

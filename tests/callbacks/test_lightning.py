@@ -50,6 +50,11 @@ class Stream(IterableDataset[Tensor]):
         return iter(torch.randn(3, 4))
 
 
+class CountedStream(Stream):
+    def __len__(self) -> int:
+        return 3
+
+
 def loader(data: Any = None) -> DataLoader[Any]:
     return DataLoader(data or Points(), batch_size=2)
 
@@ -171,8 +176,9 @@ def test_a_trainer_that_makes_no_step_is_refused(real: Any, tmp_path: Path, agai
 
 
 def test_what_cannot_be_recorded(real: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="the loader's data set: is streamed"):
-        real.record_branches(real.trainer, real.Line(), loader(Stream()), tmp_path / "b")
+    for stream in (Stream(), CountedStream()):
+        with pytest.raises(UsageError, match="the loader's data set: is streamed"):
+            real.record_branches(real.trainer, real.Line(), loader(stream), tmp_path / "b")
     callback = real.RunCallback(tmp_path / "run", every=5)
     with pytest.warns(UserWarning, match="has 1 of the 2 checkpoints that an average needs"):
         real.trainer(callback).fit(real.Line(), loader())
