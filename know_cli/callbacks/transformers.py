@@ -199,6 +199,9 @@ def _further(trainer: Trainer, arguments: Mapping[str, Any]) -> Train:
         for name, value in arguments.items():
             setattr(args, name, value)
         args.seed = args.data_seed = seed_of(session)
+        # Subsets may be smaller than a batch; one that is dropped leaves nothing to train on.
+        enough = len(session.indices) >= args.train_batch_size
+        args.dataloader_drop_last = args.dataloader_drop_last and enough
         if args.max_steps > 0:
             args.max_steps = max(1, round(args.max_steps * session.fraction))
         none = type(args.save_strategy)("no")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,6 +165,14 @@ def test_the_example_of_the_page(
     ]
     assert len(list(Path("branches").glob("branch*.safetensors"))) == 1
     assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 2
+
+
+def test_subsets_smaller_than_a_batch_that_would_be_dropped(real: Any, tmp_path: Path) -> None:
+    made = trainer(real, tmp_path, per_device_train_batch_size=6, dataloader_drop_last=True,
+                   max_steps=-1, num_train_epochs=1)  # fmt: skip
+    paths = real.record_forgetting(made, tmp_path / "f", sessions=3)  # of 12, 6 and 3 samples
+    states = [load_file(path) for path in paths]
+    assert not any(same(one, two) for one, two in pairwise(states))
 
 
 def test_a_training_without_a_step_is_refused(real: Any, tmp_path: Path) -> None:
