@@ -132,8 +132,8 @@ def record_forgetting(
         The paths of all checkpoints, Θ0's first.
 
     Raises:
-        UsageError: the data is streamed, an argument does not exist, a training makes no step, or
-            the folder holds another model's.
+        UsageError: the data is streamed, an argument does not exist, the Trainer was given an
+            optimiser as an object, a training makes no step, or the folder holds another model's.
         OutputError: the folder cannot be written.
     """
     size = size_of(trainer.train_dataset, "the Trainer's training data")
@@ -183,12 +183,18 @@ def record_branches(
 
 
 def _further(trainer: Trainer, arguments: Mapping[str, Any]) -> Train:
-    """What trains a Trainer's model further."""
+    """What trains a Trainer's model further.
+
+    Raises:
+        UsageError: there are several processes, an argument does not exist, or the Trainer has an
+            optimiser that cannot be made again.
+    """
     if trainer.args.world_size > 1:
         raise UsageError(
             "sessions are recorded in one process, and this is one of "
             f"{trainer.args.world_size}; load the trained model in a script of its own for that"
         )
+    _check_optimizer(trainer)
     for name in arguments:
         if not hasattr(trainer.args, name):
             raise UsageError(f"arguments: {name}: is no argument of the Trainer; check its name")
@@ -214,11 +220,32 @@ def _further(trainer: Trainer, arguments: Mapping[str, Any]) -> Train:
             data_collator=trainer.data_collator,
             processing_class=trainer.processing_class,
             compute_loss_func=trainer.compute_loss_func,
+            optimizer_cls_and_kwargs=trainer.optimizer_cls_and_kwargs,
         ).train()
         if trained.global_step == 0:
             raise no_step(session, "give num_train_epochs or max_steps of 1 or more")
 
     return train
+
+
+def _check_optimizer(trainer: Trainer) -> None:
+    """Refuse an optimiser that was given as an object: another one would train the sessions.
+
+    Raises:
+        UsageError: it is of another class than the Trainer makes itself.
+    """
+    # Accelerate wraps it while the Trainer trains.
+    given = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    makes_its_own = type(trainer).create_optimizer is not Trainer.create_optimizer
+    if given is None or makes_its_own or trainer.optimizer_cls_and_kwargs is not None:
+        return
+    made, _ = trainer.get_optimizer_cls_and_kwargs(trainer.args, trainer.model)
+    if isinstance(made, type) and not isinstance(given, made):
+        raise UsageError(
+            f"the Trainer's optimiser: {type(given).__name__} was given as an object, and sessions "
+            f"would be trained with {made.__name__}; give the Trainer optimizer_cls_and_kwargs= "
+            "instead of optimizers="
+        )
 
 
 def _part(data: Any, session: TrainingSession) -> Any:

@@ -175,6 +175,33 @@ def test_subsets_smaller_than_a_batch_that_would_be_dropped(real: Any, tmp_path:
     assert not any(same(one, two) for one, two in pairwise(states))
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_sessions_have_the_optimiser_of_the_trainer(
+    real: Any, tmp_path: Path, trained: bool
+) -> None:
+    seen = []
+
+    class Counting(torch.optim.SGD):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            seen.append(self)
+
+    made = trainer(real, tmp_path)
+    made.optimizer_cls_and_kwargs = (Counting, {"lr": 0.1})
+    if trained:
+        made.train()
+    real.record_forgetting(made, tmp_path / "f", sessions=3)
+    assert len(seen) == 2 + trained
+
+    made = trainer(real, tmp_path)
+    made.optimizer = torch.optim.SGD(made.model.parameters(), lr=0.1)  # as from optimizers=
+    if trained:
+        made.train()
+    with pytest.raises(UsageError, match="SGD was given as an object, and .* with AdamW; give the"):
+        real.record_forgetting(made, tmp_path / "g", sessions=2)
+    assert not (tmp_path / "g").exists()
+
+
 def test_a_training_without_a_step_is_refused(real: Any, tmp_path: Path) -> None:
     made = trainer(real, tmp_path, max_steps=-1, num_train_epochs=1)
     with pytest.raises(UsageError, match="session 1: its training made no step; give num_train"):
