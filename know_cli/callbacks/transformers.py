@@ -6,6 +6,7 @@ Needs transformers and accelerate: the extra ``transformers``.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -195,8 +196,9 @@ def _further(trainer: Trainer, arguments: Mapping[str, Any]) -> Train:
             f"{trainer.args.world_size}; load the trained model in a script of its own for that"
         )
     _check_optimizer(trainer)
+    names = {field.name for field in dataclasses.fields(trainer.args)}
     for name in arguments:
-        if not hasattr(trainer.args, name):
+        if name not in names:
             raise UsageError(f"arguments: {name}: is no argument of the Trainer; check its name")
 
     def train(session: TrainingSession) -> None:

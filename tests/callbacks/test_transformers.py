@@ -220,6 +220,8 @@ def test_what_cannot_be_recorded(
                 record(made, tmp_path / "b")
     with pytest.raises(UsageError, match="arguments: max_step: is no argument of the Trainer"):
         real.record_branches(made, tmp_path / "b", branches=1, arguments={"max_step": 3})
+    with pytest.raises(UsageError, match="arguments: train_batch_size: is no argument"):
+        real.record_branches(made, tmp_path / "b", arguments={"train_batch_size": 3})
     streamed = trainer(real, tmp_path, data=Stream())
     with pytest.raises(UsageError, match="training data: is streamed"):
         real.record_forgetting(streamed, tmp_path / "f")
