@@ -162,6 +162,18 @@ def test_the_example_of_the_page(
     assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 2
 
 
+def test_a_buffer_with_nan_does_not_make_another_model(real: Any, tmp_path: Path) -> None:
+    module = real.Line()
+    module.register_buffer("largest", torch.tensor([float("nan"), 0.0]))
+    module.register_buffer("step", torch.tensor(3, dtype=torch.bfloat16))
+    given = (real.trainer, module, loader(), tmp_path / "f")
+    assert len(real.record_forgetting(*given, sessions=2)) == 2
+    assert len(real.record_forgetting(*given, sessions=2)) == 2  # goes on
+    module.largest[1] = 1
+    with pytest.raises(UsageError, match="is another model than the one that was trained"):
+        real.record_forgetting(*given, sessions=2)
+
+
 @pytest.mark.parametrize("again", [True, False])
 def test_a_trainer_that_makes_no_step_is_refused(real: Any, tmp_path: Path, again: bool) -> None:
     """As one that has been fitted already does; its session would be a copy of the one before."""
