@@ -193,6 +193,8 @@ def _further(
             batch_size=size,
             shuffle=True,
             num_workers=loader.num_workers,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
             drop_last=drops and len(session.indices) >= (size or 1),

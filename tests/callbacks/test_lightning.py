@@ -162,6 +162,18 @@ def test_the_example_of_the_page(
     assert len(list(Path("forgetting").glob("ckpt*.safetensors"))) == 2
 
 
+def test_workers_of_sessions_are_prepared_as_those_of_the_loader(real: Any, tmp_path: Path) -> None:
+    def prepare(worker: int) -> None:
+        (tmp_path / f"prepared-{len(list(tmp_path.glob('prepared-*')))}").touch()
+
+    data = DataLoader(
+        Points(), batch_size=2, num_workers=1, worker_init_fn=prepare,
+        multiprocessing_context="fork",
+    )  # fmt: skip
+    real.record_forgetting(real.trainer, real.Line(), data, tmp_path / "f", sessions=3)
+    assert len(list(tmp_path.glob("prepared-*"))) == 2
+
+
 def test_a_buffer_with_nan_does_not_make_another_model(real: Any, tmp_path: Path) -> None:
     module = real.Line()
     module.register_buffer("largest", torch.tensor([float("nan"), 0.0]))
