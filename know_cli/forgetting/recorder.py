@@ -365,6 +365,8 @@ def state_of(model: nn.Module | Mapping[str, Tensor], where: str) -> Mapping[str
     if isinstance(model, torch.nn.Module):
         wrapped = inside_wrappers(model)
         model = model.state_dict()
+        if not model:
+            raise UsageError(f"{where}: the model has no parameters or buffers to save")
     if not isinstance(model, Mapping) or not model:
         raise UsageError(
             f"{where}: got {a_type(model)}; return the model, its state dict, or a pair "

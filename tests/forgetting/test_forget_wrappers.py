@@ -155,3 +155,8 @@ def test_loading_into_a_wrapped_model_is_explained(tmp_path: Path, know: Command
 def test_what_is_no_state_dict_is_named(state: dict[str, Tensor], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         state_of(state, "here")
+
+
+def test_a_model_without_tensors_is_told_as_such() -> None:
+    with pytest.raises(UsageError, match="^here: the model has no parameters or buffers to save"):
+        state_of(nn.Identity(), "here")
