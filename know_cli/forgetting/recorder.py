@@ -15,7 +15,7 @@ from know_cli.checkpoints import open_checkpoint, save_checkpoint
 from know_cli.checkpoints.metadata import REGIME, TRAJECTORY, Continuation, Regime, Session
 from know_cli.checkpoints.reading import as_bytes
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import CheckpointError, UsageError, a_type
+from know_cli.errors import CheckpointError, OutputError, UsageError, a_type
 from know_cli.files import check_writable, json_text, make_folder, write_text
 from know_cli.forgetting.measurements import plain_measurements
 from know_cli.forgetting.record_checks import FORMAT, RECORD, read_record
@@ -321,7 +321,7 @@ class Recorder:
             UsageError: the session is not the one in training, ``model`` is neither a model nor a
                 state dict, or a measurement is not a number, text or boolean; in the last case
                 the checkpoint is saved without that measurement.
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or another run has recorded the session.
         """
         if self._open is None or session.index != self._open.index:
             raise UsageError(f"{self.folder}: {session.name} is not the session in training")
@@ -336,6 +336,12 @@ class Recorder:
         # The checkpoint goes last, since it marks a session as done: after a crash between the
         # two writes the session is trained again and its entry replaced.
         record = self.folder / self._record_name
+        for taken in (self.path(session.index), *([] if self._has_record else [record])):
+            if taken.exists():
+                raise OutputError(
+                    f"{taken}: another run has recorded it meanwhile; wait until that is done, and "
+                    "start this one again to go on from there"
+                )
         write_text(record, json_text(self._record, indent=1), replace=self._has_record)
         self._has_record = True
         metadata = {"format": "pt", **self._metadata(session)}

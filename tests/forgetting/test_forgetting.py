@@ -316,6 +316,19 @@ class TestRecorder:
         with pytest.raises(UsageError, match="not the session in training"):
             made.save(session, model)
 
+    def test_two_runs_at_once_do_not_replace_each_other(self, tmp_path: Path) -> None:
+        one, two = recorder(tmp_path), recorder(tmp_path)
+        sessions = [next(iter(made)) for made in (one, two)]
+        one.save(sessions[0], train(sessions[0]))
+        with pytest.raises(OutputError, match="ckpt0.safetensors: another run has recorded it"):
+            two.save(sessions[1], train(sessions[1]))
+        one, two = recorder(tmp_path), recorder(tmp_path)  # both go on
+        sessions = [next(iter(made)) for made in (one, two)]
+        one.save(sessions[0], train(sessions[0]), {"accuracy": 0.25})
+        with pytest.raises(OutputError, match="ckpt1.safetensors: another run has recorded it"):
+            two.save(sessions[1], train(sessions[1]), {"accuracy": 0.75})
+        assert recorder(tmp_path).measurements(1) == {"accuracy": 0.25}
+
     def test_refuses_to_hold_everything_back(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="at least one must remain"):
             Recorder(tmp_path, nested_subsets(40, 0.5, 2, 0), rate=0.5, before=2)
