@@ -255,7 +255,8 @@ class Recorder:
     def _other(self, path: Path, trajectory: str) -> UsageError:
         return UsageError(
             f"{path}: is of another trajectory ({trajectory}, this one is {self.trajectory}); "
-            "its data, seed, rate, sessions, options or function differ; record into another folder"
+            "its data, seed, rate, sessions, options, function or start differ; record into "
+            "another folder"
         )
 
     @property

@@ -149,6 +149,7 @@ def test_a_model_that_is_trained_already_is_session_0(folder: Path, know: Comman
     other = know(*record, cwd=folder)
     assert other.returncode == 2
     assert "is of another trajectory" in other.stderr
+    assert "options, function or start differ; record into another folder" in other.stderr
     both = know(*record, "--start", "public/model.safetensors", cwd=folder)
     assert both.returncode == 2
     assert "--start and --from exclude each other" in " ".join(both.stderr.split())
