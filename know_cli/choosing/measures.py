@@ -10,11 +10,12 @@ import shlex
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from know_cli.errors import UsageError, quoted
 from know_cli.ranks.environment import own_command
@@ -23,8 +24,10 @@ from know_cli.ranks.environment import own_command
 _END_CHARACTERS = 2000
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _START, _SEED = "start", "seed"
-# How long a process has to end after it was asked to.
+# How long a process has to end after it was asked to, and its output after it has ended.
 _GRACE_SECONDS = 5.0
+# How often is looked whether a process has ended while its output is read, and all of its group.
+_LOOK_SECONDS, _LOOK_AT_GROUP_SECONDS = 1.0, 0.05
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class CommandMeasure:
     timeout: float | None = None
     variable: str = ""
     option: str = "--measure"
-    _running: set[subprocess.Popen[str]] = field(default_factory=set)
+    _running: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self, tuned: tuple[str, ...]) -> None:
@@ -104,22 +107,18 @@ class CommandMeasure:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
             env=environment,
             start_new_session=True,
         )
         with self._lock:
             self._running.add(process)
         try:
-            output, errors = process.communicate(timeout=self.timeout)
-        except subprocess.TimeoutExpired:
-            _end(process)
-            output, errors = process.communicate()
-            return _failed(f"took longer than {self.timeout:g} s", output, errors)
+            output, errors, is_late = _read_all(process, self.timeout)
         finally:
             with self._lock:
                 self._running.discard(process)
+        if is_late:
+            return _failed(f"took longer than {self.timeout:g} s", output, errors)
         if process.returncode:
             return _failed(_ended(process.returncode), output, errors)
         return self._read(output, errors)
@@ -253,13 +252,51 @@ def _ended(code: int) -> str:
     return f"ended with exit code {code}"
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """End a process and all that it started, first politely."""
-    for wanted, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, None)):
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, wanted)
+def _read_all(process: subprocess.Popen[bytes], timeout: float | None) -> tuple[str, str, bool]:
+    """Read what a process writes until it ends, or end it with all that it started.
+
+    Its output may stay open after its end, held by what it has left running: that is waited for
+    only as long as the rest of the output may need.
+
+    Args:
+        process: with pipes for its standard output and standard error.
+        timeout: seconds that it may take; None for ever.
+
+    Returns:
+        Its standard output, its standard error, and whether it took longer.
+    """
+    limit = math.inf if timeout is None else time.monotonic() + timeout
+    until, is_late = math.inf, False
+    parts: tuple[bytes | None, bytes | None] = (None, None)
+    while time.monotonic() < until:
+        wait = _LOOK_SECONDS
+        if process.poll() is None:
+            wait = min(wait, max(limit - time.monotonic(), 0))
         try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            continue
-        return
+            parts = process.communicate(timeout=wait)
+            break
+        except subprocess.TimeoutExpired as error:
+            parts = error.output, error.stderr
+        if process.poll() is None and time.monotonic() >= limit:
+            is_late = True
+            _end(process)
+        if process.poll() is not None:
+            until = min(until, time.monotonic() + _GRACE_SECONDS)
+    for pipe in (process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
+    output, errors = ((part or b"").decode(errors="replace") for part in parts)
+    return output, errors, is_late
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """End a process and all that it started, first politely."""
+    until = time.monotonic() + _GRACE_SECONDS
+    with suppress(ProcessLookupError, PermissionError):  # none of them is left
+        os.killpg(process.pid, signal.SIGTERM)
+        while time.monotonic() < until:
+            process.poll()  # one that has ended is of its group until it is asked for
+            time.sleep(_LOOK_AT_GROUP_SECONDS)
+            os.killpg(process.pid, 0)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -60,6 +60,34 @@ def test_a_measure_that_hangs_ends_with_all_that_it_started(tmp_path: Path) -> N
     assert not mark.exists()
 
 
+def test_a_measure_that_hangs_ends_with_what_ignores_that_it_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("know_cli.choosing.measures._GRACE_SECONDS", 0.5)
+    mark = tmp_path / "mark"
+    stubborn = f"sh -c 'trap \"\" TERM; while true; do touch {mark}; sleep 0.1; done'"
+    found = take(f"{stubborn}; true", timeout=1)
+    assert found.reason == "took longer than 1 s"
+    mark.unlink()
+    time.sleep(0.5)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("timeout", [None, 20])
+def test_what_a_measure_leaves_running_is_not_waited_for(
+    timeout: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("know_cli.choosing.measures._GRACE_SECONDS", 0.5)
+    began = time.monotonic()
+    found = take("sleep 40 & echo 0.75", timeout=timeout)
+    assert found == Result(0.75)
+    assert time.monotonic() - began < 15
+
+
+def test_output_that_comes_after_the_end_is_read() -> None:
+    assert take("(sleep 1.5; echo 0.75) & echo 0.5", timeout=60) == Result(0.75)
+
+
 def test_each_slot_is_told_its_number() -> None:
     assert take("echo $DEVICE", variable="DEVICE") == Result(2.0)
 
