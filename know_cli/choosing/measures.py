@@ -138,7 +138,7 @@ class CommandMeasure:
         for line in reversed(lines):
             try:
                 content = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(content, dict) and self.key in content:
                 text = str(content[self.key])

@@ -49,6 +49,8 @@ def test_a_key_of_a_json_line() -> None:
     command = """echo '{"loss": 2, "accuracy": 0.5}'; echo '[1]'; echo end"""
     assert take(command, key="accuracy") == Result(0.5)
     assert take(command, key="f1").reason == "wrote no JSON line with 'f1'"
+    nested = "head -c 100000 /dev/zero | tr '\\0' '['"
+    assert take(f"{command}; {nested}", key="accuracy") == Result(0.5)
 
 
 def test_a_measure_that_hangs_ends_with_all_that_it_started(tmp_path: Path) -> None:
