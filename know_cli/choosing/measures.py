@@ -177,7 +177,8 @@ class FunctionMeasure:
         if timer:
             timer.start()
         try:
-            question = {"start": os.fspath(start), "seed": seed, "values": dict(values)}
+            # The function may have gone to another folder.
+            question = {"start": str(start.absolute()), "seed": seed, "values": dict(values)}
             process.stdin.write(json.dumps(question) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
@@ -187,6 +188,9 @@ class FunctionMeasure:
             if timer:
                 timer.cancel()
         if not answer:
+            # Its own exit code is told, and not that it was ended in the middle of its end.
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_SECONDS)
             self._forget(slot)
             if hung.is_set():
                 return _failed(f"took longer than {self._timeout:g} s", "", "")

@@ -97,8 +97,11 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     # Programs that the function starts must not write among the answers either.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # Nor take questions for their input, of which there is none.
+    questions = os.fdopen(os.dup(sys.stdin.fileno()))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
     function = load_object(sys.argv[1])
-    for line in sys.stdin:
+    for line in questions:
         asked = json.loads(line)
         found = answer(function, Path(asked["start"]), asked["seed"], asked["values"])
         answers.write(json.dumps(found) + "\n")

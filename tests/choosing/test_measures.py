@@ -105,7 +105,7 @@ def test_a_function_stays_up_and_its_prints_are_no_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    start = tmp_path / "start.safetensors"
+    start = Path("start.safetensors")
     save_file({"w": torch.tensor([3.0])}, start)
     (tmp_path / "mine.py").write_text(
         "import os\n"
@@ -115,6 +115,9 @@ def test_a_function_stays_up_and_its_prints_are_no_answers(
         "    print('5.0')\n"
         "    if seed == 9: raise ValueError('no data')\n"
         "    if seed == 8: os._exit(4)\n"
+        "    if seed == 7: raise SystemExit(5)\n"
+        "    if seed == 6: input()\n"
+        "    if seed == 5: os.chdir('/')\n"
         "    return float(state['w']) * len(calls) + float(lr)\n"
     )
     measure = FunctionMeasure("mine.py:measure", timeout=60)
@@ -126,6 +129,12 @@ def test_a_function_stays_up_and_its_prints_are_no_answers(
         assert failed.output.startswith("5.0")
         assert measure.take(start, 8, {}, 0).reason == "ended with exit code 4"
         assert measure.take(start, 0, {}, 0) == Result(4.0)
+        assert measure.take(start, 7, {}, 0).reason == "ended with exit code 5"
+        no_input = measure.take(start, 6, {}, 0)  # and not the next question, or a wait for it
+        assert no_input.reason == "raised EOFError: EOF when reading a line"
+        # From another folder, paths lead to the same files.
+        assert measure.take(start, 5, {}, 0) == Result(7.0)
+        assert measure.take(start, 0, {}, 0) == Result(10.0)
     finally:
         measure.close()
 
