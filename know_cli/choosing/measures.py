@@ -173,7 +173,8 @@ class FunctionMeasure:
             hung.set()
             _end(process)
 
-        timer = threading.Timer(self._timeout, stop) if self._timeout else None
+        seconds = min(self._timeout or 0.0, threading.TIMEOUT_MAX)  # infinity is no time of a timer
+        timer = threading.Timer(seconds, stop) if self._timeout else None
         if timer:
             timer.start()
         try:

@@ -86,6 +86,19 @@ def test_what_a_measure_leaves_running_is_not_waited_for(
     assert time.monotonic() - began < 15
 
 
+def test_a_time_out_may_be_any_number(tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    save_file({"w": torch.tensor([3.0])}, start)
+    (tmp_path / "mine.py").write_text("def measure(state, seed): return 1\n")
+    for timeout in (1e30, math.inf):
+        assert take("echo 0.75", timeout=timeout) == Result(0.75)
+        measure = FunctionMeasure(f"{tmp_path / 'mine.py'}:measure", timeout)
+        try:
+            assert measure.take(start, 0, {}, 0) == Result(1.0)
+        finally:
+            measure.close()
+
+
 def test_output_that_comes_after_the_end_is_read() -> None:
     assert take("(sleep 1.5; echo 0.75) & echo 0.5", timeout=60) == Result(0.75)
 
