@@ -244,7 +244,7 @@ def choose(
     names = tuple(name for name, _ in grid[0])
     place = folder or output.with_name(output.name + ".search")
     if json is not None:
-        check_report_path(json, [*paths, output, place / REPORT], force=force)
+        check_report_path(json, [*paths, output, place], force=force)
     check_intervals()
     measuring = _measure(measure, evaluate, names, measure_json, measure_timeout, device_variable)
     confirming = None

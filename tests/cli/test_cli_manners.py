@@ -128,15 +128,19 @@ def test_a_table_in_the_place_of_results_is_refused_before_any_work(
     assert f"--table out/{name}: is an input or an output of" in one_line(done.stderr)
 
 
-def test_a_report_in_the_place_of_the_search_s_own_is_refused(run: Path, know: Command) -> None:
-    (run / "search").mkdir()
+@pytest.mark.parametrize("name", ["search/report.json", "search/measures.jsonl", "search"])
+def test_a_report_in_the_place_of_the_search_s_own_is_refused(
+    name: str, run: Path, know: Command
+) -> None:
+    if name != "search":
+        (run / "search").mkdir()
     done = know(
         "choose", "c0..c2", "-o", "start", "--folder", "search", "--measure", "false {start}",
-        "--json", "search/report.json", cwd=run,
+        "--json", name, "--force", cwd=run,
     )  # fmt: skip
     assert done.returncode == EXIT_OUTPUT
-    assert "--json search/report.json: is an input or an output of" in one_line(done.stderr)
-    assert not list((run / "search").iterdir())
+    assert f"--json {name}: is an input or an output of" in one_line(done.stderr)
+    assert not list((run / "search").glob("*"))
 
 
 # ------------------------------------------------------------------------- verify
