@@ -270,9 +270,15 @@ def method_path(output: str | Path, name: str) -> Path:
     return path.with_name(f"{path.stem}.{name}{path.suffix}")
 
 
+def search_path(output: Path) -> Path:
+    """Where ``know choose`` keeps its measures: ``out.safetensors.search/``."""
+    path = _with_name(output)
+    return path.with_name(path.name + ".search")
+
+
 def _with_name(output: Path) -> Path:
-    """An output by a path that ends in its name, also where it was given as ``.`` or the like."""
-    if output.name:
+    """An output by a path that ends in its name, also where it was given as ``.`` or ``..``."""
+    if output.name not in ("", ".."):
         return output
     output = output.resolve()
     if not output.name:

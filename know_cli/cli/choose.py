@@ -224,6 +224,7 @@ def choose(
     and writes the first checkpoint.
     """
     from know_cli.checkpoints.arguments import find_checkpoints
+    from know_cli.checkpoints.paths import search_path
     from know_cli.choosing.candidates import choose_candidates
     from know_cli.choosing.intervals import check_intervals
     from know_cli.choosing.made import Made, check_places
@@ -242,7 +243,7 @@ def choose(
         raise UsageError("give one of --measure COMMAND and --evaluate MODULE:FUNCTION")
     grid = parse_grid(tune or ())
     names = tuple(name for name, _ in grid[0])
-    place = folder or output.with_name(output.name + ".search")
+    place = folder or search_path(output)
     if json is not None:
         check_report_path(json, [*paths, output, place], force=force)
     check_intervals()

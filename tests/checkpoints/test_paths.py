@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from know_cli.checkpoints.paths import expand_arguments, factor_name, step_path
+from know_cli.checkpoints.paths import expand_arguments, factor_name, search_path, step_path
 from know_cli.errors import CheckpointError
 
 
@@ -88,6 +88,13 @@ def test_factor_names(rate: float, steps: int, name: str) -> None:
 def test_a_name_too_long_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="name too long"):
         expand_arguments(["x" * 300])
+
+
+def test_search_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert search_path(Path("d/out.safetensors")) == Path("d/out.safetensors.search")
+    monkeypatch.chdir(tmp_path)
+    beside = tmp_path.with_name(f"{tmp_path.name}.search")
+    assert search_path(Path()) == search_path(Path("below/..")) == beside
 
 
 def test_step_paths() -> None:

@@ -147,6 +147,8 @@ def test_a_measure_that_fails_for_the_base_ends_the_search(run: Path, know: Comm
         (("--evaluate", MEASURE, "--folder", "."), EXIT_USAGE, "-o out: lies in the search's own"),
         (("--evaluate", MEASURE, "--folder", "out"), EXIT_USAGE, "lies in the search's own folder"),
         (("--evaluate", MEASURE, "--folder", "out/a"), EXIT_USAGE, "--folder out/a: lies in the"),
+        (("--evaluate", MEASURE, "-o", "."), EXIT_OUTPUT, ".: is a folder, but the output is a file"),
+        (("--evaluate", MEASURE, "-o", "/"), EXIT_OUTPUT, "/: is the root of all files"),
     ],
 )  # fmt: skip
 def test_wrong_usage(
