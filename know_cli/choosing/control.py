@@ -17,6 +17,8 @@ from know_cli.checkpoints.reading import as_bytes, chunks, read_elements
 from know_cli.checkpoints.writer import CheckpointWriter
 
 _COPY_BYTES = 1 << 20
+# How many seeds a generator has; a user's may be any whole number.
+_SEEDS = 1 << 64
 
 
 def write_random_direction(base: Path, winner: Path, output: Path, seed: int) -> None:
@@ -80,7 +82,7 @@ def _disturb(
     position: int,
 ) -> None:
     def noise() -> torch.Generator:
-        return torch.Generator().manual_seed(seed * 1_000_003 + position)
+        return torch.Generator().manual_seed((seed * 1_000_003 + position) % _SEEDS)
 
     # Once for its length, once to write it: the whole direction need not be in memory.
     generator, total = noise(), 0.0

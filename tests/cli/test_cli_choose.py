@@ -102,6 +102,17 @@ def test_none_of_them_is_an_answer(run: Path, know: Command) -> None:
     assert not (run / "none.safetensors").exists()
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("seed", [-(10**25), 10**25])
+def test_a_seed_is_any_whole_number(seed: int, run: Path, know: Command) -> None:
+    done = know(
+        "choose", "c0..c2", "-o", "out", "--evaluate", MEASURE, "--budget", 24, *CANDIDATES,
+        "--seed", seed, cwd=run,
+    )  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "A random direction of the same length has" in done.stdout
+
+
 def test_losses_and_commands(run: Path, know: Command) -> None:
     (run / "loss.py").write_text(
         "import sys\nfrom safetensors.numpy import load_file\n"
