@@ -191,6 +191,19 @@ def check_places(output: Path, folder: Path) -> None:
         raise UsageError(f"--folder {folder}: lies in the output, {output}; name another folder")
 
 
+def check_inputs(inputs: Iterable[Path], folder: Path) -> None:
+    """Refuse a folder for the search that has an input, or that is in one.
+
+    Raises:
+        OutputError: with the input.
+    """
+    for path in inputs:
+        if is_within(path, folder):
+            raise OutputError(f"--folder {folder}: has the input {path}; name another folder")
+        if is_within(folder, path):
+            raise OutputError(f"--folder {folder}: lies in the input {path}; name another folder")
+
+
 def _entry(content: Mapping[str, object]) -> _Entry:
     inputs, files = content["inputs"], content["files"]
     if not isinstance(inputs, str) or not (files is None or isinstance(files, dict)):

@@ -227,10 +227,10 @@ def choose(
     from know_cli.checkpoints.paths import search_path
     from know_cli.choosing.candidates import choose_candidates
     from know_cli.choosing.intervals import check_intervals
-    from know_cli.choosing.made import Made, check_places
+    from know_cli.choosing.made import Made, check_inputs, check_places
     from know_cli.cli.report_file import check_report_path, takes_stdout, write_report
     from know_cli.engine.settings import Settings
-    from know_cli.errors import OutputError, UsageError
+    from know_cli.errors import UsageError
     from know_cli.plots.choice import REPORT
 
     talk = Output(quiet, aside=takes_stdout(json))
@@ -280,9 +280,7 @@ def choose(
     procedure = searching.search([one.name for one in candidates], grid, settings)
     next(procedure)
     procedure.close()
-    for path in paths:
-        if place.exists() and path.resolve().is_relative_to(place.resolve()):
-            raise OutputError(f"--folder {place}: has the input {path}; name another folder")
+    check_inputs(paths, place)
     make_folder(place)
     made = Made(place, str(weights["files"]))
     maker = Maker(

@@ -280,3 +280,19 @@ def test_a_log_that_was_just_begun_begins_again(tmp_path: Path) -> None:
     path.write_bytes(whole[:9])
     Log(path, {"a": 1}).close()
     assert path.read_bytes() == whole
+
+
+def test_a_folder_in_an_input_is_refused_and_nothing_is_made_there(
+    run: Path, know: Command
+) -> None:
+    for k in range(3):
+        (run / f"d{k}").mkdir()
+        (run / f"c{k}.safetensors").rename(run / f"d{k}" / "model.safetensors")
+    done = know(
+        "choose", "d0..d2", "-o", "out", "--evaluate", "mine.py:smaller", "--budget", 16,
+        *CANDIDATES, "--folder", "d1/search", cwd=run,
+    )  # fmt: skip
+    assert done.returncode == EXIT_OUTPUT
+    last = done.stderr.splitlines()[-1]
+    assert last == "know: error: --folder d1/search: lies in the input d1; name another folder"
+    assert [path.name for path in (run / "d1").iterdir()] == ["model.safetensors"]
