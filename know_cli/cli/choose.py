@@ -241,6 +241,11 @@ def choose(
         raise UsageError(f"--keep {keep}: is none of none, best, all")
     if (measure is None) == (evaluate is None):
         raise UsageError("give one of --measure COMMAND and --evaluate MODULE:FUNCTION")
+    if "=" in device_variable:
+        raise UsageError(
+            f"--device-variable {device_variable}: is no name of a variable; each of the jobs is "
+            "told its own number, so give the name alone"
+        )
     grid = parse_grid(tune or ())
     names = tuple(name for name, _ in grid[0])
     place = folder or search_path(output)

@@ -151,6 +151,7 @@ def test_a_measure_that_fails_for_the_base_ends_the_search(run: Path, know: Comm
         (("--evaluate", "mine.py:nothing"), EXIT_USAGE, "mine.py"),
         (("--evaluate", MEASURE, "--tune", "lr=1"), EXIT_USAGE, "does not take"),
         (("--measure", "echo {start}", "--tune", "lr"), EXIT_USAGE, "write NAME=V1,V2,V3"),
+        (("--measure", "echo {start}", "--device-variable", "GPU=0"), EXIT_USAGE, "give the name"),
         (("--evaluate", MEASURE, "--candidate", "magic"), EXIT_USAGE, "--candidate magic"),
         (("--evaluate", MEASURE, "--candidate", "shrink,x"), EXIT_USAGE, "'x' has no value"),
         (("--evaluate", MEASURE, "--budget", "5"), EXIT_USAGE, "need at least"),
