@@ -266,7 +266,7 @@ def choose(
         )
 
     from know_cli.checkpoints import open_trajectory
-    from know_cli.checkpoints.output_checks import check_output
+    from know_cli.checkpoints.output_checks import check_output, name_notices
     from know_cli.choosing import search as searching
     from know_cli.choosing.log import Log
     from know_cli.choosing.making import Maker, identity_of, write_chosen
@@ -278,6 +278,8 @@ def choose(
     settings = searching.Settings(budget, first_seed=seed)
     with open_trajectory(paths, kind=trajectory) as opened:
         check_output(output, opened.checkpoints, is_folder=opened.first.is_folder, force=force)
+        for notice in () if opened.first.is_folder else name_notices(output):
+            talk.notice(notice)
         kind = opened.kind
         candidates = choose_candidates(candidate or (), len(paths), kind)
         weights = identity_of(opened, candidates)

@@ -94,12 +94,14 @@ def test_none_of_them_is_an_answer(run: Path, know: Command) -> None:
     arguments = ["choose", "c0..c2", "--evaluate", "mine.py:larger", "--budget", 24, *CANDIDATES]
     done = know(*arguments, "-o", "same.safetensors", cwd=run)
     assert done.returncode == EXIT_DONE, done.stderr
+    assert "as its name says" not in done.stderr
     assert "None of them: Θ0 is the start." in done.stdout
     out, first = load_file(run / "same.safetensors"), load_file(run / "c0.safetensors")
     assert all(torch.equal(out[name], first[name]) for name in first)
-    done = know(*arguments, "-o", "none.safetensors", "--only-if-better", cwd=run)
+    done = know(*arguments, "-o", "none.pt", "--only-if-better", cwd=run)
     assert done.returncode == EXIT_NOT_BETTER
-    assert not (run / "none.safetensors").exists()
+    assert not (run / "none.pt").exists()
+    assert "warning: none.pt: will be a safetensors file, and no PyTorch pickle" in done.stderr
 
 
 @pytest.mark.usefixtures("here")
