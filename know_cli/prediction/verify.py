@@ -170,9 +170,12 @@ def verify(
         if recipe.trajectory is TrajectoryKind.RUN and recipe.checkpoints < len(checkpoints):
             checkpoints = _used(checkpoints, recipe)
         if recipe.checkpoints != len(checkpoints):
+            for path in checkpoints:  # a folder of checkpoints is none, and says which it has
+                open_checkpoint(path).close()
             raise CheckpointError(
-                f"{output}: was made from {recipe.checkpoints} checkpoints, {len(checkpoints)} "
-                "were given"
+                f"{output}: was made from {recipe.checkpoints} "
+                f"checkpoint{'s' * (recipe.checkpoints != 1)}, {len(checkpoints)} "
+                f"{'was' if len(checkpoints) == 1 else 'were'} given"
             )
         result = Verification(
             bytes_total=sum(entry.info.nbytes for entry in found.tensors.values()),

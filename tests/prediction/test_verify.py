@@ -147,6 +147,11 @@ def test_other_inputs_are_refused(trajectory_paths: list[Path], tmp_path: Path) 
         checked(out, trajectory_paths[::-1])
     with pytest.raises(CheckpointError, match="was made from 5 checkpoints, 4 were given"):
         checked(out, trajectory_paths[:4])
+    with pytest.raises(CheckpointError, match="was made from 5 checkpoints, 1 was given"):
+        checked(out, trajectory_paths[:1])
+    # A folder of checkpoints is not one of them.
+    with pytest.raises(CheckpointError, match=r"name the file itself, .*ckpt0.safetensors"):
+        checked(out, [trajectory_paths[0].parent])
     other = tmp_path / "other"
     other.mkdir()
     smaller = [{"x": torch.ones(2) * k} for k in range(5)]
