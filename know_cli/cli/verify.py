@@ -106,6 +106,7 @@ def verify(
     OUT.sha256 ('know predict --checksum'), the whole checkpoint is compared with it, too.
     """
     from know_cli.checkpoints.arguments import find_checkpoints
+    from know_cli.checkpoints.checksum import digest_paths
     from know_cli.checkpoints.metadata import TrajectoryKind
     from know_cli.checkpoints.paths import check_count, expand_arguments
     from know_cli.checkpoints.run_folder import read_metadata
@@ -126,7 +127,7 @@ def verify(
     if full and seed is not None:
         raise UsageError("--seed: all is computed with --full; leave one of the two out")
     if json is not None:
-        check_report_path(json, [*paths, found], "--json", force=force)
+        check_report_path(json, [*paths, found, *digest_paths(found)], "--json", force=force)
 
     from know_cli.cli.progress import progress_for
     from know_cli.prediction.verify import verify as verify_output

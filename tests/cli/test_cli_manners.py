@@ -157,6 +157,15 @@ def test_swapped_arguments_of_verify(arguments: list[str], run: Path, know: Comm
     assert "the output goes first: know verify out c0.safetensors c1.safetensors c2.safetensors" in line  # fmt: skip
 
 
+def test_the_digest_that_is_compared_is_not_replaced(run: Path, know: Command) -> None:
+    know("predict", "c0..c2", "-o", "out", "--method", "naive", "--checksum", cwd=run)
+    digest = (run / "out.sha256").read_bytes()
+    done = know("verify", "out", "c0..c2", "--json", "out.sha256", "--force", cwd=run)
+    assert done.returncode == EXIT_OUTPUT
+    assert "--json out.sha256: is an input or an output of this run" in one_line(done.stderr)
+    assert (run / "out.sha256").read_bytes() == digest
+
+
 def test_the_right_order_is_shown_for_a_shell(run: Path, know: Command) -> None:
     (run / "my run").mkdir()
     know("predict", "c0..c2", "-o", "my run/out", "--method", "naive", cwd=run)
