@@ -26,6 +26,8 @@ Values = NDArray[np.float64]
 # Share of the largest eigenvalue below which an axis is rounding error of the inner products and
 # not a direction of the checkpoints.
 _NO_EXTENT = 1e-12
+# Sums of a few inner products must be numbers of float64, too.
+_LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def inner_products(
         float64 ``[N, N]``, whose first row and column are zero.
 
     Raises:
-        CheckpointError: a file cannot be read, or a value is not finite.
+        CheckpointError: a file cannot be read, or a value is not finite or too large.
     """
     entries = [checkpoints[0].tensors[name] for name in names]
     progress.phase("measuring", sum(entry.info.elements for entry in entries))
@@ -113,6 +115,11 @@ def inner_products(
             block -= block[0].clone()
             products += block @ block.T
             progress.advance(count)
+        if not bool((products.abs() < _LARGEST).all()):
+            raise CheckpointError(
+                f"{entry.path}: tensor {entry.name!r} has values that are too large to compare; "
+                f"leave it out with --kind '{entry.name}=copy'"
+            )
     result: Values = products.numpy()
     return result
 

@@ -110,6 +110,15 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
             plane.inner_products(opened.checkpoints, names, Silent())
 
 
+def test_values_whose_distances_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    trajectory = [{"fc.weight": torch.eye(4, dtype=torch.float64) * 1e200 * k} for k in range(3)]
+    with (
+        points.open_points(write_trajectory(tmp_path, trajectory)) as opened,
+        pytest.raises(CheckpointError, match=r"'fc.weight' has values that are too large"),
+    ):
+        plane.inner_products(opened.checkpoints, ["fc.weight"], Silent())
+
+
 # --- principal axes ----------------------------------------------------------------------------
 
 SIZES = st.tuples(st.integers(0, 10_000), st.integers(3, 9), st.integers(9, 60))
