@@ -12,6 +12,8 @@ from know_cli.errors import UsageError
 
 #: Coverage of every interval here.
 LEVEL = 0.95
+#: The largest measure that can be compared: squares of larger differences are no numbers.
+LARGEST = 1e150
 # Beyond this many measures nobody waits for the answer.
 _MOST_PAIRS = 100_000
 

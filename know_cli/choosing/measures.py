@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from know_cli.choosing.intervals import LARGEST
 from know_cli.errors import UsageError, quoted
 from know_cli.ranks.environment import own_command
 
@@ -241,6 +242,8 @@ def _number(text: object, did: str, where: str, output: str, errors: str) -> Res
         return _failed(f"{did} {quoted(text)}{where}, which is not a number", output, errors)
     if not math.isfinite(value):
         return _failed(f"{did} {value}{where}, which is not finite", output, errors)
+    if abs(value) > LARGEST:
+        return _failed(f"{did} {value}{where}, which is too large to compare", output, errors)
     return Result(value)
 
 

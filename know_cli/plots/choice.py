@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from know_cli.choosing.intervals import Difference, difference
+from know_cli.choosing.intervals import LARGEST, Difference, difference
 from know_cli.choosing.search import BASE, RANDOM
 from know_cli.errors import UsageError, quoted
 from know_cli.files import read_text
@@ -94,12 +94,12 @@ def choice_of(report: Mapping[str, Any]) -> Choice:
     if not bases:
         raise ValueError(f"its base {quoted(report['base'])} is none of its candidates")
     base = bases[0]
-    measured = {seed: float(value) for seed, value in base["results"].items()}
+    measured = {seed: _number(value) for seed, value in base["results"].items()}
     best: dict[str, Row] = {}
     for entry in entries:  # the longest measured and best first
         if entry["start"] == BASE:
             continue
-        results = {seed: float(value) for seed, value in entry["results"].items()}
+        results = {seed: _number(value) for seed, value in entry["results"].items()}
         shared = sorted(results.keys() & measured.keys())
         found = None
         if not entry["failed"] and shared:
@@ -130,11 +130,19 @@ def _difference(found: Mapping[str, Any] | None) -> Difference | None:
     low, high = found["low"], found["high"]
     return Difference(
         int(found["pairs"]),
-        float(found["mean"]),
-        -math.inf if low is None else float(low),
-        math.inf if high is None else float(high),
+        _number(found["mean"]),
+        -math.inf if low is None else _number(low),
+        math.inf if high is None else _number(high),
         math.nan,
     )
+
+
+def _number(value: Any) -> float:
+    """A number that can be compared and drawn."""
+    number = float(value)
+    if not abs(number) <= LARGEST:
+        raise ValueError(f"{quoted(value)} is no measure")
+    return number
 
 
 def draw_choice(choice: Choice, suffix: str) -> bytes:

@@ -36,6 +36,7 @@ def test_the_last_line_is_the_measure_and_placeholders_are_filled() -> None:
     ("command", "reason"),
     [
         ("echo nan", "wrote nan as its last line, which is not finite"),
+        ("echo -1e308", "wrote -1e+308 as its last line, which is too large to compare"),
         ("echo done", "wrote 'done' as its last line, which is not a number"),
         ("true", "wrote '' as its last line, which is not a number"),
         ("kill -9 $$", "was ended by SIGKILL"),

@@ -87,9 +87,10 @@ def test_a_folder_or_a_report_is_drawn_and_nothing_else(tmp_path: Path, know: Co
         {"base": None},
         {"candidates": []},
         {"candidates": [entry("theta0", "2", 10**400)]},
+        {"confirmed": {"pairs": 3, "mean": -1e308, "low": None, "high": None}},
     ],
 )
-def test_a_report_without_its_base_is_none(
+def test_a_report_without_its_base_or_numbers_is_none(
     damage: dict[str, Any], tmp_path: Path, know: Command
 ) -> None:
     (tmp_path / "report.json").write_text(json.dumps({**REPORT, **damage}))
