@@ -258,6 +258,12 @@ def choose(
         confirming = _measure(
             confirm, None, names, measure_json, measure_timeout, device_variable, "--confirm"
         )
+    for option, command in (("--measure", measure), ("--confirm", confirm)):
+        if command is not None and "{seed}" not in command:
+            talk.notice(
+                f"{option}: has no {{seed}}; where it gives the same number every time, any "
+                "difference looks certain"
+            )
     if not names:
         talk.notice(
             "every start is measured with the same settings; a start's scale and the learning rate "

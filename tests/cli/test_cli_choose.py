@@ -128,8 +128,19 @@ def test_losses_and_commands(run: Path, know: Command) -> None:
     assert done.returncode == EXIT_DONE, done.stderr
     assert "shrink-lambda-0.5 lr=1 is better than Θ0: -" in done.stdout
     assert "The best lr of Θ0 is at the end of its values" in done.stdout
+    assert "--measure: has no {seed}; where it gives the same number every time" in done.stderr
     kept = {path.name for path in (run / "out.search" / "candidates").iterdir()}
     assert "shrink-lambda-0.5.safetensors" in kept
+
+
+def test_each_command_is_asked_for_its_seed(run: Path, know: Command) -> None:
+    done = know(
+        "choose", "c0..c2", "-o", "out", "--measure", "echo {start} >> starts; echo {seed}",
+        "--confirm", "echo {start} >> starts; echo 1", "--budget", 24, *CANDIDATES, cwd=run,
+    )  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "--measure: has no {seed}" not in done.stderr
+    assert "--confirm: has no {seed}" in done.stderr
 
 
 def test_a_measure_that_fails_for_the_base_ends_the_search(run: Path, know: Command) -> None:
