@@ -187,6 +187,24 @@ def test_the_expectations_have_the_table_of_converged_networks() -> None:
     )
 
 
+def test_the_methods_say_what_a_shrunk_start_leaves_over_all_tasks(tasks: dict[str, Any]) -> None:
+    words = " ".join(page_of("methods.md").split())
+    of = results.pooled(tasks, "1250 images")["shrink-0.7"]
+    assert (
+        f"Over all {NUMBERS[of.tasks]} tasks fine-tuned by Adam that have it, 0.7 is "
+        f"{100 * of.tuned.value:+.2f} ± {100 * of.tuned.half_width:.2f}"
+    ) in words
+    gains = {}
+    for name, task in every_task().items():
+        cell = task["cells"].get("1250 images", {})
+        if "shrink-0.7" in cell and "epochs" not in name and "decay" not in name:
+            gains[name] = results.at_tuned_rate(cell)["shrink-0.7"].difference
+    above = {name for name, gain in gains.items() if gain is not None and gain.low > 0}
+    assert above == {"release-cifar10-cnn", "release-cifar10-cnn-third"}
+    third = text_of(gains["release-cifar10-cnn-third"])
+    assert f"it gains on the CNN alone, with r = 1/3 {third}." in words
+
+
 _EACH_TASK = {
     "resnet": "ResNet, BatchNorm",
     "cnn": "CNN, no norm",
