@@ -126,6 +126,7 @@ def test_what_was_taught_is_told_with_its_trials(tasks: dict[str, Any]) -> None:
 
 _CONVERGED = {
     "authors-x8": "the authors' release ×8",
+    "shrink-0.7": "0.7 of Θ0's weights",
     "shrink-0.5": "half of Θ0's weights",
     "longer-decayed": "Θ0 trained longer, its rate falling",
     "continuation-x8": "`continuation` ×8",
