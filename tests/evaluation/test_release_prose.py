@@ -39,7 +39,7 @@ def test_the_readme_says_on_how_many_tasks_each_start_was_measured(
     assert f"twice the data ({found['more-data']}" in readme
     of_own = found["continuation-x8"], found["retrodiction-x8"], found["faithful-322-x8"]
     assert len({*of_own[:2]}) == 1
-    for words in ("`continuation` has", f"({of_own[0]})", f"({of_own[2]})"):
+    for words in ("`continuation` is", f"({of_own[0]})", f"({of_own[2]})"):
         assert words in readme, words
 
 
