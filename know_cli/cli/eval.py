@@ -237,7 +237,7 @@ def evaluate(
 
     With --trajectory run, each task's network is trained at a constant rate instead, and averages
     of its last checkpoints are compared with the last one, and with the run annealed, trained
-    longer, and on a cosine schedule: by the pre-training's own test, and fine-tuned at a rate
+    longer, and on a schedule that falls: by the pre-training's own test, and fine-tuned at a rate
     that is tuned for each.
 
     With --trajectory branches, several continuations of one run (the same data in other orders,

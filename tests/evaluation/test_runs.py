@@ -213,7 +213,11 @@ def test_a_trial_measures_every_arm_once(tmp_path: Path, monkeypatch: pytest.Mon
         best = max(value["validation"].values())
         assert value["validation"][f"{value['factor']:g}"] == best
         assert value["cell"] == "8 images"
-    cosine = trial.cosine()
+    cosine, falling = trial.cosine(), trial.falling()
+    assert {name: set(by) for name, by in falling["sweep"].items()} == {
+        name: set(by) for name, by in found["sweep"].items()
+    }
+    assert falling["spaced"].keys() == {"0.01", "0.02", "0.04", "0.08"}
 
     def fail(*arguments: Any) -> None:
         raise AssertionError("trained again")
@@ -223,11 +227,14 @@ def test_a_trial_measures_every_arm_once(tmp_path: Path, monkeypatch: pytest.Mon
     again = RunTrial(tiny("fashion-classes-cnn-batchnorm"), 2, tmp_path, None)
     assert again.pretraining() == found
     assert again.cosine() == cosine
+    assert again.falling() == falling
     assert again.found() == {
-        "pretraining": found, "cosine": cosine, "spaced": None, "downstream": starts, "bundles": {},
+        "pretraining": found, "cosine": cosine, "falling": falling, "spaced": None,
+        "downstream": starts, "bundles": {},
     }  # fmt: skip
     assert RunTrial(tiny("fashion-classes-cnn-batchnorm"), 3, tmp_path, None).found() == {
-        "pretraining": None, "cosine": None, "spaced": None, "downstream": {}, "bundles": {},
+        "pretraining": None, "cosine": None, "falling": None, "spaced": None, "downstream": {},
+        "bundles": {},
     }  # fmt: skip
 
 
@@ -255,6 +262,47 @@ def test_averages_are_those_of_the_checkpoints_of_the_run(
         mean = torch.stack([state[name].double() for state in states[2:]]).mean(0)
         torch.testing.assert_close(kept["average-3"][name].double(), mean, rtol=0, atol=1e-7)
     assert not torch.equal(kept["annealed-20"]["head.weight"], kept["longer-20"]["head.weight"])
+
+
+def test_a_rate_that_falls_over_the_whole_run_is_the_one_computed_by_hand() -> None:
+    rate = protocol.decayed(40, lambda share: 1 - share)
+    # Two steps of warm-up, then 38 of which each has the rate in its middle.
+    assert [rate(0), rate(1)] == [0.5, 1.0]
+    assert rate(2) == pytest.approx(1 - 0.5 / 38)
+    assert rate(21) == pytest.approx(1 - 19.5 / 38)
+    assert rate(39) == pytest.approx(0.5 / 38)
+
+
+@pytest.mark.usefixtures("_little_data")
+def test_averages_of_a_falling_run_are_those_of_its_own_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def value(self: RunTrial, state: dict[str, Tensor], again: bool = False) -> float:
+        seen.append(state["head.weight"].double())
+        return float(len(seen) - 1)
+
+    monkeypatch.setattr(RunTrial, "_value", value)
+    trial = RunTrial(tiny(TEXT), 0, tmp_path, None)
+    found = trial.falling()
+    run = trial._training()
+    total = 3 * 128 // 16  # 24 steps: 2 % and 4 % are 1 step, 8 % are 2, and so is the warm-up's 1
+    states = []
+    for step in range(total):
+        share = (step - 1 + 0.5) / (total - 1)
+        rate = 1.0 if step < 1 else 1 - share
+        run.advance(1, lambda _, rate=rate: rate)  # type: ignore[misc]
+        states.append(run.model.state_dict()["head.weight"].double().clone())
+    torch.testing.assert_close(seen[int(found["value"])], states[-1], rtol=0, atol=1e-7)
+    mean = torch.stack(states[-1::-2][:5]).mean(0)
+    swept = seen[int(found["sweep"]["5"]["0.08"])]
+    torch.testing.assert_close(swept, mean, rtol=0, atol=1e-7)
+    shares = torch.tensor([2.0 ** (-k / 2) for k in range(5)], dtype=torch.float64)
+    weighted = torch.einsum("k,kij->ij", shares / shares.sum(), torch.stack(states[-1:-6:-1]))
+    spaced = seen[int(found["spaced"]["0.02"])]
+    torch.testing.assert_close(spaced, weighted, rtol=0, atol=1e-7)
+    assert not torch.equal(swept, states[-1])
 
 
 # --- bundles -----------------------------------------------------------------------------------
@@ -454,6 +502,33 @@ def content() -> dict[str, Any]:
         "format": 1, "trajectory": "run", "version": "1", "machine": of, "settings": options,
         "tasks": {"full": full, "plain": plain}, "not_run": {"other": "not found"},
     }  # fmt: skip
+
+
+def test_the_page_has_averages_of_a_run_whose_rate_falls() -> None:
+    found = content()
+    spacings = ("0.01", "0.02", "0.08")
+    found["tasks"]["full"]["falling"] = {
+        "last": MEAN,
+        "sweep": {
+            "3": dict.fromkeys(spacings, ANNEALED),
+            "5": {"0.01": MEAN, "0.02": [None, *ANNEALED[1:]], "0.08": LAST},
+        },
+        "spaced": dict.fromkeys(spacings, MEAN),
+    }
+    page = to_markdown(found)
+    above = 100 * (sum(ANNEALED) - sum(MEAN)) / 4
+    below = 100 * (sum(LAST) - sum(MEAN)) / 4
+    section = page.split("### A run whose rate falls")[1].split("##")[0]
+    (row,) = (line for line in section.splitlines() if line.startswith("| full |"))
+    cells = [cell.split("±")[0].strip() for cell in row.split("|")[2:-1]]
+    assert cells == [
+        f"{-below:+.2f}", f"{above:+.2f}", "+3.33", "+0.00", f"{above:+.2f}", f"{below:+.2f}", "+0.00",
+    ]  # fmt: skip
+    assert "out of 1, on which the average" in section
+    assert "| average-5 | 0, 0 | 0, 0 | 0, 1 |" in page
+    assert "| average-3 | 1, 0 | 1, 0 | 1, 0 |" in page
+    assert "| falling |" in page
+    assert "### A run whose rate falls" not in to_markdown(content())
 
 
 def test_the_page_has_bundles_beside_the_averages_by_spacing() -> None:

@@ -14,7 +14,14 @@ from know_cli.evaluation.runs.results import (
     downstream_values,
     pretraining_values,
 )
-from know_cli.evaluation.runs.sections import SHOWN, bundles, shapes, shared_statistics, sweeps
+from know_cli.evaluation.runs.sections import (
+    SHOWN,
+    bundles,
+    fallen,
+    shapes,
+    shared_statistics,
+    sweeps,
+)
 from know_cli.evaluation.runs.wording import (
     difference_text,
     digits,
@@ -54,6 +61,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         *_recovered(before),
         *bundles(tasks, before, results["settings"].get("bundles", {})),
         *sweeps(tasks, before),
+        *fallen(tasks),
         *shapes(tasks, before),
         *shared_statistics(tasks),
     ]

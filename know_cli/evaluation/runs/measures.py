@@ -10,9 +10,11 @@ class RunMeasure(str, Enum):
 
     ``PRETRAINING``: the run, its continuations and averages, by the pre-training's own measure.
     ``COSINE``: a run of the same length whose rate follows a cosine.
+    ``FALLING``: a run of the same length whose rate falls to 0 in a line, and its averages.
     ``DOWNSTREAM``: fine-tuning from them, at a rate tuned for each.
     """
 
     PRETRAINING = "pretraining"
     COSINE = "cosine"
+    FALLING = "falling"
     DOWNSTREAM = "downstream"

@@ -9,6 +9,7 @@ from know_cli.evaluation.tasks import Task
 #: Names of the arms that are trained; ``LAST`` is the end of the run itself.
 LAST = "last"
 COSINE = "cosine"
+FALLING = "falling"
 #: More training as shares of the run: with the rate falling to 0 in a line, and at the same rate.
 MORE = (0.1, 0.2)
 #: The share of the run's steps in which the rate rises to its constant value.

@@ -41,8 +41,9 @@ def to_json(
         measure is missing: ``values`` by name and by treatment of running statistics, ``sweep``
         by count and by spacing, that of ``bundles`` by name and by spacing, ``spaced`` by
         spacing, ``shape`` of the run by
-        part, ``cosine``, and ``downstream``
-        (``values``, the ``factors`` of the rate that were chosen) by start.
+        part, ``cosine``, ``falling`` (its end, and averages of its checkpoints by count or
+        :data:`~.averages.SPACED`, by spacing), and ``downstream`` (``values``, the ``factors`` of
+        the rate that were chosen) by start.
     """
     tasks = {}
     for task in request.tasks:
@@ -121,6 +122,7 @@ def _task(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for part in ("parallel", "kept")
         },
         "cosine": [one["cosine"] and one["cosine"]["value"] for one in found],
+        **({"falling": _falling(found)} if any(one.get("falling") for one in found) else {}),
         "downstream": downstream,
     }
 
@@ -149,6 +151,19 @@ def _spaced(found: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
     }
 
 
+def _falling(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the run whose rate falls: its end, and averages of its checkpoints."""
+    each = [one.get("falling") or {} for one in found]
+    return {
+        "last": [one.get("value") for one in each],
+        "sweep": _sweep([one.get("sweep", {}) for one in each]),
+        "spaced": {
+            f"{spacing:g}": [one.get("spaced", {}).get(f"{spacing:g}") for one in each]
+            for spacing in plan.SPACINGS
+        },
+    }
+
+
 def _sweep(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Values]]:
     """By count and spacing, one value per seed; nothing if no seed was swept."""
     first = next((one for one in found if one), {})
@@ -162,7 +177,8 @@ def _sweep(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict
 
 def _seconds(found: Mapping[str, Any]) -> float:
     more = [*found["downstream"].values(), *found.get("bundles", {}).values()]
-    parts = [found["pretraining"], found["cosine"], found.get("spaced"), *more]
+    alone = (found.get(name) for name in ("pretraining", "cosine", "falling", "spaced"))
+    parts = [*alone, *more]
     return round(float(sum(part["seconds"] for part in parts if part)), 2)
 
 
@@ -220,6 +236,8 @@ def pretraining_values(task: Mapping[str, Any]) -> dict[str, Values]:
     }
     if any(value is not None for value in task["cosine"]):
         found[plan.COSINE] = task["cosine"]
+    if plan.FALLING in task:
+        found[plan.FALLING] = task[plan.FALLING]["last"]
     return found
 
 

@@ -20,7 +20,7 @@ from know_cli.evaluation.runs.results import (
 )
 from know_cli.evaluation.runs.trial import CLOSED, PLAIN, RE_ESTIMATED, STORED
 from know_cli.evaluation.runs.wording import difference_text, gain_text, percent, with_ends
-from know_cli.evaluation.statistics import mean_estimate
+from know_cli.evaluation.statistics import Estimate, mean_estimate
 from know_cli.prediction.inspection import PARALLEL_STEPS
 
 #: The averages that the page's first tables show.
@@ -80,6 +80,65 @@ def _swept_gains(swept: Mapping[str, Any]) -> Iterator[str]:
             row.append(f"{np.mean(known):+.2f} ({min(known):+.2f})" if known else "")
         yield f"| {count} checkpoints | " + " | ".join(row) + " |"
     yield ""
+
+
+def fallen(tasks: Mapping[str, Any]) -> Iterator[str]:
+    """What averages of the checkpoints of a run are worth whose rate falls to 0."""
+    measured = {name: task for name, task in tasks.items() if plan.FALLING in task}
+    if not measured:
+        return
+    found = {name: _of_falling(task[plan.FALLING]) for name, task in measured.items()}
+    yield "### A run whose rate falls"
+    yield ""
+    yield (
+        f"`{plan.FALLING}` is another run of the same length and the same initial weights whose "
+        "rate falls to 0 in a line after the warm-up, as Hugging Face's Trainer lets it fall by "
+        "default. Its end − `last`; then averages of its own last checkpoints − its end, in the "
+        "measure's unit, by the share of the run between two of them:"
+    )
+    yield ""
+    columns = [
+        (start, f"{spacing:g}")
+        for spacing in (plan.SPACING, plan.SPACINGS[-1])
+        for start in (*SHOWN, SPACED.name)
+    ]
+    heads = (f"{start}, {percent(float(spacing))}" for start, spacing in columns)
+    yield f"| task | {plan.FALLING} − last | {' | '.join(heads)} |"
+    yield "|---|" + "---:|" * (1 + len(columns))
+    for name, task in measured.items():
+        scale = task["facts"]["measure"]["scale"]
+        values = pretraining_values(task)
+        row = [difference(values[plan.FALLING], values[plan.LAST])]
+        row += [found[name][start][spacing] for start, spacing in columns]
+        yield f"| {name} | {' | '.join(difference_text(one, scale) for one in row)} |"
+    yield ""
+    yield (
+        "The number of tasks, out of "
+        f"{len(measured)}, on which the average is significantly above the end of that run, and "
+        "the number on which it is below:"
+    )
+    yield ""
+    first = next(iter(found.values()))
+    spacings = list(next(iter(first.values())))
+    yield "| | " + " | ".join(percent(float(spacing)) for spacing in spacings) + " |"
+    yield "|---|" + "---:|" * len(spacings)
+    for start in first:
+        row_text = []
+        for spacing in spacings:
+            of = [one[start][spacing] for one in found.values()]
+            above, below = sum(one.low > 0 for one in of), sum(one.high < 0 for one in of)
+            row_text.append(f"{above}, {below}")
+        yield f"| {start} | {' | '.join(row_text)} |"
+    yield ""
+
+
+def _of_falling(falling: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
+    """By average, by spacing, what it is worth beside the end of its run."""
+    swept = {f"average-{count}": values for count, values in falling["sweep"].items()}
+    return {
+        start: {spacing: difference(of, falling["last"]) for spacing, of in values.items()}
+        for start, values in (swept | {SPACED.name: falling["spaced"]}).items()
+    }
 
 
 def bundles(

@@ -73,6 +73,8 @@ def _run(
             trial.spaced()
     if RunMeasure.COSINE in measures:
         trial.cosine()
+    if RunMeasure.FALLING in measures:
+        trial.falling()
     if RunMeasure.DOWNSTREAM in measures:
         for start in DOWNSTREAM:
             trial.downstream(start)

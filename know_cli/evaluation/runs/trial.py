@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,18 @@ class RunTrial:
             return cache.read(path) or self._kept(path, self._cosine)
 
     @one_thread()
+    def falling(self) -> dict[str, Any]:
+        """The pre-training's measure of a run as long whose rate falls to 0 in a line.
+
+        Returns:
+            ``value`` of its end; of averages of its checkpoints ``sweep``, by count, by spacing,
+            and ``spaced``, of :data:`~.averages.SPACED` by spacing; processor ``seconds``.
+        """
+        with cache.held(self.folder):
+            path = self.folder / f"{plan.FALLING}.json"
+            return cache.read(path) or self._kept(path, self._falling)
+
+    @one_thread()
     def downstream(self, start: str) -> dict[str, Any]:
         """The downstream value of a start at the rate that validation chooses for it.
 
@@ -156,7 +168,7 @@ class RunTrial:
         """
         found = {
             name: cache.read(self.folder / f"{name}.json")
-            for name in ("pretraining", "cosine", "spaced")
+            for name in ("pretraining", "cosine", plan.FALLING, "spaced")
         }
         starts = {
             name: cache.read(self.folder / "downstream" / f"{name}.json") for name in DOWNSTREAM
@@ -311,15 +323,25 @@ class RunTrial:
     def _cosine(self) -> dict[str, Any]:
         run = self._training()
         total = self._total(run)
-        warm = warmed_up(total)
-        begin = round(plan.WARM_UP * total)
-
-        def schedule(step: int) -> float:
-            share = (step - begin + 0.5) / (total - begin)
-            return warm(step) if step < begin else (1 + math.cos(math.pi * share)) / 2
-
-        run.advance(total, schedule)
+        run.advance(total, decayed(total, lambda share: (1 + math.cos(math.pi * share)) / 2))
         return {"value": self._value(recorded(run.model))}
+
+    def _falling(self) -> dict[str, Any]:
+        run = self._training()
+        total = self._total(run)
+        wanted = self._snapshots(total)
+        schedule = decayed(total, lambda share: 1 - share)
+        states = _states_at(run, {total, *wanted.values()}, schedule)
+        numbers = coefficients(SPACED)
+        spaced = {}
+        for spacing in plan.SPACINGS:
+            window = [states[wanted[spacing, back]] for back in range(SPACED.count)][::-1]
+            spaced[f"{spacing:g}"] = self._value(combine(window, numbers))
+        return {
+            "value": self._value(states[total]),
+            "sweep": self._sweep(states, wanted),
+            "spaced": spaced,
+        }
 
     # --- measures --------------------------------------------------------------------------
 
@@ -362,6 +384,19 @@ def warmed_up(total: int) -> Schedule:
     """The rate of a run: rising to 1 in a line in the first steps, then constant."""
     begin = max(round(plan.WARM_UP * total), 1)
     return lambda step: min((step + 1) / begin, 1.0)
+
+
+def decayed(total: int, decay: Callable[[float], float]) -> Schedule:
+    """The rate of a run that falls over its whole length, after the warm-up.
+
+    Args:
+        total: steps of the run.
+        decay: the rate by the share of the steps after the warm-up that are done, from 0 to 1.
+    """
+    warm, begin = warmed_up(total), round(plan.WARM_UP * total)
+    return lambda step: (
+        warm(step) if step < begin else decay((step - begin + 0.5) / (total - begin))
+    )
 
 
 def falling(first: int, steps: int) -> Schedule:
