@@ -351,6 +351,7 @@ def evaluate(
     from know_cli.engine.devices import choose_devices
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
+    from know_cli.evaluation.costs import costs
     from know_cli.evaluation.markdown import to_markdown
     from know_cli.evaluation.starts import SESSIONS, Wanted
     from know_cli.evaluation.tasks import find_tasks
@@ -395,7 +396,7 @@ def evaluate(
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
     if dry_run:
-        show_plan(talk, request, "forgetting")
+        show_plan(talk, request, costs("forgetting"))
         return
 
     outcomes: list[Outcome] = []

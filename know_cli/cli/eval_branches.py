@@ -62,6 +62,7 @@ def evaluate_branches(
     from know_cli.evaluation.branches import suite as running
     from know_cli.evaluation.branches.markdown import to_markdown
     from know_cli.evaluation.branches.plan import find_branch_tasks
+    from know_cli.evaluation.costs import costs
     from know_cli.evaluation.jobs import jobs
     from know_cli.evaluation.suite import SUITES
 
@@ -86,7 +87,7 @@ def evaluate_branches(
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
     if dry_run:
-        show_plan(talk, request, "branches")
+        show_plan(talk, request, costs("branches"))
         return
     total = len(jobs(request))
     outcomes = gather(talk, running.evaluate(request), total)

@@ -96,7 +96,8 @@ def _results(folder: Path) -> list[Path]:
 
 def _show_experiments(talk: Output, data_folder: Path | None) -> None:
     from know_cli.cli.tables import new_table
-    from know_cli.evaluation.paper.plan import experiments, measured_seconds
+    from know_cli.evaluation.paper.plan import experiments
+    from know_cli.evaluation.release.cost import measured
 
     table = new_table("task", "data", "here", "pre-trained on", "fine-tuned on", "hours")
     total = 0.0
@@ -118,7 +119,7 @@ def _show_experiments(talk: Output, data_folder: Path | None) -> None:
     )
     talk.show(
         "",
-        f"Hours are of one core of {measured_seconds()['processor']}, for one seed with every "
+        f"Hours are of one core of {measured().processor}, for one seed with every "
         "start (BatchNorm fresh; its other treatments cost half as much again) in all conditions, "
         f"from the time of a few steps; {total:,.0f} in all. How long a GPU takes for "
         "them has not been measured. Sizes are those of the published data sets.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from know_cli.evaluation.costs import costs
+from know_cli.evaluation.costs import Costs
 from know_cli.evaluation.jobs import Trials, jobs
 
 if TYPE_CHECKING:
@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 _HOUR = 3600
 
 
-def show_plan(talk: Output, request: Trials, sort: str) -> None:
+def show_plan(
+    talk: Output, request: Trials, measured: Costs, what: str = "with all starts"
+) -> None:
     """Show the trials of each task, and their hours as they were measured elsewhere.
 
     Args:
         talk: to the user.
         request: what would be run.
-        sort: of the evaluation; see :func:`~know_cli.evaluation.costs.costs`.
+        measured: what a trial of each task costs.
+        what: what of it that is, in words.
     """
     from know_cli.cli.tables import new_table
 
-    measured = costs(sort)
     trials = Counter(task.name for task, _ in jobs(request))
     table = new_table("task", "trials", "hours")
     total = 0.0
@@ -38,6 +40,6 @@ def show_plan(talk: Output, request: Trials, sort: str) -> None:
     least = "at least " if unknown else ""
     talk.show(
         f"{sum(trials.values())} trials, {least}{total / _HOUR:.1f} hours of processor time "
-        f"(measured on {measured.processor}, with all starts), {request.processes} at a time; "
+        f"(measured on {measured.processor}, {what}), {request.processes} at a time; "
         "what is there already costs nothing"
     )

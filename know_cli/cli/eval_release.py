@@ -95,6 +95,7 @@ def evaluate_release(
     from know_cli.engine.devices import choose_devices
     from know_cli.evaluation.jobs import jobs
     from know_cli.evaluation.release import suite as running
+    from know_cli.evaluation.release.cost import USUAL_RATES, request_costs
     from know_cli.evaluation.release.markdown import to_markdown
     from know_cli.evaluation.release.plan import check_methods, find_release_tasks
     from know_cli.evaluation.release.regime import SHARES
@@ -141,7 +142,7 @@ def evaluate_release(
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
     if dry_run:
-        show_plan(talk, request, "release")
+        show_plan(talk, request, request_costs(request), f"at {USUAL_RATES} rates a start")
         return
 
     def kept() -> Iterator[ReleaseOutcome]:

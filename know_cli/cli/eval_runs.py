@@ -101,6 +101,7 @@ def evaluate_runs(
     from know_cli.cli.report_file import is_own_result
     from know_cli.engine.devices import choose_devices
     from know_cli.evaluation import suite as running
+    from know_cli.evaluation.costs import costs
     from know_cli.evaluation.jobs import jobs
     from know_cli.evaluation.runs import results as of_results
     from know_cli.evaluation.runs.bundles import check_bundles
@@ -137,7 +138,7 @@ def evaluate_runs(
     if not request.tasks:
         raise UsageError("none of these tasks can run here; see the notices above")
     if dry_run:
-        show_plan(talk, request, "run")
+        show_plan(talk, request, costs("run"), "without --measure falling")
         return
     total = len(jobs(request))
     outcomes = gather(talk, evaluate(request, measures, length, bundles), total)

@@ -26,7 +26,7 @@ class Costs:
 
 
 def costs(sort: str) -> Costs:
-    """What was measured for ``forgetting``, ``run``, ``branches`` or ``release``.
+    """What was measured for ``forgetting``, ``run`` or ``branches``.
 
     Raises:
         KeyError: another sort.

@@ -28,6 +28,7 @@ from know_cli.evaluation.anchors import ANCHORS
 from know_cli.evaluation.hindsight import best_combination
 from know_cli.evaluation.jobs import jobs
 from know_cli.evaluation.markdown import to_markdown
+from know_cli.evaluation.release import cost
 from know_cli.evaluation.starts import Outcome, Wanted
 from know_cli.evaluation.statistics import Status
 from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Task, find_tasks
@@ -663,16 +664,14 @@ def test_shards_share_the_trials_of_one_folder(
 
 
 @pytest.mark.parametrize(
-    ("more", "unknown"),
+    "more",
     [
-        ((), False), (("--trajectory", "run"), False),
-        (("--regime", "release", "--task", "release-cifar100-cifar10-resnet18"), True),
-        (("--trajectory", "branches", "--task", "orders-text-language-model"), False),
+        (), ("--trajectory", "run"),
+        ("--trajectory", "branches", "--task", "orders-text-language-model"),
     ],
 )  # fmt: skip
 def test_a_dry_run_tells_what_trials_cost(
     more: tuple[str, ...],
-    unknown: bool,
     tmp_path: Path,
     know: Command,
     monkeypatch: pytest.MonkeyPatch,
@@ -687,13 +686,55 @@ def test_a_dry_run_tells_what_trials_cost(
     sort = next((word for word in ("run", "branches") if word in more), "forgetting")
     seconds = published()[sort]["seconds"]
     name = (*tasks, *more)[-1 if "--task" in more else 1]
-    expected = "not known" if unknown else f"{4 * seconds[name] / 3600:.2f}"
+    expected = f"{4 * seconds[name] / 3600:.2f}"
     assert next(line.split(maxsplit=2) for line in done.stdout.splitlines() if name in line) == [
         name,
         "4",
         expected,
     ]
-    assert ("at least" in done.stdout) == unknown
+    assert "at least" not in done.stdout
+
+
+def test_a_dry_run_of_the_release_regime_counts_starts_and_images(
+    tmp_path: Path, know: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "available", lambda folder: ["cifar10"])
+    measured = cost.Measured(
+        "P", {f"release-cifar10-{name}": 0.01 for name in ("cnn", "resnet")},
+        frozenset({"release-cifar10-resnet"}),
+    )  # fmt: skip
+    monkeypatch.setattr(cost, "measured", lambda: measured)
+
+    def hours(*more: str) -> list[str]:
+        tasks = [
+            part
+            for n in ("cnn", "resnet", "pyramid")
+            for part in ("--task", f"release-cifar10-{n}")
+        ]
+        done = know(
+            "eval", "--regime", "release", *tasks, *more, "--seeds", "2", "-o", "o", "--dry-run",
+            cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "at least" in done.stdout
+        assert "(measured on P, at 6 rates a start)" in done.stdout
+        found = [line.split(maxsplit=2) for line in done.stdout.splitlines() if "release-c" in line]
+        return [text for _, _, text in found]
+
+    # Θ0 on 6,000 images, four sessions and twice as many more, a network on 12,000.
+    once = 6000 + 3 * (3000 + 1500 + 750 + 375) + 12000
+    # The head for 3 epochs, everything for 30 at each of six rates.
+    epochs = 3 + 6 * 30
+
+    def expected(starts: int, images: int) -> str:
+        return f"{2 * 0.01 * (once + starts * images * epochs) / 3600:.2f}"
+
+    two = expected(2, 1250)
+    assert hours("--share", "25", "--method", "shrink-0.9") == [two, two, "not known"]
+    of_both = [expected(5, 1250 + 5000), expected(3, 1250 + 5000), "not known"]  # resnet, cnn
+    shares = ("--share", "100", "--share", "25")
+    methods = ("--method", "shrink-0.5", "--method", "longer", "--method", "shrink-0.5-*")
+    assert hours(*shares, *methods) == of_both
 
 
 def test_what_trials_cost_is_what_was_published() -> None:

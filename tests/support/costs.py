@@ -14,7 +14,6 @@ RESULTS = {
     "forgetting": ("chosen", "scale"),
     "run": ("runs",),
     "branches": ("branches",),
-    "release": ("release",),
 }
 
 

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from know_cli.evaluation.paper.tables import PAPER_TABLES
-from know_cli.evaluation.release.fine_tuning import GRID, MARGIN
+from know_cli.evaluation.release.cost import (
+    fine_tuned_examples,
+    measured,
+    pretrained_examples,
+    pretrained_samples,
+)
 from know_cli.evaluation.release.plan import RELEASE_TASKS
 from know_cli.evaluation.release.suite import not_here
-from know_cli.evaluation.release.task import FRESH, SESSIONS, ReleaseTask
-from know_cli.evaluation.tasks.classification import Classification
-from know_cli.files import read_text
+from know_cli.evaluation.release.task import FRESH, ReleaseTask
 
 _HOUR = 3600
-
-
-_MEASURED = Path(__file__).with_name("seconds.json")
-
-
-def measured_seconds() -> dict[str, Any]:
-    """What training on one example of a task takes: ``seconds`` of a ``processor``'s time."""
-    found: dict[str, Any] = json.loads(read_text(_MEASURED))
-    return found
 
 
 @dataclass(frozen=True)
@@ -68,19 +60,16 @@ def experiments(data_folder: Path | None) -> list[Experiment]:
 
 def _experiment(task: ReleaseTask, missing: Mapping[str, str]) -> Experiment:
     base = task.base
-    samples = base.largest if isinstance(base, Classification) else base.samples
-    sessions = samples * sum(task.rate**index for index in range(1, SESSIONS))
-    pretraining = base.recipe.epochs * samples + 3 * sessions  # two more trainings as long
-    epochs = task.fine_tuning.head_epochs + task.fine_tuning.epochs * (len(GRID) + MARGIN)
     starts = sum(arm.norm == FRESH and not arm.by_name for arm in task.arms({}))
     sizes = tuple(sorted((one.size for one in base.downstream), reverse=True))
-    examples = round(pretraining + starts * epochs * sum(sizes))
-    seconds = measured_seconds()["seconds"].get(task.name)
+    tuned = sum(fine_tuned_examples(task, size) for size in sizes)
+    examples = round(pretrained_examples(task) + starts * tuned)
+    seconds = measured().seconds.get(task.name)
     return Experiment(
         task.name,
         base.data_sets,
         missing.get(task.name, ""),
-        samples,
+        pretrained_samples(task),
         sizes,
         examples,
         None if seconds is None else examples * seconds / _HOUR,
