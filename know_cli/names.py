@@ -38,6 +38,8 @@ _SAVED = "modules_to_save"
 # A parameter that is itself taken apart: `weight.absmax`, `parametrizations.weight.original0`.
 _PARAMETRIZATIONS = "parametrizations"
 _TAKEN_APART = frozenset({"weight", "bias", _PARAMETRIZATIONS})
+# TensorFlow's first, and for a variable only, output of an operation.
+_OUTPUT = ":0"
 _ORIGINALS = {"original": "orig", "original0": "g", "original1": "v"}
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -63,8 +65,11 @@ def generic(part: str) -> str:
 def _without_wrappers(name: str) -> list[tuple[int, str]]:
     """The parts of a name that wrappers did not add, each with its position in the name.
 
-    The last part is the parameter's and stays, whatever it is called.
+    The last part is the parameter's and stays, whatever it is called. No parameter has a slash in
+    its own name: a name that ends so is Flax's or TensorFlow's, which slashes divide.
     """
+    if "/" in name[name.rfind(".") + 1 :]:
+        name = name.replace("/", ".")
     parts = name.rsplit(".", MAX_PARTS)
     position = 0
     if len(parts) > MAX_PARTS:
@@ -93,7 +98,8 @@ class TensorName:
         path: the module's name in parts, without wrappers.
         leaf: the parameter within it; what belongs to a parameter that is taken apart is joined
             to it (``weight.absmax``), and torch's parametrizations get the names that the hooks
-            before them used (``weight_g``, ``weight_v``, ``weight_orig``).
+            before them used (``weight_g``, ``weight_v``, ``weight_orig``). TensorFlow's number of
+            an operation's output (``kernel:0``) is dropped.
         prefix: the module's name as it is in the file, wrappers and all.
     """
 
@@ -107,8 +113,10 @@ def read_name(name: str) -> TensorName:
 
     >>> read_name("module.conv.parametrizations.weight.original1")
     TensorName(path=('conv',), leaf='weight_v', prefix='module.conv')
+    >>> read_name("params/LayerNorm_0/scale:0")
+    TensorName(path=('params', 'LayerNorm_0'), leaf='scale', prefix='params/LayerNorm_0')
     """
-    kept = _without_wrappers(name)
+    kept = _without_wrappers(name.removesuffix(_OUTPUT))
     parts = [part for _, part in kept]
     owner = len(parts) - 1
     for index in range(owner):

@@ -131,8 +131,19 @@ def is_fixed_table(path: Path, leaf: str, shape: Shape) -> bool:
         or found[0] in ("slope", "alibi")
         or {"noise", "const"} <= unique
         or found[-1] in ("eps", "epsilon")
-        or (leaf in ("kernel", "filter") and shape[:2] == (1, 1))
+        or (leaf in ("kernel", "filter") and _is_filter(path, shape))
     )
+
+
+def _is_filter(path: Path, shape: Shape) -> bool:
+    """Whether a shape is that of a fixed filter, which blurs or resamples every channel alike.
+
+    The kernel of Flax's and Keras' pointwise convolutions, ``[1, 1, inputs, outputs]``, is like it.
+    """
+    if shape[:2] != (1, 1) or len(shape) != 4:
+        return shape[:2] == (1, 1)
+    is_small = shape[2] == shape[3] <= _LONGEST_KERNEL
+    return is_small and not _is_convolution_name(path[-1:])
 
 
 def is_loss_weight(path: Path, leaf: str) -> bool:

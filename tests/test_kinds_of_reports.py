@@ -187,12 +187,13 @@ def test_all_beside_running_statistics_but_weight_and_bias_is_copied() -> None:
      "blocks.3.attn_norm.gamma", "RMSNorm_2.scale", "layernorm2d.weight", "norms.4.g",
      "final_layer_norm.rms_weight", "norm._orig_mod.weight", "k_norm.module.scale",
      "input_layernorm._checkpoint_wrapped_module.weight",
-     "norm.modules_to_save.default.weight"],
+     "norm.modules_to_save.default.weight",
+     "params/layers_0/LayerNorm_0/scale", "bert/encoder/LayerNorm/gamma:0"],
 )  # fmt: skip
 def test_in_a_norm_all_vectors_are_the_norm_s(name: str, size: int) -> None:
     for shape in [(size,), (1, size), (1, size, 1, 1), (size, 1, 1)]:
         tensors: Tensors = {name: (shape, "F32")}
-        assert norms(tensors) == {name: name.rpartition(".")[0]}
+        assert norms(tensors) == {name: name[: max(name.rfind("."), name.rfind("/"))]}
         assert kinds(tensors) == {name: Kind.BIAS}
 
 
@@ -313,6 +314,19 @@ def test_stacked_matrices_and_tables_are_fc(name: str, shape: Shape) -> None:
 )  # fmt: skip
 def test_convolutions_are_conv(name: str, shape: Shape) -> None:
     assert classify(name, shape, "F32").kind is Kind.CONV
+
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize(
+    "name",
+    ["params.Conv_0.kernel", "params/stage/ConvBlock_0/Conv_1/kernel", "conv2d_3.kernel:0"],
+)
+def test_pointwise_kernels_of_flax_are_no_fixed_filters(name: str, size: int) -> None:
+    for shape in [(1, 1, size, size), (1, 1, size, 2 * size), (1, 1, 4, 4)]:
+        assert classify(name, shape, "F32").kind is Kind.CONV
+    assert classify("downs.0.kernel", (1, 1, size, 2 * size), "F32").kind is Kind.CONV
+    assert classify("blur.kernel", (1, 1, 4, 4), "F32").kind is Kind.COPY
+    assert classify("down.lowpass.filter", (1, 1, 12), "F32").kind is Kind.COPY
 
 
 @pytest.mark.parametrize("dtype", sorted(COMPUTABLE))

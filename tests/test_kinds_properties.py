@@ -69,6 +69,15 @@ def test_wrappers_anywhere_change_nothing(name: str, wrapper: str, depth: int, m
     )
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_slashes_divide_names_as_dots_do(name: str) -> None:
+    tensors = inventory(name)
+    for end in ("", ":0"):
+        names = {key.replace(".", "/") + end: key for key in tensors}
+        found = classify_all({key: tensors[original] for key, original in names.items()})
+        assert {names[key]: value for key, value in found.items()} == classify_all(tensors)
+
+
 @settings(max_examples=30)
 @given(name=st.sampled_from(sorted(inventory(SMALL[0]))), wrapper=st.sampled_from(WRAPPERS))
 def test_a_wrapper_around_one_parameter_changes_nothing(name: str, wrapper: str) -> None:
