@@ -273,6 +273,8 @@ def is_convolution(path: Path, leaf: str, shape: Shape) -> bool:
     """Whether a parameter is the weight of a convolution, by name and shape."""
     if len(shape) < 3:
         return False
+    if leaf == "kernel" and len(shape) == 3 and is_attention_projection(path, leaf):
+        return False  # Flax and Keras keep an attention's heads apart: [inputs, heads, width]
     if is_weight(leaf):
         return not is_stack(path, shape) and not (len(shape) == 3 and is_position_table(path))
     named = words(leaf)
