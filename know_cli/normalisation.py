@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from know_cli.names import Module, Path, Shape, extent, group_by_module, words
-from know_cli.roles import ends_with_norm, is_called_norm, is_simulated, is_statistic
+from know_cli.roles import ends_with_norm, is_called_norm, is_simulated, is_statistic, is_weight
 from know_cli.sources import find_sources
 
 Shapes = Mapping[str, Shape]
@@ -156,7 +156,10 @@ def _affine(module: Module) -> NormLayer | None:
         leaves = _owned(module)
         if leaves:
             return _layer(module, leaves)
+    has_matrix = any(is_weight(leaf) and extent(shape) > 1 for leaf, shape in shapes.items())
     for factor, offset in _AFFINE_PAIRS:
+        if has_matrix and factor != "weight":
+            continue  # they scale and shift what a linear layer or convolution gives
         if factor in shapes and shapes[factor] and shapes.get(offset) == shapes[factor]:
             return _layer(module, (factor, offset))
     return None

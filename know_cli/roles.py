@@ -77,7 +77,7 @@ def is_statistic(leaf: str) -> bool:
     )
 
 
-_INDEX = frozenset({"id", "ids", "idx", "index", "indices", "indexes", "ptr"})
+_INDEX = frozenset({"id", "ids", "idx", "idxs", "index", "indices", "indexes", "ptr"})
 _MASK = frozenset({"mask", "masks"})
 _MASK_QUANTITIES = frozenset({"prob", "probs", "value", "values"})
 _BUFFERS = frozenset({"queue", "center", "inited", "initted", "initialized", "anchors", "pe"})
@@ -172,7 +172,8 @@ def is_routing_bias(leaf: str, siblings: Set[str], path: Path) -> bool:
 
 _QUANTISED = re.compile(
     r"qweight|qzeros|scales|g_idx|zero_points?|SCB"
-    r"|(?:weight|input|output|activation|act|k|v|q)_scale(?:_inv)?"
+    r"|(?:weight|input|output|activation|act|k|v|q|kv|prob|kv_cache)_scale(?:_inv)?"
+    r"|(?:kv_cache|prequant)_scaling_factor"
     r"|(?:weight|input)_(?:zero_point|global_scale)|pre_quant_scale"
     r"|(?:weight\.)?(?:nested_)?(?:absmax|quant_map)|weight\.quant_state\.\w+"
     r"|weight\._(?:scale|shift|data|zero_point)"

@@ -6,11 +6,12 @@ all of a norm is the norm's.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from know_cli.names import Module, Path, Shape, extent, group_by_module, read_name
+from know_cli.names import Module, Path, Shape, extent, group_by_module, read_name, words
 from know_cli.normalisation import norm_layers_of
 from know_cli.roles import (
     CODEBOOK_STATISTICS,
@@ -25,6 +26,8 @@ COMPUTABLE = frozenset({"F64", "F32", "F16", "BF16"})
 # Integers that pack weights; the others count and point, or are truth values.
 _INTEGERS = frozenset({"U8", "I8", "U16", "I16", "U32", "I32"})
 _OTHERS = frozenset({"I64", "U64", "BOOL", "C64", "C128"})
+# So many bytes in a row may count, one for each head or expert.
+_MOST_COUNTERS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,9 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
     }
     facts: dict[str, Facts] = {}
     for module in modules:
-        packed = [leaf for leaf, name in module.tensors.items() if is_packed(leaf, *tensors[name])]
+        of_module = {leaf: tensors[name] for leaf, name in module.tensors.items()}
+        packed = [leaf for leaf, tensor in of_module.items() if is_packed(leaf, *tensor)]
+        packed = packed or _packed_by_company(of_module)
         codebook = any(leaf.strip("_") in CODEBOOK_STATISTICS for leaf in module.tensors)
         statistics = {shape for leaf, shape in module.shapes.items() if is_statistic(leaf)}
         runs = any(leaf.startswith(("running_", "moving_")) for leaf in module.tensors)
@@ -116,6 +121,43 @@ def is_packed(leaf: str, shape: Shape, dtype: str) -> bool:
     if "weight" in leaf:
         return max(shape, default=1) > 1
     return dtype in _INTEGERS and len(shape) > 1 and max(shape) > 1
+
+
+# What a few values are called that the weights of a layer are chosen from.
+_PALETTES = frozenset({"lut", "luts", "palette", "palettes", "codebook", "codebooks", "centroids"})
+_NO_CODES = frozenset(
+    {"pos", "position", "positions", "rel", "relative", "coords", "grid", "edge", "rng", "state"}
+)
+
+
+def _packed_by_company(tensors: Mapping[str, tuple[Shape, str]]) -> list[str]:
+    """Of one module, integers that are weights only for what stands beside them.
+
+    Indices of ``weight``, or into a palette; or codes, if nothing else in the module is a matrix,
+    and they are more than all else in it. Places in a grid, masks and counters are not.
+
+    Args:
+        tensors: leaf → (shape, safetensors dtype).
+    """
+    floats = {leaf: shape for leaf, (shape, dtype) in tensors.items() if dtype in COMPUTABLE}
+    has_palette = any(_PALETTES & set(words(leaf)) for leaf in floats)
+    has_matrix = any(extent(shape) > 1 for shape in floats.values())
+    largest = max((math.prod(shape) for shape in floats.values()), default=0)
+    found = []
+    for leaf, (shape, dtype) in tensors.items():
+        named = set(words(leaf))
+        if dtype in COMPUTABLE or dtype in ("BOOL", "C64") or is_mask(leaf) or _NO_CODES & named:
+            continue
+        if is_index(leaf):
+            is_weight = extent(shape) > 1 and (has_palette or "weight" in named)
+        else:
+            is_matrix, is_bytes = extent(shape) > 1, dtype in ("U8", "I8")
+            fewest = 0 if is_matrix else _MOST_COUNTERS
+            is_most = not has_matrix and math.prod(shape) > max(largest, fewest)
+            is_weight = (is_matrix or is_bytes) and leaf != "bias" and (has_palette or is_most)
+        if is_weight:
+            found.append(leaf)
+    return found
 
 
 def _is_bias(leaf: str, packed: list[str]) -> bool:

@@ -55,6 +55,12 @@ PACKED: dict[str, Tensors] = {
     "four bits": {"weight": ((32, 1), "U8"), "weight.absmax": ((4,), "F32"),
                   "weight.nested_quant_map": ((16,), "F32")},
     "binary": {"weight": ((8, 8), "BOOL"), "alpha": ((8, 1), "F32")},
+    "palette": {"weight_indices": ((8, 8), "U8"), "weight_lut": ((8, 16), "F32")},
+    "indices": {"indices": ((8, 8), "I32"), "centroids": ((16, 4), "F16"), "norms": ((8,), "F16")},
+    "lattice": {"Qidxs": ((16, 8), "I64"), "SU": ((16,), "F16"), "SV": ((16,), "F16"),
+                "Wscale": ((), "F32")},
+    "bytes in a row": {"packed": ((1024,), "U8"), "scale": ((32,), "F32"), "zero": ((32,), "F32")},
+    "a scale of the bias's shape": {"weight": ((16, 8), "I8"), "scale": ((16,), "F32")},
     "complex": {"complex_weight": ((8, 8), "C64"), "phase": ((8,), "F32")},
 }  # fmt: skip
 
@@ -100,11 +106,30 @@ def test_biases_of_packed_experts_are_weights() -> None:
         {"m.ids": ((8,), "U8")},
         {"m.marker": ((0,), "F8_E4M3")},
         {"m.lookup": ((16, 16), "I64")},
+        {"m.attention_bias_idxs": ((16, 16), "I64")},
+        {"m.relative_position": ((16, 16), "I64")},
+        {"m.rng_state": ((5056,), "U8")},
+        {"m.tokens_seen": ((64,), "I64")},
     ],
 )
 def test_counters_and_positions_pack_nothing(other: Tensors) -> None:
     tensors = {"m.weight": ((8, 8), "F32"), "m.scale": ((8,), "F32"), **other}
     assert list(kinds(tensors).values())[:2] == [Kind.FC, Kind.BIAS]
+    if not any("bias" in name or "lookup" in name for name in other):
+        del tensors["m.weight"]
+        assert kinds(tensors)["m.scale"] is Kind.BIAS
+
+
+@pytest.mark.parametrize("leaf", ["k_scale", "kv_scale", "prob_scale", "kv_cache_scaling_factor"])
+def test_factors_of_a_quantised_cache_are_copied(leaf: str) -> None:
+    assert classify(f"layers.0.self_attn.{leaf}", (), "F32").kind is Kind.COPY
+
+
+def test_a_scale_beside_a_linear_layer_s_bias_makes_no_norm() -> None:
+    tensors = floats(
+        fc__weight=(16, 8), fc__scale=(16,), fc__bias=(16,), n__scale=(8,), n__bias=(8,)
+    )
+    assert set(norms(tensors)) == {"n.scale", "n.bias"}
 
 
 # ---------------------------------------------------------------------- what is not trained
@@ -293,6 +318,8 @@ def test_one_factor_a_channel_is_bias(name: str, shape: Shape) -> None:
         ("quantizer.codevectors", (1, 64, 16)), ("rel_attn.q", (64, 4, 16)),
         ("rel_attn.k", (64, 4, 16)), ("rel_attn.r", (64, 4, 16)), ("const", (1, 16, 4, 4)),
         ("patch_embed.pos_emb.weight", (8, 8, 32)), ("head.weight", (1, 16)),
+        ("MultiHeadDotProductAttention_0.query.kernel", (64, 4, 16)),
+        ("attention/out/kernel:0", (4, 16, 64)),
     ],
 )  # fmt: skip
 def test_stacked_matrices_and_tables_are_fc(name: str, shape: Shape) -> None:
