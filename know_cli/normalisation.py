@@ -168,11 +168,14 @@ def _affine(module: Module) -> NormLayer | None:
 def _owned(module: Module) -> list[str]:
     """What a module that is called a norm owns: every vector in it, but for statistics.
 
-    LayerNorm over several dimensions, or one over each head, has a factor of more; beside a bias
+    Beside running statistics, what is called neither factor nor offset is one of them. LayerNorm
+    over several dimensions, or one over each head, has a factor of more; beside a bias
     of another shape it is the matrix of a linear layer, whatever that is called.
     """
     shapes = module.shapes
     leaves = [leaf for leaf in shapes if not (is_statistic(leaf) or is_simulated(leaf))]
+    if any(leaf.startswith(("running_", "moving_")) for leaf in shapes):
+        leaves = [leaf for leaf in leaves if leaf in (*_FACTORS, *_OFFSETS)]
     factor = next((leaf for leaf in _FACTORS if leaf in leaves), None)
     unlike = [
         leaf

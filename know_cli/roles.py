@@ -18,8 +18,8 @@ def _set(text: str) -> frozenset[str]:
 
 # ------------------------------------------------------------------ normalisation layers
 
-_NORM_WORDS = frozenset({"norms", "ln", "lns", "bn", "bns", "gn", "grn", "frn", "rms"})
-_NORM_ENDINGS = ("norm", "normalization", "normalisation")
+_NORM_WORDS = _set("norms ln lns lnf lnq lnk lnv bn bns syncbn sbn abn gn grn frn rms")
+_NORM_ENDINGS = ("norm", *(f"normali{s}{end}" for s in "sz" for end in ("ation", "e", "er")))
 
 
 def _is_norm_word(word: str) -> bool:
@@ -56,12 +56,13 @@ def ends_with_norm(text: str) -> bool:
 
 _STATISTICS = _set(
     "mean means var vars variance variances std stds invstd count counts counter avg average "
-    "ema amax amin absmax min max"
+    "ema amax amin absmax min max usage utilization utilisation histogram"
 )
+_SQUARES = _set("sq square squares squared")
 _STATISTICS_FIRST = frozenset({"running", "moving", "ema", "num"})
 _EXTREMES = re.compile(r"(?:.*_)?(?:min|max)_?(?:val|vals|value|values)$")
-# Codebooks that follow a moving average: their module has one of these.
-CODEBOOK_STATISTICS = frozenset({"cluster_size", "cluster_usage", "embed_avg", "embed_sum"})
+_CLUSTERS = _set("size sizes usage count counts")
+_OPTIMISERS = _set("optim optims optimizer optimizers optimiser optimisers")
 
 
 def is_statistic(leaf: str) -> bool:
@@ -69,17 +70,32 @@ def is_statistic(leaf: str) -> bool:
     found = words(leaf)
     if not found or found[:2] == ("log", "std"):  # policies of reinforcement learning train it
         return False
+    last = found[-2] if found[-1] in _SQUARES and len(found) > 1 else found[-1]
     return (
-        found[-1] in _STATISTICS
+        last in _STATISTICS
         or (found[0] in _STATISTICS_FIRST and len(found) > 1)
-        or leaf.strip("_") in CODEBOOK_STATISTICS
+        or found[-2:] == ("per", "expert")
+        or is_codebook_statistic(leaf)
         or _EXTREMES.match(leaf) is not None
     )
 
 
+def is_codebook_statistic(leaf: str) -> bool:
+    """Whether a parameter is called as what codebooks keep that follow a moving average."""
+    found = words(leaf)
+    return found[-2:] in (("embed", "avg"), ("embed", "sum")) or (
+        "cluster" in found and found[-1] in _CLUSTERS
+    )
+
+
+def is_of_optimiser(path: Path) -> bool:
+    """Whether a parameter is what an optimiser keeps, or stands below such: ``exp_avg.fc``."""
+    firsts = [words(part)[:2] for part in path]
+    return any(two == ("exp", "avg") or _OPTIMISERS & {*two[:1]} for two in firsts)
+
+
 _INDEX = frozenset({"id", "ids", "idx", "idxs", "index", "indices", "indexes", "ptr"})
-_MASK = frozenset({"mask", "masks"})
-_MASK_QUANTITIES = frozenset({"prob", "probs", "value", "values"})
+_MASK, _MASK_QUANTITIES = _set("mask masks"), _set("prob probs value values")
 _BUFFERS = frozenset({"queue", "center", "inited", "initted", "initialized", "anchors", "pe"})
 _ROTARY = frozenset({"freq", "freqs"})
 _TRIGONOMETRIC = frozenset({"cos", "sin"})
@@ -123,6 +139,7 @@ def is_fixed_table(path: Path, leaf: str, shape: Shape) -> bool:
     unique = set(found)
     return bool(found) and bool(
         leaf.strip("_") in _BUFFERS
+        or found[-1] == "queue"
         or leaf in ("relative_coords_table", "final_logits_bias")
         or _SCHEDULE & unique
         or found[-1] in _SCHEDULES
@@ -165,7 +182,7 @@ def is_routing_bias(leaf: str, siblings: Set[str], path: Path) -> bool:
     return (
         {"correction", "bias"} <= found
         or {"expert", "bias"} == found
-        or ("balancing" in found and bool({"bias", "biases"} & found))
+        or (bool({"balance", "balancing"} & found) and bool({"bias", "biases"} & found))
         or (leaf == "bias" and path[-1:] == ("gate",) and "experts" in siblings)
     )
 
@@ -230,7 +247,7 @@ def is_table(leaf: str) -> bool:
     """Whether a parameter is an embedding, a token, or a table of them, by its name."""
     found = words(leaf)
     return bool(found) and (
-        (bool(_TABLE & set(found)) and found[-1] not in _FACTOR)
+        (bool(_TABLE & set(found)) and found[-1] not in _FACTOR | {"queue"})
         or leaf.endswith("position_bias_table")
         or found[:2] == ("rel", "pos")
     )
@@ -379,7 +396,7 @@ def find_roles(path: Path, leaf: str, shape: Shape) -> frozenset[Role]:
     True
     """
     applies = {
-        Role.STATISTIC: is_statistic(leaf),
+        Role.STATISTIC: is_statistic(leaf) or is_of_optimiser(path),
         Role.ROTARY_TABLE: is_rotary(leaf),
         Role.MASK_OR_INDEX: is_mask(leaf) or is_index(leaf) or _is_causal_mask(path, leaf, shape),
         Role.QUANTISATION_FACTOR: is_quantisation_factor(path, leaf),

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from know_cli.names import Module, Path, Shape, extent, group_by_module, read_name, words
 from know_cli.normalisation import norm_layers_of
 from know_cli.roles import (
-    CODEBOOK_STATISTICS,
+    is_codebook_statistic,
     is_index,
     is_mask,
     is_routing_bias,
     is_statistic,
+    is_table,
 )
 
 #: Element types that can be predicted, by their safetensors names.
@@ -73,13 +74,18 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
         for module in modules
         if module.path[-1:] == ("activation",) and "act_scaling_factor" in module.tensors
     }
+    averages = {
+        module.path: {s for leaf, s in module.shapes.items() if is_statistic(leaf)}
+        for module in modules
+        if any(map(is_codebook_statistic, module.tensors))
+    }
     facts: dict[str, Facts] = {}
     for module in modules:
         of_module = {leaf: tensors[name] for leaf, name in module.tensors.items()}
         packed = [leaf for leaf, tensor in of_module.items() if is_packed(leaf, *tensor)]
         packed = packed or _packed_by_company(of_module)
-        codebook = any(leaf.strip("_") in CODEBOOK_STATISTICS for leaf in module.tensors)
         statistics = {shape for leaf, shape in module.shapes.items() if is_statistic(leaf)}
+        codebook = _follows_average(module, statistics)
         runs = any(leaf.startswith(("running_", "moving_")) for leaf in module.tensors)
         for leaf, name in module.tensors.items():
             shape = module.shapes[leaf]
@@ -90,6 +96,7 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
                 is_packed=bool(packed) and not _is_bias(leaf, packed),
                 is_spectral=_is_spectral(module, leaf),
                 is_statistic=codebook
+                or (extent(shape) > 1 and shape in averages.get(module.path[:-1], ()))
                 or (
                     not is_norm
                     and leaf not in ("weight", "bias")
@@ -121,6 +128,21 @@ def is_packed(leaf: str, shape: Shape, dtype: str) -> bool:
     if "weight" in leaf:
         return max(shape, default=1) > 1
     return dtype in _INTEGERS and len(shape) > 1 and max(shape) > 1
+
+
+def _follows_average(module: Module, statistics: Set[Shape]) -> bool:
+    """Whether a module holds a codebook that a moving average is made of, and no gradient moves.
+
+    Args:
+        module: it.
+        statistics: shapes of its statistics; one of more dimensions is the sum of what a table
+            of that shape stands for.
+    """
+    return any(
+        is_codebook_statistic(leaf)
+        or (is_table(leaf) and not is_statistic(leaf) and extent(shape) > 1 and shape in statistics)
+        for leaf, shape in module.shapes.items()
+    )
 
 
 # What a few values are called that the weights of a layer are chosen from.

@@ -173,6 +173,12 @@ def test_singular_vectors_are_copied(leaves: dict[str, Shape], kept: str, module
         ["diffusion.sqrt_alphas_cumprod"], ["diffusion.betas"],
         ["spec.mel_fb"], ["stft.window"], ["rope.freqs_cis"], ["rope.cos_cached"],
         ["x.activation_post_process.scale"],
+        ["albef.image_queue"], ["moco.text_queue"], ["moe.router.balance_bias"],
+        ["moe.tokens_per_expert"], ["vq.code_usage"], ["returns.mean_square"],
+        ["value_norm.running_mean", "value_norm.running_mean_sq", "value_norm.debiasing_term"],
+        ["state.0.exp_avg", "state.0.exp_avg_sq"], ["exp_avg_sq.layer.weight"],
+        ["optimizer.state.0.momentum_buffer", "optimizer.state.0.step"],
+        ["vq._ema_cluster_size", "vq._ema_w"],
     ],
 )  # fmt: skip
 def test_buffers_by_other_names_are_copied(names: list[str]) -> None:
@@ -188,6 +194,29 @@ def test_buffers_by_other_names_are_copied(names: list[str]) -> None:
 )  # fmt: skip
 def test_names_that_only_contain_such_a_word_are_weights(name: str) -> None:
     assert classify(name, (8,), "F32").kind is not Kind.COPY
+
+
+@pytest.mark.parametrize("size", [(8, 4), (1, 64, 16)])
+@pytest.mark.parametrize(
+    ("table", "statistics"),
+    [
+        ("embed", ["embed_avg", "cluster_size"]), ("embeddings", ["z_avg", "N"]),
+        ("_embedding.weight", ["_ema_w", "_ema_cluster_size"]),
+        ("codebook", ["codebook_ema", "usage"]),
+    ],
+)  # fmt: skip
+def test_codebooks_that_follow_a_moving_average_are_copied_with_it(
+    table: str, statistics: list[str], size: Shape
+) -> None:
+    average, count = statistics
+    found = kinds(
+        {
+            f"vq.{table}": (size, "F32"), f"vq.{average}": (size, "F32"),
+            f"vq.{count}": (size[:-1], "F32"), "vq.project.weight": ((3, 5), "F32"),
+            "embedding.weight": (size, "F32"),
+        }
+    )  # fmt: skip
+    assert [kind is Kind.COPY for kind in found.values()] == [True] * 3 + [False] * 2
 
 
 def test_a_scale_beside_a_mean_of_its_shape_is_a_statistic() -> None:
@@ -209,6 +238,7 @@ def test_all_beside_running_statistics_but_weight_and_bias_is_copied() -> None:
 @pytest.mark.parametrize(
     "name",
     ["q_norm.scale", "LayerNorm_0.scale", "norm.g", "rms_1.weight", "norm1.alpha", "ln_f.w",
+     "lnf.weight", "attn.lnq.scale", "normalize.weight", "syncbn.gamma",
      "blocks.3.attn_norm.gamma", "RMSNorm_2.scale", "layernorm2d.weight", "norms.4.g",
      "final_layer_norm.rms_weight", "norm._orig_mod.weight", "k_norm.module.scale",
      "input_layernorm._checkpoint_wrapped_module.weight",
