@@ -48,6 +48,7 @@ class Behaviour:
             checkpoints, as far as its element type can tell.
         is_binary: whether all are 0 or 1, or all 0 or −∞, in all checkpoints, and both occur.
         is_whole: whether all are whole numbers, small enough for the type to tell.
+        is_count: whether all are whole numbers of any size, none below 0, that grow.
         is_never_negative: whether all are finite, and none is below 0.
         grows: whether no element ever falls, or none ever rises, from one checkpoint to the
             next, and the sum changes every time.
@@ -62,6 +63,7 @@ class Behaviour:
     has_unit_length: bool = False
     is_binary: bool = False
     is_whole: bool = False
+    is_count: bool = False
     is_never_negative: bool = False
     grows: bool = False
     lowest: float = math.nan
@@ -100,7 +102,8 @@ class BehaviourWatch:
         self._dtype = dtype
         self._elements = 0
         self._moves = False
-        self._zero_or_one = self._zero_or_masked = self._whole = self._finite = True
+        self._zero_or_one = self._zero_or_masked = self._finite = True
+        self._whole = self._small = True
         self._has_zero = self._has_other = False
         self._rises = self._falls = True
         self._lowest, self._highest = math.inf, -math.inf
@@ -126,9 +129,8 @@ class BehaviourWatch:
         self._moves |= bool((values[1:] != values[0]).any())
         if not self._finite:
             return
-        self._whole &= bool((values == values.round()).all()) and bool(
-            values.abs().max() <= _LARGEST_WHOLE[self._dtype]
-        )
+        self._whole &= bool((values == values.round()).all())
+        self._small &= bool(values.abs().max() <= _LARGEST_WHOLE[self._dtype])
         self._lowest = min(self._lowest, float(values.min()))
         self._highest = max(self._highest, float(values.max()))
         steps = values.diff(dim=0)
@@ -143,7 +145,7 @@ class BehaviourWatch:
         """Whether it is no vector, and no further elements can make it anything but a weight."""
         if self._is_vector or not self._elements or self._zero_or_one or self._zero_or_masked:
             return False
-        return not self._finite or (self._lowest < 0 and not self._whole)
+        return not self._finite or (self._lowest < 0 and not (self._whole and self._small))
 
     def behaviour(self) -> Behaviour:
         """What was seen so far."""
@@ -154,12 +156,14 @@ class BehaviourWatch:
             return found
         least, most = float(self._sums.min()), float(self._sums.max())
         error = float((self._squares.sqrt() - 1).abs().max())
+        grows = (self._rises or self._falls) and bool((self._sums.diff() != 0).all())
         return replace(
             found,
             has_unit_length=self._is_vector and complete and error <= _LENGTH_ERROR[self._dtype],
-            is_whole=self._whole,
+            is_whole=self._whole and self._small,
+            is_count=self._whole and self._lowest >= 0 and grows,
             is_never_negative=self._lowest >= 0,
-            grows=(self._rises or self._falls) and bool((self._sums.diff() != 0).all()),
+            grows=grows,
             lowest=self._lowest,
             highest=self._highest,
             growth=most / least if least > 0 else math.nan,
@@ -252,7 +256,10 @@ def _reason(seen: Behaviour, is_named: bool, beside_statistics: bool) -> str | N
         return "a vector of length 1 in all checkpoints, as spectral norm keeps them"
     if seen.is_binary and (not is_named or seen.elements >= _MANY_VALUES):
         return "only 0 and 1 in all checkpoints, as in a mask"
-    if seen.is_whole and (not is_named or seen.elements >= _MANY_VALUES):
+    # Beyond what the type can tell from others, numbers that only ever rise are still a counter's.
+    if (seen.is_whole and (not is_named or seen.elements >= _MANY_VALUES)) or (
+        seen.is_count and not is_named
+    ):
         return "whole numbers in all checkpoints, as in a counter"
     if seen.is_never_negative and beside_statistics and not is_named:
         return "never negative, and beside running statistics"

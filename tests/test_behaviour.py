@@ -63,6 +63,7 @@ CUMULATIVE = random(40).abs().cumsum(dim=0) * torch.tensor([1.0, 2, 3, 4, 5])[:,
         ("layer.pruning", MASKS, "only 0 and 1"),
         ("layer.blocked", torch.where(MASKS > 0, 0.0, -math.inf), "only 0 and 1"),
         ("layer.seen", COUNTS, "whole numbers"),
+        ("tokens_done", torch.arange(S)[:, None].flip(0) * 1e8 + 1e9, "whole numbers"),
         ("layer.weight", random(8, 8).mul(9).round(), "whole numbers"),
         ("layer.total", CUMULATIVE, "grows in every session"),
         ("layer.total", CUMULATIVE.flip(0), "grows in every session"),
@@ -165,6 +166,17 @@ def test_large_halves_are_whole_whatever_they_are() -> None:
     values = (1000 + random(8, 8) * 100).to(torch.bfloat16)
     assert (values == values.round()).all()
     assert not watched(values, "BF16").is_whole
+    assert not watched(values, "BF16").is_count
+
+
+def test_numbers_that_only_rise_are_a_counter_s_also_where_the_type_has_no_others() -> None:
+    values = (1000 + 300 * torch.arange(S)[:, None]).to(torch.bfloat16)
+    seen = watched(values, "BF16")
+    assert (seen.is_whole, seen.is_count) == (False, True)
+    name = "images"
+    assert settle(classify_all({name: ((1,), "BF16")}), {name: seen})[name].kind is Kind.COPY
+    assert not watched(-values, "BF16").is_count
+    assert not watched(values[[0, 2, 1]], "BF16").is_count
 
 
 def test_only_what_may_be_predicted_is_watched_and_vectors_whole() -> None:
