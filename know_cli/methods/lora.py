@@ -35,9 +35,13 @@ from know_cli.engine.plan import Group, PlannedTensor
 from know_cli.errors import quoted
 from know_cli.names import Shape
 
-# What the two factors are called, as a part of a name: PEFT's, kohya's and diffusers', and
-# torchtune's and MLX's.
-_DOWN = re.compile(r"(?:^|(?<=[._]))lora(_A|_embedding_A|[._]down|_a)(?=\.|$)")
+# What the two factors are called, as a part of a name: PEFT's, kohya's and diffusers' (old ones
+# have a `lora_linear_layer`), and torchtune's and MLX's.
+_DOWN = re.compile(
+    r"(?:^|(?<=[._]))lora(?:_(?:linear_|conv_)?layer)?(_A|_embedding_A|[._]down|_a)(?=\.|$)"
+)
+# LoHa and LoKr multiply otherwise.
+_OTHER_PRODUCTS = re.compile(r"(?:^|[._])(?:hada_w1_a|lokr_w1(?:_a)?)(?=\.|$)")
 _OTHERS = {
     "_A": "_B",
     "_embedding_A": "_embedding_B",
@@ -69,7 +73,7 @@ def find_pairs(trajectory: Trajectory) -> Pairs:
 
     Left out are those that have a third factor between them, whose shapes do not fit, that hold
     the factors of many experts, that some branches do not have, or that are scaled by an ``alpha``
-    that is not the same in all checkpoints.
+    that is not the same in all checkpoints; and other products than B·A (LoHa, LoKr).
 
     Raises:
         CheckpointError: a checkpoint cannot be read.
@@ -79,6 +83,8 @@ def find_pairs(trajectory: Trajectory) -> Pairs:
     for name in shapes:
         found = list(_DOWN.finditer(name))
         if not found:
+            if _OTHER_PRODUCTS.search(name):
+                left.append(name)
             continue
         match = found[-1]
         start, stop = match.span(1)
@@ -114,8 +120,8 @@ def find_pairs(trajectory: Trajectory) -> Pairs:
         remarks.append(
             f"warning: LoRA: {quoted(left[0])}{more}: averaged factor by factor, which is not the "
             "mean of their products, since they have a third factor, another shape than a pair, "
-            "the factors of many experts, or another alpha in each checkpoint, or are not in all "
-            "branches"
+            "the factors of many experts, or another alpha in each checkpoint, are multiplied "
+            "otherwise (LoHa, LoKr), or are not in all branches"
         )
     return Pairs(names, tuple(remarks))
 

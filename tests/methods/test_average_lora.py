@@ -83,6 +83,7 @@ NAMES = {
     "diffusers": ("unet.to_q.lora.down.weight", "unet.to_q.lora.up.weight"),
     "torchtune": ("layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight"),
     "MLX": ("model.layers.0.self_attn.q_proj.lora_b", "model.layers.0.self_attn.q_proj.lora_a"),
+    "old diffusers": ("q_proj.lora_linear_layer.down.weight", "q_proj.lora_linear_layer.up.weight"),
     "older diffusers": ("attn1.processor.to_q_lora.down.weight", "attn1.processor.to_q_lora.up.weight"),
 }  # fmt: skip
 
@@ -208,6 +209,23 @@ def test_what_is_no_pair_is_averaged_factor_by_factor(tmp_path: Path) -> None:
         assert torch.equal(out[name], mean) is not name.startswith("same"), name
     (warning,) = [notice for notice in report.notices if notice.startswith("warning: LoRA")]
     assert "'mid.lora_down.weight' and 3 more: averaged factor by factor" in warning
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"], ["lokr_w1", "lokr_w2"],
+     ["lokr_w1_a.default", "lokr_w1_b.default"]],
+)  # fmt: skip
+def test_other_products_are_averaged_factor_by_factor_and_told(
+    factors: list[str], tmp_path: Path
+) -> None:
+    states = trajectory({f"layers.0.q_proj.{factor}": (4, 4) for factor in factors})
+    paths = write_trajectory(tmp_path, states)
+    _, report = average(paths, tmp_path / "out")
+    (warning,) = [notice for notice in report.notices if notice.startswith("warning: LoRA")]
+    assert f"'layers.0.q_proj.{factors[0]}': averaged factor by factor" in warning
+    _, plain = average(paths, tmp_path / "factors", "factors")
+    assert not [notice for notice in plain.notices if notice.startswith("warning: LoRA")]
 
 
 def test_pairs_that_some_branches_do_not_have_are_told(tmp_path: Path) -> None:
