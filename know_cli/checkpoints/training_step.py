@@ -2,7 +2,7 @@
 
 Looked up in this order: the metadata that this program's callbacks write, the state that a trainer
 left beside the weights, and the number in the checkpoint's name (``checkpoint-500``,
-``step_000100.safetensors``, ``epoch_12``).
+``step_000100.safetensors``, ``epoch_12``, ``ckpt_10k``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from know_cli.files import read_text
 #: What transformers' Trainer leaves in each of its checkpoint folders.
 TRAINER_STATE = "trainer_state.json"
 
-_NUMBER = re.compile(r"\d{1,18}")
+# A number may be written short: ``10k``, ``1.5M``, ``2e4``.
+_NUMBER = re.compile(r"\d{1,18}(?:\.\d{1,6})?(?:e\d{1,2}|[kKmMBT])(?![A-Za-z0-9])|\d{1,18}")
+_ZEROS = {"k": 3, "m": 6, "b": 9, "t": 12}
 _LARGEST = 10**18
 # What stands before the number of a step in names, the surest first; names can have other
 # numbers, too, such as a loss.
@@ -43,6 +45,8 @@ def training_step(path: Path, metadata: Mapping[str, str]) -> int | None:
     500
     >>> training_step(Path("step=400-loss=0.25.safetensors"), {})
     400
+    >>> training_step(Path("ckpt_10k"), {})
+    10000
     """
     recorded = _recorded(path, metadata)
     return _from_name(_stem(path)) if recorded is None else recorded
@@ -132,7 +136,16 @@ def _from_name(name: str) -> int | None:
     rank = _surest(name)
     if rank < len(_WORDS):
         numbers = [each for each in numbers if _WORDS[rank].search(name[: each.start()])]
-    return int(numbers[-1][0]) if numbers else None
+    return _value(numbers[-1][0]) if numbers else None
+
+
+def _value(number: str) -> int:
+    """What a number in a name says; the fraction of a step that is left over is dropped."""
+    digits, _, exponent = number.partition("e")
+    zeros = _ZEROS.get(digits[-1].lower(), 0) + int(exponent or 0)
+    whole, _, fraction = digits.rstrip("kKmMBT").partition(".")
+    value = int(whole) * 10**zeros + int(fraction or 0) * 10**zeros // 10 ** len(fraction)
+    return value if value <= _LARGEST else int(whole)
 
 
 def _from_names(paths: Sequence[Path]) -> list[int] | None:
@@ -145,7 +158,7 @@ def _from_names(paths: Sequence[Path]) -> list[int] | None:
     if len({_NUMBER.sub("#", text) for text in texts}) > 1:
         return steps if len(steps) == len(found) else None
     columns = zip(
-        *([int(digits) for digits in _NUMBER.findall(text)] for text in texts), strict=True
+        *([_value(number) for number in _NUMBER.findall(text)] for text in texts), strict=True
     )
     differ = [list(column) for column in columns if len(set(column)) == len(texts)]
     return differ[-1] if differ else (steps if len(steps) == len(found) else None)

@@ -323,10 +323,27 @@ def test_trainer_states_are_noticed(tmp_path: Path, know: Command) -> None:
         ("global_step7", 7),
         ("llama3-1000", 1000),
         ("final", None),
+        ("model-1k", 1000),
+        ("ckpt_1.5M.safetensors", 1_500_000),
+        ("step_2e4", 20_000),
+        ("tokens-900B", 900 * 10**9),
+        ("step100-tokens2B", 100),
+        ("epoch3b", 3),
+        ("step5e99", 5),
+        ("step12kb", 12),
     ],
 )
 def test_the_step_in_a_name(name: str, step: int | None) -> None:
     assert training_step(Path(name), {}) == step
+
+
+def test_steps_that_are_written_short_are_in_order(tmp_path: Path, know: Command) -> None:
+    files(tmp_path, {"model-500": 500, "model-1k": 1000, "model-1.5k": 1500})
+    for order in permutations(("model-500", "model-1k", "model-1.5k")):
+        done = know("predict", *order, *OPTION, "-o", "out", "--force", cwd=tmp_path)
+        assert done.returncode == EXIT_DONE, done.stderr
+        assert load_file(tmp_path / "out")["steps"] == 1500
+        assert "training steps 1500 to 500" in done.stdout
 
 
 def test_steps_in_folders_and_broken_trainer_states(tmp_path: Path) -> None:
