@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -317,18 +317,19 @@ def data_notices(trajectory: Trajectory) -> list[str]:
 
 def _same_checkpoints(trajectory: Trajectory) -> list[str]:
     checkpoints = trajectory.checkpoints
+    compared = [
+        name
+        for name, entry in trajectory.first.tensors.items()
+        if is_float(entry.dtype) and entry.info.elements
+    ]
     # Each group has what cannot be told apart yet.
-    groups = [list(range(len(checkpoints)))]
-    for name, entry in trajectory.first.tensors.items():
+    groups = [list(range(len(checkpoints)))] if compared else []
+    for name in compared:
         if not groups:
             return []
-        if is_float(entry.dtype) and entry.info.elements:
-            groups = [
-                part
-                for group in groups
-                for part in _split(checkpoints, group, name)
-                if len(part) > 1
-            ]
+        groups = [
+            part for group in groups for part in _split(checkpoints, group, name) if len(part) > 1
+        ]
     return [
         f"warning: {', '.join(str(checkpoints[k].path) for k in group)} have the same weights, as "
         f"far as the first {_LOOK_BYTES >> 10} KiB of each tensor show; was one saved twice?"
@@ -358,11 +359,36 @@ def _moving_complex(trajectory: Trajectory) -> list[str]:
     ]
     if not moving:
         return []
-    more = len(moving) - _MAX_NAMED
-    named = ", ".join(map(quoted, moving[:_MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
     return [
         f"warning: complex tensors that differ between the checkpoints are not predicted but "
-        f"copied: {named}; save them as real numbers (torch.view_as_real) to have them predicted"
+        f"copied: {_named(moving)}; save them as real numbers (torch.view_as_real) to have them "
+        "predicted"
+    ]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMED
+    return ", ".join(map(quoted, names[:_MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def packed_notices(trajectory: Trajectory, packed: Iterable[str]) -> list[str]:
+    """A line for the user if quantised weights, which are only copied, begin differently.
+
+    Args:
+        trajectory: the open checkpoints.
+        packed: names of weights whose element type cannot be computed.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    everyone = list(range(len(trajectory)))
+    moving = [name for name in packed if len(_split(trajectory.checkpoints, everyone, name)) > 1]
+    if not moving:
+        return []
+    return [
+        "warning: quantised weights that differ between the checkpoints are not predicted but "
+        f"copied from {trajectory.first.path}, beside others that are: {_named(moving)}; save the "
+        "checkpoints in floats of 16 bits or more to have all of them predicted"
     ]
 
 

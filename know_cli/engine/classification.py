@@ -12,10 +12,16 @@ from know_cli.behaviour import (
     without_rectified_sources,
 )
 from know_cli.checkpoints import Trajectory
+from know_cli.checkpoints.trajectory import packed_notices
 from know_cli.engine.scan import Scan, scan
 from know_cli.kinds import Classification, Kind, Override, classify_trajectory
+from know_cli.names import read_name
 from know_cli.normalisation import NormLayer, find_norm_layers
 from know_cli.ranks.alone import Ranks
+from know_cli.structure import is_packed
+
+# Told apart already, with what to do about it.
+_COMPLEX = "C64"
 
 
 @dataclass(frozen=True)
@@ -27,16 +33,18 @@ class Classified:
         layers: normalisation layers; sources of their statistics that the values contradict are
             taken away.
         scan: what the scan of the values found.
+        packed: lines for the user on quantised weights that are not the same in all checkpoints.
     """
 
     classes: dict[str, Classification]
     layers: list[NormLayer]
     scan: Scan
+    packed: tuple[str, ...] = ()
 
     @property
     def notices(self) -> list[str]:
-        """Lines for the user on tensors that are copied for what their values do."""
-        return copied_by_behaviour(self.classes)
+        """Lines for the user on tensors that are copied although their values move."""
+        return [*self.packed, *copied_by_behaviour(self.classes)]
 
 
 def classify_values(
@@ -66,8 +74,14 @@ def classify_values(
     names = [name for name, of in classes.items() if of.kind is not Kind.COPY]
     watched = elements_to_watch(tensors, classes, layers if rescales else [])
     found = scan(trajectory, names, watched, ranks or Ranks())
+    packed = (
+        name
+        for name, (shape, dtype) in tensors.items()
+        if dtype != _COMPLEX and is_packed(read_name(name).leaf, shape, dtype)
+    )
     return Classified(
         settle(classes, found.behaviours),
         without_rectified_sources(layers, found.behaviours),
         found,
+        tuple(packed_notices(trajectory, packed)),
     )

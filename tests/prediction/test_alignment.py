@@ -254,6 +254,33 @@ def test_complex_tensors_that_move_are_told(moves: bool, tmp_path: Path, know: C
     assert torch.equal(load_file(tmp_path / "out")["fourier.weight"], spectral)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("moves", [True, False])
+def test_quantised_weights_that_move_are_told(
+    moves: bool, dtype: torch.dtype, tmp_path: Path, know: Command
+) -> None:
+    packed = [torch.randn(8, 8).mul(9).abs().to(dtype) for _ in range(3)]
+    trajectory = [
+        {**model(k), "q.weight": packed[k if moves else 0].clone(), "q.seen": torch.tensor(k)}
+        for k in range(3)
+    ]
+    write(tmp_path, trajectory)
+    for command, *more in (("predict", "-o", "out", "--method", "linear"), ("inspect",)):
+        done = know(command, "c0..c2", *more, cwd=tmp_path)
+        assert done.returncode == EXIT_DONE, done.stderr
+        assert ("c0.safetensors, beside others that are: 'q.weight';" in done.stderr) == moves
+        assert "q.seen" not in done.stderr
+    assert load_file(tmp_path / "out")["q.weight"].float().equal(packed[0].float())
+
+
+def test_checkpoints_without_floats_are_not_called_the_same(tmp_path: Path, know: Command) -> None:
+    write(tmp_path, [{"q.weight": torch.full((8, 8), k, dtype=torch.int8)} for k in range(3)])
+    done = know("predict", "c0..c2", "-o", "out", "--method", "naive", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert "same weights" not in done.stderr
+    assert "quantised weights that differ" in done.stderr
+
+
 # ------------------------------------------------------------------------- not finite
 
 
