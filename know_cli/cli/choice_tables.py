@@ -32,9 +32,12 @@ class Watch:
         """Nothing is shown before there is something to see."""
 
     def measured(self, trial: Trial, result: Result) -> None:
-        """One more measure; what failed is told with the end of its output."""
+        """One more measure; what failed is told with the end of its output.
+
+        Θ0's is not, since that ends the search: the error tells it.
+        """
         self._progress.advance(1)
-        if result.value is None:
+        if result.value is None and trial.arm.start != BASE:
             self._talk.notice(
                 f"warning: {trial.arm.name} with seed {trial.seed}: the measure {result.reason}"
             )

@@ -342,9 +342,8 @@ def choose(
                     searching.search([one.name for one in candidates], grid, settings)
                 )
             except BaseMeasureError as error:
-                if error.result.output:
-                    for line in error.result.output.splitlines():
-                        talk.notice(line)
+                for line in error.result.output.splitlines():
+                    talk.explain(line)
                 raise
     finally:
         log.close()

@@ -25,7 +25,7 @@ class Output:
     """The one sink of a command.
 
     Attributes:
-        quiet: nothing but errors is printed.
+        quiet: nothing but errors, with what explains them, is printed.
         aside: results go to stderr, since stdout has a report for programs.
     """
 
@@ -38,6 +38,11 @@ class Output:
             # Work does not stop because nobody listens.
             with suppress(OSError):
                 print(printable(text), file=sys.stderr)
+
+    def explain(self, text: str) -> None:
+        """Lines on stderr that belong to the error that follows, so that ``quiet`` keeps them."""
+        with suppress(OSError):
+            print(printable(text), file=sys.stderr)
 
     def warning(self, text: str) -> None:
         """A line about what may be wrong, on stderr."""

@@ -155,6 +155,23 @@ def test_a_measure_that_fails_for_the_base_ends_the_search(run: Path, know: Comm
     assert not (run / "out").exists()
 
 
+@pytest.mark.parametrize("quiet", [(), ("--quiet",)])
+def test_the_output_of_a_measure_that_fails_for_the_base_is_told_once(
+    run: Path, know: Command, quiet: tuple[str, ...]
+) -> None:
+    measure = "echo {start} > /dev/null; echo $((2 * 21)) is my problem >&2; exit 3"
+    done = know(
+        "choose", "c0..c2", "-o", "out", "--measure", measure, "--budget", 24, *CANDIDATES, *quiet,
+        cwd=run,
+    )  # fmt: skip
+    assert done.returncode == EXIT_USAGE
+    *_, told, last = done.stderr.splitlines()
+    assert told == "42 is my problem"
+    assert "for Θ0 itself: it ended with exit code 3" in last
+    assert done.stderr.count("42 is my problem") == 1
+    assert not (quiet and len(done.stderr.splitlines()) > 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
