@@ -70,13 +70,13 @@ def verdict(outcome: Outcome, sign: int = 1) -> list[str]:
         lines.append(f"{outcome.winner.name} failed in the confirmation, so Θ0 is the start.")
     elif outcome.is_better:
         lines.append(
-            f"{outcome.winner.name} is better than Θ0: {_text(found, sign)} on {found.pairs} "
-            "seeds that took no part in choosing."
+            f"{outcome.winner.name} is better than Θ0: {_text(found, sign)} on "
+            f"{_seeds(found.pairs)} that took no part in choosing."
         )
     else:
         lines.append(
             f"Not better than Θ0: {outcome.winner.name}, the best in choosing, has "
-            f"{_text(found, sign)} on {found.pairs} fresh seeds, "
+            f"{_text(found, sign)} on {_seeds(found.pairs, 'fresh ')}, "
             f"{'which is worse' if found.high < 0 else 'which cannot be told from none'}."
         )
         more = outcome.more_measures
@@ -90,7 +90,7 @@ def verdict(outcome: Outcome, sign: int = 1) -> list[str]:
     if outcome.random is not None:
         lines.append(
             f"A random direction of the same length has {_text(outcome.random, sign)} on "
-            f"{outcome.random.pairs} seeds."
+            f"{_seeds(outcome.random.pairs)}."
         )
     for start, name in outcome.at_edge:
         lines.append(
@@ -145,6 +145,10 @@ def _row(standing: Standing, base: Standing, outcome: Outcome, sign: int) -> lis
     low, high = sorted((sign * found.low, sign * found.high))
     interval = f"{low:+.3g} to {high:+.3g}" if math.isfinite(found.low) else "-"
     return [*cells, f"{sign * found.mean:+.3g}", interval]
+
+
+def _seeds(count: int, which: str = "") -> str:
+    return f"{count} {which}{'seed' if count == 1 else 'seeds'}"
 
 
 def _text(found: Difference, sign: int) -> str:

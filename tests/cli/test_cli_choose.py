@@ -172,6 +172,15 @@ def test_the_output_of_a_measure_that_fails_for_the_base_is_told_once(
     assert not (quiet and len(done.stderr.splitlines()) > 2)
 
 
+def test_a_single_seed_is_one(run: Path, know: Command, here: None) -> None:
+    done = know(
+        "choose", "c0..c2", "-o", "out", "--evaluate", MEASURE, "--budget", 10,
+        "--candidate", "average", "--candidate", "last", cwd=run,
+    )  # fmt: skip
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert " on 1 seed.\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
