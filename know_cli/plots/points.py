@@ -28,6 +28,8 @@ from know_cli.kinds import PREDICTED_KINDS, Override, only_copied
 from know_cli.plots.plane import Plane
 
 _STEPS = re.compile(r"[1-8]")
+#: Methods that write the same for any number of steps: a step, or a factor, is no name for that.
+_STEPLESS = ("average", "last", "naive", "settle")
 
 
 class Role(str, Enum):
@@ -163,11 +165,12 @@ def _by_metadata(checkpoint: Checkpoint) -> tuple[Point, int]:
     steps = found.get(keys.STEPS, "")
     if keys.METHOD not in found or not _STEPS.fullmatch(steps):
         return _by_file(checkpoint), 0
-    session = Session.from_metadata(found)
+    session, series = Session.from_metadata(found), _series(found)
+    if found[keys.METHOD] in _STEPLESS:
+        return Point(series, found[keys.METHOD], series, Role.PREDICTION, checkpoint), int(steps)
     label = f"step {steps}"
     if session is not None and session.problem is None:
         label = factor_name(session.rate, int(steps)).replace("x", "×")
-    series = _series(found)
     return Point(f"{series} {label}", label, series, Role.PREDICTION, checkpoint), int(steps)
 
 

@@ -316,7 +316,7 @@ def test_predictions_are_named_by_what_made_them(tmp_path: Path) -> None:
         ("continuation ×2", "×2", "continuation", "prediction"),
         ("continuation ×4", "×4", "continuation", "prediction"),
         ("shrink lambda=0.9 ×2", "×2", "shrink lambda=0.9", "prediction"),
-        ("average step 3", "step 3", "average", "prediction"),
+        ("average", "average", "average", "prediction"),
         ("e", "e", "e", "prediction"),
         ("linear step 1", "step 1", "linear", "prediction"),
         ("mine", "mine", "mine", "prediction"),

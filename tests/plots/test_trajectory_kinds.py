@@ -35,7 +35,9 @@ def test_a_run_goes_from_its_oldest_checkpoint_to_its_latest(tmp_path: Path, kno
     assert done.returncode == EXIT_DONE, done.stderr
     assert "put right to the latest first: 300, 200, 100" in done.stderr
     found = json.loads((tmp_path / "found.json").read_text())["points"]
-    assert [point["name"] for point in found][:3] == ["step 300", "step 200", "step 100"]
+    # A mean is of no step, beside those of the training.
+    names = ["step 300", "step 200", "step 100", "average lora=exact shape=uniform"]
+    assert [point["name"] for point in found] == names
     assert [point["role"] for point in found] == ["checkpoint"] * 3 + ["prediction"]
     # Time goes from left to right.
     assert found[0]["coordinates"][0] > found[2]["coordinates"][0]
