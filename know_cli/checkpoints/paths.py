@@ -11,6 +11,7 @@ from pathlib import Path
 
 from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, has_model
 from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.checkpoints.run_folder import run_checkpoints
 from know_cli.errors import CheckpointError, OutputError, UsageError
 
 _NUMBER = re.compile(r"\d+")
@@ -97,11 +98,19 @@ def check_count(
             f"got {len(paths)} checkpoint{'s' * (len(paths) != 1)}: give "
             f"{fewest} to {MAX_CHECKPOINTS}, {advice}"
             + (f"; {of_one}" if len(paths) == 1 and of_one else "")
+            + (_run_hint(paths[0]) if len(paths) == 1 and kind is None else "")
         )
     for number, path in enumerate(paths):
         for other in paths[:number]:
             if path.resolve() == other.resolve() or (path.exists() and path.samefile(other)):
                 raise UsageError(f"{path}: given twice; name each checkpoint once")
+
+
+def _run_hint(path: Path) -> str:
+    """What to do with a checkpoint that is a run's folder, too, as trainers leave it in the end."""
+    if not path.is_dir() or not run_checkpoints(path):
+        return ""
+    return f"; to take the checkpoints of a training run in {path}, add --trajectory run"
 
 
 def _existing(argument: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import permutations
 from pathlib import Path
 
@@ -227,6 +228,21 @@ def test_a_run_has_to_be_called_one(
     done = know("predict", *named, "-o", "out", *options, cwd=tmp_path)
     assert done.returncode == EXIT_USAGE
     assert message in one_line(done.stderr)
+
+
+def test_a_run_with_its_last_weights_in_its_folder_has_to_be_called_one(
+    tmp_path: Path, know: Command
+) -> None:
+    trainer_run(tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoint-500").iterdir():
+        shutil.copy(file, tmp_path / "run")
+    done = know("predict", "run", "-o", "out", cwd=tmp_path)
+    assert done.returncode == EXIT_USAGE
+    line = one_line(done.stderr)
+    assert "got 1 checkpoint" in line
+    assert "checkpoints of a training run in run, add --trajectory run" in line
+    done = know("predict", "run/checkpoint-500", "-o", "out", cwd=tmp_path)
+    assert "training run in" not in one_line(done.stderr)
 
 
 # ---------------------------------------------------------------------- what the checkpoints tell
