@@ -38,8 +38,9 @@ def show_plan(
     talk.show("", "nothing is computed; without --dry-run these trials are run:", table)
     unknown = [name for name in trials if name not in measured.seconds]
     least = "at least " if unknown else ""
+    in_all = sum(trials.values())
     talk.show(
-        f"{sum(trials.values())} trials, {least}{total / _HOUR:.1f} hours of processor time "
-        f"(measured on {measured.processor}, {what}), {request.processes} at a time; "
-        "what is there already costs nothing"
+        f"{in_all} {'trial' if in_all == 1 else 'trials'}, {least}{total / _HOUR:.2f} hours of "
+        f"processor time (measured on {measured.processor}, {what}), "
+        f"{request.processes} at a time; what is there already costs nothing"
     )

@@ -737,6 +737,15 @@ def test_a_dry_run_of_the_release_regime_counts_starts_and_images(
     assert hours(*shares, *methods) == of_both
 
 
+def test_the_plan_of_a_single_short_trial_is_not_of_no_time(tmp_path: Path, know: Command) -> None:
+    task = "glyphs-digits-cnn-batchnorm"
+    done = know("eval", "--task", task, "--seeds", "1", "-o", "out", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    hours = published()["forgetting"]["seconds"][task] / 3600
+    assert 0.005 < hours < 0.05
+    assert f"1 trial, {hours:.2f} hours of processor time" in done.stdout
+
+
 def test_what_trials_cost_is_what_was_published() -> None:
     assert json.loads(TARGET.read_text()) == published()
 
