@@ -36,6 +36,8 @@ ALL = "all"
 _DEFAULT_NORM = NormMode.RESCALE.value
 # Required by every comparison; results of another version may lack other anchors.
 _COMPARED_WITH = (SCRATCH, NAIVE, LONGER, ORACLE)
+#: What the results of the other evaluations have, which is also the option that asks for them.
+_OTHERS = (("regime", "release"), ("trajectory", "run"), ("trajectory", "branches"))
 
 
 def to_json(
@@ -106,7 +108,7 @@ def to_json(
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read the results that ``know eval`` wrote.
+    """Read the results that ``know eval`` wrote of forgettings in the converged regime.
 
     Raises:
         UsageError: the file is missing or does not hold such results.
@@ -115,6 +117,12 @@ def read_results(path: Path) -> dict[str, Any]:
         results = json.loads(read_text(path, MAX_BYTES))
         if results["format"] != FORMAT:
             raise ValueError(f"format {results['format']!r}")
+        for option, value in _OTHERS:
+            if results.get(option) == value:
+                raise UsageError(
+                    f"{path}: is a result of 'know eval --{option} {value}'; give one without that "
+                    "option, results.json"
+                )
         if not results["tasks"]:
             raise ValueError("no tasks")
         if not 0 < results["settings"]["rate"] < 1:

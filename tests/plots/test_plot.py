@@ -650,6 +650,20 @@ def test_results_that_lack_something_are_refused(
         results.read_results(tmp_path / "r.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("release", "--regime release"),
+        ("runs", "--trajectory run"),
+        ("branches", "--trajectory branches"),
+    ],
+)
+def test_results_of_another_evaluation_are_called_so(name: str, option: str) -> None:
+    path = RESULTS.with_name(f"{name}.json")
+    with pytest.raises(UsageError, match=f"is a result of 'know eval {option}'; give one without"):
+        results.read_results(path)
+
+
 def test_missing_results(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         results.read_results(tmp_path / "r.json")
