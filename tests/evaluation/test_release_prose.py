@@ -14,6 +14,7 @@ from know_cli.evaluation.release import results
 from know_cli.evaluation.statistics import Estimate, mean_estimate
 
 ROOT = Path(know_cli.__file__).parents[1]
+SGD = "release-cifar10-resnet-sgd"
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -107,6 +108,33 @@ def test_the_expectations_say_on_how_many_tasks_each_start_was_measured(
         f"{100 * of.value:+.1f} ± {100 * of.half_width:.1f}" for of in (older.own, older.tuned)
     ]
     assert "gains nothing ({}, {}, five seeds)".format(*texts) in page
+
+
+def test_the_first_checkpoint_with_its_own_norm_layers_is_told(
+    tasks: dict[str, Any], readme: str
+) -> None:
+    page = " ".join(page_of("expectations.md").split())
+    having = {n: of for n, of in tasks.items() if "naive-stored" in of["cells"]["1250 images"]}
+    found = results.pooled(having, "1250 images")["naive-stored"]
+    assert (found.tasks, found.trials) == (4, 40)
+    own, tuned = (
+        f"{100 * of.value:+.2f} ± {100 * of.half_width:.2f}" for of in (found.own, found.tuned)
+    )
+    assert f"with its own layers as they were is {own} points from that at the release's" in page
+    assert f"**{tuned} at the tuned one" in page
+    assert f"training longer: {tuned} (four ResNets)" in readme
+    every = every_task()
+    of_each = {
+        name: results.at_tuned_rate(of["cells"]["1250 images"])["naive-stored"].difference
+        for name, of in {**having, SGD: every[SGD]}.items()
+    }
+    assert f"to Fashion-MNIST {text_of(of_each.pop('release-cifar10-fashion-resnet'))}, on" in page
+    assert f"by SGD {text_of(of_each.pop(SGD))}." in page
+    others = sorted(100 * of.value for of in of_each.values() if of is not None)
+    assert f"on the three others {others[0]:+.1f} to {others[-1]:+.1f};" in page
+    for name in (*having, SGD):
+        cell = every[name]["cells"]["1250 images"]
+        assert cell["naive-stored"] == cell["naive-re-estimated"], name
 
 
 def test_what_was_taught_is_told_with_its_trials(tasks: dict[str, Any]) -> None:
