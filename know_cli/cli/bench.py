@@ -39,6 +39,7 @@ EPILOG = "\n\n".join(
 _CHECKPOINTS = 5
 _FEWEST, _MOST = 1_000, 10**11
 _MOST_RUN_ROUNDS = 3
+_DEVICE_ROWS = 10_000_000
 # Inputs, the previous output, and the temporary of the next.
 _FILES = _CHECKPOINTS + 2
 
@@ -87,14 +88,15 @@ def bench(
         ),
     ] = "cpu",
     device_rows: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
             min=1_000,
             max=10**8,
+            show_default=str(_DEVICE_ROWS),
             help="With --device: parameters to measure it alone on; few do not fill one.",
         ),
-    ] = 10_000_000,
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -154,6 +156,12 @@ def bench(
     from know_cli.known.shipped import DEFAULT_WEIGHTS, find_bundle
 
     (of_device, *_) = choose_devices(device)
+    if device_rows is not None and of_device.type == "cpu":
+        raise UsageError(
+            f"--device-rows {device_rows}: is for a --device other than the CPU, which --rows "
+            "measures; leave it out"
+        )
+    device_rows = device_rows or _DEVICE_ROWS
     workers = threads or usable_cores()
     bundle = load_bundle(find_bundle(weights or DEFAULT_WEIGHTS, _CHECKPOINTS))
     if bundle.checkpoints != _CHECKPOINTS:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.cli.choose_options import measure_of, parse_grid
 from know_cli.cli.options import (
     max_memory_option,
     no_progress_option,
@@ -19,9 +19,6 @@ from know_cli.cli.options import (
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
 from know_cli.errors import EXIT_NOT_BETTER
-
-if TYPE_CHECKING:
-    from know_cli.choosing.measures import CommandMeasure, FunctionMeasure
 
 EPILOG = "\n\n".join(
     (
@@ -241,6 +238,11 @@ def choose(
         raise UsageError(f"--keep {keep}: is none of none, best, all")
     if (measure is None) == (evaluate is None):
         raise UsageError("give one of --measure COMMAND and --evaluate MODULE:FUNCTION")
+    if measure_json is not None and measure is None and confirm is None:
+        raise UsageError(
+            f"--measure-json {measure_json}: is read from what a command writes, and --evaluate's "
+            "function returns the measure; leave it out"
+        )
     if "=" in device_variable:
         raise UsageError(
             f"--device-variable {device_variable}: is no name of a variable; each of the jobs is "
@@ -252,10 +254,10 @@ def choose(
     if json is not None:
         check_report_path(json, [*paths, output, place], force=force)
     check_intervals()
-    measuring = _measure(measure, evaluate, names, measure_json, measure_timeout, device_variable)
+    measuring = measure_of(measure, evaluate, names, measure_json, measure_timeout, device_variable)
     confirming = None
     if confirm is not None:
-        confirming = _measure(
+        confirming = measure_of(
             confirm, None, names, measure_json, measure_timeout, device_variable, "--confirm"
         )
     for option, command in (("--measure", measure), ("--confirm", confirm)):
@@ -367,51 +369,3 @@ def choose(
         write_report(json, content, force=force)
     if written is None:
         raise typer.Exit(EXIT_NOT_BETTER)
-
-
-def parse_grid(texts: list[str] | tuple[str, ...]) -> list[tuple[tuple[str, str], ...]]:
-    """All combinations of tuned values.
-
-    >>> parse_grid(["lr=1,2", "decay=0"])
-    [(('lr', '1'), ('decay', '0')), (('lr', '2'), ('decay', '0'))]
-
-    Raises:
-        UsageError: a text is not NAME=V1,V2, or a name comes twice.
-    """
-    from know_cli.errors import UsageError
-
-    axes: dict[str, list[str]] = {}
-    for text in texts:
-        name, _, values = text.partition("=")
-        found = [value for value in values.split(",") if value]
-        if not name.isidentifier() or name in ("start", "seed") or not found:
-            raise UsageError(f"--tune {text}: write NAME=V1,V2,V3, as in lr=1e-4,1e-3")
-        if name in axes:
-            raise UsageError(f"--tune {text}: {name} is tuned twice; put all values into one")
-        if len(set(found)) < len(found):
-            raise UsageError(f"--tune {text}: has a value twice")
-        axes[name] = found
-    axis_lists = [[(name, value) for value in found] for name, found in axes.items()]
-    return [tuple(combination) for combination in itertools.product(*axis_lists)]
-
-
-def _measure(
-    command: str | None,
-    function: str | None,
-    tuned: tuple[str, ...],
-    key: str | None,
-    timeout: float | None,
-    variable: str,
-    option: str = "--measure",
-) -> CommandMeasure | FunctionMeasure:
-    from know_cli.choosing.measures import CommandMeasure, FunctionMeasure
-
-    if command is not None:
-        measure = CommandMeasure(command, key, timeout, variable, option)
-        measure.check(tuned)
-        return measure
-    assert function is not None
-    from know_cli.choosing.worker import check_function
-
-    check_function(function, tuned)
-    return FunctionMeasure(function, timeout, variable)

@@ -54,6 +54,7 @@ _REGIMES = {
     CollectedRegime.RELEASE: Regime.COMMON_START,
     CollectedRegime.RELEASE_CHAIN: Regime.CHAIN,
 }
+_ROWS_PER_TENSOR = 40_000
 
 
 def collect(
@@ -96,9 +97,13 @@ def collect(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the whole collection.")] = 0,
     rows_per_tensor: Annotated[
-        int,
-        typer.Option(min=1, help="The most elements kept of a tensor; of runs and branches all."),
-    ] = 40_000,
+        int | None,
+        typer.Option(
+            min=1,
+            show_default=str(_ROWS_PER_TENSOR),
+            help="The most elements kept of a tensor; of runs and branches all are.",
+        ),
+    ] = None,
     shard: Annotated[
         str,
         typer.Option(
@@ -110,6 +115,7 @@ def collect(
         int | None,
         typer.Option(
             min=1,
+            max=1024,
             help="Trajectories to train at the same time, with one thread each.",
             show_default="one per core, or per card",
         ),
@@ -208,6 +214,11 @@ def collect(
     if brief and regime is not CollectedRegime.RUN:
         raise UsageError("--brief is for --regime run")
     if regime in (CollectedRegime.RUN, CollectedRegime.BRANCHES):
+        if rows_per_tensor is not None:
+            raise UsageError(
+                f"--rows-per-tensor: of {regime.value}{'s' * (regime is CollectedRegime.RUN)} all "
+                "elements are kept; leave it out"
+            )
         from know_cli.cli.collect_runs import collect_runs
         from know_cli.meta.branch_collecting import BranchRequest
         from know_cli.meta.branch_setup import CHECKPOINTS
@@ -257,7 +268,7 @@ def collect(
         most_samples=samples,
         largest_batch=largest_batch,
         seed=seed,
-        rows_per_tensor=rows_per_tensor,
+        rows_per_tensor=rows_per_tensor or _ROWS_PER_TENSOR,
         shard=parsed,
         processes=processes or usual_processes(device),
         device=chosen,

@@ -44,6 +44,12 @@ def parse_seeds(text: str) -> range:
     )
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the user wrote an option of a parameter."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def refuse_others(context: typer.Context, own: Collection[str], option: str) -> None:
     """Refuse options that would have no effect beside one that changes what the command does.
 
@@ -57,8 +63,7 @@ def refuse_others(context: typer.Context, own: Collection[str], option: str) -> 
     """
     for parameter in context.command.params:
         name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if name not in own and source is not None and source.name == "COMMANDLINE":
+        if name not in own and is_given(context, name):
             raise UsageError(f"{parameter.opts[0]}: has no effect with {option}; leave it out")
 
 

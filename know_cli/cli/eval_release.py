@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from know_cli.cli.eval_options import is_given
 from know_cli.errors import UsageError
 from know_cli.evaluation.precision import Precision
 
@@ -37,8 +38,7 @@ def check_release(context: typer.Context) -> None:
         UsageError: the reason.
     """
     for name, option in _OF_CONVERGED.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(context, name):
             raise UsageError(f"{option}: has no effect with --regime release; leave it out")
 
 

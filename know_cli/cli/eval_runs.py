@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
+from know_cli.cli.eval_options import is_given
 from know_cli.errors import UsageError
 from know_cli.evaluation.precision import Precision
 
@@ -44,8 +45,7 @@ def check(context: typer.Context, trajectory: TrajectoryKind) -> None:
     for name, option in _OF_FORGETTINGS.items():
         if name == "bundle" and is_run:
             continue
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if is_given(context, name):
             others = " and run" if name == "bundle" else ""
             raise UsageError(
                 f"{option} is for --trajectory forgetting{others}, not for {trajectory.value}"

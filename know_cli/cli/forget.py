@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from know_cli.checkpoints.metadata import TrajectoryKind
-from know_cli.cli.options import parse_rate, quiet_option
+from know_cli.cli.options import parse_rate, quiet_option, torch_threads_option
 from know_cli.cli.output import Output
 from know_cli.errors import UsageError
 
@@ -133,10 +133,7 @@ def forget(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Passed to your function as text; repeatable."),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, max=1024, help="Threads of torch.", show_default="torch's own"),
-    ] = None,
+    threads: Annotated[int | None, torch_threads_option()] = None,
     quiet: Annotated[bool, quiet_option()] = False,
 ) -> None:
     """Record how a model forgets: train it on ever smaller nested subsets of its data.

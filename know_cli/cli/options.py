@@ -15,6 +15,7 @@ from know_cli.errors import UsageError
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?$", re.IGNORECASE)
 _SMALLEST_RATE = 0.01
 _LARGEST_SIZE = 2**60
+_MOST_THREADS = 1024
 
 
 def parse_named(texts: list[str], option: str, value: str) -> dict[str, str]:
@@ -150,11 +151,16 @@ def threads_option(panel: str | None = None, more: str = "") -> Any:
     return typer.Option(
         metavar="N",
         min=1,
-        max=1024,
+        max=_MOST_THREADS,
         show_default="one per usable core",
         help=f"Worker threads on the CPU{more}.",
         rich_help_panel=panel,
     )
+
+
+def torch_threads_option(default: str = "torch's own") -> Any:
+    """``--threads`` of commands that train in this process; ``default`` says what it is without."""
+    return typer.Option(min=1, max=_MOST_THREADS, help="Threads of torch.", show_default=default)
 
 
 def max_memory_option(panel: str | None = None, more: str = "") -> Any:

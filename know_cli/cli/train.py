@@ -10,7 +10,7 @@ import typer
 
 from know_cli.checkpoints.metadata import Regime
 from know_cli.cli.measure_bundles import measure_bundles
-from know_cli.cli.options import one_json, quiet_option, report_option
+from know_cli.cli.options import one_json, quiet_option, report_option, torch_threads_option
 from know_cli.cli.output import Output
 from know_cli.cli.train_network import NetworkRequest, check_model, through_networks
 from know_cli.cli.train_options import check_options
@@ -188,12 +188,7 @@ def train(
     rows_per_tensor: Annotated[
         int, typer.Option(min=1, help="The most windows taken from one tensor and position.")
     ] = 1000,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Threads of torch.", show_default="torch's own, through networks 1"
-        ),
-    ] = None,
+    threads: Annotated[int | None, torch_threads_option("torch's own, through networks 1")] = None,
     data_folder: Annotated[
         Path | None,
         typer.Option(
@@ -338,8 +333,6 @@ def train(
     if through:
         if compare or len(evaluate or []) > 1:
             raise UsageError("--objective network: measures one bundle, and compares with averages")
-        if downstream_examples and not downstream:
-            raise UsageError("--downstream-examples needs --downstream")
         examples = sorted(set(downstream_examples or NetworkSettings.downstream_examples))
         of_known = {"preparation": preparation, "factor": factor, "steps": steps > 1}
         of_settle = {

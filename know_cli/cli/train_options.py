@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from know_cli.cli.eval_options import refuse_others
+from know_cli.cli.eval_options import is_given, refuse_others
+from know_cli.errors import UsageError
 
 # Parameters that only KNOWN's training by weights has, and only training through networks.
 _OF_WEIGHTS = {
@@ -15,6 +16,11 @@ _OF_NETWORK = {
     "data_folder", "meta_steps", "runs_per_step", "hidden", "width", "distance", "downstream",
     "downstream_steps", "downstream_examples", "calibrate", "every",
 }  # fmt: skip
+# What is done downstream, where that counts.
+_OF_DOWNSTREAM = {
+    "downstream_steps": "--downstream-steps",
+    "downstream_examples": "--downstream-examples",
+}
 # How to train, whatever the objective.
 _OF_TRAINING = {"checkpoints", "learning_rate", "seed", "holdout", "hold_out_architecture"}
 # Of the hyper-model: refused through networks where what a bundle has is known.
@@ -41,3 +47,7 @@ def check_options(context: typer.Context, *, through_networks: bool, measured: b
         refuse_others(
             context, every - (_OF_TRAINING | _OF_WEIGHTS | of_network | more), "--evaluate"
         )
+    if not context.params["downstream"]:
+        for name, option in _OF_DOWNSTREAM.items():
+            if is_given(context, name):
+                raise UsageError(f"{option} needs --downstream")

@@ -32,6 +32,8 @@ EPILOG = "\n\n".join(
     )
 )
 
+_SPANS = 256
+
 
 def verify(
     output: Annotated[
@@ -57,9 +59,14 @@ def verify(
         typer.Option("--full", help="Compute everything again, not a sample."),
     ] = False,
     spans: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, help="Blocks of parameters in the sample."),
-    ] = 256,
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            show_default=str(_SPANS),
+            help="Blocks of parameters in the sample.",
+        ),
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -124,8 +131,9 @@ def verify(
         check_count(paths, made_of, 1)
     if device is not None:
         check_device_name(device)
-    if full and seed is not None:
-        raise UsageError("--seed: all is computed with --full; leave one of the two out")
+    for option, given in (("--seed", seed), ("--spans", spans)):
+        if full and given is not None:
+            raise UsageError(f"{option}: all is computed with --full; leave one of the two out")
     if json is not None:
         check_report_path(json, [*paths, found, *digest_paths(found)], "--json", force=force)
 
@@ -136,7 +144,7 @@ def verify(
         result = verify_output(
             found,
             paths,
-            spans=None if full else spans,
+            spans=None if full else spans or _SPANS,
             seed=seed,
             weights=weights,
             device=device,

@@ -324,6 +324,11 @@ class _Comparer:
 def _bundle(output: Path, recipe: Recipe, weights: str | None) -> str | None:
     """The folder of the bundle of a recipe: where the user says, or a shipped one."""
     if recipe.bundle is None:
+        if weights is not None:
+            raise UsageError(
+                f"--weights {weights}: {output} was made by --method {recipe.method} without "
+                "a hyper-model; leave it out"
+            )
         return None
     method = find_method(recipe.method)
     path = bundle_with_digest(method, recipe.bundle, weights, recipe.checkpoints)

@@ -280,6 +280,7 @@ def test_means_of_folders_are_compared_with_mergekit(
         ("--sizes 1e5,10", EXIT_USAGE, "'10' is not a number of parameters"),
         ("--sizes nan", EXIT_USAGE, "'nan' is not a number of parameters"),
         ("--averages 7", EXIT_USAGE, "--averages 7: '7' is not a number of parameters"),
+        ("--device-rows 5000", EXIT_USAGE, "is for a --device other than the CPU"),
         ("--folder missing", EXIT_OUTPUT, "missing: no such folder"),
         ("--json missing/b.json", EXIT_OUTPUT, "missing: no such folder"),
     ],

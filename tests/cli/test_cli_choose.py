@@ -189,6 +189,7 @@ def test_a_single_seed_is_one(run: Path, know: Command, here: None) -> None:
         (("--evaluate", MEASURE, "--confirm", "echo 1"), EXIT_USAGE, "--confirm: has no {start}"),
         (("--evaluate", "mine.py:nothing"), EXIT_USAGE, "mine.py"),
         (("--evaluate", MEASURE, "--tune", "lr=1"), EXIT_USAGE, "does not take"),
+        (("--evaluate", MEASURE, "--measure-json", "a"), EXIT_USAGE, "--measure-json a: is read"),
         (("--measure", "echo {start}", "--tune", "lr"), EXIT_USAGE, "write NAME=V1,V2,V3"),
         (("--measure", "echo {start}", "--device-variable", "GPU=0"), EXIT_USAGE, "give the name"),
         (("--evaluate", MEASURE, "--candidate", "magic"), EXIT_USAGE, "--candidate magic"),

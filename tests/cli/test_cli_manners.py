@@ -35,6 +35,25 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *(
+            (name, "threads")
+            for name in ("predict", "verify", "choose", "forget", "train", "bench")
+        ),
+        *((name, "processes") for name in ("eval", "collect")),
+    ],
+)
+def test_threads_and_processes_are_bounded_alike(command: str, option: str, know: Command) -> None:
+    """More than a system gives would end the process without a word of what to do."""
+    for number in ("0", "1025"):
+        done = know(command, f"--{option}", number)
+        assert done.returncode == EXIT_USAGE
+        assert f"'--{option}'" in (said := one_line(done.stderr))
+        assert "1024" in said or number == "0"
+
+
 # ------------------------------------------------------------------------- reports to stdout
 
 

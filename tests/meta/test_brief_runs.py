@@ -47,6 +47,8 @@ def test_a_brief_record_has_one_annealing_and_no_future(tmp_path: Path) -> None:
         (("--regime", "branches", "--brief"), "--brief is for --regime run"),
         (("--regime", "branches", "--checkpoints", "2"), "would be Θ0 and a single branch; give 3"),
         (("--regime", "branches", "--samples", "9000"), "--samples and --largest-batch are for"),
+        (("--regime", "run", "--rows-per-tensor", "9"), "--rows-per-tensor: of runs all elements"),
+        (("--regime", "branches", "--rows-per-tensor", "40000"), "--rows-per-tensor: of branches"),
         (("--side", "16"), "--side is for --regime run, branches, release and"),
         (("--samples", "9000"), "--samples and --largest-batch are for --regime release and"),
         (("--regime", "run", "--largest-batch", "64"), "--samples and --largest-batch are for"),

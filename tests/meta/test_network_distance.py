@@ -223,6 +223,7 @@ def test_the_command_takes_all_terms(
     assert load_bundle(bundle).digest == loaded.digest
     refused = {
         ("--downstream-examples", 40): "--downstream-examples needs --downstream",
+        ("--downstream-steps", 10): "--downstream-steps needs --downstream",
         (*terms, "--downstream-examples", 31): "'--downstream-examples': Input should be greater",
         (*terms, "--downstream-examples", 2000): "--downstream-examples 2000: another task has",
         ("--downstream", 1, "--downstream-steps", 0): "'--downstream-steps': Input should be gr",

@@ -405,6 +405,12 @@ def test_the_command(trajectory_paths: list[Path], tmp_path: Path, know: Command
         ("out ckpt0 ckpt1..ckpt9", EXIT_CHECKPOINT, "ckpt1..ckpt9: no such file"),
         ("out ckpt0 ckpt0", EXIT_USAGE, "given twice"),
         ("out ckpt0..ckpt4 --full --seed 3", EXIT_USAGE, "leave one of the two out"),
+        ("out ckpt0..ckpt4 --full --spans 256", EXIT_USAGE, "--spans: all is computed with --full"),
+        (
+            "out ckpt0..ckpt4 --weights continuation",
+            EXIT_USAGE,
+            "by --method linear without a hyper",
+        ),
         ("out ckpt0..ckpt4 --device tpu", EXIT_USAGE, "--device tpu: is none of"),
         ("out ckpt0..ckpt4 --json out", EXIT_OUTPUT, "is an input or an output of this run"),
         ("out ckpt0..ckpt4 --max-memory 1k", EXIT_USAGE, "is too small"),
