@@ -96,6 +96,20 @@ def a_type(value: object) -> str:
     return f"{'an' if name[:1].lower() in set('aeio') else 'a'} {name}"
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """So many of something.
+
+    Args:
+        number: how many.
+        noun: what one of them is.
+        plural: what several are; None adds an s.
+
+    >>> counted(1, "seed"), counted(2, "seed"), counted(0, "branch", "branches")
+    ('1 seed', '2 seeds', '0 branches')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def was_interrupted(error: BaseException | None) -> bool:
     """Whether an error is an interruption, or has become of one, as while a class is being made."""
     return isinstance(error, KeyboardInterrupt) or (

@@ -25,7 +25,7 @@ from know_cli.callbacks.after_training import (
     seed_of,
     size_of,
 )
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.forgetting import RunRecorder, TrainingSession
 from know_cli.forgetting.recorder import state_of
 
@@ -90,7 +90,8 @@ class RunCallback(TrainerCallback):
         if state.is_world_process_zero and len(self.run.kept) < 2:
             warnings.warn(
                 f"{self.run.folder}: has {len(self.run.kept)} of the 2 checkpoints that an average "
-                f"needs: the run has {state.global_step} steps, and every={self.run.every}",
+                f"needs: the run has {counted(state.global_step, 'step')}, and "
+                f"every={self.run.every}",
                 stacklevel=2,
             )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.errors import CheckpointError, quoted
+from know_cli.errors import CheckpointError, counted, quoted
 
 #: Tells the names of a checkpoint's tensors that are no weights; their kinds are known above here.
 OnlyCopied = Callable[[Checkpoint], Set[str]]
@@ -70,7 +70,7 @@ def check_same_model(
         return []
     names = sorted({name for name, _ in ignored})
     return [
-        f"{_count(len(names), 'tensor')} that {'is' if len(names) == 1 else 'are'} only copied "
+        f"{counted(len(names), 'tensor')} that {'is' if len(names) == 1 else 'are'} only copied "
         f"{'does' if len(names) == 1 else 'do'} not fit in all checkpoints, such as "
         f"{min(ignored)[1]}; the output has what {first.path} has"
     ]
@@ -185,7 +185,7 @@ def check_empty(first: Checkpoint, only_copied: OnlyCopied = nothing) -> list[st
     empty = sorted(name for name, entry in weights.items() if not entry.info.elements)
     if empty and len(empty) == len(weights):
         raise CheckpointError(
-            f"{first.path}: all {_count(len(empty), 'weight')} "
+            f"{first.path}: all {counted(len(empty), 'weight')} "
             f"{'is' if len(empty) == 1 else 'are'} empty, such as {quoted(empty[0])}: "
             "DeepSpeed's ZeRO-3 leaves that of weights that were not gathered before they were "
             "saved; save them whole, or make them so with zero_to_fp32.py"
@@ -194,7 +194,7 @@ def check_empty(first: Checkpoint, only_copied: OnlyCopied = nothing) -> list[st
     if not lost:
         return []
     return [
-        f"warning: {first.path}: {len(lost)} of {_count(len(weights), 'weight')} "
+        f"warning: {first.path}: {len(lost)} of {counted(len(weights), 'weight')} "
         f"{'is' if len(lost) == 1 else 'are'} empty: {_named(lost)}; DeepSpeed's ZeRO-3 leaves "
         "that of weights that were not gathered before they were saved"
     ]
@@ -227,7 +227,7 @@ def dtype_notices(checkpoints: Sequence[Checkpoint]) -> list[str]:
             differ = [k for k in range(len(names)) if other[k] != usual[k]]
             k = differ[0]
             notices.append(
-                f"warning: {', '.join(paths)}: {_count(len(differ), 'tensor')} in another element "
+                f"warning: {', '.join(paths)}: {counted(len(differ), 'tensor')} in another element "
                 f"type than in the other checkpoints, such as {quoted(names[k])} ({other[k]}, not "
                 f"{usual[k]}): what was rounded looks like training"
             )
@@ -237,7 +237,3 @@ def dtype_notices(checkpoints: Sequence[Checkpoint]) -> list[str]:
 def _named(names: Sequence[str]) -> str:
     more = len(names) - _MAX_NAMED
     return ", ".join(map(quoted, names[:_MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from know_cli.checkpoints.alignment import OnlyCopied, explain_differences, nothing
 from know_cli.checkpoints.checkpoint import Checkpoint
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.errors import CheckpointError, quoted
+from know_cli.errors import CheckpointError, counted, quoted
 
 # A branch that has less of Θ0's weights is hardly one.
 _LEAST_SHARE = 0.5
@@ -59,8 +59,8 @@ def align_branches(
     if own:
         name = min(own)
         notices.append(
-            f"{_tensors(len(own))} that {first.path} does not have {_are(len(own))} left out, such "
-            f"as {quoted(name)} in {own[name].path}"
+            f"{counted(len(own), 'tensor')} that {first.path} does not have {_are(len(own))} left "
+            f"out, such as {quoted(name)} in {own[name].path}"
         )
     lacking = {name: absent[name] for name in sorted(absent) if name in weights}
     nowhere = [name for name, where in lacking.items() if len(where) == len(checkpoints) - 1]
@@ -68,13 +68,14 @@ def align_branches(
     if partly:
         where = ", ".join(str(checkpoints[k].path) for k in sorted(lacking[partly[0]]))
         notices.append(
-            f"{_tensors(len(partly))} {_are(len(partly))} not in all branches as in {first.path}, "
+            f"{counted(len(partly), 'tensor')} {_are(len(partly))} not in all branches as in "
+            f"{first.path}, "
             f"such as {quoted(partly[0])} (not in {where}): taken from those that have it"
         )
     if nowhere:
         notices.append(
-            f"{_tensors(len(nowhere))} {_are(len(nowhere))} in no branch as in {first.path}, such "
-            f"as {quoted(nowhere[0])}: copied from there"
+            f"{counted(len(nowhere), 'tensor')} {_are(len(nowhere))} in no branch as in "
+            f"{first.path}, such as {quoted(nowhere[0])}: copied from there"
         )
     return absent, notices
 
@@ -86,10 +87,6 @@ def _check_share(first: Checkpoint, branch: Checkpoint, shared: int, total: int)
         f"{branch.path}: has only {shared} of the {total} parameters of {first.path}, from which "
         "branches go on; give Θ0 first, and branches of it" + explain_differences([first, branch])
     )
-
-
-def _tensors(count: int) -> str:
-    return f"{count} tensor{'s' * (count != 1)}"
 
 
 def _are(count: int) -> str:

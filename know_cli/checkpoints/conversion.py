@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from know_cli.errors import quoted
+from know_cli.errors import counted, quoted
 
 _MAX_NAMED = 3
 
@@ -50,9 +50,11 @@ class Conversion:
         if self.averaged and len(self.averaged) == self.tensors:
             lines.append("what is converted is a moving average of weights, by its name")
         elif self.averaged:
+            one = len(self.averaged) == 1
             lines.append(
-                f"{len(self.averaged)} of the {self.tensors} tensors are a moving average of "
-                f"weights, by their names: {_some(self.averaged, 1)}"
+                f"{len(self.averaged)} of the {self.tensors} tensors {'is' if one else 'are'} a "
+                f"moving average of weights, by {'its name' if one else 'their names'}: "
+                f"{_some(self.averaged, 1)}"
             )
         if self.averages:
             lines.append(
@@ -64,8 +66,9 @@ class Conversion:
                 f"{', '.join(map(quoted, names))} share memory; each is written in full, so that "
                 "every name is found"
             )
-        if len(self.shared) > _MAX_NAMED:
-            lines.append(f"and {len(self.shared) - _MAX_NAMED} more groups that share memory")
+        if more := self.shared[_MAX_NAMED:]:
+            shares = "shares" if len(more) == 1 else "share"
+            lines.append(f"and {counted(len(more), 'more group')} that {shares} memory")
         if self.left_out:
             lines.append(f"left out, since they are no tensors: {_some(self.left_out)}")
         if self.strays:

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from know_cli.checkpoints.dtypes import BITS, RANK
 from know_cli.checkpoints.json_text import MAX_BYTES, BadJsonError, is_unicode, parse_json
-from know_cli.errors import CheckpointError, quoted
+from know_cli.errors import CheckpointError, counted, quoted
 from know_cli.files import open_file
 
 METADATA_KEY = "__metadata__"
@@ -92,7 +92,10 @@ def read_header(path: Path) -> Header:
             stamp = Stamp.of(os.fstat(file.fileno()))
             start = file.read(_LENGTH.size)
             if len(start) < _LENGTH.size:
-                _fail(path, f"is only {stamp.file_bytes} bytes long; no safetensors file is")
+                _fail(
+                    path,
+                    f"is only {counted(stamp.file_bytes, 'byte')} long; no safetensors file is",
+                )
             (length,) = _LENGTH.unpack(start)
             if length > MAX_BYTES or _LENGTH.size + length > stamp.file_bytes:
                 _fail(path, _what_it_is(start + file.read(START_BYTES), length, stamp.file_bytes))

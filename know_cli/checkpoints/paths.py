@@ -12,7 +12,7 @@ from pathlib import Path
 from know_cli.checkpoints.layouts import OTHER_FORMATS, SUFFIX, has_model
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.checkpoints.run_folder import run_checkpoints
-from know_cli.errors import CheckpointError, OutputError, UsageError
+from know_cli.errors import CheckpointError, OutputError, UsageError, counted
 
 _NUMBER = re.compile(r"\d+")
 _DIGITS = re.compile(r"([0-9]{1,18})")
@@ -95,7 +95,7 @@ def check_count(
     if not fewest <= len(paths) <= MAX_CHECKPOINTS:
         advice = _ADVICE[kind or TrajectoryKind.FORGETTING]
         raise UsageError(
-            f"got {len(paths)} checkpoint{'s' * (len(paths) != 1)}: give "
+            f"got {counted(len(paths), 'checkpoint')}: give "
             f"{fewest} to {MAX_CHECKPOINTS}, {advice}"
             + (f"; {of_one}" if len(paths) == 1 and of_one else "")
             + (_run_hint(paths[0]) if len(paths) == 1 and kind is None else "")

@@ -18,7 +18,7 @@ from typing import Any
 from know_cli.checkpoints.header import METADATA_KEY
 from know_cli.checkpoints.json_text import MAX_OBJECTS, is_unicode
 from know_cli.checkpoints.pickle_names import Name, Opaque, PickledTensor
-from know_cli.errors import CheckpointError, quoted
+from know_cli.errors import CheckpointError, counted, quoted
 
 #: ``--key`` for the outermost mapping.
 TOP = "."
@@ -268,7 +268,7 @@ def _resolved(content: Mapping[Any, Any], key: str) -> tuple[str, ...] | None:
 def _listed(candidates: Iterable[_Candidate]) -> str:
     every = list(candidates)
     shown = [
-        f"{quoted(one.key)} ({len(one.tensors)} tensor{'s' * (len(one.tensors) != 1)}"
+        f"{quoted(one.key)} ({counted(len(one.tensors), 'tensor')}"
         f"{', a moving average' if one.is_average else ''})"
         for one in every[:_MAX_LISTED]
     ]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from know_cli.choosing.intervals import Difference, difference, pairs_to_tell
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 
 #: The start that everything is compared with.
 BASE = "theta0"
@@ -274,7 +274,7 @@ def _split(candidates: int, values: int, settings: Settings) -> _Budget:
     fewest = one_round + 2 * _FEWEST_PAIRS + 1
     if settings.budget < fewest:
         raise UsageError(
-            f"--budget {settings.budget}: {candidates} candidates and Θ0"
+            f"--budget {settings.budget}: {counted(candidates, 'candidate')} and Θ0"
             f"{f' with {values} values each' if values > 1 else ''} need at least {fewest} "
             "measures; give a larger budget, or fewer candidates"
         )

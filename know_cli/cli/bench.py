@@ -18,7 +18,7 @@ from know_cli.cli.options import (
 )
 from know_cli.cli.output import Output
 from know_cli.engine.devices import DEVICE_NAMES, check_device_name
-from know_cli.errors import OutputError, UsageError
+from know_cli.errors import OutputError, UsageError, counted
 from know_cli.files import free_bytes, missing_folder, scratch_folder, temporary_place
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def bench(
             f"--weights {weights}: reads {bundle.checkpoints} checkpoints; choose one for "
             f"{_CHECKPOINTS}"
         )
-    talk.notice(f"kernel: {rounds} rounds of {rows:,} parameters")
+    talk.notice(f"kernel: {counted(rounds, 'round')} of {rows:,} parameters")
     kernels = measure_kernels(bundle, rows, rounds, workers)
     by_threads, stages = {}, {}
     if workers > 1:
@@ -180,7 +180,7 @@ def bench(
             stages = measure_stages(temporary, rows, rounds, workers)
     on_device = {}
     if of_device.type != "cpu":
-        talk.notice(f"{of_device}: {rounds} rounds of {device_rows:,} parameters")
+        talk.notice(f"{of_device}: {counted(rounds, 'round')} of {device_rows:,} parameters")
         on_device = {str(of_device): measure_device(bundle, of_device, device_rows, rounds)}
     runs = []
     for size in wanted:

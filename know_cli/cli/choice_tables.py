@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from know_cli.choosing.intervals import Difference, difference
 from know_cli.choosing.search import BASE, Outcome, Standing, Trial
 from know_cli.cli.tables import new_table
+from know_cli.errors import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,17 +72,19 @@ def verdict(outcome: Outcome, sign: int = 1) -> list[str]:
     elif outcome.is_better:
         lines.append(
             f"{outcome.winner.name} is better than Θ0: {_text(found, sign)} on "
-            f"{_seeds(found.pairs)} that took no part in choosing."
+            f"{counted(found.pairs, 'seed')} that took no part in choosing."
         )
     else:
         lines.append(
             f"Not better than Θ0: {outcome.winner.name}, the best in choosing, has "
-            f"{_text(found, sign)} on {_seeds(found.pairs, 'fresh ')}, "
+            f"{_text(found, sign)} on {counted(found.pairs, 'fresh seed')}, "
             f"{'which is worse' if found.high < 0 else 'which cannot be told from none'}."
         )
         more = outcome.more_measures
         if found.mean > 0 and more:
-            lines.append(f"A difference of this size would be told by about {more} more measures.")
+            lines.append(
+                f"A difference of this size would be told by about {counted(more, 'more measure')}."
+            )
     if outcome.choosing is not None:
         lines.append(
             f"(In choosing it had {sign * outcome.choosing.mean:+.4g}, which is too much by "
@@ -90,7 +93,7 @@ def verdict(outcome: Outcome, sign: int = 1) -> list[str]:
     if outcome.random is not None:
         lines.append(
             f"A random direction of the same length has {_text(outcome.random, sign)} on "
-            f"{_seeds(outcome.random.pairs)}."
+            f"{counted(outcome.random.pairs, 'seed')}."
         )
     for start, name in outcome.at_edge:
         lines.append(
@@ -145,10 +148,6 @@ def _row(standing: Standing, base: Standing, outcome: Outcome, sign: int) -> lis
     low, high = sorted((sign * found.low, sign * found.high))
     interval = f"{low:+.3g} to {high:+.3g}" if math.isfinite(found.low) else "-"
     return [*cells, f"{sign * found.mean:+.3g}", interval]
-
-
-def _seeds(count: int, which: str = "") -> str:
-    return f"{count} {which}{'seed' if count == 1 else 'seeds'}"
 
 
 def _text(found: Difference, sign: int) -> str:

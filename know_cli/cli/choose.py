@@ -18,7 +18,7 @@ from know_cli.cli.options import (
 )
 from know_cli.cli.output import Output
 from know_cli.engine.settings import NormMode
-from know_cli.errors import EXIT_NOT_BETTER
+from know_cli.errors import EXIT_NOT_BETTER, counted
 
 EPILOG = "\n\n".join(
     (
@@ -324,7 +324,8 @@ def choose(
     log = Log(place / "measures.jsonl", identity)
     try:
         if len(log):
-            talk.notice(f"goes on with {len(log)} measures that were taken before")
+            were = "was" if len(log) == 1 else "were"
+            talk.notice(f"goes on with {counted(len(log), 'measure')} that {were} taken before")
         with progress_for(talk, bar=not no_progress) as progress:
             starts = maker.make(candidates, progress)
         base = starts[searching.BASE]

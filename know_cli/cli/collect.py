@@ -15,7 +15,7 @@ import typer
 from know_cli.checkpoints.metadata import Regime
 from know_cli.cli.options import data_folder_option, parse_shard, quiet_option, usual_processes
 from know_cli.cli.output import Output
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.kinds import PREDICTED_KINDS
 
 if TYPE_CHECKING:
@@ -248,7 +248,8 @@ def collect(
             runs = BranchRequest(**shared, checkpoints=checkpoints or CHECKPOINTS)
         if not runs.numbers():
             raise UsageError(
-                f"--shard {shard}: there are only {trajectories} {runs.trajectory.units}"
+                f"--shard {shard}: there {'is' if trajectories == 1 else 'are'} only "
+                f"{runs.trajectory.counted(trajectories)}"
             )
         collect_runs(talk, runs)
         return
@@ -274,13 +275,18 @@ def collect(
         device=chosen,
     )
     if not request.numbers():
-        raise UsageError(f"--shard {shard}: there are only {trajectories} trajectories")
+        raise UsageError(
+            f"--shard {shard}: there {'is' if trajectories == 1 else 'are'} only "
+            f"{counted(trajectories, 'trajectory', 'trajectories')}"
+        )
     totals = Totals(len(request.numbers()))
     for one in existing(request):
         totals.add(one)
     talk.notice(f"data sets: {', '.join(data_sets)}")
     if totals.done:
-        talk.notice(f"{folder}: {totals.done} trajectories are already there, continuing")
+        there = f"{counted(totals.done, 'trajectory', 'trajectories')} "
+        there += "is" if totals.done == 1 else "are"
+        talk.notice(f"{folder}: {there} already there, continuing")
     began = time.perf_counter()
     with _display(talk, totals, request.processes) as report:
         for one in collect_all(request):
@@ -293,8 +299,8 @@ def collect(
     talk.show(
         _table(totals),
         "",
-        f"{folder}: {totals.done} of {totals.wanted} trajectories, {totals.left_out} of them left "
-        f"out; parameters: {rows or 'none'}; {seconds:.0f} s",
+        f"{folder}: {totals.done} of {counted(totals.wanted, 'trajectory', 'trajectories')}, "
+        f"{totals.left_out} of them left out; parameters: {rows or 'none'}; {seconds:.0f} s",
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.output import Output
+from know_cli.errors import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,13 +33,15 @@ class _Shown:
 
 
 def _describe_run(setup: Mapping[str, Any]) -> str:
-    return f"{setup['checkpoints']} checkpoints {setup['spacing']} steps apart up to {setup['end']}"
+    apart = counted(setup["spacing"], "step")
+    return f"{setup['checkpoints']} checkpoints {apart} apart up to {setup['end']}"
 
 
 def _describe_branches(setup: Mapping[str, Any]) -> str:
     part = f" on {setup['fraction']:g} of the samples" if setup["fraction"] < 1 else ""
     return (
-        f"{setup['checkpoints'] - 1} branches of {setup['steps']} steps after {setup['end']}{part}"
+        f"{setup['checkpoints'] - 1} branches of {counted(setup['steps'], 'step')} after "
+        f"{setup['end']}{part}"
     )
 
 
@@ -66,7 +69,8 @@ def collect_runs(talk: Output, request: CollectingRequest[Any]) -> None:
     wanted = len(request.numbers())
     talk.notice(f"data sets: {', '.join(request.data_sets)}")
     if done:
-        talk.notice(f"{request.folder}: {len(done)} {what} are already there, continuing")
+        there = f"{request.trajectory.counted(len(done))} {'is' if len(done) == 1 else 'are'}"
+        talk.notice(f"{request.folder}: {there} already there, continuing")
     began = time.perf_counter()
     for one in collect_all(request):
         done.append(one)
@@ -75,8 +79,8 @@ def collect_runs(talk: Output, request: CollectingRequest[Any]) -> None:
     talk.show(
         _table(done, what, shown.columns),
         "",
-        f"{request.folder}: {len(done)} of {wanted} {what}, {left_out} of them left out; "
-        f"{time.perf_counter() - began:.0f} s",
+        f"{request.folder}: {len(done)} of {request.trajectory.counted(wanted)}, {left_out} of "
+        f"them left out; {time.perf_counter() - began:.0f} s",
     )
 
 

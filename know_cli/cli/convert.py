@@ -9,6 +9,7 @@ import typer
 
 from know_cli.cli.options import quiet_option
 from know_cli.cli.output import Output
+from know_cli.errors import counted
 
 EPILOG = "\n\n".join(
     (
@@ -86,7 +87,7 @@ def convert(
     for result in execute(plans, target, force=force):
         for notice in result.notices:
             talk.notice(notice)
-        tensors = f"{result.tensors} tensor{'' if result.tensors == 1 else 's'}"
+        tensors = counted(result.tensors, "tensor")
         talk.show(f"wrote {result.output}: {tensors}, {bytes_text(result.nbytes)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from know_cli.errors import counted
 from know_cli.evaluation.costs import Costs
 from know_cli.evaluation.jobs import Trials, jobs
 
@@ -38,9 +39,8 @@ def show_plan(
     talk.show("", "nothing is computed; without --dry-run these trials are run:", table)
     unknown = [name for name in trials if name not in measured.seconds]
     least = "at least " if unknown else ""
-    in_all = sum(trials.values())
     talk.show(
-        f"{in_all} {'trial' if in_all == 1 else 'trials'}, {least}{total / _HOUR:.2f} hours of "
-        f"processor time (measured on {measured.processor}, {what}), "
-        f"{request.processes} at a time; what is there already costs nothing"
+        f"{counted(sum(trials.values()), 'trial')}, {least}{total / _HOUR:.2f} hours of processor "
+        f"time (measured on {measured.processor}, {what}), {request.processes} at a time; "
+        "what is there already costs nothing"
     )

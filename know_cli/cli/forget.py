@@ -11,7 +11,7 @@ import typer
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.options import parse_rate, quiet_option, torch_threads_option
 from know_cli.cli.output import Output
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -183,7 +183,8 @@ def forget(
         recorder = open_recorder(loaded, folder, protocol, number)
         done = len(recorder.done)
         if done and number is None:
-            output.notice(f"{recorder.folder}: {done} sessions are already there, continuing")
+            there = f"{counted(done, 'session')} {'is' if done == 1 else 'are'}"
+            output.notice(f"{recorder.folder}: {there} already there, continuing")
         kept += done
 
         def report(
@@ -201,9 +202,11 @@ def forget(
 
         trained += record(loaded, recorder, report)
     seconds = time.perf_counter() - began
-    what = "" if trajectories is None else f"{trajectories} trajectories, "
-    unit = "sessions" if branches is None else "models"
-    output.show(f"{folder}: {what}{trained} {unit} trained in {seconds:.1f} s, {kept} kept")
+    what = ""
+    if trajectories is not None:
+        what = f"{counted(trajectories, 'trajectory', 'trajectories')}, "
+    done_now = counted(trained, "session" if branches is None else "model")
+    output.show(f"{folder}: {what}{done_now} trained in {seconds:.1f} s, {kept} kept")
 
 
 def _number_of_branches(trajectory: TrajectoryKind | None, branches: int | None) -> int | None:

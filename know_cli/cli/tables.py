@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from know_cli.errors import printable
+from know_cli.errors import counted, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,7 +62,7 @@ def new_table(*columns: str) -> Table:
 def heading(prediction: Prediction) -> str:
     """One line on what is predicted from what."""
     steps, rate = prediction.request.settings.steps, prediction.recipe.known_rate
-    count, trajectory = f"{steps} step{'s' * (steps > 1)}", prediction.trajectory
+    count, trajectory = counted(steps, "step"), prediction.trajectory
     if len(trajectory) == 1:
         what = f"{count} from {trajectory.first.path} alone"
     elif rate is None:
@@ -80,8 +80,8 @@ def trajectory_text(trajectory: Trajectory) -> str:
     from know_cli.checkpoints.metadata import TrajectoryKind
 
     if trajectory.kind is TrajectoryKind.BRANCHES:
-        count = len(trajectory) - 1
-        return f"{count} branch{'es' * (count > 1)} of {trajectory.first.path}"
+        count = counted(len(trajectory) - 1, "branch", "branches")
+        return f"{count} of {trajectory.first.path}"
     text, steps = f"{len(trajectory)} checkpoints of {trajectory.kind.text}", None
     if trajectory.kind is TrajectoryKind.RUN:
         steps = trajectory.training_steps
@@ -164,14 +164,15 @@ def report_tables(prediction: Prediction, report: Report) -> list[RenderableType
         errors = report.truncations
         worst = max(errors, key=lambda name: errors[name])
         lines.append(
-            f"products of {len(errors)} LoRA pairs averaged: what their rank does not hold is "
+            f"products of {counted(len(errors), 'LoRA pair')} averaged: what their rank does not "
+            "hold is "
             f"{sum(errors.values()) / len(errors):.2%} of them on average, {errors[worst]:.2%} at "
             f"most ({worst})"
         )
     if report.replaced:
-        lines.append(f"{report.replaced} predictions were not finite: the first checkpoint's value")
+        lines.append(_not_finite(report.replaced, "prediction"))
     if report.nonfinite:
-        lines.append(f"{report.nonfinite} inputs were not finite: the first checkpoint's value")
+        lines.append(_not_finite(report.nonfinite, "input"))
     seconds = report.seconds
     speed = report.predicted * prediction.request.settings.steps / max(seconds["total"], 1e-9)
     lines.append(
@@ -203,5 +204,10 @@ def _coefficients(prediction: Prediction) -> list[str]:
     return [f"average: {' + '.join(parts)}"]
 
 
+def _not_finite(count: int, what: str) -> str:
+    were = "was" if count == 1 else "were"
+    return f"{counted(count, what)} {were} not finite: the first checkpoint's value"
+
+
 def _not_predicted(reason: str, count: int) -> str:
-    return f"{reason} ({count} tensor{'s' * (count != 1)})"
+    return f"{reason} ({counted(count, 'tensor')})"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from know_cli.checkpoints.metadata import TrajectoryKind
 from know_cli.cli.output import Output
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.meta.network_settings import HyperModel, NetworkSettings
 from know_cli.settle.shipped import FEWEST
 
@@ -246,7 +246,7 @@ def _tell_targets(talk: Output, runs: Sequence[NetworkRun], checkpoints: int) ->
             "forgettings has it trained on more data; give fewer --checkpoints than there are "
             "sessions, or collect with --regime chain, which records that"
         )
-    talk.notice(f"--distance: {count} of {len(windows)} windows have a target")
+    talk.notice(f"--distance: {count} of {counted(len(windows), 'window')} have a target")
 
 
 def _line(progress: Progress, steps: int, what: str) -> str:
@@ -305,7 +305,7 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
     if settings.get("downstream"):
         distance += (
             f", with {settings['downstream']:g} of the loss on another task after "
-            f"{settings['downstream_steps']} steps"
+            f"{counted(settings['downstream_steps'], 'step')}"
         )
     if settings.get("downstream_examples"):
         numbers = " or ".join(map(str, settings["downstream_examples"]))
@@ -314,7 +314,7 @@ def network_markdown(facts: Mapping[str, Any]) -> str:
         f"# The hyper-model for {what}, taught through the networks",
         "",
         f"{settings['checkpoints']} checkpoints, {_size(facts)} ({facts['digest']}), taught on "
-        f"{kind.counted(len(facts['taught_on']))} in {settings['steps']} steps of "
+        f"{kind.counted(len(facts['taught_on']))} in {counted(settings['steps'], 'step')} of "
         f"{kind.counted(settings['runs'])}{calibrated}{roles}{distance}; "
         f"{facts['processor_seconds']} s of one processor with all measurements.",
         "",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from know_cli.cli.measure_bundles import SCORED_STEPS
 from know_cli.cli.output import Output
+from know_cli.errors import counted
 from know_cli.meta.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def train_weights(
         also = f" and {len(others)} more" if others else ""
         talk.warning(f"left out {first}{also}: {reason}")
     rows = ", ".join(f"{len(found):,} {kind.value}" for kind, found in collection.windows.items())
-    talk.notice(f"{len(collection.trajectories)} trajectories, windows: {rows}")
+    read = counted(len(collection.trajectories), "trajectory", "trajectories")
+    talk.notice(f"{read}, windows: {rows}")
 
     def report(kind: Kind, epoch: int, training: float, held_out: float) -> None:
         talk.notice(

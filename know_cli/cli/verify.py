@@ -18,6 +18,7 @@ from know_cli.cli.options import (
 )
 from know_cli.cli.output import Output
 from know_cli.engine.devices import DEVICE_NAMES, check_device_name
+from know_cli.errors import counted
 
 if TYPE_CHECKING:
     from know_cli.prediction.verify import Verification
@@ -188,11 +189,13 @@ def _lines(output: Path, result: Verification) -> list[str]:
     what = "everything" if result.seed is None else f"a sample (--seed {result.seed})"
     lines = [
         f"{output}: {what} computed again is the same: {bytes_text(result.bytes_compared)} of "
-        f"{bytes_text(result.bytes_total)}, in {result.tensors} of {result.tensors_total} tensors"
+        f"{bytes_text(result.bytes_total)}, in {result.tensors} of "
+        f"{counted(result.tensors_total, 'tensor')}"
     ]
     if result.rescaled:
         lines.append(
-            f"not in a sample: {result.rescaled} running statistics, which depend on whole layers"
+            f"not in a sample: {counted(result.rescaled, 'running statistic')}, which "
+            f"depend{'s' * (result.rescaled == 1)} on whole layers"
         )
     lines.append(
         f"digest as in {result.digest}" if result.digest else "no digest (OUT.sha256) to compare"

@@ -21,7 +21,7 @@ from know_cli.engine.plan import Batch, Copy, PlannedTensor
 from know_cli.engine.report import Report
 from know_cli.engine.running_statistics import RunningStatistics, averaged
 from know_cli.engine.written import Written, copied_rows
-from know_cli.errors import CheckpointError, quoted
+from know_cli.errors import CheckpointError, counted, quoted
 from know_cli.passes.numbers import Mask, change_sums
 
 _COPY_BYTES = 1 << 20
@@ -252,8 +252,8 @@ class Delivery:
         entry = self.job.trajectory.first.tensors[tensor.name]
         if nonfinite:
             self.job.notices.add(
-                f"{entry.path}: tensor {tensor.name!r} is copied with {nonfinite} values that "
-                "are not finite"
+                f"{entry.path}: tensor {tensor.name!r} is copied with "
+                f"{counted(nonfinite, 'value')} that {'is' if nonfinite == 1 else 'are'} not finite"
             )
 
     def reset(self, tensors: Iterable[PlannedTensor]) -> None:
@@ -352,7 +352,7 @@ class Delivery:
         finite = torch.isfinite(values)
         replaced = int((~finite & old).sum())
         if replaced and not self.job.settings.allow_nonfinite:
-            what = "1 value" if replaced == 1 else f"{replaced} values"
+            what = counted(replaced, "value")
             verb = "is" if replaced == 1 else "are"
             path = self.job.trajectory.first.tensors[tensor.name].path
             raise CheckpointError(
@@ -369,7 +369,7 @@ class Delivery:
         for what, found in (("inputs", self.nonfinite), ("predictions", self.replaced)):
             named = [f"{quoted(name)} ({count})" for name, count in sorted(found.items())]
             more = len(named) - _NAMED
-            others = f" and {more} other tensor{'s' * (more != 1)}" if more > 0 else ""
+            others = f" and {counted(more, 'other tensor')}" if more > 0 else ""
             if named:
                 self.job.notices.add(
                     f"{what} that are not finite have the first checkpoint's value: "

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from know_cli.errors import counted
 from know_cli.evaluation.anchors import CHOSEN, NAIVE
 from know_cli.evaluation.chosen import HELD_BACK
 from know_cli.evaluation.results import ALL
@@ -81,7 +82,8 @@ def choosing_section(
     yield ""
     yield (
         "`chosen` is what `know choose` would have written for each downstream condition: its "
-        f"usual candidates, at most {results['settings']['budget']} fine-tunings with the task's "
+        f"usual candidates, at most {counted(results['settings']['budget'], 'fine-tuning')} with "
+        "the task's "
         f"own recipe on {1 - HELD_BACK:.0%} of the first repetition's examples, measured on the "
         "others, which differ with each seed. The test examples only score. The best candidate in "
         "hindsight is the one, Θ0 among them, with the largest mean on the test examples, so it is "
@@ -112,7 +114,8 @@ def choosing_section(
         best = float(np.mean([one.hindsight.value / one.gap for one in limited]))
         verdict = "met" if best <= 0 or own >= TARGET * best else "missed"
         yield (
-            f"Gain over Θ0 in units of oracle − base, mean over {len(limited)} tasks: {own:+.3f} "
+            f"Gain over Θ0 in units of oracle − base, mean over {counted(len(limited), 'task')}: "
+            f"{own:+.3f} "
             f"chosen, {best:+.3f} the best candidate in hindsight; the target of {TARGET:.0%} of "
             f"that is {verdict}."
         )

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from know_cli.checkpoints.metadata import Branch
 from know_cli.checkpoints.reading import as_bytes
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.forgetting.record_checks import FORMAT
 from know_cli.forgetting.recorder import (
     Recorder,
@@ -95,7 +95,8 @@ class BranchRecorder(Recorder):
         check_size(size)
         if round(rate * size) < 1:
             raise UsageError(
-                f"{size} samples are too few for rate {rate:g}: a branch would have none; use a "
+                f"{counted(size, 'sample')} {'is' if size == 1 else 'are'} too few for rate "
+                f"{rate:g}: a branch would have none; use a "
                 "higher rate"
             )
         self._begin(folder, rate, seed, options, start)

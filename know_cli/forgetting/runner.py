@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from know_cli.checkpoints.state import read_state
-from know_cli.errors import KnowError, UsageError, a_type
+from know_cli.errors import KnowError, UsageError, a_type, counted
 from know_cli.forgetting.branches import BranchRecorder
 from know_cli.forgetting.recorder import Recorder, TrainingSession, derived_seed, state_of
 from know_cli.forgetting.subsets import nested_subsets
@@ -252,7 +252,9 @@ def open_recorder(
     size = protocol.size or function.size
     if labels is not None:
         if size is not None and size != len(labels):
-            raise UsageError(f"{function.name}: {size} samples, but {len(labels)} labels")
+            raise UsageError(
+                f"{function.name}: {counted(size, 'sample')}, but {counted(len(labels), 'label')}"
+            )
         size = len(labels)
     if size is None:
         raise UsageError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 
 Indices = NDArray[np.int64]
 
@@ -51,7 +51,8 @@ def subset_sizes(n: int, rate: float, sessions: int) -> list[int]:
         shown = ", ".join(map(str, sizes[:_MOST_SIZES_SHOWN]))
         more = ", …" if sessions > _MOST_SIZES_SHOWN else ""
         raise UsageError(
-            f"{n} samples are too few for {sessions} sessions at sampling rate {rate:g}: the "
+            f"{counted(n, 'sample')} {'is' if n == 1 else 'are'} too few for "
+            f"{counted(sessions, 'session')} at sampling rate {rate:g}: the "
             f"sizes would be {shown}{more}; use fewer sessions or a higher rate"
         )
     return sizes
@@ -107,7 +108,9 @@ def _stratified_order(
     of its share in every prefix.
     """
     if labels.shape != (n,):
-        raise UsageError(f"labels have shape {labels.shape}; {n} samples need ({n},)")
+        raise UsageError(
+            f"labels have shape {labels.shape}; {counted(n, 'sample')} need{'s' * (n == 1)} ({n},)"
+        )
     _, classes = np.unique(labels, return_inverse=True)
     members = [
         generator.permutation(np.flatnonzero(classes == c)) for c in range(classes.max() + 1)

@@ -7,7 +7,7 @@ from collections.abc import Collection as Names
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.meta.settings import Settings
 from know_cli.meta.windows import Collection, RecordedTrajectory
 
@@ -91,8 +91,9 @@ def split(
     count = round(holdout * len(rest))
     if not 0 < count < len(rest):
         raise UsageError(
-            f"{len(rest)} trajectories cannot be split with a share of {holdout:g} held out: at "
-            "least one is needed on each side; record more with 'know forget' or 'know collect'"
+            f"{counted(len(rest), 'trajectory', 'trajectories')} cannot be split with a share of "
+            f"{holdout:g} held out: at least one is needed on each side; record more with 'know "
+            "forget' or 'know collect'"
         )
     groups[TRAJECTORIES] = sorted(rest[:count])
     held_out = {name: numbers for name, numbers in groups.items() if numbers}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from know_cli.checkpoints.metadata import Regime
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.forgetting.record_checks import RECORD
 from know_cli.kinds import PREDICTED_KINDS, Kind
 from know_cli.meta.series import (
@@ -245,14 +245,15 @@ def _positions(
     if target is Target.CONTINUATION:
         if not continuations or sessions < checkpoints:
             raise NotUsableError(
-                f"has {sessions} sessions and {continuations} continuations, {checkpoints} and 1 "
-                "are needed; record with --sessions and --before"
+                f"has {counted(sessions, 'session')} and {counted(continuations, 'continuation')}, "
+                f"{checkpoints} and 1 are needed; record with --sessions and --before"
             )
         targets = [-step for step in range(1, min(steps, continuations) + 1)]
         return [(list(range(checkpoints - 1, -1, -1)), targets)]
     if sessions <= checkpoints:
         raise NotUsableError(
-            f"has {sessions} sessions, {checkpoints + 1} are needed; record with --sessions"
+            f"has {counted(sessions, 'session')}, {checkpoints + 1} are needed; record with "
+            "--sessions"
         )
     return [
         (

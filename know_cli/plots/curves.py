@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.evaluation.anchors import LONGER, NAIVE, ORACLE, UNPREDICTED
 from know_cli.evaluation.results import ALL, comparisons, series_name, start_name
 from know_cli.evaluation.statistics import Comparison, Estimate, Status, mean_estimate
@@ -181,7 +181,7 @@ def _summary(
             curves.append(Curve(name, estimates))
     return Panel(
         title="recovered gain",
-        worth=f"over {len(compared)} data-limited tasks",
+        worth=f"over {counted(len(compared), 'data-limited task')}",
         quantity="share of the oracle's gain",
         curves=tuple(curves),
         levels={name: over_tasks(dict.fromkeys(compared, name)) for name in (LONGER, ORACLE)},

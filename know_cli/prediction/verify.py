@@ -27,7 +27,7 @@ from know_cli.checkpoints.reading import as_bytes
 from know_cli.engine.parts import sample
 from know_cli.engine.progress import Progress, Silent
 from know_cli.engine.run import execute
-from know_cli.errors import CheckpointError, UsageError, quoted
+from know_cli.errors import CheckpointError, UsageError, counted, quoted
 from know_cli.known.kernels import AUTO
 from know_cli.methods.bundles import bundle_with_digest
 from know_cli.methods.registry import find_method
@@ -115,7 +115,7 @@ class Verification:
         worst = max(self.differences, key=lambda d: math.inf if d.relative is None else d.relative)
         distance = "" if worst.largest is None else f", by at most {worst.largest:.3g}"
         more = len(self.differences) - 1
-        others = f", and {more} more tensor{'s' * (more != 1)} differ" if more else ""
+        others = f", and {counted(more, 'more tensor')} differ{'s' * (more == 1)}" if more else ""
         rounding = all(d.relative is not None and d.relative < _ROUNDING for d in self.differences)
         hint = (
             "; so small a difference can come from another processor or version of torch than "
@@ -173,9 +173,8 @@ def verify(
             for path in checkpoints:  # a folder of checkpoints is none, and says which it has
                 open_checkpoint(path).close()
             raise CheckpointError(
-                f"{output}: was made from {recipe.checkpoints} "
-                f"checkpoint{'s' * (recipe.checkpoints != 1)}, {len(checkpoints)} "
-                f"{'was' if len(checkpoints) == 1 else 'were'} given"
+                f"{output}: was made from {counted(recipe.checkpoints, 'checkpoint')}, "
+                f"{len(checkpoints)} {'was' if len(checkpoints) == 1 else 'were'} given"
             )
         result = Verification(
             bytes_total=sum(entry.info.nbytes for entry in found.tensors.values()),

@@ -65,6 +65,18 @@ def test_prints_a_line_a_session_and_a_result(folder: Path, know: Command) -> No
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
 
 
+def test_one_of_anything_is_told_as_one(folder: Path, know: Command) -> None:
+    arguments = ("mine:session", "run", "--size", "40", "--sessions", "2")
+    done = know("forget", *arguments, cwd=folder)
+    assert done.stdout.startswith("run: 2 sessions trained in ")
+    (folder / "run" / "ckpt1.safetensors").unlink()
+    again = know("forget", *arguments, cwd=folder)
+    assert "run: 1 session is already there, continuing" in again.stderr
+    assert again.stdout.startswith("run: 1 session trained in ")
+    few = know("forget", "mine:session", "other", "--size", "1", cwd=folder)
+    assert "1 sample is too few for 5 sessions at sampling rate 0.5" in one_line(few.stderr)
+
+
 def test_numbers_that_no_machine_has(folder: Path, know: Command) -> None:
     """More threads than the system gives end the process; so many samples, a bug."""
     wrong = [("--threads", "100000", "--threads"), ("--size", str(10**20), f"{10**20} samples")]

@@ -460,7 +460,7 @@ def test_what_is_copied_need_not_be_finite(name: str, bundle_path: Path, tmp_pat
     paths = write_trajectory(tmp_path, trajectory)
     out, report = predict(paths, bundle_path, tmp_path / "out", norm=NormMode.COPY)
     assert out[name].view(-1)[0] == -math.inf
-    assert any(f"'{name}' is copied with 1 values" in notice for notice in report.notices)
+    assert any(f"'{name}' is copied with 1 value that is" in notice for notice in report.notices)
 
 
 def test_buffers_may_be_infinite_but_it_is_said(bundle_path: Path, tmp_path: Path) -> None:
@@ -468,7 +468,7 @@ def test_buffers_may_be_infinite_but_it_is_said(bundle_path: Path, tmp_path: Pat
     trajectory = [{**state, "inv_freq": torch.tensor([1.0, math.inf])} for state in states()]
     out, report = predict(write_trajectory(tmp_path, trajectory), bundle_path, tmp_path / "out")
     assert out["inv_freq"].tolist() == [1.0, math.inf]
-    assert any("'inv_freq' is copied with 1 values" in notice for notice in report.notices)
+    assert any("'inv_freq' is copied with 1 value that is" in notice for notice in report.notices)
 
 
 def test_overrides_hold_for_running_statistics(bundle_path: Path, tmp_path: Path) -> None:

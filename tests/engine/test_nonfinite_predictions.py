@@ -249,7 +249,7 @@ def test_the_command_ends_with_one_line(know: Command, tmp_path: Path) -> None:
     done = know(*line, "--allow-nonfinite", "--json", "r.json", cwd=tmp_path)
     assert done.returncode == 0
     assert "'fc.weight' (1)" in done.stderr
-    assert "1 predictions were not finite: the first checkpoint's value" in done.stdout
+    assert "1 prediction was not finite: the first checkpoint's value" in done.stdout
     assert json.loads((tmp_path / "r.json").read_text())["replaced"] == 1
 
 

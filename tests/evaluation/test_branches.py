@@ -176,9 +176,9 @@ def test_the_page_says_what_the_numbers_say() -> None:
     assert estimate.value == pytest.approx(0.04)
     assert estimate.half_width == pytest.approx(0.043027 / 3**0.5 * 1, rel=1e-3)
     page = to_markdown(found)
-    assert "1 tasks, 3 seeds each, from 0" in page
+    assert "1 task, 3 seeds each, from 0" in page
     found["tasks"]["noise"]["seeds"] = [5, 6, 7]  # --seeds 5-7
-    assert "1 tasks, 3 seeds each, from 5" in to_markdown(found)
+    assert "1 task, 3 seeds each, from 5" in to_markdown(found)
     assert "| average | 64.00 | +4.00 ± 2.48 |  |" in page
     assert "| longer | 69.67 | +9.67 ± 1.43 | -5.67 ± 1.43 |" in page
     assert (

@@ -231,7 +231,7 @@ def test_corrupt_cifar_is_named(tmp_path: Path) -> None:
     files = cifar10_files()
     for name, content, words in [
         ("data_batch_2.bin", files["data_batch_2.bin"][:-1], "6145 bytes are not a whole number"),
-        ("data_batch_2.bin", files["data_batch_2.bin"][:3073], "1 images, but data_batch_1"),
+        ("data_batch_2.bin", files["data_batch_2.bin"][:3073], "1 image, but data_batch_1"),
         ("test_batch.bin", b"", "0 bytes are not a whole number"),
         ("test_batch.bin", cifar_record([10], 0), "label 10, but only 0 to 9"),
     ]:

@@ -244,11 +244,11 @@ def test_collects_and_goes_on(
     done = know(*arguments, "--trajectories", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "00000 mlp on digits" in done.stderr
-    assert "1 of 1 trajectories, 0 of them left out" in done.stdout
+    assert "1 of 1 trajectory, 0 of them left out" in done.stdout
     first = (tmp_path / "found" / "00000.safetensors").read_bytes()
     done = know(*arguments, "--trajectories", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1 trajectories are already there, continuing" in done.stderr
+    assert "1 trajectory is already there, continuing" in done.stderr
     assert (tmp_path / "found" / "00000.safetensors").read_bytes() == first
     assert not list(tmp_path.glob("found/.partial*"))
     files = find_trajectories([tmp_path / "found"])
@@ -285,10 +285,10 @@ def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> 
     done = know(*arguments, "--trajectories", "1", cwd=tmp_path, process=True)
     assert done.returncode == 0, done.stderr
     assert "00000 cnn on digits" in done.stderr
-    assert "1 of 1 trajectories, 0 of them left out" in done.stdout
+    assert "1 of 1 trajectory, 0 of them left out" in done.stdout
     first = (tmp_path / "found" / "00000.safetensors").read_bytes()
     done = know(*arguments, "--trajectories", "3", cwd=tmp_path)
-    assert "1 trajectories are already there, continuing" in done.stderr
+    assert "1 trajectory is already there, continuing" in done.stderr
     assert (tmp_path / "found" / "00000.safetensors").read_bytes() == first
     assert len(list(tmp_path.glob("found/*.safetensors"))) == 3
     assert not list(tmp_path.glob("found/.partial*"))
@@ -320,7 +320,7 @@ def test_collects_goes_on_trains_and_measures(tmp_path: Path, know: Command) -> 
         (("collect", "c", "--architecture", "lenet", "--data-set", "digits"), "unknown architecture 'lenet'"),
         (("collect", "c", "--data-set", "imagenet"), "unknown data set 'imagenet'"),
         (("collect", "c", "--shard", "3/2"), "--shard 3/2: write I/N"),
-        (("collect", "c", "--trajectories", "1", "--shard", "2/2", "--data-set", "digits"), "only 1 trajectories"),
+        (("collect", "c", "--trajectories", "1", "--shard", "2/2", "--data-set", "digits"), "there is only 1 trajectory"),
         (("train", "c"), "give either -o BUNDLE to train a bundle, or --evaluate"),
         (("train", "c", "-o", "x", "--compare", "a=b"), "need --evaluate"),
         (("train", "c", "--evaluate", "nothing"), "--evaluate nothing: neither a folder"),

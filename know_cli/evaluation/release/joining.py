@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.evaluation.precision import Precision
 from know_cli.evaluation.release.results import read_release
 
@@ -51,7 +51,7 @@ def _check(task: _Results) -> None:
                 float(factor)
                 lists += [rate["values"], rate["validation"]]
     if any(len(values) != len(seeds) for values in lists):
-        raise ValueError(f"values for others than {len(seeds)} seeds")
+        raise ValueError(f"values for others than {counted(len(seeds), 'seed')}")
 
 
 def joined(results: _Results, other: _Results) -> tuple[dict[str, Any], dict[str, list[int]]]:

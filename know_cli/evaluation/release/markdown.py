@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from know_cli.errors import counted
 from know_cli.evaluation.anchors import NAIVE, SCRATCH
 from know_cli.evaluation.release.results import (
     OWN_RATE,
@@ -110,7 +111,7 @@ def _over_tasks(tasks: Mapping[str, Any]) -> Iterator[str]:
             }
             found = pooled(having, condition)
             if len(having) > 1 and not all(math.isnan(of.own.half_width) for of in found.values()):
-                epochs = _number(first["definition"]["recipe"]["epochs"], "epoch")
+                epochs = counted(first["definition"]["recipe"]["epochs"], "epoch")
                 yield f"## Over {len(having)} tasks, {epochs}, {condition}"
                 yield ""
                 yield from _pooled_table(found, first["facts"]["measure"])
@@ -136,11 +137,7 @@ def _seeds(starts: _Cell) -> str:
     """How many seeds there are, and whether starts have fewer."""
     counts = [found.seeds for found in at_tuned_rate(starts).values()]
     fewest, most = min(counts), max(counts)
-    return f"{_number(most, 'seed')}" + ("" if fewest == most else f" (some starts {fewest})")
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    return f"{counted(most, 'seed')}" + ("" if fewest == most else f" (some starts {fewest})")
 
 
 def _placed(found: Mapping[str, Standing], scale: float) -> str:
@@ -157,7 +154,7 @@ def _placed(found: Mapping[str, Standing], scale: float) -> str:
     below = {name: one for name, one in differences.items() if one.high < 0}
     return (
         f"significantly above Θ0 {_listed(above, scale)}; significantly below "
-        f"{_listed(below, scale)}; of {len(differences)} starts."
+        f"{_listed(below, scale)}; of {counted(len(differences), 'start')}."
     )
 
 
@@ -223,15 +220,15 @@ def _protocol(definition: Mapping[str, Any], given: str | None) -> str:
     begin = (
         f"Θ0 is `{given}`, which was trained already"
         if given
-        else f"Θ0 is trained for {_number(first['epochs'], 'epoch')} in batches of "
+        else f"Θ0 is trained for {counted(first['epochs'], 'epoch')} in batches of "
         f"{first['batch_size']} at {first['learning_rate']:g}{_COURSES[first['schedule']]}"
     )
     decay = f" with weight decay {then['weight_decay']:g}" if then["weight_decay"] else ""
     adam = "AdamW" if decay else "Adam"
     optimiser = adam if then["optimiser"] == "adam" else "SGD with momentum"
     return (
-        f"{begin}. Downstream, the first phase is {_number(then['head_epochs'], 'epoch')} of Adam "
-        f"at {then['head_rate']:g}, the second {_number(then['epochs'], 'epoch')} of {optimiser}"
+        f"{begin}. Downstream, the first phase is {counted(then['head_epochs'], 'epoch')} of Adam "
+        f"at {then['head_rate']:g}, the second {counted(then['epochs'], 'epoch')} of {optimiser}"
         f"{decay} in batches of {then['batch_size']}, "
         f"{_IMAGES[definition.get('augmentation', '')]}; the base rate is "
         f"{then['learning_rate']:g}."
@@ -246,7 +243,7 @@ def _task(name: str, task: Mapping[str, Any], given: str | None) -> Iterator[str
     yield ""
     yield (
         f"{task['title'][0].upper()}{task['title'][1:]}: {facts['parameters']:,} parameters, "
-        f"r = {definition['rate']:.3g}; {_number(len(task['seeds']), 'seed')}, "
+        f"r = {definition['rate']:.3g}; {counted(len(task['seeds']), 'seed')}, "
         f"{facts['validated']:,} examples for validation and {facts['downstream_tested']:,} for "
         f"the test. {_protocol(definition, given)} What the pre-training made, by its own test:"
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from know_cli.errors import counted
 from know_cli.evaluation.runs import plan
 from know_cli.evaluation.runs.averages import AVERAGES, RE_ESTIMATED_ON, SPACED
 from know_cli.evaluation.runs.results import (
@@ -178,7 +179,10 @@ def bundles(
             else None
             for other in averages
         ]
-        yield f"| recovered gain, {len(helped)} tasks | {' | '.join(map(gain_text, gains))} |"
+        yield (
+            f"| recovered gain, {counted(len(helped), 'task')} | "
+            f"{' | '.join(map(gain_text, gains))} |"
+        )
         yield f"| above, of {len(of)} | {' | '.join(str(above[other]) for other in averages)} |"
         yield f"| below | {' | '.join(str(below[other]) for other in averages)} |"
         yield ""
@@ -209,8 +213,9 @@ def _by_spacing(name: str, tasks: Mapping[str, Any]) -> Iterator[str]:
     if not gains[name]:
         return
     yield (
-        f"Recovered gain by the spacing of the checkpoints, mean over the {len(gains[name])} tasks "
-        "where annealing helps, and the lowest; and the mean of the differences with its 95 % "
+        "Recovered gain by the spacing of the checkpoints, mean over the "
+        f"{counted(len(gains[name]), 'task')} where annealing helps, and the lowest; and the mean "
+        "of the differences with its 95 % "
         "interval over tasks. In the last column it is each task's mean over the spacings:"
     )
     yield ""
@@ -276,7 +281,8 @@ def shapes(tasks: Mapping[str, Any], compared: Mapping[str, RunComparison]) -> I
         if parallel is not None and mean is not None and last is not None
     ]
     yield (
-        f"Of {len(pairs)} single runs, a warning above a threshold of `parallel` would have been "
+        f"Of {counted(len(pairs), 'single run')}, a warning above a threshold of `parallel` would "
+        "have been "
         f"given to so many, and so many of those warned, and of those not warned, lost by {start}:"
     )
     yield ""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from know_cli.errors import counted
 from know_cli.evaluation.statistics import Estimate
 
 
@@ -45,8 +46,10 @@ def seeds_text(tasks: Iterable[Mapping[str, Any]]) -> str:
 
     >>> seeds_text([{"seeds": [5, 6]}, {"seeds": [5, 6, 7]}])
     '2 to 3 seeds each, from 5'
+    >>> seeds_text([{"seeds": [5]}])
+    '1 seed each, from 5'
     """
     seeds = [list(task["seeds"]) for task in tasks]
     fewest, most = min(map(len, seeds)), max(map(len, seeds))
-    count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    return f"{count} seeds each, from {min(map(min, seeds))}"
+    count = ("" if fewest == most else f"{fewest} to ") + counted(most, "seed")
+    return f"{count} each, from {min(map(min, seeds))}"

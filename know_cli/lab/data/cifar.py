@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.files import open_file, read_bytes
 from know_cli.lab.data import sheets
 from know_cli.lab.data.samples import DataSet, Samples
@@ -151,7 +151,7 @@ def _read(layout: _Layout, folders: Folders) -> DataSet:
         expected, found = len(records[layout.train[0]]), len(records[file])
         if found != expected:
             raise UsageError(
-                f"{place / file}: {found} images, but {layout.train[0]} has {expected}; "
+                f"{place / file}: {counted(found, 'image')}, but {layout.train[0]} has {expected}; "
                 "get both files again"
             )
     train = _samples(layout, [records[file] for file in layout.train])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.files import open_file
 from know_cli.lab.data.samples import DataSet, Samples
 from know_cli.lab.data.source import Folders, Source, missing
@@ -140,7 +140,8 @@ def _samples(images_path: Path, labels_path: Path) -> Samples:
         )
     if len(images) != len(labels):
         raise UsageError(
-            f"{labels_path}: {len(labels)} labels for the {len(images)} images of "
+            f"{labels_path}: {counted(len(labels), 'label')} for the "
+            f"{counted(len(images), 'image')} of "
             f"{images_path.name}; get both again, from the same place"
         )
     if labels.max() >= _CLASSES:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from know_cli.errors import UsageError
+from know_cli.errors import UsageError, counted
 from know_cli.files import open_file, read_bytes
 from know_cli.lab.data.samples import DataSet, Samples
 from know_cli.lab.data.source import Folders
@@ -59,8 +59,8 @@ def _samples(folder: Path, pictures: Sequence[str], labels: str) -> Samples:
     found = _labels(folder / labels)
     if len(found) != len(pixels):
         raise UsageError(
-            f"{folder / labels}: {len(found)} labels for the {len(pixels)} images of "
-            f"{', '.join(pictures)}; get the package again"
+            f"{folder / labels}: {counted(len(found), 'label')} for the "
+            f"{counted(len(pixels), 'image')} of {', '.join(pictures)}; get the package again"
         )
     images = torch.from_numpy(pixels).view(-1, _SIDE, _SIDE, _CHANNELS)
     return Samples(images.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(found))
