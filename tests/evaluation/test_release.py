@@ -476,6 +476,31 @@ def test_half_of_the_layers_shrinks_alone(tmp_path: Path) -> None:
             assert all(torch.equal(half[name], none[name]) for half in halves)
 
 
+@pytest.mark.usefixtures("_few_rates")
+def test_half_of_the_layers_shrinks_beside_frozen_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is frozen is in no checkpoint, and has the same values in all starts."""
+    trial = ReleaseTrial(tiny(), 0, tmp_path, None)
+    build = trial.problem.build
+
+    def partly_frozen(seed: int) -> torch.nn.Module:
+        model = build(seed)
+        next(model.parameters()).requires_grad_(requires_grad=False)
+        return model
+
+    frozen, *_ = (name for name, _ in build(0).named_parameters())
+    problem = replace(trial.problem, build=partly_frozen, build_downstream=partly_frozen)
+    monkeypatch.setattr(trial, "problem", problem)
+    names = ("shrink-0.5-first", "shrink-0.5-last")
+    trial.run(arms(trial.task, *names), [25])
+    every = {arm.label: arm for arm in trial.task.arms({})}
+    for name in names:
+        state = trial.start(every[name]).state_dict()
+        assert frozen in state
+        assert frozen not in read_state(next(tmp_path.rglob(f"{name}.safetensors")))
+
+
 def test_tasks_of_other_lengths_differ_in_nothing_else() -> None:
     usual, *others = (
         task.definition()

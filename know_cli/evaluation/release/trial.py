@@ -268,7 +268,9 @@ class ReleaseTrial:
         if name == AVERAGE_FORGOTTEN:
             state = combine(states[-FORGOTTEN:], [1 / FORGOTTEN] * FORGOTTEN)
         elif name in SHRUNK_HALVES:
-            ordered = {of: states[0][of] for of in self.problem.build(0).state_dict()}
+            # Checkpoints are without what is frozen, which --method shrink leaves as it is, too.
+            names = self.problem.build(0).state_dict()
+            ordered = {of: states[0][of] for of in names if of in states[0]}
             state = half_shrunk(ordered, self.problem.fresh, SHRUNK_HALVES.index(name))
         else:  # what fits best what D0 lacks
             model = self.problem.build(0)
