@@ -37,7 +37,9 @@ class RunCallback(Callback):
 
     Args:
         folder: for ``checkpoint-500.safetensors`` and so on.
-        every: optimiser steps from one checkpoint to the next.
+        every: optimiser steps from one checkpoint to the next, counted as Lightning's
+            ``global_step`` is: of a module with several optimisers every one's. There give a
+            multiple of the steps in a batch, since what a batch goes past is not saved.
         last: how many are kept, 2 to 16.
 
     Raises:

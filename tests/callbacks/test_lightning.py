@@ -219,3 +219,25 @@ def test_what_cannot_be_recorded(real: Any, tmp_path: Path) -> None:
     given = SimpleNamespace(strategy=FSDPStrategy(), is_global_zero=True, global_step=0)
     with pytest.raises(UsageError, match="FSDPStrategy divides the weights"):
         callback.on_train_start(given, None)
+
+
+def test_steps_are_counted_as_lightning_counts_them(real: Any, tmp_path: Path) -> None:
+    """As the page says: with two optimisers each batch has two steps."""
+
+    class Two(real.Line):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(self.parameters(), lr=0.05) for _ in range(2)]
+
+        def training_step(self, batch: Any) -> None:
+            for optimiser in self.optimizers():
+                self.manual_backward(super().training_step(batch))
+                optimiser.step()
+
+    run = real.RunCallback(tmp_path / "run", every=4, last=16)
+    real.trainer(run).fit(Two(), loader())
+    steps = [4, 8, 12]  # of six batches of two points
+    assert [path.name for path in run.run.kept] == [f"checkpoint-{k}.safetensors" for k in steps]
