@@ -164,6 +164,10 @@ def forget(
 
     if threads:
         torch.set_num_threads(threads)
+    # A training function, or its module when it is imported, may change the working folder.
+    place = folder.absolute()
+    start, first = (path and path.absolute() for path in (start, first))
+    classes = None if labels is None else load_labels(labels)
     loaded = load_function(function)
     protocol = Protocol(
         sessions=sessions or _SESSIONS,
@@ -173,22 +177,23 @@ def forget(
         before=before,
         options=options,
         size=size,
-        labels=None if labels is None else load_labels(labels),
+        labels=classes,
         start=start if branches is None else None,
         first=first if branches is None else first or start,
     )
     numbers: list[int | None] = [None] if trajectories is None else list(range(trajectories))
     began, trained, kept = time.perf_counter(), 0, 0
     for number in numbers:
-        recorder = open_recorder(loaded, folder, protocol, number)
+        recorder = open_recorder(loaded, place, protocol, number)
+        shown = folder if number is None else folder / recorder.folder.name
         done = len(recorder.done)
         if done and number is None:
             there = f"{counted(done, 'session')} {'is' if done == 1 else 'are'}"
-            output.notice(f"{recorder.folder}: {there} already there, continuing")
+            output.notice(f"{shown}: {there} already there, continuing")
         kept += done
 
         def report(
-            session: TrainingSession, measurements: Measurements, folder: Path = recorder.folder
+            session: TrainingSession, measurements: Measurements, folder: Path = shown
         ) -> None:
             numbers = "".join(
                 f"  {name} {value:.4g}"

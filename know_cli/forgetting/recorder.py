@@ -174,7 +174,8 @@ class Recorder:
     ) -> None:
         if seed < 0:
             raise UsageError(f"seed {seed}: must not be negative")
-        self.folder = Path(folder)
+        # A training may change the working folder.
+        self.folder = Path(folder).absolute()
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder}: is a file; name a folder for the checkpoints")
         self.rate, self.seed, self.options = rate, seed, dict(options or {})

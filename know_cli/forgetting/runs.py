@@ -60,7 +60,8 @@ class RunRecorder:
             raise UsageError(
                 f"last={last}: keep {MIN_CHECKPOINTS} to {MAX_CHECKPOINTS} checkpoints"
             )
-        self.folder, self.every, self.last = Path(folder), every, last
+        # A training may change the working folder.
+        self.folder, self.every, self.last = Path(folder).absolute(), every, last
         if self.folder.exists() and not self.folder.is_dir():
             raise UsageError(f"{self.folder}: is a file; name a folder for the checkpoints")
         self._kept: dict[int, Path] = self._found()

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from know_cli.cli.forget import load_labels, parse_options, parse_rates
-from know_cli.errors import EXIT_USAGE, UsageError
+from know_cli.errors import EXIT_DONE, EXIT_USAGE, UsageError
 from tests.support.command import Command, one_line
 
 MODULE = """
@@ -75,6 +77,30 @@ def test_one_of_anything_is_told_as_one(folder: Path, know: Command) -> None:
     assert again.stdout.startswith("run: 1 session trained in ")
     few = know("forget", "mine:session", "other", "--size", "1", cwd=folder)
     assert "1 sample is too few for 5 sessions at sampling rate 0.5" in one_line(few.stderr)
+
+
+@pytest.mark.parametrize("when", ["imported", "called"])
+def test_a_function_may_change_the_working_folder(when: str, folder: Path, know: Command) -> None:
+    """Everything goes where its path led before, whatever the function does."""
+    (folder / "elsewhere").mkdir()
+    moves = f"os.chdir({str(folder / 'elsewhere')!r})"
+    (folder / "moving.py").write_text(
+        "import os, torch\n"
+        f"{moves if when == 'imported' else ''}\n"
+        "def session(session):\n"
+        f"    {moves if when == 'called' else 'pass'}\n"
+        "    return {'w': torch.full((2,), float(session.index))}\n"
+    )
+    np.save(folder / "labels.npy", np.arange(8) % 2)
+    save_file({"w": torch.zeros(2)}, folder / "first.safetensors")
+    given = ("--labels", "labels.npy", "--sessions", "3", "--from", "first.safetensors")
+    done = know("forget", "moving.py:session", "run", *given, cwd=folder, process=True)
+    assert done.returncode == EXIT_DONE, done.stderr
+    assert done.stdout.startswith("run: 2 sessions trained")
+    assert {path.name for path in (folder / "run").iterdir()} == {
+        "ckpt0.safetensors", "ckpt1.safetensors", "ckpt2.safetensors", "trajectory.json"
+    }  # fmt: skip
+    assert not list((folder / "elsewhere").iterdir())
 
 
 def test_numbers_that_no_machine_has(folder: Path, know: Command) -> None:

@@ -122,7 +122,7 @@ def test_branches_without_their_start_are_refused(script: Path, know: Command) -
     refused = know(*arguments, cwd=script)
     assert refused.returncode == EXIT_CHECKPOINT
     assert one_line(refused.stderr) == (
-        "know: error: run/ckpt0.safetensors: is missing, and what was trained from it is there: "
+        f"know: error: {script}/run/ckpt0.safetensors: is missing, and what was trained from it is there: "
         "branch1.safetensors, branch2.safetensors; put it back, or remove these as well, so that "
         "they are trained again"
     )
