@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -82,7 +83,10 @@ def style() -> Iterator[None]:
     """
     import matplotlib
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Of scripts that its font does not have; names in them are drawn as boxes.
+        for message in (r"Glyph .* missing from", "Matplotlib currently does not support"):
+            warnings.filterwarnings("ignore", message)
         matplotlib.rcdefaults()
         settings: dict[Any, Any] = _STYLE
         matplotlib.rcParams.update(settings)

@@ -54,6 +54,29 @@ def texts(svg: Path) -> str:
     return content
 
 
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_names_in_scripts_that_the_font_lacks_are_drawn_without_a_word(
+    suffix: str, tmp_path: Path, know: Command
+) -> None:
+    """Chinese and Tamil, of which matplotlib warns in two ways; a warning is not for users."""
+    write_trajectory(tmp_path, states())
+    arguments = ["--other", "权重=ckpt3", "--other", "எடை=ckpt4"]
+    done = know(
+        "plot",
+        "trajectory",
+        "ckpt0..ckpt2",
+        *arguments,
+        "-o",
+        f"t.{suffix}",
+        cwd=tmp_path,
+        process=True,
+    )
+    assert done.returncode == EXIT_DONE, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("measuring ")
+    assert "权重" in done.stdout
+
+
 def test_trajectory(tmp_path: Path, know: Command) -> None:
     trajectory = states()
     write_trajectory(tmp_path, trajectory)
