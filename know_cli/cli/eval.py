@@ -347,7 +347,7 @@ def evaluate(
         raise UsageError("--length is for --trajectory run and branches")
     from know_cli.cli.eval_plan import show_plan
     from know_cli.cli.eval_progress import display
-    from know_cli.cli.eval_results import forgetting_table, shard_is_done
+    from know_cli.cli.eval_results import forgetting_table, shard_is_done, tell_of_other_torch
     from know_cli.engine.devices import choose_devices
     from know_cli.evaluation import results as of_results
     from know_cli.evaluation import suite as running
@@ -358,6 +358,7 @@ def evaluate(
     from know_cli.evaluation.variants import VARIANTS, find_variants, of_bundle
     from know_cli.files import json_text, printable_texts, write_text
 
+    tell_of_other_torch(talk, output / RESULTS)
     variants = find_variants(method or [variant.label for variant in VARIANTS])
     labels = [variant.label for variant in VARIANTS]
     for name in bundles:

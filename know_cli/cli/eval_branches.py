@@ -56,7 +56,7 @@ def evaluate_branches(
         KnowError: a task or data set is missing, or a file cannot be written.
     """
     from know_cli.cli.eval_plan import show_plan
-    from know_cli.cli.eval_results import gather, publish, shard_is_done
+    from know_cli.cli.eval_results import gather, publish, shard_is_done, tell_of_other_torch
     from know_cli.cli.report_file import is_own_result
     from know_cli.engine.devices import choose_devices
     from know_cli.evaluation.branches import suite as running
@@ -67,6 +67,7 @@ def evaluate_branches(
     from know_cli.evaluation.suite import SUITES
 
     replaces = is_own_result(folder / RESULTS)
+    tell_of_other_torch(talk, folder / RESULTS)
     asked = find_branch_tasks(tasks)
     not_run = running.not_here(asked, data_folder)
     for name, reason in not_run.items():

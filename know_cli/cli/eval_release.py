@@ -90,7 +90,7 @@ def evaluate_release(
     """
     from know_cli.checkpoints import open_checkpoint
     from know_cli.cli.eval_plan import show_plan
-    from know_cli.cli.eval_results import gather, publish, shard_is_done
+    from know_cli.cli.eval_results import gather, publish, shard_is_done, tell_of_other_torch
     from know_cli.cli.report_file import is_own_result
     from know_cli.engine.devices import choose_devices
     from know_cli.evaluation.jobs import jobs
@@ -105,6 +105,7 @@ def evaluate_release(
 
     path = folder / RESULTS
     replaces = is_own_result(path)
+    tell_of_other_torch(talk, path)
     if replaces and not dry_run and read_release(path).get("joined"):
         raise UsageError(
             f"{path}: was joined with other machines' results, which a run would leave out; name "

@@ -72,6 +72,33 @@ def shard_is_done(talk: Output, shard: tuple[int, int]) -> bool:
     return count > 1
 
 
+def tell_of_other_torch(talk: Output, path: Path) -> None:
+    """Say that results are there of another version of torch, which rounds differently.
+
+    What the folder keeps is found by what it depends on, to which the version does not belong:
+    results that cost weeks outlive an upgrade, and whoever mixes them should know.
+
+    Args:
+        talk: to the user.
+        path: of results that an earlier run wrote.
+    """
+    import json
+
+    from know_cli.files import read_text
+    from know_cli.lab.machine import machine
+
+    try:
+        there, here = json.loads(read_text(path))["machine"]["torch"], machine()["torch"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if there != here:
+        talk.notice(
+            f"{path}: is from torch {there}, and this is torch {here}, which may round "
+            "differently; what is there is not computed again, so that results would be mixed; "
+            "another folder has all of one version"
+        )
+
+
 def publish(
     talk: Output,
     content: Mapping[str, Any],

@@ -97,7 +97,7 @@ def evaluate_runs(
             file cannot be written.
     """
     from know_cli.cli.eval_plan import show_plan
-    from know_cli.cli.eval_results import gather, publish, shard_is_done
+    from know_cli.cli.eval_results import gather, publish, shard_is_done, tell_of_other_torch
     from know_cli.cli.report_file import is_own_result
     from know_cli.engine.devices import choose_devices
     from know_cli.evaluation import suite as running
@@ -112,6 +112,7 @@ def evaluate_runs(
     from know_cli.evaluation.tasks import find_tasks
 
     replaces = is_own_result(folder / RESULTS)
+    tell_of_other_torch(talk, folder / RESULTS)
     if bundles and RunMeasure.PRETRAINING not in measures:
         raise UsageError(
             "--bundle: is measured with the pre-training's own measure; give --measure "

@@ -746,6 +746,33 @@ def test_the_plan_of_a_single_short_trial_is_not_of_no_time(tmp_path: Path, know
     assert f"1 trial, {hours:.2f} hours of processor time" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("results", ("--task", "text-language-model")),
+        ("release", ("--regime", "release", "--task", "release-cifar10-cnn")),
+        ("runs", ("--trajectory", "run", "--task", "text-language-model")),
+        ("branches", ("--trajectory", "branches", "--task", "orders-text-language-model")),
+    ],
+)
+def test_results_of_another_torch_are_told(
+    name: str,
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    know: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are gone on with, since they may have taken weeks, but not without a word."""
+    monkeypatch.setattr(running, "available", lambda folder: ["code", "manual", "cifar10"])
+    told = f"{name}.json: is from torch 1.0, and this is torch {torch.__version__}, which may round"
+    for there in ("1.0", str(torch.__version__)):
+        content = {"format": 1, "tasks": {}, "machine": {"torch": there}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        done = know("eval", *arguments, "--seeds", "1", "-o", tmp_path, "--dry-run")
+        assert done.returncode == 0, done.stderr
+        assert (told in done.stderr) == (there == "1.0")
+
+
 def test_what_trials_cost_is_what_was_published() -> None:
     assert json.loads(TARGET.read_text()) == published()
 
