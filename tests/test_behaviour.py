@@ -101,6 +101,9 @@ ONES = torch.ones(S, 32)
         ("fc.bias", torch.cat([torch.zeros(1, 32), random(32)[1:]])),
         ("fc.weight", torch.cat([torch.zeros(1, 8, 8), random(8, 8)[1:]])),
         ("fc.weight", torch.arange(S)[:, None, None] + torch.ones(1, 2, 3)),  # few whole numbers
+        ("fc.bias", torch.eye(S)[:, :4]),  # few, all 0 or 1
+        ("total", CUMULATIVE[[0, 1, 2, 2, 4]]),  # stands still once
+        ("total", ONES * torch.linspace(1.0, 1.95, S)[:, None]),  # grows, but does not double
         ("embed.weight", torch.cat([torch.zeros(S, 2, 8), random(2, 8)], dim=1)),
         ("direction", unit_vectors(8) * 1.01),
         ("codes.weight", unit_vectors(36).reshape(S, 6, 6)),  # a matrix of length 1
@@ -202,16 +205,19 @@ def test_only_what_may_be_predicted_is_watched_and_vectors_whole() -> None:
         (random(32).abs() * 3 - 0.1, False),  # GELU
         (random(32), True),
         (random(32).abs() * 0.5 - 0.2, True),
+        (random(32).abs() * 30 - 1.0, True),  # lower than GELU and SiLU go
+        (random(12).abs() * 3 - 0.1, True),  # too few to tell
         (torch.zeros(S, 32), True),  # fresh
     ],
 )
 def test_sources_behind_an_activation_are_dropped(means: Tensor, kept: bool) -> None:
+    size = means.shape[1]
     layers = find_norm_layers(
         {
-            "conv.weight": (32, 3, 3, 3),
-            "conv.bias": (32,),
-            "bn.running_mean": (32,),
-            "bn.running_var": (32,),
+            "conv.weight": (size, 3, 3, 3),
+            "conv.bias": (size,),
+            "bn.running_mean": (size,),
+            "bn.running_var": (size,),
         }
     )
     assert layers[0].source_weight == "conv.weight"

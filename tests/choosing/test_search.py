@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
+from know_cli.choosing.intervals import difference
 from know_cli.choosing.search import (
     BASE,
     RANDOM,
+    Arm,
     BaseFailedError,
     Outcome,
     Procedure,
@@ -93,6 +96,36 @@ def test_the_whole_budget_is_spent_and_a_tie_is_confirmed() -> None:
     assert outcome.is_better
 
 
+def test_the_base_keeps_two_values_to_the_end() -> None:
+    """One noisy round must not decide what everything is compared with."""
+    _, taken = follow(
+        search(["a", "b", "c", "d"], GRID, Settings(120)),
+        lambda t: float(t.seed == 0 and t.arm.values == GRID[0]) + (t.arm.start == "a"),
+    )
+    of_base: dict[int, set[object]] = {}
+    for trial in taken:
+        if trial.purpose is Purpose.CHOOSING and trial.arm.start == BASE:
+            of_base.setdefault(trial.seed, set()).add(trial.arm.values)
+    assert len(of_base) > 2
+    assert min(map(len, of_base.values())) == 2
+
+
+def test_what_is_below_the_base_by_chance_is_confirmed() -> None:
+    """Only what is surely worse is dropped without a confirmation: the interval says, not the mean."""
+
+    def value(trial: Trial) -> float:
+        if trial.arm.start == BASE:
+            return 0.0
+        if trial.purpose is Purpose.CHOOSING:
+            return -1.0 if trial.seed % 2 == 0 else 0.9
+        return 1.0
+
+    outcome, _ = follow(search(["a"], [()], Settings(40)), value)
+    assert outcome.choosing is not None
+    assert outcome.choosing.mean < 0 < outcome.choosing.high
+    assert outcome.is_better
+
+
 def test_where_all_are_worse_the_answer_is_none_of_them() -> None:
     world = World({BASE: 1.0, "a": 0.5, "b": 0.25}, noise=0.0)
     outcome = run(search(["a", "b"], [()], Settings(24)), world, np.random.default_rng(0))
@@ -135,6 +168,24 @@ def test_nothing_is_compared_with_a_base_that_fails(purpose: Purpose) -> None:
 
     with pytest.raises(BaseFailedError):
         follow(search(["a"], [()], Settings(24)), larger)
+
+
+@pytest.mark.parametrize("values", [[1.0, -1.0, 2.0], [0.5, -0.1, 0.2, 0.3, -0.4]])
+def test_so_many_more_measures_would_tell(values: list[float]) -> None:
+    """A pair is two measures, of the start and of Θ0; the pairs are Student's t's."""
+    confirmed = difference(values)
+    outcome = Outcome(Arm(BASE), Arm("a"), (), confirmed, confirmed, None, 20)
+    assert not outcome.is_better
+    mean, spread, pairs = np.mean(values), np.std(values, ddof=1), 2
+    while mean <= stats.t.ppf(0.975, pairs - 1) * spread / pairs**0.5:
+        pairs += 1
+    assert outcome.more_measures == 2 * (pairs - len(values)) > 0
+
+
+def test_the_first_round_has_its_share_of_the_measures() -> None:
+    """Two rounds of three candidates: each takes half of what chooses, which is half of all."""
+    (first, *_) = [next(search(["a", "b", "c"], [()], Settings(160)))]
+    assert Counter(trial.arm.start for trial in first) == dict.fromkeys([BASE, "a", "b", "c"], 10)
 
 
 def test_a_budget_that_is_too_small_is_refused_with_what_is_needed() -> None:
