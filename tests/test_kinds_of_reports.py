@@ -280,6 +280,7 @@ def test_a_numbered_vector_beside_a_linear_layer_is_a_norm(before: Tensors, afte
     [
         floats(net__0__weight=(16, 8, 3, 3), net__1__weight=(16,)),
         floats(net__0__weight=(16, 8), net__1__weight=(1,)),
+        floats(net__0__weight=(1, 8), net__1__weight=(1,)),
         floats(net__0__weight=(16,), net__0__bias=(16,), net__1__weight=(16,)),
         floats(net__0__weight=(16, 8), net__1__weight=(12,)),
         floats(net__0__weight=(16, 8), net__1__slope=(16,)),
@@ -295,6 +296,8 @@ def test_a_numbered_vector_elsewhere_is_the_slope_of_an_activation(tensors: Tens
         floats(proj_norm__weight=(8, 8), proj_norm__bias=(8,)),
         floats(conv_norm_relu__0__weight=(8, 8, 1, 1)),
         floats(norm_proj__weight=(8, 8)),
+        floats(fc__weight=(8, 4), fc__weight_norm=(8,)),
+        floats(table__weight=(8, 4), table__max_norm=(8,)),
         floats(snake__alpha=(1, 8, 1), snake__beta=(1, 8, 1)),
     ],
 )

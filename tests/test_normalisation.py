@@ -55,6 +55,7 @@ def test_what_is_no_normalisation_layer() -> None:
             "abnormal.weight": (8,),
             "fc.bias": (8,),
             "x.running_mean": (8,),  # no variance
+            "y.running_mean": (8,), "y.running_var": (4,),
         }
     )  # fmt: skip
 

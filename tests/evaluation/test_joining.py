@@ -101,6 +101,49 @@ def test_all_of_a_seed_is_from_one_machine() -> None:
     assert cell_of(joined(there, here)[0])["naive"]["rates"]["8"]["values"] == [0.9]
 
 
+def test_rates_of_two_machines_are_not_mixed_where_one_adds_a_start() -> None:
+    """The other machine's choice of the rate is not this one's."""
+    here, there = results([0], {"naive": [0.1]}), results([0], {"naive": [0.2], "theirs": [0.3]})
+    cell_of(there)["naive"]["rates"]["8"] = {"values": [0.9], "validation": [0.9]}
+    cell_of(there)["theirs"]["rates"]["8"] = {"values": [0.4], "validation": [0.4]}
+    cell = cell_of(joined(here, there)[0])
+    assert cell["naive"]["rates"] == {
+        "1": {"values": [0.1], "validation": [0.1]}, "8": {"values": [None], "validation": [None]}
+    }  # fmt: skip
+    assert cell["theirs"]["rates"]["8"] == {"values": [0.4], "validation": [0.4]}
+
+
+def test_what_joins_is_named_once_and_added_up() -> None:
+    """Also what was joined before; what adds nothing is not named."""
+    here = results([0], {"naive": [0.1]})
+    both = joined(results([1], {"naive": [0.2]}, "b"), results([2], {"naive": [0.3]}, "c"))[0]
+    found = joined(here, both)[0]
+    assert [one["machine"]["processor"] for one in found["joined"]] == ["b", "c"]
+    assert joined(found, results([2], {"naive": [0.3]}, "d"))[0] == found
+    more = results([0], {"naive": [0.1], "theirs": [0.4]}, "d")
+    task = joined(here, more)[0]["tasks"]["noise"]
+    assert task["seconds"] == [2.0]  # of both machines, which trained the same Θ0
+
+
+def test_conditions_and_rates_are_in_the_order_of_their_size() -> None:
+    here, there = (results([seed], {"naive": [0.1]}) for seed in (0, 1))
+    of_here, of_there = (one["tasks"]["noise"]["cells"] for one in (here, there))
+    of_there["16 images"] = copy.deepcopy(of_there["8 images"])
+    of_here["120 images"] = copy.deepcopy(of_here["8 images"])
+    for factor in ("16", "0.25", "4"):
+        of_here["8 images"]["naive"]["rates"][factor] = {"values": [0.1], "validation": [0.1]}
+    cells = joined(here, there)[0]["tasks"]["noise"]["cells"]
+    assert list(cells) == ["8 images", "16 images", "120 images"]
+    assert list(cells["8 images"]["naive"]["rates"]) == ["0.25", "1", "4", "16"]
+
+
+def test_a_task_with_other_sessions_is_another() -> None:
+    here, there = results([0], {"naive": [0.1]}), results([1], {"naive": [0.1]})
+    there["tasks"]["noise"]["trained"]["longer"] = there["tasks"]["noise"]["trained"]["ckpt0"]
+    with pytest.raises(UsageError, match="the task noise has another definition there"):
+        joined(here, there)
+
+
 @given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9), min_size=1))
 def test_joining_in_either_order_has_the_same_seeds(first: set[int], second: set[int]) -> None:
     one, two = (

@@ -99,6 +99,19 @@ class TestWindows:
             Kind.BIAS: 4,
         }
 
+    def test_what_stays_in_a_tensor_that_moves_is_taken_too(self, tmp_path: Path) -> None:
+        def partly(index: int) -> State:
+            return {"weight": torch.tensor([[1.0, 2.0], [3.0, 4.0 + index]])}
+
+        record(tmp_path, partly, seed=1)
+        table = collect_windows([tmp_path], target=Target.RETRODICTION).windows[Kind.FC]
+        assert table.windows[:4, -1].tolist() == [1, 2, 3, 5]
+
+    def test_what_is_still_being_collected_is_not_found(self, tmp_path: Path) -> None:
+        record(tmp_path / "done", counting, seed=1)
+        record(tmp_path / ".partial-00001", counting, seed=2)
+        assert find_trajectories([tmp_path]) == [tmp_path / "done"]
+
     def test_rows_are_drawn_from_large_tensors(self, tmp_path: Path) -> None:
         def large(index: int) -> State:
             return {"weight": torch.arange(1000.0).view(10, 100) + 0.25 * index}

@@ -83,6 +83,32 @@ def test_the_same_rows_are_drawn_in_every_checkpoint(rows: int, seed: int) -> No
     assert len(np.unique(values[:, 0])) == len(values)
 
 
+@given(st.integers(1, 60), st.integers(0, 50))
+@settings(max_examples=15)
+def test_of_a_file_s_tensors_at_most_so_many_rows_are_taken(rows: int, seed: int) -> None:
+    """A file has more than is asked for; each tensor and position gets its own draw."""
+    import tempfile
+
+    def two(index: int) -> dict[str, torch.Tensor]:
+        values = torch.arange(40.0).view(4, 10)
+        return {"a.weight": values + index / 64, "b.weight": 100 + values + index / 64}
+
+    with tempfile.TemporaryDirectory() as folder:
+        record(Path(folder) / "a", two, seed=1)
+        file = collected(Path(folder) / "a")
+        found, again, other = (
+            collect_windows([file], target=Target.RETRODICTION, rows_per_tensor=rows, seed=of)
+            for of in (seed, seed, seed + 1)
+        )
+    newest = found.windows[Kind.FC].windows[:, -1]
+    for low, high in ((0, 50), (100, 150)):
+        taken = newest[(newest >= low) & (newest < high)]
+        assert len(np.unique(taken)) == len(taken) == 2 * min(rows, 40)  # of two positions
+    assert np.array_equal(newest, again.windows[Kind.FC].windows[:, -1])
+    if 5 <= rows <= 35:  # of fewer or more, two draws may be the same
+        assert not np.array_equal(newest, other.windows[Kind.FC].windows[:, -1])
+
+
 def test_tensors_that_rest_within_a_window_are_left_out_of_it(tmp_path: Path) -> None:
     def early(index: int) -> dict[str, torch.Tensor]:
         """One tensor moves only up to session 1."""

@@ -191,6 +191,7 @@ STEPS = [1000, 900, 700, 400]
 RUN_CASES: list[tuple[list[str], list[float]]] = [
     ([], [0.25] * 4),
     (["last=2"], [0.5, 0.5, 0, 0]),
+    (["last=4"], [0.25, 0.25, 0.25, 0.25]),
     (["last=1"], [1, 0, 0, 0]),
     (["shape=uniform", "over=0.3"], [1 / 3, 1 / 3, 1 / 3, 0]),
     (["shape=uniform", "over=0.05"], [1, 0, 0, 0]),
@@ -260,6 +261,7 @@ def test_what_a_share_of_the_run_cannot_be_is_told(tmp_path: Path) -> None:
         return " | ".join(average(paths, tmp_path / "out", *texts)[2])
 
     assert "over" not in told("shape=linear", "over=0.5")
+    assert "over" not in told("over=0.1")  # begins at the step of the one before the latest
     before = "--option over=0.7: that share of the run begins at step 300, before the oldest"
     assert before in told("shape=sqrt", "over=0.7")
     assert "of step 400, which stands for the weights at its beginning" in told(
@@ -296,6 +298,11 @@ def test_steps_in_the_metadata_count(tmp_path: Path) -> None:
     paths = write_trajectory(tmp_path, states(4), metadata=recorded)
     _, found, _ = average(paths, tmp_path / "out", "shape=linear")
     assert found == pytest.approx([1 / 12, 1 / 4, 5 / 12, 1 / 4])
+    recorded[1] = recorded[0]  # two of the same step: no spacing
+    paths = write_trajectory(tmp_path, states(4), metadata=recorded)
+    _, found, notices = average(paths, tmp_path / "out", "shape=linear")
+    assert found == pytest.approx([1 / 6, 1 / 3, 1 / 3, 1 / 6])
+    assert any("tell no training steps that fall" in notice for notice in notices)
 
 
 @pytest.mark.parametrize(
