@@ -296,3 +296,15 @@ def test_inspect_and_pictures_judge_as_the_prediction_does(tmp_path: Path) -> No
     }  # fmt: skip
     assert inspection.total.parameters == 36
     assert len(found.notices) == 2
+
+
+def test_what_moves_at_its_beginning_only_is_not_frozen(tmp_path: Path) -> None:
+    """A vector is read to its end for its length; the chunks that rest do not make it frozen."""
+    paths = []
+    for k in range(3):
+        values = torch.linspace(-1.0, 1.0, 100_000)
+        values[0] += k
+        save_file({"fc.bias": values, "rests.bias": values[1:].clone()}, tmp_path / f"c{k}")
+        paths.append(tmp_path / f"c{k}")
+    with open_trajectory(paths) as trajectory:
+        assert classify_values(trajectory).scan.frozen == {"rests.bias"}
