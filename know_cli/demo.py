@@ -142,7 +142,7 @@ def record_run(
     )
     run = RunRecorder(folder, every=training.epoch_steps, last=SESSIONS)
     recorded = _recorded_seed(folder)
-    last = folder / f"checkpoint-{_RUN_EPOCHS * training.epoch_steps}.safetensors"
+    last = run.folder / f"checkpoint-{_RUN_EPOCHS * training.epoch_steps}.safetensors"
     if run.kept[-1:] == [last]:
         if recorded not in (None, seed):
             raise UsageError(

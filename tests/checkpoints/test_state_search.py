@@ -244,6 +244,6 @@ def test_the_command_lists_and_takes_keys(tmp_path: Path, know: Command) -> None
     assert "what is converted is a moving average of weights, by its name" in done.stderr
     torch.save({"model.w": torch.ones(1), "model_ema.w": torch.ones(1)}, tmp_path / "both.pt")
     done = know("convert", "both.pt", "-o", "both", cwd=tmp_path)
-    assert "1 of the 2 tensors are a moving average of weights, by their names: 'model_ema.w'" in (
+    assert "1 of the 2 tensors is a moving average of weights, by its name: 'model_ema.w'" in (
         done.stderr
     )

@@ -362,7 +362,7 @@ def test_nonfinite_inputs(tmp_path: Path, know: Command, bundle_path: Path) -> N
         cwd=tmp_path,
     )
     assert done.returncode == EXIT_DONE
-    assert "1 inputs were not finite" in done.stdout
+    assert "1 input was not finite" in done.stdout
 
 
 # arguments after "predict" → exit code and words of the one line on stderr

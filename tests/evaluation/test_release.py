@@ -906,15 +906,6 @@ def test_the_prose_has_what_other_tasks_and_factors_give() -> None:
         "forgotten {6} and {7}."
     )
     assert words.format(*(figure for pair in own.values() for figure in pair)) in pages[0]
-    figures = [
-        said("cifar10-resnet", f"naive-{norm}", tuned=tuned)
-        for norm in ("stored", "re-estimated")
-        for tuned in (False, True)
-    ]
-    assert (
-        "as they were is {} points from Θ0 with fresh ones at the release's rate and {} at the tuned "
-        "one, with statistics measured again {} and {}"
-    ).format(*figures) in pages[0]
     scaled = []
     for network in ("resnet", "cnn"):
         cell = tasks[f"release-cifar10-{network}"]["cells"]["1250 images"]

@@ -283,7 +283,7 @@ def test_the_commands_collect_teach_and_predict(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "00000 mlp on digits, 3 branches of" in done.stderr
-    assert "1 of 1 sets of branches, 0 of them left out" in done.stdout
+    assert "1 of 1 set of branches, 0 of them left out" in done.stdout
     network = ("train", folder, "--objective", "network")
     arguments = [
         *network, "-o", tmp_path / "mine", "--checkpoints", S, "--meta-steps", 3,
