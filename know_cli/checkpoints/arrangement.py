@@ -11,13 +11,17 @@ from pathlib import Path
 from know_cli.checkpoints.checkpoint import Checkpoint
 from know_cli.checkpoints.metadata import Branch, TrajectoryKind
 from know_cli.checkpoints.training_step import (
+    TRAINER_STATE,
     has_trainer_state,
     names_show_steps,
+    rate_left,
     training_steps,
 )
 from know_cli.errors import CheckpointError
 
 OPTION = "--trajectory"
+# Averages were measured of checkpoints from the last 8 % of a run whose rate falls to 0 in a line.
+_FALLEN = 0.1
 
 
 def recorded_kind(
@@ -126,6 +130,18 @@ def order_run(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list
     return ordered, [
         f"checkpoints were given by training steps {_listing(steps)}; put right to the latest "
         f"first: {_listing(in_order)}"
+    ]
+
+
+def rate_notices(latest: Checkpoint) -> list[str]:
+    """A line if the learning rate of a run had all but fallen to 0 at its latest checkpoint."""
+    left = rate_left(latest.path)
+    if left is None or left > _FALLEN:
+        return []
+    return [
+        f"warning: {latest.path}: the learning rate had fallen to {left:.1%} of its highest "
+        f"({TRAINER_STATE}), where averages gained nothing over the latest checkpoint in what was "
+        "measured, and those of checkpoints that are far apart lost; measure both ('know choose')"
     ]
 
 

@@ -1,4 +1,4 @@
-"""After how many training steps a checkpoint was saved, as far as it tells.
+"""After how many training steps a checkpoint was saved, and how far its rate had fallen, if told.
 
 Looked up in this order: the metadata that this program's callbacks write, the state that a trainer
 left beside the weights, and the number in the checkpoint's name (``checkpoint-500``,
@@ -8,9 +8,11 @@ left beside the weights, and the number in the checkpoint's name (``checkpoint-5
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from know_cli.checkpoints.json_text import MAX_BYTES
 from know_cli.checkpoints.layouts import LAYOUTS
@@ -76,6 +78,27 @@ def has_trainer_state(path: Path) -> bool:
     return _from_trainer(path) is not None
 
 
+def rate_left(path: Path) -> float | None:
+    """The learning rate that a trainer logged last, as a share of the highest one that it logged.
+
+    Args:
+        path: of a checkpoint's file or folder.
+
+    Returns:
+        From 0 to 1; None if no trainer's state lies beside the weights, or it tells no rate.
+    """
+    history = (_trainer_state(path) or {}).get("log_history")
+    logged = history if isinstance(history, list) else []
+    rates = [one["learning_rate"] for one in logged if isinstance(one, dict) and _has_rate(one)]
+    highest = max(rates, default=0)
+    return float(rates[-1] / highest) if highest > 0 else None
+
+
+def _has_rate(logged: Mapping[str, Any]) -> bool:
+    rate = logged.get("learning_rate")
+    return isinstance(rate, int | float) and 0 <= rate <= _LARGEST and math.isfinite(rate)
+
+
 def names_show_steps(paths: Sequence[Path]) -> bool:
     """Whether names of checkpoints have rising or falling numbers that are called steps or such.
 
@@ -108,6 +131,11 @@ def _number(text: object) -> int | None:
 
 
 def _from_trainer(path: Path) -> int | None:
+    return _number((_trainer_state(path) or {}).get("global_step"))
+
+
+def _trainer_state(path: Path) -> dict[str, Any] | None:
+    """What a trainer left beside the weights; None if there is nothing, or nothing readable."""
     # Beside a file that is called as a folder's model is; others may be of other steps.
     if not path.is_dir() and path.name.partition(".")[0] not in LAYOUTS:
         return None
@@ -116,7 +144,7 @@ def _from_trainer(path: Path) -> int | None:
         content = json.loads(read_text(state, MAX_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
-    return _number(content.get("global_step")) if isinstance(content, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _stem(path: Path) -> str:

@@ -21,6 +21,7 @@ from know_cli.checkpoints.arrangement import (
     kind_notices,
     order_branches,
     order_run,
+    rate_notices,
     recorded_kind,
 )
 from know_cli.checkpoints.branches import align_branches
@@ -159,6 +160,8 @@ def open_trajectory(
             order = order_run if kind is TrajectoryKind.RUN else order_branches
             checkpoints, more = order(checkpoints)
             notices += more
+        if kind is TrajectoryKind.RUN:
+            notices += rate_notices(checkpoints[0])
         if kind is TrajectoryKind.BRANCHES:
             absent, more = align_branches(checkpoints, only_copied)
             notices += more

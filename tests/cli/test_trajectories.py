@@ -330,6 +330,42 @@ def test_trainer_states_are_noticed(tmp_path: Path, know: Command) -> None:
 
 
 @pytest.mark.parametrize(
+    ("history", "words"),
+    [
+        (
+            [{"learning_rate": 5e-5}, {"loss": 1.0}, {"learning_rate": 1e-6}, {"eval_loss": 1}],
+            "2.0%",
+        ),
+        ([{"learning_rate": 1e-6}, {"learning_rate": 5e-5}, {"learning_rate": 0}], "0.0%"),
+        ([{"learning_rate": 5e-5}, {"learning_rate": 6e-6}], None),
+        ([{"learning_rate": 5e-5}, {"learning_rate": 5e-5}], None),
+        ([{"learning_rate": 0}, {"loss": 1.0}], None),
+        (
+            [{"learning_rate": 1.0}, {"learning_rate": float("nan")}, {"learning_rate": "0"}, 7],
+            None,
+        ),
+        ({"learning_rate": 0}, None),
+        (None, None),
+    ],
+)
+def test_a_rate_that_has_fallen_is_warned_of_where_a_run_is_averaged(
+    tmp_path: Path, know: Command, history: object, words: str | None
+) -> None:
+    trainer_run(tmp_path, (10, 20))
+    # That of the older checkpoint says nothing of how the run ended.
+    for step, log in ((10, [{"learning_rate": 1}, {"learning_rate": 0}]), (20, history)):
+        state = {"global_step": step, "log_history": log}
+        path = tmp_path / f"checkpoint-{step}" / "trainer_state.json"
+        path.write_text(json.dumps(state))
+    done = know("predict", ".", "--trajectory", "run", "-o", "out", "--dry-run", cwd=tmp_path)
+    assert done.returncode == EXIT_DONE, done.stderr
+    told = [line for line in done.stderr.splitlines() if "the learning rate had fallen" in line]
+    assert len(told) == (words is not None)
+    if words:
+        assert f"checkpoint-20: the learning rate had fallen to {words} of its highest" in told[0]
+
+
+@pytest.mark.parametrize(
     ("name", "step"),
     [
         ("run/checkpoint-500", 500),

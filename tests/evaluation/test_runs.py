@@ -26,6 +26,7 @@ from know_cli.evaluation.runs.markdown import to_markdown
 from know_cli.evaluation.runs.measures import RunMeasure
 from know_cli.evaluation.runs.trial import DOWNSTREAM, RunTrial
 from know_cli.evaluation.starts import Wanted
+from know_cli.evaluation.statistics import Estimate
 from know_cli.evaluation.suite import Request
 from know_cli.evaluation.tasks import TASKS, Downstream, Examples, Task
 from know_cli.evaluation.tasks import cifar as cifar_tasks
@@ -707,7 +708,7 @@ DOCS = Path(plan.__file__).parents[3] / "docs"
 
 
 def test_the_committed_page_is_that_of_the_committed_results() -> None:
-    for name in ("runs.json", "runs-settle.json"):
+    for name in ("runs.json", "runs-settle.json", "runs-falling.json"):
         path = DOCS / "results" / name
         assert to_markdown(results.read_results(path)) == path.with_suffix(".md").read_text()
 
@@ -718,3 +719,51 @@ def test_the_tables_for_readers_are_those_of_the_committed_pages() -> None:
     assert len(lines) > 20
     for line in lines:
         assert line in published.splitlines(), line
+
+
+def test_what_is_said_of_rates_that_fall_is_what_was_measured() -> None:
+    tasks = results.read_results(DOCS / "results" / "runs-falling.json")["tasks"]
+    page = " ".join((DOCS / "averages.md").read_text().replace("−", "-").split())
+    assert all(task["seeds"] == list(range(6)) for task in tasks.values())
+    assert len(tasks) == 18
+
+    def beside_its_end(spacing: str) -> dict[str, Estimate]:
+        return {
+            name: results.difference(
+                task["falling"]["sweep"]["5"][spacing], task["falling"]["last"]
+            )
+            for name, task in tasks.items()
+        }
+
+    near, far = beside_its_end("0.02"), beside_its_end("0.08")
+    assert not any(found.low > 0 for found in (*near.values(), *far.values()))
+    worse = {name: -100 * found.value for name, found in near.items() if found.high < 0}
+    texts = {name: worse.pop(name) / 100 for name in ("text-language-model", "text-lora")}
+    ((_, points),) = worse.items()
+    assert (
+        f"worse on three: on one by {points:.1f} points, on the language models by "
+        f"{max(texts.values()):.3f} nats at most"
+    ) in page
+    worse = {name: -100 * found.value for name, found in far.items() if found.high < 0}
+    assert len(worse) == 9
+    nats = {name: worse.pop(name) / 100 for name in texts}
+    said = (
+        f"worse on nine, by up to {max(worse.values()):.1f} points, and by {max(nats.values()):.3f}"
+    )
+    assert f"{said} nats on the language model, and better on none" in page
+
+    beside_constant = {
+        name: results.difference(values["average-5"], values["falling"])
+        for name, values in ((n, results.pretraining_values(task)) for n, task in tasks.items())
+    }
+    better = {name: found.value for name, found in beside_constant.items() if found.low > 0}
+    assert not any(found.high < 0 for found in beside_constant.values())
+    texts = {name: better.pop(name) for name in texts}
+    assert (
+        f"on {len(better) + 2} of the 18 tasks, by {100 * min(better.values()):.1f} to "
+        f"{100 * max(better.values()):.1f} points and by {texts['text-language-model']:.2f} and "
+        f"{texts['text-lora']:.2f} nats, and worse on none"
+    ) in page
+    readme = " ".join((DOCS.parent / "README.md").read_text().split())
+    words = "A run at a constant rate, averaged, was better than one as long whose rate fell on"
+    assert f"{words} {len(better) + 2} of the eighteen" in readme
