@@ -62,7 +62,9 @@ _SQUARES = _set("sq square squares squared")
 _STATISTICS_FIRST = frozenset({"running", "moving", "ema", "num"})
 _EXTREMES = re.compile(r"(?:.*_)?(?:min|max)_?(?:val|vals|value|values)$")
 _CLUSTERS = _set("size sizes usage count counts")
+_LOADS = _set("token tokens load loads usage count counts")
 _OPTIMISERS = _set("optim optims optimizer optimizers optimiser optimisers")
+_MOMENTS = (("exp", "avg"), ("exp", "avg", "sq"))
 
 
 def is_statistic(leaf: str) -> bool:
@@ -74,7 +76,7 @@ def is_statistic(leaf: str) -> bool:
     return (
         last in _STATISTICS
         or (found[0] in _STATISTICS_FIRST and len(found) > 1)
-        or found[-2:] == ("per", "expert")
+        or (found[-2:] == ("per", "expert") and bool(_LOADS & {*found}))
         or is_codebook_statistic(leaf)
         or _EXTREMES.match(leaf) is not None
     )
@@ -88,10 +90,17 @@ def is_codebook_statistic(leaf: str) -> bool:
     )
 
 
-def is_of_optimiser(path: Path) -> bool:
-    """Whether a parameter is what an optimiser keeps, or stands below such: ``exp_avg.fc``."""
-    firsts = [words(part)[:2] for part in path]
-    return any(two == ("exp", "avg") or _OPTIMISERS & {*two[:1]} for two in firsts)
+def is_of_optimiser(path: Path, leaf: str) -> bool:
+    """Whether a parameter is what an optimiser keeps: ``exp_avg.fc.weight``, ``optimizer.state.0``.
+
+    Networks that are optimisers themselves have weights below such a part.
+    """
+    parts = [words(part) for part in (*path, leaf)]
+    if any(part in _MOMENTS for part in parts):
+        return True
+    return any(len(part) == 1 and part[0] in _OPTIMISERS for part in parts[:-1]) and any(
+        {"state", "momentum", "step"} & {*part} for part in parts
+    )
 
 
 _INDEX = frozenset({"id", "ids", "idx", "idxs", "index", "indices", "indexes", "ptr"})
@@ -396,7 +405,7 @@ def find_roles(path: Path, leaf: str, shape: Shape) -> frozenset[Role]:
     True
     """
     applies = {
-        Role.STATISTIC: is_statistic(leaf) or is_of_optimiser(path),
+        Role.STATISTIC: is_statistic(leaf) or is_of_optimiser(path, leaf),
         Role.ROTARY_TABLE: is_rotary(leaf),
         Role.MASK_OR_INDEX: is_mask(leaf) or is_index(leaf) or _is_causal_mask(path, leaf, shape),
         Role.QUANTISATION_FACTOR: is_quantisation_factor(path, leaf),

@@ -85,7 +85,8 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
         packed = [leaf for leaf, tensor in of_module.items() if is_packed(leaf, *tensor)]
         packed = packed or _packed_by_company(of_module)
         statistics = {shape for leaf, shape in module.shapes.items() if is_statistic(leaf)}
-        codebook = _follows_average(module, statistics)
+        codebook = any(map(is_codebook_statistic, module.tensors))
+        averaged = _averaged(module, statistics)
         runs = any(leaf.startswith(("running_", "moving_")) for leaf in module.tensors)
         for leaf, name in module.tensors.items():
             shape = module.shapes[leaf]
@@ -96,6 +97,7 @@ def find_facts(tensors: Mapping[str, tuple[Shape, str]]) -> dict[str, Facts]:
                 is_packed=bool(packed) and not _is_bias(leaf, packed),
                 is_spectral=_is_spectral(module, leaf),
                 is_statistic=codebook
+                or shape in averaged
                 or (extent(shape) > 1 and shape in averages.get(module.path[:-1], ()))
                 or (
                     not is_norm
@@ -130,23 +132,26 @@ def is_packed(leaf: str, shape: Shape, dtype: str) -> bool:
     return dtype in _INTEGERS and len(shape) > 1 and max(shape) > 1
 
 
-def _follows_average(module: Module, statistics: Set[Shape]) -> bool:
-    """Whether a module holds a codebook that a moving average is made of, and no gradient moves.
+def _averaged(module: Module, statistics: Set[Shape]) -> set[Shape]:
+    """Shapes of tables that moving averages are kept for, and of counts of what they stand for.
 
     Args:
-        module: it.
-        statistics: shapes of its statistics; one of more dimensions is the sum of what a table
-            of that shape stands for.
+        module: that may hold such tables.
+        statistics: shapes of its statistics; one of a table's shape is the sum of what its rows
+            stand for.
     """
-    return any(
-        is_codebook_statistic(leaf)
-        or (is_table(leaf) and not is_statistic(leaf) and extent(shape) > 1 and shape in statistics)
+    tables = {
+        shape
         for leaf, shape in module.shapes.items()
-    )
+        if shape in statistics and extent(shape) > 1 and is_table(leaf) and not is_statistic(leaf)
+    }
+    return tables | {shape[:-1] for shape in tables}
 
 
 # What a few values are called that the weights of a layer are chosen from.
 _PALETTES = frozenset({"lut", "luts", "palette", "palettes", "codebook", "codebooks", "centroids"})
+# What integers of 64 bits are called that are weights; others are tables of places or of tokens.
+_CODES = frozenset({"codes", "qidxs"})
 _NO_CODES = frozenset(
     {"pos", "position", "positions", "rel", "relative", "coords", "grid", "edge", "rng", "state"}
 )
@@ -169,6 +174,8 @@ def _packed_by_company(tensors: Mapping[str, tuple[Shape, str]]) -> list[str]:
     for leaf, (shape, dtype) in tensors.items():
         named = set(words(leaf))
         if dtype in COMPUTABLE or dtype in ("BOOL", "C64") or is_mask(leaf) or _NO_CODES & named:
+            continue
+        if dtype in ("I64", "U64") and not (is_index(leaf) or _CODES & named):
             continue
         if is_index(leaf):
             is_weight = extent(shape) > 1 and (has_palette or "weight" in named)

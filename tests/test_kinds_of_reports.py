@@ -190,10 +190,28 @@ def test_buffers_by_other_names_are_copied(names: list[str]) -> None:
     "name",
     ["log_std", "mask_token", "meaningful.weight", "counter_proj.weight", "mean_pool.weight",
      "indexer.weight", "masked_lm.bias", "window_attn.scale", "queue_embed", "center_proj.bias",
-     "v_scale_proj.weight"],
+     "v_scale_proj.weight", "optimizer.lstm.weight", "optim.fc.weight", "optimizer_net.fc.weight",
+     "exp_avg_pool.weight", "experts.scale_per_expert"],
 )  # fmt: skip
 def test_names_that_only_contain_such_a_word_are_weights(name: str) -> None:
     assert classify(name, (8,), "F32").kind is not Kind.COPY
+
+
+@pytest.mark.parametrize(
+    ("table", "weight"),
+    [
+        ({"text_tokens": ((80, 77), "I64")}, "logit_scale"),
+        ({"patch_order": ((14, 14), "I64")}, "cls_token"),
+        ({"attn.neighbors": ((49, 9), "I64")}, "attn.gamma"),
+        ({"vq.tok2code": ((100, 4), "I64"), "vq.codebooks": ((8, 8), "F32")}, "vq.weight"),
+        ({"latent_tokens": ((4, 64), "F32"), "latent_std": ((4, 64), "F32")}, "cls_token"),
+    ],
+)  # fmt: skip
+def test_what_is_trained_beside_tables_and_statistics_is_predicted(
+    table: Tensors, weight: str
+) -> None:
+    for shape in ((), (16,), (1, 1, 192)) if "vq" not in weight else ((8, 8),):
+        assert kinds(table | {weight: (shape, "F32")})[weight] is not Kind.COPY, shape
 
 
 @pytest.mark.parametrize("size", [(8, 4), (1, 64, 16)])

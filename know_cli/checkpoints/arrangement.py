@@ -20,8 +20,9 @@ from know_cli.checkpoints.training_step import (
 from know_cli.errors import CheckpointError
 
 OPTION = "--trajectory"
-# Averages were measured of checkpoints from the last 8 % of a run whose rate falls to 0 in a line.
-_FALLEN = 0.1
+# Averages were measured where the rate falls to 0; a trainer logs it now and then only, so that the
+# last one that it logged is higher.
+_FALLEN = 0.05
 
 
 def recorded_kind(
@@ -140,8 +141,9 @@ def rate_notices(latest: Checkpoint) -> list[str]:
         return []
     return [
         f"warning: {latest.path}: the learning rate had fallen to {left:.1%} of its highest "
-        f"({TRAINER_STATE}), where averages gained nothing over the latest checkpoint in what was "
-        "measured, and those of checkpoints that are far apart lost; measure both ('know choose')"
+        f"({TRAINER_STATE}); where it falls to 0, averages gained nothing over the latest "
+        "checkpoint in what was measured, and those of checkpoints that are far apart lost: "
+        "measure both"
     ]
 
 

@@ -23,7 +23,10 @@ from know_cli.files import read_text
 TRAINER_STATE = "trainer_state.json"
 
 # A number may be written short: ``10k``, ``1.5M``, ``2e4``.
-_NUMBER = re.compile(r"\d{1,18}(?:\.\d{1,6})?(?:e\d{1,2}|[kKmMBT])(?![A-Za-z0-9])|\d{1,18}")
+_NUMBER = re.compile(
+    r"(?:(?<![A-Za-z0-9])\d{1,18}(?:\.\d{1,6})?e\d{1,2}|\d{1,18}(?:\.\d{1,6})?[kKmMBT])"
+    r"(?![A-Za-z0-9])|\d{1,18}"
+)
 _ZEROS = {"k": 3, "m": 6, "b": 9, "t": 12}
 _LARGEST = 10**18
 # What stands before the number of a step in names, the surest first; names can have other
@@ -183,7 +186,7 @@ def _from_names(paths: Sequence[Path]) -> list[int] | None:
         return steps
     # Folders tell what files that are all called alike do not.
     texts = [str(path.with_name(_stem(path))) for path in paths]
-    if len({_NUMBER.sub("#", text) for text in texts}) > 1:
+    if len({_NUMBER.sub("\0", text) for text in texts}) > 1:
         return steps if len(steps) == len(found) else None
     columns = zip(
         *([_value(number) for number in _NUMBER.findall(text)] for text in texts), strict=True

@@ -337,7 +337,7 @@ def test_trainer_states_are_noticed(tmp_path: Path, know: Command) -> None:
             "2.0%",
         ),
         ([{"learning_rate": 1e-6}, {"learning_rate": 5e-5}, {"learning_rate": 0}], "0.0%"),
-        ([{"learning_rate": 5e-5}, {"learning_rate": 6e-6}], None),
+        ([{"learning_rate": 3e-4}, {"learning_rate": 3e-5}], None),
         ([{"learning_rate": 5e-5}, {"learning_rate": 5e-5}], None),
         ([{"learning_rate": 0}, {"loss": 1.0}], None),
         (
@@ -375,6 +375,8 @@ def test_a_rate_that_has_fallen_is_warned_of_where_a_run_is_averaged(
         ("global_step7", 7),
         ("llama3-1000", 1000),
         ("final", None),
+        ("run-00ff12e5", 5),  # a hash, whatever its digits look like
+        ("loss-1.5e4", 15000),
         ("model-1k", 1000),
         ("ckpt_1.5M.safetensors", 1_500_000),
         ("step_2e4", 20_000),

@@ -121,18 +121,23 @@ def test_the_first_checkpoint_with_its_own_norm_layers_is_told(
         f"{100 * of.value:+.2f} ± {100 * of.half_width:.2f}" for of in (found.own, found.tuned)
     )
     assert f"with its own layers as they were is {own} points from that at the release's" in page
-    assert f"**{tuned} at the tuned one" in page
-    assert f"training longer: {tuned} (four ResNets)" in readme
+    assert f"and {tuned} at the tuned one: to" in page
+    assert f"are worth {tuned} (four small ResNets; fine-tuned by SGD," in readme
     every = every_task()
     of_each = {
         name: results.at_tuned_rate(of["cells"]["1250 images"])["naive-stored"].difference
         for name, of in {**having, SGD: every[SGD]}.items()
     }
     assert f"to Fashion-MNIST {text_of(of_each.pop('release-cifar10-fashion-resnet'))}, on" in page
-    assert f"by SGD {text_of(of_each.pop(SGD))}." in page
+    by_sgd = text_of(of_each.pop(SGD))
+    assert f"by SGD {by_sgd}." in page
+    assert f"which is not among these tasks, {by_sgd.replace('-', '−')})" in readme
     others = sorted(100 * of.value for of in of_each.values() if of is not None)
-    assert f"on the three others {others[0]:+.1f} to {others[-1]:+.1f};" in page
-    for name in (*having, SGD):
+    del having["release-cifar10-fashion-resnet"]
+    left = results.pooled(having, "1250 images")["naive-stored"].tuned
+    together = f"({100 * left.value:+.2f} ± {100 * left.half_width:.2f} together)"
+    assert f"on the three others {others[0]:+.1f} to {others[-1]:+.1f} {together};" in page
+    for name in (*having, "release-cifar10-fashion-resnet", SGD):
         cell = every[name]["cells"]["1250 images"]
         assert cell["naive-stored"] == cell["naive-re-estimated"], name
 
