@@ -10,6 +10,7 @@ from collections.abc import Set
 from enum import Enum, auto
 
 from know_cli.names import Path, Shape, words
+from know_cli.optimisers import is_of_optimiser
 
 
 def _set(text: str) -> frozenset[str]:
@@ -63,8 +64,6 @@ _STATISTICS_FIRST = frozenset({"running", "moving", "ema", "num"})
 _EXTREMES = re.compile(r"(?:.*_)?(?:min|max)_?(?:val|vals|value|values)$")
 _CLUSTERS = _set("size sizes usage count counts")
 _LOADS = _set("token tokens load loads usage count counts")
-_OPTIMISERS = _set("optim optims optimizer optimizers optimiser optimisers")
-_MOMENTS = (("exp", "avg"), ("exp", "avg", "sq"))
 
 
 def is_statistic(leaf: str) -> bool:
@@ -87,19 +86,6 @@ def is_codebook_statistic(leaf: str) -> bool:
     found = words(leaf)
     return found[-2:] in (("embed", "avg"), ("embed", "sum")) or (
         "cluster" in found and found[-1] in _CLUSTERS
-    )
-
-
-def is_of_optimiser(path: Path, leaf: str) -> bool:
-    """Whether a parameter is what an optimiser keeps: ``exp_avg.fc.weight``, ``optimizer.state.0``.
-
-    Networks that are optimisers themselves have weights below such a part.
-    """
-    parts = [words(part) for part in (*path, leaf)]
-    if any(part in _MOMENTS for part in parts):
-        return True
-    return any(len(part) == 1 and part[0] in _OPTIMISERS for part in parts[:-1]) and any(
-        {"state", "momentum", "step"} & {*part} for part in parts
     )
 
 

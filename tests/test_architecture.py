@@ -18,7 +18,7 @@ HYPER_MODELS = sorted({method.hyper_model for method in METHODS if method.hyper_
 LAYERS = [
     "cli", "plots", "demo", "benchmark", "evaluation", "meta", "lab", "choosing", "callbacks", "forgetting", "prediction", "methods",
     *HYPER_MODELS, "engine", "ranks", "behaviour", "kinds", "structure", "normalisation", "sources",
-    "pairs", "roles", "names", "checkpoints", "passes", "files", "errors",
+    "pairs", "roles", "optimisers", "names", "checkpoints", "passes", "files", "errors",
 ]  # fmt: skip
 # What must not be imported although it is below: importer → imported.
 NEVER = [
