@@ -23,7 +23,7 @@ _HYPER_MODELS = sorted({method.hyper_model for method in METHODS if method.hyper
 _PREDICTING = (
     "prediction", "methods", *_HYPER_MODELS, "engine", "passes", "ranks", "checkpoints", "files",
     "behaviour.py", "kinds.py", "structure.py", "normalisation.py", "sources.py", "pairs.py",
-    "roles.py", "names.py", "errors.py",
+    "roles.py", "optimisers.py", "names.py", "errors.py",
 )  # fmt: skip
 _DIGITS = 16
 _LOCK = ".lock"
