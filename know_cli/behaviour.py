@@ -102,8 +102,7 @@ class BehaviourWatch:
         self._dtype = dtype
         self._elements = 0
         self._moves = False
-        self._zero_or_one = self._zero_or_masked = self._finite = True
-        self._whole = self._small = True
+        self._zero_or_one = self._zero_or_masked = self._whole = self._finite = True
         self._has_zero = self._has_other = False
         self._rises = self._falls = True
         self._lowest, self._highest = math.inf, -math.inf
@@ -130,7 +129,6 @@ class BehaviourWatch:
         if not self._finite:
             return
         self._whole &= bool((values == values.round()).all())
-        self._small &= bool(values.abs().max() <= _LARGEST_WHOLE[self._dtype])
         self._lowest = min(self._lowest, float(values.min()))
         self._highest = max(self._highest, float(values.max()))
         steps = values.diff(dim=0)
@@ -145,7 +143,13 @@ class BehaviourWatch:
         """Whether it is no vector, and no further elements can make it anything but a weight."""
         if self._is_vector or not self._elements or self._zero_or_one or self._zero_or_masked:
             return False
-        return not self._finite or (self._lowest < 0 and not (self._whole and self._small))
+        return not self._finite or (self._lowest < 0 and not self._is_whole)
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether all are whole numbers, and so small that the type has others beside them."""
+        largest = max(-self._lowest, self._highest)
+        return self._whole and largest <= _LARGEST_WHOLE[self._dtype]
 
     def behaviour(self) -> Behaviour:
         """What was seen so far."""
@@ -160,7 +164,7 @@ class BehaviourWatch:
         return replace(
             found,
             has_unit_length=self._is_vector and complete and error <= _LENGTH_ERROR[self._dtype],
-            is_whole=self._whole and self._small,
+            is_whole=self._is_whole,
             is_count=self._whole and self._lowest >= 0 and grows,
             is_never_negative=self._lowest >= 0,
             grows=grows,

@@ -7,6 +7,7 @@ Anything that is not a :class:`KnowError` is a bug in this program and ends with
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 EXIT_DONE = 0
 EXIT_BUG = 1
@@ -84,6 +85,16 @@ def quoted(value: object) -> str:
         return text
     half = _MAX_QUOTED // 2
     return f"{text[:half]}…{text[-half:]}"
+
+
+def quoted_first(names: Sequence[str], most: int = 3) -> str:
+    """The first of several names for a message, and how many more there are.
+
+    >>> quoted_first(["a", "b"]), quoted_first(["a", "b", "c"], 1)
+    ("'a', 'b'", "'a' and 2 more")
+    """
+    more = len(names) - most
+    return ", ".join(map(quoted, names[:most])) + (f" and {more} more" if more > 0 else "")
 
 
 def a_type(value: object) -> str:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence, Set
 
 from know_cli.checkpoints.checkpoint import Checkpoint, TensorEntry
 from know_cli.checkpoints.dtypes import is_float
-from know_cli.errors import CheckpointError, counted, quoted
+from know_cli.errors import CheckpointError, counted, quoted, quoted_first
 
 #: Tells the names of a checkpoint's tensors that are no weights; their kinds are known above here.
 OnlyCopied = Callable[[Checkpoint], Set[str]]
 
 _MAX_DIFFERENCES = 10
-_MAX_NAMED = 3
 #: Parts of names that a wrapper around a module or a model adds.
 WRAPPERS = frozenset(
     {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
@@ -195,8 +194,8 @@ def check_empty(first: Checkpoint, only_copied: OnlyCopied = nothing) -> list[st
         return []
     return [
         f"warning: {first.path}: {len(lost)} of {counted(len(weights), 'weight')} "
-        f"{'is' if len(lost) == 1 else 'are'} empty: {_named(lost)}; DeepSpeed's ZeRO-3 leaves "
-        "that of weights that were not gathered before they were saved"
+        f"{'is' if len(lost) == 1 else 'are'} empty: {quoted_first(lost)}; DeepSpeed's ZeRO-3 "
+        "leaves that of weights that were not gathered before they were saved"
     ]
 
 
@@ -232,8 +231,3 @@ def dtype_notices(checkpoints: Sequence[Checkpoint]) -> list[str]:
                 f"{usual[k]}): what was rounded looks like training"
             )
     return notices
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_NAMED
-    return ", ".join(map(quoted, names[:_MAX_NAMED])) + (f" and {more} more" if more > 0 else "")

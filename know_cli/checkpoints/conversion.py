@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from know_cli.errors import counted, quoted
+from know_cli.errors import counted, quoted, quoted_first
 
 _MAX_NAMED = 3
 
@@ -54,12 +53,12 @@ class Conversion:
             lines.append(
                 f"{len(self.averaged)} of the {self.tensors} tensors {'is' if one else 'are'} a "
                 f"moving average of weights, by {'its name' if one else 'their names'}: "
-                f"{_some(self.averaged, 1)}"
+                f"{quoted_first(self.averaged, 1)}"
             )
         if self.averages:
             lines.append(
-                f"a moving average of the weights is there as well, under {_some(self.averages)}: "
-                f"--key {self.averages[0]} converts it"
+                "a moving average of the weights is there as well, under "
+                f"{quoted_first(self.averages)}: --key {self.averages[0]} converts it"
             )
         for names in self.shared[:_MAX_NAMED]:
             lines.append(
@@ -70,17 +69,14 @@ class Conversion:
             shares = "shares" if len(more) == 1 else "share"
             lines.append(f"and {counted(len(more), 'more group')} that {shares} memory")
         if self.left_out:
-            lines.append(f"left out, since they are no tensors: {_some(self.left_out)}")
+            lines.append(f"left out, since they are no tensors: {quoted_first(self.left_out)}")
         if self.strays:
-            lines.append(f"left out, since they are not in the state dict: {_some(self.strays)}")
+            lines.append(
+                f"left out, since they are not in the state dict: {quoted_first(self.strays)}"
+            )
         lines += [f"{path}: left out, it is not of the model" for path in self.files_left_out]
         lines += [
             f"{path}: was there before and stays, beside the converted weights"
             for path in self.remaining
         ]
         return lines
-
-
-def _some(names: Sequence[str], most: int = _MAX_NAMED) -> str:
-    more = len(names) - most
-    return ", ".join(map(quoted, names[:most])) + (f" and {more} more" if more > 0 else "")

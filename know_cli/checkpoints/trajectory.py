@@ -36,13 +36,12 @@ from know_cli.checkpoints.metadata import (
 )
 from know_cli.checkpoints.paths import MIN_CHECKPOINTS, check_count
 from know_cli.checkpoints.training_step import training_steps
-from know_cli.errors import CheckpointError, UsageError, quoted
+from know_cli.errors import CheckpointError, UsageError, quoted, quoted_first
 
 _NUMBER = re.compile(r"\d{1,18}")
 # How much of each tensor tells whether two checkpoints are the same.
 _LOOK_BYTES = 1 << 16
 _COMPLEX = "C64"
-_MAX_NAMED = 3
 
 
 @dataclass
@@ -364,14 +363,9 @@ def _moving_complex(trajectory: Trajectory) -> list[str]:
         return []
     return [
         f"warning: complex tensors that differ between the checkpoints are not predicted but "
-        f"copied: {_named(moving)}; save them as real numbers (torch.view_as_real) to have them "
-        "predicted"
+        f"copied: {quoted_first(moving)}; save them as real numbers (torch.view_as_real) to have "
+        "them predicted"
     ]
-
-
-def _named(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_NAMED
-    return ", ".join(map(quoted, names[:_MAX_NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def packed_notices(trajectory: Trajectory, packed: Iterable[str]) -> list[str]:
@@ -390,8 +384,8 @@ def packed_notices(trajectory: Trajectory, packed: Iterable[str]) -> list[str]:
         return []
     return [
         "warning: quantised weights that differ between the checkpoints are not predicted but "
-        f"copied from {trajectory.first.path}, beside others that are: {_named(moving)}; save the "
-        "checkpoints in floats of 16 bits or more to have all of them predicted"
+        f"copied from {trajectory.first.path}, beside others that are: {quoted_first(moving)}; "
+        "save the checkpoints in floats of 16 bits or more to have all of them predicted"
     ]
 
 

@@ -126,6 +126,7 @@ class Method:
         norm: what happens to normalisation layers unless the user says.
         check: refuses options that do not go together, with a :class:`UsageError`.
         fewest: checkpoints that it needs; 1 if it reads nothing but Θ0.
+        has_steps: whether what it predicts depends on the number of steps.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Method:
     norm: NormMode = NormMode.RESCALE
     check: Callable[[Mapping[str, Value]], None] | None = None
     fewest: int = MIN_CHECKPOINTS
+    has_steps: bool = True
 
     @property
     def module(self) -> str:
@@ -160,8 +162,8 @@ _KNOWN = "known"
 
 METHODS = (
     Method("known", "the hyper-model KNOWN, n times", hyper_model=_KNOWN),
-    Method("naive", "Θ0", fewest=1),
-    Method("last", "the most-forgotten checkpoint Θ(S−1)", norm=NormMode.AVERAGE),
+    Method("naive", "Θ0", fewest=1, has_steps=False),
+    Method("last", "the most-forgotten checkpoint Θ(S−1)", norm=NormMode.AVERAGE, has_steps=False),
     Method(
         "task-vector",
         "Θ0 + n·α·(Θ0 − Θ1), or − Θ(S−1)",
@@ -181,9 +183,22 @@ METHODS = (
         (Option("lambda", 0.97), Option("of", "weights", ("weights", "all"))),
         fewest=1,
     ),
-    Method("average", "mean of the checkpoints", _AVERAGE, None, NormMode.AVERAGE, check_average),
+    Method(
+        "average",
+        "mean of the checkpoints",
+        _AVERAGE,
+        norm=NormMode.AVERAGE,
+        check=check_average,
+        has_steps=False,
+    ),
     Method("noise", "Θ0 ± the size of KNOWN's change, signs at random", hyper_model=_KNOWN),
-    Method("settle", "an average that reads how they went", (), "settle", NormMode.AVERAGE),
+    Method(
+        "settle",
+        "an average that reads how they went",
+        hyper_model="settle",
+        norm=NormMode.AVERAGE,
+        has_steps=False,
+    ),
 )
 
 

@@ -25,11 +25,12 @@ from know_cli.checkpoints.paths import factor_name
 from know_cli.engine.classification import classify_values
 from know_cli.errors import UsageError, printable
 from know_cli.kinds import PREDICTED_KINDS, Override, only_copied
+from know_cli.methods.registry import METHODS
 from know_cli.plots.plane import Plane
 
 _STEPS = re.compile(r"[1-8]")
 #: Methods that write the same for any number of steps: a step, or a factor, is no name for that.
-_STEPLESS = ("average", "last", "naive", "settle")
+_STEPLESS = {method.name for method in METHODS if not method.has_steps}
 
 
 class Role(str, Enum):

@@ -131,23 +131,20 @@ def _swept_bundles(found: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Va
     """By bundle and spacing, one value per seed, None where it was not measured."""
     names = dict.fromkeys(name for one in found for name in one.get("bundles", {}))
     return {
-        name: {
-            f"{spacing:g}": [
-                one["bundles"].get(name, {}).get("sweep", {}).get(f"{spacing:g}") for one in found
-            ]
-            for spacing in plan.SPACINGS
-        }
+        name: _by_spacing([one["bundles"].get(name, {}).get("sweep", {}) for one in found])
         for name in names
     }
 
 
 def _spaced(found: Sequence[Mapping[str, Any]]) -> dict[str, Values]:
     """Of :data:`~.averages.SPACED` by spacing, one value per seed, None where there is none."""
+    return _by_spacing([(one.get("spaced") or {}).get("sweep", {}) for one in found])
+
+
+def _by_spacing(sweeps: Sequence[Mapping[str, float]]) -> dict[str, Values]:
+    """The values of each seed's sweep by spacing, None where it has none."""
     return {
-        f"{spacing:g}": [
-            (one.get("spaced") or {}).get("sweep", {}).get(f"{spacing:g}") for one in found
-        ]
-        for spacing in plan.SPACINGS
+        f"{spacing:g}": [sweep.get(f"{spacing:g}") for sweep in sweeps] for spacing in plan.SPACINGS
     }
 
 
@@ -157,10 +154,7 @@ def _falling(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "last": [one.get("value") for one in each],
         "sweep": _sweep([one.get("sweep", {}) for one in each]),
-        "spaced": {
-            f"{spacing:g}": [one.get("spaced", {}).get(f"{spacing:g}") for one in each]
-            for spacing in plan.SPACINGS
-        },
+        "spaced": _by_spacing([one.get("spaced", {}) for one in each]),
     }
 
 

@@ -45,14 +45,19 @@ def sweeps(tasks: Mapping[str, Any], compared: Mapping[str, RunComparison]) -> I
         scale = task["facts"]["measure"]["scale"]
         last = next(iter(task["values"][plan.LAST].values()))
         spacings = list(next(iter(task["sweep"].values())))
-        shares = " | ".join(percent(float(spacing)) for spacing in spacings)
-        yield f"| {name} | {shares} |"
-        yield "|---|" + "---:|" * len(spacings)
+        yield from _head(name, spacings)
         for count, found in task["sweep"].items():
             row = (difference_text(difference(found[spacing], last), scale) for spacing in spacings)
             yield f"| {count} checkpoints | " + " | ".join(row) + " |"
         yield ""
     yield from _swept_gains({name: task for name, task in swept.items() if compared[name].helps})
+
+
+def _head(name: str, spacings: Sequence[str]) -> Iterator[str]:
+    """The head of a table by spacing, whose first column is called so."""
+    shares = " | ".join(percent(float(spacing)) for spacing in spacings)
+    yield f"| {name}{' ' * bool(name)}| {shares} |"
+    yield "|---|" + "---:|" * len(spacings)
 
 
 def _swept_gains(swept: Mapping[str, Any]) -> Iterator[str]:
@@ -66,8 +71,7 @@ def _swept_gains(swept: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     sweep = next(iter(swept.values()))["sweep"]
     spacings = list(next(iter(sweep.values())))
-    yield "| | " + " | ".join(percent(float(spacing)) for spacing in spacings) + " |"
-    yield "|---|" + "---:|" * len(spacings)
+    yield from _head("", spacings)
     for count in sweep:
         row = []
         for spacing in spacings:
@@ -121,8 +125,7 @@ def fallen(tasks: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     first = next(iter(found.values()))
     spacings = list(next(iter(first.values())))
-    yield "| | " + " | ".join(percent(float(spacing)) for spacing in spacings) + " |"
-    yield "|---|" + "---:|" * len(spacings)
+    yield from _head("", spacings)
     for start in first:
         row_text = []
         for spacing in spacings:

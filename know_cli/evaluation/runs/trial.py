@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,15 +260,16 @@ class RunTrial:
 
     def _spaced(self) -> dict[str, Any]:
         self._have_windows()
+        return {"sweep": self._by_spacing(lambda of: of_bundles.read_window(self.folder, of))}
+
+    def _by_spacing(
+        self, window: Callable[[float], Sequence[Mapping[str, Tensor]]]
+    ) -> dict[str, float]:
+        """The measure of :data:`SPACED` of the checkpoints, the oldest first, at each spacing."""
         numbers = coefficients(SPACED)
-        windows = {
-            spacing: of_bundles.read_window(self.folder, spacing) for spacing in plan.SPACINGS
-        }
         return {
-            "sweep": {
-                f"{spacing:g}": self._value(combine(window, numbers))
-                for spacing, window in windows.items()
-            }
+            f"{spacing:g}": self._value(combine(window(spacing), numbers))
+            for spacing in plan.SPACINGS
         }
 
     def _predicted(self, name: str, path: str) -> dict[str, Any]:
@@ -332,15 +333,14 @@ class RunTrial:
         wanted = self._snapshots(total)
         schedule = decayed(total, lambda share: 1 - share)
         states = _states_at(run, {total, *wanted.values()}, schedule)
-        numbers = coefficients(SPACED)
-        spaced = {}
-        for spacing in plan.SPACINGS:
-            window = [states[wanted[spacing, back]] for back in range(SPACED.count)][::-1]
-            spaced[f"{spacing:g}"] = self._value(combine(window, numbers))
+
+        def window(spacing: float) -> list[dict[str, Tensor]]:
+            return [states[wanted[spacing, back]] for back in range(SPACED.count)][::-1]
+
         return {
             "value": self._value(states[total]),
             "sweep": self._sweep(states, wanted),
-            "spaced": spaced,
+            "spaced": self._by_spacing(window),
         }
 
     # --- measures --------------------------------------------------------------------------
